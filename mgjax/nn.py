@@ -1,0 +1,105 @@
+"""The few layers that every network here is made of: einsum layers, norms, attention, positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Initializer = Callable[..., jax.Array]
+
+
+class Einsum(nn.Module):
+    """`einsum(equation, x, kernel)`, plus a bias over the kernel's last `bias_axes` axes.
+
+    The kernel is cast to `dtype` (the input's where None) for the product; its own type is that of the parameters.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    bias_axes: int = 0
+    dtype: jnp.dtype | None = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dtype = self.dtype or x.dtype
+        kernel = self.param("kernel", self.kernel_init, self.shape)
+        y = jnp.einsum(self.equation, x.astype(dtype), kernel.astype(dtype))
+        if self.bias_axes:
+            bias = self.param("bias", nn.initializers.zeros_init(), self.shape[-self.bias_axes :])
+            y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with scale and bias, in float32."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        leading = range(x.ndim - 1)
+        y = y * jnp.expand_dims(scale, leading).astype(jnp.float32) + jnp.expand_dims(bias, leading)
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with scale only, in float32 (the norm of T5)."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        wide = x.astype(jnp.float32)
+        y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (y * jnp.expand_dims(scale, range(x.ndim - 1)).astype(jnp.float32)).astype(x.dtype)
+
+
+def attention(
+    query: Float[Array, "b q h e"],
+    key: Float[Array, "b m h e"],
+    value: Float[Array, "b m h e"],
+    *,
+    mask: Bool[Array, "#b #h #q m"] | None = None,
+    bias: Float[Array, "#b #h #q m"] | None = None,
+    scale: float = 1.0,
+) -> Float[Array, "b q h e"]:
+    """Softmax attention with the scores in float32.
+
+    `mask` is True where a query may look. A query that may look nowhere gets zeros, not NaN: that is what a null
+    condition means.
+    """
+    scores = jnp.einsum("bqhe,bmhe->bhqm", query, key, preferred_element_type=jnp.float32) * scale
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0.0)
+    return jnp.einsum("bhqm,bmhe->bqhe", weights.astype(value.dtype), value)
+
+
+def sinusoidal_positions(
+    positions: Int[Array, "*batch s"], dim: int, max_period: float = 10_000.0
+) -> Float[Array, "*batch s {dim}"]:
+    """The position vectors of MusicGen, always float32: half-precision angles are wrong by up to 2.
+
+    Cosines first, then sines, with frequencies `max_period ** (-i / (dim / 2 - 1))`: the divisor differs by one from
+    Vaswani et al. 2017.
+    """
+    half = dim // 2
+    frequencies = max_period ** (-jnp.arange(half, dtype=jnp.float32) / (half - 1))
+    angles = positions[..., None].astype(jnp.float32) * jnp.expand_dims(frequencies, range(positions.ndim))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
