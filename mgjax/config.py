@@ -172,12 +172,12 @@ class ModelConfig:
     (left 1, right 1, left 2, ...). `window_seconds` is the longest stretch that the language model was trained on.
     """
 
-    lm: LMConfig = LMConfig()
-    codec: CodecConfig = CodecConfig()
-    text: T5Config | None = T5Config()
+    lm: LMConfig = dataclasses.field(default_factory=LMConfig)
+    codec: CodecConfig = dataclasses.field(default_factory=CodecConfig)
+    text: T5Config | None = dataclasses.field(default_factory=T5Config)
     channels: int = 1
     window_seconds: float = 30.0
-    sampling: Sampling = Sampling()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
     license: str = "unknown"
 
     def __post_init__(self):

@@ -1,0 +1,293 @@
+"""Patterns: how K streams of codes become one sequence of steps, each holding at most one code of every codebook.
+
+A pattern is a value. Its tables are made on the host from the number of frames alone, so that inside `jax.jit` only
+gathers remain. Copet et al. 2023 (MusicGen), section 2.2 and figure 1, compares the patterns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from mgjax.config import ConfigError, LMConfig
+
+Layout = Int32[np.ndarray, "s k"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """What all patterns can do; a subclass says which frame stands where."""
+
+    num_codebooks: int
+
+    def __post_init__(self):
+        if self.num_codebooks < 1:
+            raise ConfigError(f"a pattern needs 1 or more codebooks, got {self.num_codebooks}")
+
+    def _frames(self, num_frames: int) -> Layout:
+        """`layout` before it is cut: a slow codebook's last steps run past `num_frames` in the fast ones."""
+        raise NotImplementedError
+
+    def layout(self, num_frames: int) -> Layout:
+        """The frame that each codebook holds at each step, int32 [s, k], -1 where none.
+
+        The first step is all -1: it stands for the start and holds only special tokens (unless the pattern leaves it
+        out, see `delay`).
+        """
+        frames = self._frames(num_frames)
+        return np.where(frames < num_frames, frames, -1)
+
+    def steps(self, num_frames: int, num_steps: int | None = None) -> Int32[np.ndarray, "t k"]:
+        """The step that holds each code, int32 [t, k]: the inverse of `layout`. -1 for `num_steps` and later."""
+        layout = self.layout(num_frames)[:num_steps]
+        steps = np.full((num_frames, self.num_codebooks), -1, np.int32)
+        step, codebook = np.nonzero(layout >= 0)
+        steps[layout[step, codebook], codebook] = step
+        return steps
+
+    def num_steps(self, num_frames: int) -> int:
+        """The length of the whole layout, in steps."""
+        return len(self._frames(num_frames))
+
+    def valid_steps(self, num_frames: int) -> int:
+        """The length of the layout up to where the fastest codebook runs out of frames, in steps.
+
+        Training on a cutting from a longer piece stops here: what follows would teach the model that the music ends.
+        """
+        frames = self._frames(num_frames)
+        return len(frames) - (int(frames.max()) + 1 - num_frames)
+
+    def build(self, codes: Int[Array, "b t k"], special: int, *, num_steps: int | None = None) -> Int[Array, "b s k"]:
+        """The sequence of `codes`, with `special` where the layout has no frame.
+
+        Only the first `num_steps` steps where given: `valid_steps(t)` for training.
+        """
+        layout = self.layout(codes.shape[1])[:num_steps]
+        padded = jnp.pad(codes, ((0, 0), (0, 1), (0, 0)), constant_values=special)
+        return padded[:, layout, self._codebooks()]  # -1 names the last row, which is special
+
+    def revert(self, tokens: Int[Array, "b s k"], num_frames: int) -> Int[Array, "b {num_frames} k"]:
+        """The codes in a sequence, the inverse of `build`. -1 for codes of steps that the sequence is too short for."""
+        steps = self.steps(num_frames, tokens.shape[1])
+        codes = tokens[:, np.maximum(steps, 0), self._codebooks()]
+        return jnp.where((steps >= 0)[None], codes, -1)
+
+    def revert_logits(
+        self, logits: Float[Array, "b s k v"], num_frames: int
+    ) -> tuple[Float[Array, "b {num_frames} k v"], Bool[np.ndarray, "{num_frames} k"]]:
+        """The prediction of each code, and where there is one (it is zero elsewhere).
+
+        The logits at a step predict the step after it, so those of the last step predict nothing. In a layout cut at
+        `valid_steps` the delayed codebooks' last frames have no prediction, and none of them may enter the loss.
+        A pattern without a start step predicts in place, as masked models do.
+        """
+        steps = self.steps(num_frames, logits.shape[1])
+        known = steps >= 0
+        starts = bool(np.all(self.layout(num_frames)[0] < 0))
+        sources = np.maximum(steps - starts, 0)
+        return jnp.where(known[None, :, :, None], logits[:, sources, self._codebooks()], 0.0), known
+
+    def first_step(self, num_frames: int, offset_frames: int) -> int:
+        """The first step that holds the frame `offset_frames` or a later one: where a continuation starts.
+
+        This and later steps may also hold frames before the offset, which are given by the prompt and must be kept.
+        """
+        if not 0 <= offset_frames < num_frames:
+            raise ValueError(
+                f"a prompt of {offset_frames} frames leaves nothing to generate in {num_frames} frames: "
+                "ask for a longer result or give a shorter prompt"
+            )
+        return int(np.argmax(np.any(self.layout(num_frames) >= offset_frames, axis=1)))
+
+    def frames_complete(self, num_frames: int) -> Int32[np.ndarray, " s"]:
+        """How many leading frames have all their codes once a step is done, int32 [s]: what can be decoded by then."""
+        done = np.maximum.accumulate(self.steps(num_frames).max(axis=1))
+        return np.searchsorted(done, np.arange(self.num_steps(num_frames)), side="right").astype(np.int32)
+
+    def _codebooks(self) -> Int32[np.ndarray, "1 k"]:
+        return np.arange(self.num_codebooks, dtype=np.int32)[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Delay(Pattern):
+    delays: tuple[int, ...]
+    flatten_first: int
+    empty_initial: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_delays(self.delays, self.num_codebooks)
+        if self.flatten_first < 0:
+            raise ConfigError(f"flatten_first must be 0 or more frames, got {self.flatten_first}")
+
+    def _frames(self, num_frames: int) -> Layout:
+        first = self.flatten_first
+        flat = _one_by_one(min(num_frames, first), range(self.num_codebooks), self.num_codebooks)
+        rest = np.arange(first, num_frames + max(self.delays), dtype=np.int32)
+        rest = rest[:, None] - np.asarray(self.delays, np.int32)[None]
+        rest = np.where(rest >= first, rest, -1)
+        return np.concatenate([_empty(max(1 + self.empty_initial, 0), self.num_codebooks), flat, rest])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flattened(Pattern):
+    flattening: tuple[int, ...]
+    delays: tuple[int, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_delays(self.delays, self.num_codebooks)
+        if len(self.flattening) != self.num_codebooks or not _ascends(self.flattening):
+            raise ConfigError(
+                f"flattening must be {self.num_codebooks} ascending inner steps from 0, one per codebook, "
+                f"got {self.flattening}"
+            )
+        if len(set(zip(self.flattening, self.delays, strict=True))) != len(set(self.flattening)):
+            raise ConfigError(
+                f"codebooks that share an inner step must share their delay, got flattening {self.flattening} "
+                f"and delays {self.delays}"
+            )
+
+    def _frames(self, num_frames: int) -> Layout:
+        groups = [
+            tuple(codebook for codebook, inner in enumerate(self.flattening) if inner == step)
+            for step in range(max(self.flattening) + 1)
+        ]
+        num_rounds = num_frames + max(self.delays)
+        steps = []  # (round, frame, codebooks): sorting them puts a delayed frame before the later ones of its round
+        for frame in range(num_rounds):
+            for group in groups:
+                if not group:
+                    steps.append((frame, -1, ()))  # an inner step that no codebook uses stays as a gap
+                elif frame + self.delays[group[0]] < num_rounds:
+                    steps.append((frame + self.delays[group[0]], frame, group))
+        layout = _empty(1 + len(steps), self.num_codebooks)
+        for step, (_, frame, group) in enumerate(sorted(steps), start=1):
+            layout[step, list(group)] = frame
+        return layout
+
+
+@dataclasses.dataclass(frozen=True)
+class _CoarseFirst(Pattern):
+    delays: tuple[int, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_codebooks < 2:
+            raise ConfigError("coarse_first needs 2 or more codebooks, got 1: use parallel")
+        _check_delays(self.delays, self.num_codebooks - 1)
+
+    def _frames(self, num_frames: int) -> Layout:
+        coarse = _one_by_one(num_frames, range(1), self.num_codebooks)
+        fine = np.arange(num_frames + max(self.delays), dtype=np.int32)[:, None]
+        fine = np.maximum(fine - np.asarray(self.delays, np.int32)[None], -1)
+        fine = np.concatenate([_empty(len(fine), 1), fine], axis=1)
+        return np.concatenate([_empty(1, self.num_codebooks), coarse, fine])
+
+
+@dataclasses.dataclass(frozen=True)
+class _MusicLM(Pattern):
+    group_by: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.group_by < 1 or self.num_codebooks % self.group_by:
+            raise ConfigError(f"{self.num_codebooks} codebooks cannot be split into groups of {self.group_by}")
+
+    def _frames(self, num_frames: int) -> Layout:
+        groups = [
+            _one_by_one(num_frames, range(first, first + self.group_by), self.num_codebooks)
+            for first in range(0, self.num_codebooks, self.group_by)
+        ]
+        return np.concatenate([_empty(1, self.num_codebooks), *groups])
+
+
+def delay(
+    num_codebooks: int, delays: Sequence[int] | None = None, *, flatten_first: int = 0, empty_initial: int = 0
+) -> Pattern:
+    """The delay pattern: codebook k comes `delays[k]` steps late, so that it sees the coarser codes of its frame.
+
+    Args:
+      num_codebooks: How many streams.
+      delays: One per codebook, ascending, in steps; 0, 1, 2, ... where None.
+      flatten_first: This many frames at the start are emitted one codebook per step.
+      empty_initial: This many further steps without codes at the start; -1 leaves out the start step too.
+    """
+    delays = tuple(range(num_codebooks)) if delays is None else tuple(delays)
+    return _Delay(num_codebooks, delays, flatten_first, empty_initial)
+
+
+def parallel(num_codebooks: int) -> Pattern:
+    """All codes of a frame in one step."""
+    return delay(num_codebooks, (0,) * num_codebooks)
+
+
+def flattened(
+    num_codebooks: int, flattening: Sequence[int] | None = None, delays: Sequence[int] | None = None
+) -> Pattern:
+    """Several steps per frame: codebook k stands in its frame's inner step `flattening[k]`, `delays[k]` frames late.
+
+    Codebooks may share an inner step, and must then share their delay. One codebook per step where None, no delays.
+    """
+    flattening = tuple(range(num_codebooks)) if flattening is None else tuple(flattening)
+    delays = (0,) * num_codebooks if delays is None else tuple(delays)
+    return _Flattened(num_codebooks, flattening, delays)
+
+
+def coarse_first(num_codebooks: int, delays: Sequence[int] | None = None) -> Pattern:
+    """The first codebook of all frames, then the others with `delays` (one fewer than codebooks; 0 where None).
+
+    This is the order of VALL-E (Wang et al. 2023). A model trained with it must generate its full training length.
+    """
+    return _CoarseFirst(num_codebooks, (0,) * (num_codebooks - 1) if delays is None else tuple(delays))
+
+
+def musiclm(num_codebooks: int, group_by: int = 2) -> Pattern:
+    """Groups of `group_by` codebooks one after the other, each over all frames and one code per step.
+
+    This is the order of MusicLM (Agostinelli et al. 2023), coarse and fine acoustic modelling.
+    """
+    return _MusicLM(num_codebooks, group_by)
+
+
+PATTERNS: dict[str, Callable[..., Pattern]] = {
+    "delay": delay,
+    "parallel": parallel,
+    "flattened": flattened,
+    "coarse_first": coarse_first,
+    "musiclm": musiclm,
+}
+
+
+def from_config(config: LMConfig) -> Pattern:
+    """The pattern that `config` names. Only "delay" reads `config.delays`."""
+    if config.pattern not in PATTERNS:
+        raise ConfigError(f"pattern must be one of {tuple(PATTERNS)}, got {config.pattern!r}")
+    if config.pattern == "delay":
+        return delay(config.num_codebooks, config.delays)
+    return PATTERNS[config.pattern](config.num_codebooks)
+
+
+def _empty(num_steps: int, num_codebooks: int) -> Layout:
+    return np.full((num_steps, num_codebooks), -1, np.int32)
+
+
+def _one_by_one(num_frames: int, codebooks: range, num_codebooks: int) -> Layout:
+    """Frame after frame, each codebook of `codebooks` in a step of its own."""
+    layout = _empty(num_frames * len(codebooks), num_codebooks)
+    for inner, codebook in enumerate(codebooks):
+        layout[inner :: len(codebooks), codebook] = np.arange(num_frames)
+    return layout
+
+
+def _ascends(values: tuple[int, ...]) -> bool:
+    return list(values) == sorted(values) and min(values) >= 0
+
+
+def _check_delays(delays: tuple[int, ...], count: int) -> None:
+    if len(delays) != count or not _ascends(delays):
+        raise ConfigError(f"delays must be {count} ascending numbers from 0, got {delays}")

@@ -1,0 +1,267 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mgjax.config import ConfigError, LMConfig
+from mgjax.lm import pattern as patterns
+
+S = 99  # the special token, printed in the golden matrices
+
+ALL = {
+    "delay": patterns.delay(4),
+    "delay stereo": patterns.delay(8, (0, 0, 1, 1, 2, 2, 3, 3)),
+    "delay flatten": patterns.delay(3, flatten_first=2),
+    "delay late": patterns.delay(2, (1, 3)),
+    "delay empty": patterns.delay(3, empty_initial=2),
+    "delay no start": patterns.delay(3, empty_initial=-1),
+    "parallel": patterns.parallel(4),
+    "single": patterns.delay(1),
+    "flattened": patterns.flattened(3),
+    "flattened partly": patterns.flattened(3, (0, 1, 1)),
+    "flattened with a gap": patterns.flattened(3, (0, 2, 2)),
+    "flattened delayed": patterns.flattened(4, (0, 1, 1, 2), (0, 3, 3, 4)),
+    "coarse first": patterns.coarse_first(4),
+    "coarse first delayed": patterns.coarse_first(4, (0, 1, 2)),
+    "musiclm": patterns.musiclm(4),
+}
+
+
+@pytest.fixture(params=ALL.values(), ids=ALL.keys())
+def pattern(request):
+    return request.param
+
+
+def sequence(pattern, num_frames, num_steps=None):
+    """The steps of frames 1, 2, ..., codebooks as rows, as the golden matrices are written."""
+    codes = np.broadcast_to(np.arange(1, num_frames + 1)[None, :, None], (1, num_frames, pattern.num_codebooks))
+    return np.asarray(pattern.build(jnp.asarray(codes, jnp.int32), S, num_steps=num_steps))[0].T.tolist()
+
+
+def test_delay_full():
+    assert sequence(patterns.delay(4), 6) == [
+        [S, 1, 2, 3, 4, 5, 6, S, S, S],
+        [S, S, 1, 2, 3, 4, 5, 6, S, S],
+        [S, S, S, 1, 2, 3, 4, 5, 6, S],
+        [S, S, S, S, 1, 2, 3, 4, 5, 6],
+    ]
+
+
+def test_delay_training():
+    pattern = patterns.delay(4)
+    assert pattern.valid_steps(6) == 7
+    assert sequence(pattern, 6, pattern.valid_steps(6)) == [
+        [S, 1, 2, 3, 4, 5, 6],
+        [S, S, 1, 2, 3, 4, 5],
+        [S, S, S, 1, 2, 3, 4],
+        [S, S, S, S, 1, 2, 3],
+    ]
+
+
+def test_delay_as_transformers_draws_it():
+    """`max_length` 8 of transformers is 8 - 4 = 4 frames; its mask has -1 where a code is free."""
+    assert (patterns.delay(4).layout(4) >= 0).T.astype(int).tolist() == [
+        [0, 1, 1, 1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 1, 1, 0],
+        [0, 0, 0, 0, 1, 1, 1, 1],
+    ]
+
+
+def test_delay_stereo():
+    left_and_right = [
+        [S, 1, 2, 3, 4, S, S, S],
+        [S, S, 1, 2, 3, 4, S, S],
+        [S, S, S, 1, 2, 3, 4, S],
+        [S, S, S, S, 1, 2, 3, 4],
+    ]
+    pattern = patterns.delay(8, (0, 0, 1, 1, 2, 2, 3, 3))
+    assert sequence(pattern, 4) == [row for row in left_and_right for _ in "lr"]
+
+
+@pytest.mark.parametrize("pattern", [patterns.delay(4), patterns.delay(8, (0, 0, 1, 1, 2, 2, 3, 3))])
+def test_thirty_seconds_are_1504_steps(pattern):
+    assert pattern.num_steps(1500) == 1504
+    assert pattern.valid_steps(1500) == 1501
+
+
+@pytest.mark.parametrize(("empty_initial", "start"), [(-1, []), (0, [S]), (2, [S, S, S])])
+def test_delay_empty_initial(empty_initial, start):
+    pattern = patterns.delay(2, empty_initial=empty_initial)
+    assert sequence(pattern, 3) == [[*start, 1, 2, 3, S], [*start, S, 1, 2, 3]]
+    assert pattern.valid_steps(3) == len(start) + 3
+
+
+def test_delay_flatten_first():
+    pattern = patterns.delay(3, flatten_first=2)
+    assert sequence(pattern, 5) == [
+        [S, 1, S, S, 2, S, S, 3, 4, 5, S, S],
+        [S, S, 1, S, S, 2, S, S, 3, 4, 5, S],
+        [S, S, S, 1, S, S, 2, S, S, 3, 4, 5],
+    ]
+    assert pattern.valid_steps(5) == 10
+
+
+def test_parallel():
+    assert sequence(patterns.parallel(2), 3) == [[S, 1, 2, 3], [S, 1, 2, 3]]
+
+
+def test_flattened():
+    assert sequence(patterns.flattened(3), 2) == [
+        [S, 1, S, S, 2, S, S],
+        [S, S, 1, S, S, 2, S],
+        [S, S, S, 1, S, S, 2],
+    ]
+    assert sequence(patterns.flattened(3, (0, 1, 1)), 2) == [[S, 1, S, 2, S], [S, S, 1, S, 2], [S, S, 1, S, 2]]
+
+
+def test_flattened_delayed():
+    """Frame 1 of the delayed codebooks comes in the round of frame 4, and before it."""
+    pattern = patterns.flattened(3, (0, 1, 1), (0, 3, 3))
+    late = [S, S, S, S, 1, S, 2, S, 3, S, 4, S]
+    assert sequence(pattern, 4) == [[S, 1, 2, 3, S, 4, S, S, S, S, S, S], late, late]
+
+
+def test_coarse_first():
+    assert sequence(patterns.coarse_first(3, (0, 1)), 3) == [
+        [S, 1, 2, 3, S, S, S, S],
+        [S, S, S, S, 1, 2, 3, S],
+        [S, S, S, S, S, 1, 2, 3],
+    ]
+
+
+def test_musiclm():
+    assert sequence(patterns.musiclm(4), 2) == [
+        [S, 1, S, 2, S, S, S, S, S],
+        [S, S, 1, S, 2, S, S, S, S],
+        [S, S, S, S, S, 1, S, 2, S],
+        [S, S, S, S, S, S, 1, S, 2],
+    ]
+
+
+def test_build_then_revert_gives_the_codes_back(pattern):
+    @functools.partial(jax.jit, static_argnums=1)
+    def there_and_back(codes, num_frames):
+        tokens = pattern.build(codes, S)
+        return tokens, pattern.revert(tokens, num_frames)
+
+    for num_frames in range(1, 10):
+        codes = np.random.default_rng(num_frames).integers(0, S, (2, num_frames, pattern.num_codebooks), np.int32)
+        tokens, again = jax.device_get(there_and_back(codes, num_frames))
+        assert tokens.shape == (2, pattern.num_steps(num_frames), pattern.num_codebooks)
+        assert np.array_equal(tokens != S, np.broadcast_to(pattern.layout(num_frames) >= 0, tokens.shape))
+        assert np.array_equal(again, codes)
+
+
+@pytest.mark.parametrize("num_frames", range(1, 10))
+def test_every_code_has_one_step_in_time_and_coarse_to_fine(pattern, num_frames):
+    layout = pattern.layout(num_frames)
+    assert layout.dtype == np.int32
+    for codebook in range(pattern.num_codebooks):
+        held = layout[:, codebook]
+        assert held[held >= 0].tolist() == list(range(num_frames))
+    steps = pattern.steps(num_frames)
+    assert np.all(np.diff(steps, axis=1) >= 0)
+    assert pattern.valid_steps(num_frames) <= pattern.num_steps(num_frames)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 8])
+def test_frames_complete(pattern, num_frames):
+    layout = pattern.layout(num_frames)
+    complete = pattern.frames_complete(num_frames)
+    assert complete.shape == (len(layout),)
+    assert complete[-1] == num_frames
+    for step, count in enumerate(complete):
+        known = [set(layout[: step + 1, codebook]) for codebook in range(pattern.num_codebooks)]
+        frames = [frame for frame in range(num_frames) if all(frame in of_codebook for of_codebook in known)]
+        assert frames[:count] == list(range(count))
+        assert count == num_frames or count not in frames
+
+
+def test_frames_complete_of_delay():
+    assert patterns.delay(4).frames_complete(3).tolist() == [0, 0, 0, 0, 1, 2, 3]
+
+
+def test_logits_at_a_step_predict_the_next():
+    pattern = patterns.delay(2)
+    logits = jnp.arange(1.0, 5.0)[None, :, None, None] + jnp.zeros((1, 5 - 1, 2, 3))  # steps 0..3 of T=2 hold 1..4
+    predictions, known = pattern.revert_logits(logits, 2)
+    assert known.all()
+    assert predictions[0, :, :, 0].tolist() == [[1, 2], [2, 3]]
+
+
+def test_logits_of_the_training_layout_leave_out_the_last_delayed_frames():
+    pattern = patterns.delay(4)
+    steps = pattern.valid_steps(6)
+    predictions, known = pattern.revert_logits(jnp.ones((1, steps, 4, 3)), 6)
+    assert known.tolist() == [[t < 6 - delay for delay in range(4)] for t in range(6)]
+    assert np.array_equal(predictions[0, :, :, 0], known)
+
+
+@pytest.mark.parametrize("num_frames", [1, 7])
+def test_logits_line_up_with_codes(pattern, num_frames):
+    """One-hot predictions of the next step's tokens come back as the codes."""
+    codes = jax.random.randint(jax.random.key(0), (1, num_frames, pattern.num_codebooks), 0, 7)
+    tokens = pattern.build(codes, 7)
+    if pattern.layout(num_frames)[0].max() < 0:
+        tokens = jnp.concatenate([tokens[:, 1:], jnp.full_like(tokens[:, :1], 7)], axis=1)
+    predictions, known = pattern.revert_logits(jax.nn.one_hot(tokens, 8), num_frames)
+    assert known.all()
+    assert np.array_equal(predictions.argmax(-1), codes)
+
+
+def test_revert_of_a_short_sequence_marks_what_is_missing():
+    pattern = patterns.delay(3)
+    tokens = pattern.build(jnp.ones((1, 4, 3), jnp.int32), S, num_steps=pattern.valid_steps(4))
+    assert pattern.revert(tokens, 4)[0].T.tolist() == [[1, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, -1]]
+
+
+def test_first_step():
+    pattern = patterns.delay(4)
+    assert pattern.first_step(1500, 600) == 601
+    assert pattern.layout(1500)[601].tolist() == [600, 599, 598, 597]
+    assert pattern.first_step(1500, 0) == 1
+    assert patterns.musiclm(4).first_step(10, 3) == 7
+
+
+@pytest.mark.parametrize("offset", [-1, 10, 11])
+def test_first_step_of_a_prompt_that_is_too_long(offset):
+    with pytest.raises(ValueError, match="leaves nothing to generate"):
+        patterns.delay(4).first_step(10, offset)
+
+
+def test_patterns_are_values():
+    assert patterns.delay(4) == patterns.delay(4, [0, 1, 2, 3])
+    assert hash(patterns.delay(4)) == hash(patterns.delay(4, (0, 1, 2, 3)))
+    assert patterns.delay(4) != patterns.delay(4, flatten_first=1)
+
+
+def test_from_config():
+    assert patterns.from_config(LMConfig()) == patterns.delay(4)
+    assert patterns.from_config(LMConfig(delays=(0, 0, 1, 1))) == patterns.delay(4, (0, 0, 1, 1))
+    for name, make in patterns.PATTERNS.items():
+        assert patterns.from_config(LMConfig(pattern=name)) == make(4)
+    with pytest.raises(ConfigError, match="pattern must be one of"):
+        patterns.from_config(LMConfig(pattern="random"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: patterns.delay(0),
+        lambda: patterns.delay(3, (0, 1)),
+        lambda: patterns.delay(2, (1, 0)),
+        lambda: patterns.delay(2, (-1, 0)),
+        lambda: patterns.delay(2, flatten_first=-1),
+        lambda: patterns.flattened(2, (0,)),
+        lambda: patterns.flattened(2, (0, 0), (0, 1)),
+        lambda: patterns.coarse_first(1),
+        lambda: patterns.coarse_first(3, (0, 1, 2)),
+        lambda: patterns.musiclm(3),
+    ],
+)
+def test_patterns_that_cannot_be(make):
+    with pytest.raises(ConfigError):
+        make()
