@@ -1,0 +1,168 @@
+"""Imports go one way: a module imports only what stands on a lower level, or beside it in its own family.
+
+The table is the map of the package. A new module has to be placed in it.
+"""
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mgjax"
+
+# Level by level, from the bottom. Each string is a family: patterns of module names whose members may import each
+# other. A whole name goes before a pattern.
+LEVELS = [
+    ["config", "sharding", "data.audio", "data.synthetic", "interop.torch_file", "data.__init__", "interop.__init__"],
+    ["nn"],
+    ["codec.*", "conditioning.*"],
+    ["lm.*"],
+    ["checkpoint", "interop.*", "data.pipeline", "evaluate.*"],
+    ["api __init__", "train.*"],
+    ["cli cli.*", "data.corpus"],
+]
+
+# Families that may use less than all that is below them: only these levels, and these modules.
+NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"])}
+
+DISTRIBUTIONS = {"PyYAML": "yaml"}  # where a distribution's name is not what is imported
+
+
+def place(module: str) -> tuple[int, str]:
+    """The level and the family of a module (its dotted name without `mgjax.`)."""
+    for pattern_is_exact in (True, False):
+        for level, families in enumerate(LEVELS):
+            for family in families:
+                for pattern in family.split():
+                    if (pattern == module) if pattern_is_exact else fnmatchcase(module, pattern):
+                        return level, family
+    raise LookupError(f"mgjax.{module} stands nowhere in the table LEVELS of tests/test_layers.py: place it")
+
+
+def name_of(path: Path, package: Path) -> str:
+    return ".".join(path.relative_to(package).with_suffix("").parts)
+
+
+def imports(path: Path, package: Path) -> list[tuple[int, str]]:
+    """Line and full dotted name of all that a file imports, inside functions too."""
+    found = []
+    parts = [package.name, *path.relative_to(package).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*parts[: len(parts) - node.level + 1], node.module or ""] if node.level else [node.module])
+            found += [(node.lineno, f"{base.strip('.')}.{alias.name}") for alias in node.names]
+    return found
+
+
+def module_of(name: str, package: Path) -> str | None:
+    """The module of the package that `name`, perhaps a name inside of it, comes from; None for third parties."""
+    head, *rest = name.split(".")
+    if head != package.name:
+        return None
+    for length in range(len(rest), 0, -1):
+        path = package.joinpath(*rest[:length])
+        if path.with_suffix(".py").exists():
+            return ".".join(rest[:length])
+        if path.is_dir():
+            return ".".join([*rest[:length], "__init__"])
+    return "__init__"
+
+
+def violations(package: Path) -> list[str]:
+    """One line for each import that goes up or sideways, and for each module without a place."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        module = name_of(path, package)
+        try:
+            level, family = place(module)
+            for line, name in imports(path, package):
+                target = module_of(name, package)
+                if target is None:
+                    continue
+                target_level, target_family = place(target)
+                levels, extra = NARROWER.get(family, (range(level), []))
+                if target_family != family and target_level not in levels and target not in extra:
+                    found.append(
+                        f"{path.relative_to(package.parent)}:{line}: {module} (level {level}) may not import "
+                        f"{target} (level {target_level})"
+                    )
+        except LookupError as error:
+            found.append(str(error))
+    return found
+
+
+def test_imports_go_one_way():
+    found = violations(PACKAGE)
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "legal"),
+    [
+        ("nn", "from mgjax import config", True),
+        ("nn", "from mgjax.config import LMConfig", True),
+        ("nn", "from mgjax import load", False),
+        ("nn", "import mgjax.codec.conv", False),
+        ("config", "import mgjax.nn", False),
+        ("config", "from mgjax import sharding", False),
+        ("codec.rvq", "from mgjax.codec import conv", True),
+        ("codec.rvq", "from . import conv", True),
+        ("codec.rvq", "from ..conditioning import t5", False),
+        ("codec.rvq", "def f():\n    from mgjax.conditioning.t5 import T5Encoder", False),
+        ("lm.model", "from mgjax.conditioning.condition import Condition", True),
+        ("lm.model", "from mgjax.conditioning import t5", False),
+        ("lm.model", "from mgjax.codec import rvq", False),
+        ("checkpoint", "from mgjax.interop import torch_file", True),
+        ("checkpoint", "from mgjax.interop import huggingface", False),
+        ("data.audio", "from mgjax.data import pipeline", False),
+        ("cli.generate", "from mgjax import cli, api", True),
+        ("cli.generate", "import mgjax", True),
+        ("api", "from mgjax.cli import main", False),
+        ("utils", "import numpy", False),
+    ],
+)
+def test_the_check_itself(tmp_path, module, line, legal):
+    package = tmp_path / "mgjax"
+    paths = "config sharding nn codec/conv codec/rvq conditioning/condition conditioning/t5 lm/model checkpoint api"
+    paths += " interop/torch_file interop/huggingface data/audio data/pipeline cli/__init__ cli/generate __init__"
+    for path in [*paths.split(), module.replace(".", "/")]:
+        file = (package / path).with_suffix(".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(line if name_of(file, package) == module else "")
+    assert bool(violations(package)) != legal
+
+
+def test_third_parties_are_declared():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = [re.match(r"[\w-]+", line)[0] for line in setup["options"]["install_requires"].split("\n") if line]
+    known = {DISTRIBUTIONS.get(name, name) for name in required} | sys.stdlib_module_names | {"mgjax"}
+    undeclared = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line, name in imports(path, PACKAGE)
+        if name.split(".")[0] not in known
+    ]
+    assert not undeclared, "imported, but not in install_requires of setup.cfg:\n" + "\n".join(undeclared)
+
+
+def test_every_folder_with_modules_is_a_package():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    bare = [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").exists()]
+    assert not bare, f"without __init__.py these are missing from the wheel: {bare}"
+
+
+@pytest.mark.parametrize("statement", ["import mgjax", "import mgjax.cli", "from mgjax.data import audio"])
+def test_importing_is_light(statement):
+    heavy = ["jax", "flax", "scipy", "torch", "transformers", "soundfile", "huggingface_hub"]
+    code = f"import sys; {statement}; print(*[name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
