@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,22 +17,55 @@ class Einsum(nn.Module):
     """`einsum(equation, x, kernel)`, plus a bias over the kernel's last `bias_axes` axes.
 
     The kernel is cast to `dtype` (the input's where None) for the product; its own type is that of the parameters.
+    `result_dtype` is the type that sums are kept and returned in (that of the product where None).
     """
 
     equation: str
     shape: tuple[int, ...]
     bias_axes: int = 0
     dtype: jnp.dtype | None = None
+    result_dtype: jnp.dtype | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dtype = self.dtype or x.dtype
         kernel = self.param("kernel", self.kernel_init, self.shape)
-        y = jnp.einsum(self.equation, x.astype(dtype), kernel.astype(dtype))
+        y = jnp.einsum(
+            self.equation, x.astype(dtype), kernel.astype(dtype), preferred_element_type=self.result_dtype
+        )
         if self.bias_axes:
             bias = self.param("bias", nn.initializers.zeros_init(), self.shape[-self.bias_axes :])
-            y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))
+            y = y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - bias.ndim))
+        return y
+
+
+class Dense(nn.Module):
+    """A linear map of the last axes of x, `in_shape`, to `out_shape`, with a kernel of `(*in_shape, *out_shape)`.
+
+    The product is one plain matrix multiplication, with the axes of each side merged: contracting two axes at once
+    makes XLA copy the kernel on CPU. The kernel is cast to `dtype` (x's where None); `result_dtype` is the type that
+    sums are kept and returned in (that of the product where None).
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    use_bias: bool = False
+    dtype: jnp.dtype | None = None
+    result_dtype: jnp.dtype | None = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch_and_in"]) -> Float[Array, "*batch_and_out"]:
+        dtype = self.dtype or x.dtype
+        batch = x.shape[: x.ndim - len(self.in_shape)]
+        kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
+        matrix = kernel.astype(dtype).reshape(math.prod(self.in_shape), math.prod(self.out_shape))
+        y = jnp.matmul(x.astype(dtype).reshape(*batch, -1), matrix, preferred_element_type=self.result_dtype)
+        y = y.reshape(*batch, *self.out_shape)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), self.out_shape)
+            y = y + jnp.expand_dims(bias.astype(y.dtype), range(len(batch)))
         return y
 
 

@@ -1,0 +1,29 @@
+"""MusicGen in JAX. The public names load on first use, so that `import mgjax` is quick and does not start JAX."""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from mgjax.api import MusicGen, load, load_codec
+    from mgjax.codec.codec import Codec
+    from mgjax.config import Sampling
+
+__version__ = "0.1.0"
+_HOME = {
+    "Codec": "mgjax.codec.codec",
+    "MusicGen": "mgjax.api",
+    "Sampling": "mgjax.config",
+    "load": "mgjax.api",
+    "load_codec": "mgjax.api",
+}
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'mgjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return __all__

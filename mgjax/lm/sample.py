@@ -1,0 +1,169 @@
+"""Decoding as one compiled program: draw codes step by step, a chunk of steps per call, nothing else on the host.
+
+The sampler knows patterns only as tables: which codes it is free to draw at each step. What stands elsewhere (special
+tokens, the prompt) is laid down before it starts and never overwritten.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mgjax.config import Sampling
+from mgjax.lm.model import LM, Cache, Context
+from mgjax.lm.transformer import KeyValue
+
+# Lengths that caches come in. Decoding reads the whole cache at every step, so it starts short and grows; each length
+# is compiled once.
+CAPACITIES = (256, 512, 1024, 1536)
+
+
+@struct.dataclass
+class Draws:
+    """The numbers of `Sampling` for each row of a batch, and each row's random key."""
+
+    temperature: Float[Array, "b"]
+    top_k: Int[Array, "b"]
+    top_p: Float[Array, "b"]
+    guidance: Float[Array, "b"]
+    key: Key[Array, "b"]
+
+    @classmethod
+    def of(cls, sampling: Sampling, seeds: list[int]) -> Draws:
+        """The same sampling for every row, and a key from each row's own seed."""
+        rows = len(seeds)
+        return cls(
+            temperature=jnp.full(rows, sampling.temperature, jnp.float32),
+            top_k=jnp.full(rows, sampling.top_k, jnp.int32),
+            top_p=jnp.full(rows, sampling.top_p, jnp.float32),
+            guidance=jnp.full(rows, sampling.guidance, jnp.float32),
+            key=jnp.stack([jax.random.key(seed) for seed in seeds]),
+        )
+
+
+@struct.dataclass
+class State:
+    """A sequence while it is being made.
+
+    Attributes:
+      tokens: What is known so far, laid out in steps; its length is the capacity, not the length of the music.
+      cache: Keys and values of the steps that have been read. With guidance, rows b to 2b are the null condition's.
+      step: The last step whose tokens are known, and the next to be read.
+    """
+
+    tokens: Int[Array, "b s k"]
+    cache: Cache
+    step: Int[Array, ""]
+
+
+def capacity_for(num_steps: int) -> int:
+    """The smallest cache that holds `num_steps` steps."""
+    for capacity in CAPACITIES:
+        if num_steps <= capacity:
+            return capacity
+    return -(-num_steps // CAPACITIES[-1]) * CAPACITIES[-1]
+
+
+@functools.partial(jax.jit, static_argnames=("module", "num_read"), donate_argnames=("tokens",))
+def start(
+    module: LM, params: dict, context: Context, tokens: Int[Array, "b s k"], step: Int[Array, ""], num_read: int
+) -> State:
+    """The state before `step` is read: the prefix and the first steps of `tokens` are in the cache.
+
+    `num_read`, at least `step` and at most the capacity, is how many steps are read in one go. What it reads beyond
+    `step` does no harm, because those slots are written again before any step may look at them.
+    """
+    cache = module.apply({"params": params}, context, tokens.shape[1], method="begin")
+    if num_read:
+        rows = _rows(tokens[:, :num_read], context)
+        _, cache = module.apply({"params": params}, rows, context, cache, 0, method="extend")
+    return State(tokens, cache, step)
+
+
+@functools.partial(jax.jit, static_argnames=("module",), donate_argnames=("state",))
+def advance(
+    module: LM,
+    params: dict,
+    context: Context,
+    state: State,
+    free: Bool[Array, "s k"],
+    draws: Draws,
+    until: Int[Array, ""],
+    clock: Int[Array, ""],
+) -> State:
+    """The state after drawing all steps up to `until`.
+
+    Args:
+      free: Which codes of each step are drawn; the others keep what `state.tokens` holds.
+      until: The last step to draw, below the capacity.
+      clock: The time of step 0, so that the same moment of a piece draws the same numbers in every window.
+    """
+    guided = context.prefix_mask.shape[0] == 2 * state.tokens.shape[0]
+
+    def one_step(state: State) -> State:
+        tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
+        rows = _rows(tokens, context)
+        logits, cache = module.apply({"params": params}, rows, context, state.cache, state.step, method="extend")
+        logits = logits[:, 0]
+        if guided:
+            logits = guide(logits, draws.guidance)
+        step = state.step + 1
+        drawn = draw(logits, draws, step + clock)
+        given = jax.lax.dynamic_slice_in_dim(state.tokens, step, 1, axis=1)
+        may_draw = jax.lax.dynamic_slice_in_dim(free, step, 1, axis=0)[None]
+        tokens = jnp.where(may_draw, drawn[:, None], given)
+        return State(jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, step, axis=1), cache, step)
+
+    return jax.lax.while_loop(lambda state: state.step < until, one_step, state)
+
+
+def grow(state: State, capacity: int) -> State:
+    """The same state with room for `capacity` steps."""
+    more = capacity - state.tokens.shape[1]
+    pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
+    cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
+    return State(jnp.pad(state.tokens, ((0, 0), (0, more), (0, 0))), cache, state.step)
+
+
+def guide(logits: Float[Array, "two_b k v"], guidance: Float[Array, "b"]) -> Float[Array, "b k v"]:
+    """Classifier-free guidance (Ho & Salimans 2022, equation 6) of rows [conditioned; null]."""
+    conditioned, null = jnp.split(logits, 2)
+    return null + guidance[:, None, None] * (conditioned - null)
+
+
+def draw(logits: Float[Array, "b k v"], draws: Draws, time: Int[Array, ""]) -> Int[Array, "b k"]:
+    """One code for each codebook of each row.
+
+    Each row draws from its own key and the time alone, so that it does not depend on its batch. Codes that tie with
+    the last one kept by top-k or top-p are kept too.
+    """
+    temperature = draws.temperature[:, None, None]
+    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    lowest = _threshold(scaled, draws.top_k[:, None, None], draws.top_p[:, None, None])
+    kept = jnp.where(scaled >= lowest, scaled, -jnp.inf)
+    noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[1:]))(draws.key)
+    noisy = jnp.where(temperature > 0, kept + noise, logits)
+    return jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+
+
+def _threshold(logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p: Float[Array, "b 1 1"]) -> Array:
+    """The logit of the least likely code that may be drawn."""
+    num_codes = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    by_count = jnp.where(top_k > 0, jnp.minimum(top_k, num_codes), num_codes)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    # A code stays while the likelier ones together hold at most top_p; the likeliest always stays.
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    by_mass = jnp.maximum(jnp.sum(before <= top_p, axis=-1, keepdims=True), 1)
+    last = jnp.where(top_p > 0, by_mass, by_count) - 1
+    return jnp.take_along_axis(ordered, jnp.broadcast_to(last, (*logits.shape[:-1], 1)), axis=-1)
+
+
+def _rows(tokens: Int[Array, "b s k"], context: Context) -> Int[Array, "rows s k"]:
+    """The tokens once for each row of the context: twice with guidance."""
+    copies = context.prefix_mask.shape[0] // tokens.shape[0]
+    return jnp.concatenate([tokens] * copies) if copies > 1 else tokens
