@@ -1,0 +1,106 @@
+"""The encoder of T5 (Raffel et al. 2020), which turns the words of a description into vectors."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from mgjax.config import T5Config
+from mgjax.nn import Einsum, RMSNorm, attention
+
+
+class T5Encoder(nn.Module):
+    """The encoder's last hidden states, float32 [b, l, d], of token ids [b, l] and a mask of which are there.
+
+    Padding (mask False) is never looked at, so a row does not depend on its length or on the other rows; the vectors
+    at padding are finite but mean nothing. `dtype` is that of the matrix products. The residual stream, the norms and
+    the softmax are float32, because the published weights drive the stream beyond what float16 holds.
+    """
+
+    config: T5Config
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
+        config = self.config
+        embed = nn.Embed(config.vocab_size, config.dim, embedding_init=nn.initializers.normal(1.0), name="embed")
+        relative_bias = nn.Embed(config.num_buckets, config.num_heads, name="relative_bias")
+        x = embed(ids).astype(jnp.float32)
+        bias = _by_distance(relative_bias(_buckets(ids.shape[1], config)).astype(jnp.float32))
+        for i in range(config.num_layers):
+            x = _Block(config, self.dtype, name=f"block{i}")(x, mask, bias)
+        return RMSNorm(config.norm_eps, name="final_norm")(x)
+
+
+class _Block(nn.Module):
+    config: T5Config
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"], bias: Float[Array, "1 h l l"]
+    ) -> Float[Array, "b l d"]:
+        eps = self.config.norm_eps
+        x = x + _SelfAttention(self.config, self.dtype, name="attn")(RMSNorm(eps, name="attn_norm")(x), mask, bias)
+        return x + _FeedForward(self.config, self.dtype, name="ffn")(RMSNorm(eps, name="ffn_norm")(x))
+
+
+class _SelfAttention(nn.Module):
+    config: T5Config
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"], bias: Float[Array, "1 h l l"]
+    ) -> Float[Array, "b l d"]:
+        d, h, e = self.config.dim, self.config.num_heads, self.config.head_dim
+        query, key, value = (
+            Einsum("bld,dhe->blhe", (d, h, e), dtype=self.dtype, name=name)(x) for name in ("query", "key", "value")
+        )
+        y = attention(query, key, value, mask=mask[:, None, None, :], bias=bias)  # T5 does not divide by sqrt(e)
+        return Einsum("blhe,hed->bld", (h, e, d), dtype=self.dtype, result_dtype=jnp.float32, name="out")(y)
+
+
+class _FeedForward(nn.Module):
+    config: T5Config
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        d, f = self.config.dim, self.config.ffn_dim
+        y = Einsum("bld,df->blf", (d, f), dtype=self.dtype, name="up")(x)
+        if self.config.activation == "gated-gelu":
+            y = y * jax.nn.gelu(Einsum("bld,df->blf", (d, f), dtype=self.dtype, name="gate")(x), approximate=True)
+        else:
+            y = jax.nn.relu(y)
+        return Einsum("blf,fd->bld", (f, d), dtype=self.dtype, result_dtype=jnp.float32, name="down")(y)
+
+
+def _buckets(length: int, config: T5Config) -> Int32[np.ndarray, " distances"]:
+    """The bucket of each distance from a query to a key, from `1 - length` to `length - 1`.
+
+    Half of the buckets are for keys that come later. In each half the first half holds one distance each, the rest
+    grow by a constant factor up to `max_distance`. Made on the host in float32, as the weights were trained: another
+    rounding of the logarithm would move distances at a boundary to another bucket.
+    """
+    distances = np.arange(1 - length, length)
+    half = config.num_buckets // 2
+    exact = half // 2
+    far = np.maximum(np.abs(distances), exact).astype(np.float32)
+    octaves = np.log(far / np.float32(exact)) / np.float32(math.log(config.max_distance / exact))
+    far_bucket = np.minimum(exact + (octaves * np.float32(half - exact)).astype(np.int32), half - 1)
+    bucket = np.where(np.abs(distances) < exact, np.abs(distances), far_bucket)
+    return (bucket + np.where(distances > 0, half, 0)).astype(np.int32)
+
+
+def _by_distance(values: Float[Array, "distances h"]) -> Float[Array, "1 h l l"]:
+    """What each head adds to the score of each query (third axis) and key (fourth axis)."""
+    length = (values.shape[0] + 1) // 2
+    position = jnp.arange(length)
+    distance = position[None, :] - position[:, None]
+    return jnp.transpose(values[distance + length - 1], (2, 0, 1))[None]
