@@ -1,0 +1,397 @@
+"""Directories as transformers writes them: MusicGen, MusicGen Melody, EnCodec and T5, read and written.
+
+The arrays' names are in names.py, the files of the weights in weights.py; here are the configs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, read_json, replacing
+from mgjax.config import CodecConfig, ConfigError, LMConfig, ModelConfig, Sampling, T5Config, from_dict
+from mgjax.interop import names, shapes, table, weights
+from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.weight_norm import unfold
+
+# Positions are computed, and some old files hold them; a whole T5 has a decoder too, which music does not need.
+_IGNORED = (r"\.embed_positions\.weights?$",)
+_IGNORED_OF_T5 = (r"^decoder\.", r"^lm_head\.")
+
+# Our field -> their field and the value that transformers takes where a config.json does not say.
+_CODEC_FIELDS = {
+    "sample_rate": ("sampling_rate", 24_000),
+    "channels": ("audio_channels", 1),
+    "num_filters": ("num_filters", 32),
+    "ratios": ("upsampling_ratios", [8, 5, 4, 2]),
+    "kernel_size": ("kernel_size", 7),
+    "last_kernel_size": ("last_kernel_size", 7),
+    "residual_kernel_size": ("residual_kernel_size", 3),
+    "num_residual_layers": ("num_residual_layers", 1),
+    "dilation_growth": ("dilation_growth_rate", 2),
+    "compress": ("compress", 2),
+    "num_lstm_layers": ("num_lstm_layers", 2),
+    "latent_dim": ("hidden_size", 128),
+    "codebook_size": ("codebook_size", 1024),
+    "causal": ("use_causal_conv", True),
+    "norm": ("norm_type", "weight_norm"),
+    "pad_mode": ("pad_mode", "reflect"),
+    "trim_right_ratio": ("trim_right_ratio", 1.0),
+    "conv_shortcut": ("use_conv_shortcut", True),
+    "normalize": ("normalize", False),
+    "chunk_seconds": ("chunk_length_s", None),
+    "bandwidths": ("target_bandwidths", [1.5, 3.0, 6.0, 12.0, 24.0]),
+}
+_T5_FIELDS = {
+    "vocab_size": ("vocab_size", 32_128),
+    "dim": ("d_model", 512),
+    "head_dim": ("d_kv", 64),
+    "ffn_dim": ("d_ff", 2048),
+    "num_layers": ("num_layers", 6),
+    "num_heads": ("num_heads", 8),
+    "num_buckets": ("relative_attention_num_buckets", 32),
+    "max_distance": ("relative_attention_max_distance", 128),
+    "norm_eps": ("layer_norm_epsilon", 1e-6),
+    "activation": ("feed_forward_proj", "relu"),
+}
+_LM_FIELDS = {
+    "dim": ("hidden_size", 1024),
+    "num_layers": ("num_hidden_layers", 24),
+    "num_heads": ("num_attention_heads", 16),
+    "ffn_dim": ("ffn_dim", 4096),
+    "num_codebooks": ("num_codebooks", 4),
+    "codebook_size": ("vocab_size", 2048),
+}
+_SAMPLING_FIELDS = {"temperature": "temperature", "top_k": "top_k", "guidance": "guidance_scale"}
+
+
+def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None) -> Checkpoint:
+    """The MusicGen model in `directory`; `dtype` and `place` are those of `table.load`.
+
+    Raises:
+      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    tensors = weights.find(directory) | _identities(config.lm)
+    match = table.match(
+        names.huggingface(config),
+        tensors,
+        shapes.model_shapes(config),
+        where=str(directory),
+        aliases=names.ALIASES,
+        ignored=_IGNORED,
+    )
+    return Checkpoint(config, table.load(match, dtype=dtype, place=place), find_tokenizer(directory))
+
+
+def read_codec(
+    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
+) -> tuple[CodecConfig, dict[str, Any]]:
+    """The codec of a directory that holds an EncodecModel or a whole MusicGen model."""
+    directory = Path(directory)
+    values, prefix = _part_of_model(directory, "encodec", "audio_encoder")
+    config = _codec_config(values, directory / "config.json")
+    match = table.match(
+        names.huggingface_codec(config),
+        _with_prefix(weights.find(directory), prefix),
+        shapes.codec_shapes(config),
+        where=str(directory),
+        aliases=names.ALIASES,
+    )
+    return config, table.load(match, dtype=dtype, place=place)
+
+
+def read_text_encoder(
+    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
+) -> tuple[T5Config, dict[str, Any]]:
+    """The text encoder of a directory that holds a T5 (the encoder or all of it) or a whole MusicGen model."""
+    config, match = match_text_encoder(Path(directory))
+    return config, table.load(match, dtype=dtype, place=place)
+
+
+def match_text_encoder(directory: Path) -> tuple[T5Config, table.Match]:
+    """The text encoder's config and what `table.load` needs to read it."""
+    values, prefix = _part_of_model(directory, "t5", "text_encoder")
+    config = _t5_config(values, directory / "config.json")
+    return config, table.match(
+        names.t5(config),
+        _with_prefix(weights.find(directory), prefix),
+        shapes.text_shapes(config),
+        where=str(directory),
+        aliases=names.ALIASES,
+        ignored=() if prefix else _IGNORED_OF_T5,
+    )
+
+
+def _part_of_model(directory: Path, model_type: str, part: str) -> tuple[dict[str, Any], str]:
+    """The config of a model of its own, or of the part of a MusicGen model and the prefix of its names."""
+    path = directory / "config.json"
+    values = read_json(path)
+    if values.get("model_type") == model_type:
+        return values, ""
+    if isinstance(values.get(part), dict) and values[part].get("model_type") == model_type:
+        return values[part], f"{part}."
+    raise CheckpointError(
+        f"{path}: describes the model type {values.get('model_type')!r}; expected {model_type!r}, or a MusicGen model "
+        f"that contains one"
+    )
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The config of the MusicGen model in `directory`.
+
+    Raises:
+      CheckpointError: It is another kind of model, or one whose details are not supported.
+    """
+    path = directory / "config.json"
+    values = read_json(path)
+    kind = values.get("model_type")
+    if kind not in ("musicgen", "musicgen_melody"):
+        raise CheckpointError(f"{path}: describes the model type {kind!r}; expected 'musicgen' or 'musicgen_melody'")
+    for part, expected in (("text_encoder", "t5"), ("audio_encoder", "encodec"), ("decoder", f"{kind}_decoder")):
+        found = values[part].get("model_type") if isinstance(values.get(part), dict) else None
+        if found != expected:
+            raise CheckpointError(f"{path}: the {part} is of the type {found!r}; only {expected!r} is supported")
+    decoder = values["decoder"]
+    fixed = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": False}
+    for name, expected in (fixed | {"cross_attention_hidden_size": None}).items():
+        if decoder.get(name, expected) != expected:
+            raise CheckpointError(f"{path}: decoder.{name} is {decoder[name]!r}; only {expected!r} is supported")
+
+    codec, text = _codec_config(values["audio_encoder"], path), _t5_config(values["text_encoder"], path)
+    channels = decoder.get("audio_channels", 1)
+    lm = _from_theirs(_LM_FIELDS, decoder) | {"text_dim": text.dim}
+    lm["delays"] = _delays(channels, lm["num_codebooks"])
+    if kind == "musicgen_melody":
+        lm |= {"text_fuse": "prefix", "num_chroma": values.get("num_chroma", 12)}
+        lm["chroma_frames"] = values.get("chroma_length", 235)
+    return _checked(
+        path,
+        lambda: ModelConfig(from_dict(LMConfig, lm), codec, text, channels=channels, sampling=_sampling(directory)),
+    )
+
+
+def _delays(channels: int, num_codebooks: int) -> tuple[int, ...]:
+    """The delay of each codebook; in stereo, the left and the right codebook of a pair have the same."""
+    return tuple(k // channels for k in range(num_codebooks))
+
+
+def _sampling(directory: Path) -> Sampling:
+    path = directory / "generation_config.json"
+    values = read_json(path) if path.is_file() else {}
+    theirs = {ours: values[name] for ours, name in _SAMPLING_FIELDS.items() if values.get(name) is not None}
+    top_p = values.get("top_p")  # theirs is off at 1, ours at 0
+    return _checked(
+        path, lambda: from_dict(Sampling, theirs | ({"top_p": top_p} if top_p not in (None, 1, 1.0) else {}))
+    )
+
+
+def _codec_config(values: dict[str, Any], path: Path) -> CodecConfig:
+    fields = _from_theirs(_CODEC_FIELDS, values)
+    if values.get("codebook_dim") not in (None, fields["latent_dim"]):
+        raise CheckpointError(
+            f"{path}: codebook_dim {values['codebook_dim']} is not hidden_size {fields['latent_dim']}"
+        )
+    fields["chunk_overlap"] = values.get("overlap") or 0.0
+    config = _checked(path, lambda: from_dict(CodecConfig, fields))
+    count = _num_codebooks(config, config.bandwidths[-1])
+    return _checked(path, lambda: from_dict(CodecConfig, fields | {"num_codebooks": count}))
+
+
+def _num_codebooks(config: CodecConfig, bandwidth: float) -> int:
+    """The number of codebooks that transformers builds for a bandwidth in kb/s."""
+    return int(1000 * bandwidth // (math.ceil(config.frame_rate) * math.ceil(math.log2(config.codebook_size))))
+
+
+def _t5_config(values: dict[str, Any], path: Path) -> T5Config:
+    return _checked(path, lambda: from_dict(T5Config, _from_theirs(_T5_FIELDS, values)))
+
+
+def _from_theirs(fields: Mapping[str, tuple[str, Any]], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {ours: values.get(theirs, default) for ours, (theirs, default) in fields.items()}
+
+
+def _to_theirs(fields: Mapping[str, tuple[str, Any]], config: Any) -> dict[str, Any]:
+    return {theirs: getattr(config, ours) for ours, (theirs, _) in fields.items()}
+
+
+def _checked(path: Path, build: Any) -> Any:
+    try:
+        return build()
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def write_model(
+    directory: str | os.PathLike, checkpoint: Checkpoint, *, largest_shard: int = weights.LARGEST_SHARD
+) -> None:
+    """Writes a model that `from_pretrained` of transformers loads; one that is in `directory` already is replaced.
+
+    Raises:
+      CheckpointError: transformers has no such model (another pattern, no text, a projection that it leaves out).
+    """
+    codec_config, codec = unfold(checkpoint.config.codec, checkpoint.variables["codec"])
+    config = dataclasses.replace(checkpoint.config, codec=codec_config)
+    variables = checkpoint.variables | {"codec": codec}
+    values = _model_values(config) | {"dtype": str(variables["lm"]["head"]["kernel"].dtype)}
+    _check_identities(config.lm, variables["lm"])
+    tensors = table.export(names.huggingface(config), variables)
+    for name in _identities(config.lm):
+        del tensors[name]
+    with replacing(directory) as temporary:
+        _write_json(temporary / "config.json", values)
+        _write_json(temporary / "generation_config.json", _generation_values(config))
+        _write_json(temporary / "preprocessor_config.json", _preprocessor_values(config))
+        weights.write(temporary, tensors, largest_shard)
+        copy_tokenizer(checkpoint.tokenizer, temporary)
+
+
+def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
+    """Writes a codec alone, as an EncodecModel of transformers."""
+    config, variables = unfold(config, variables)
+    values = {"architectures": ["EncodecModel"]} | _codec_values(config)
+    with replacing(directory) as temporary:
+        _write_json(temporary / "config.json", values)
+        _write_json(temporary / "preprocessor_config.json", _feature_extractor_values(config, config.channels))
+        weights.write(temporary, table.export(names.huggingface_codec(config), variables))
+
+
+def _model_values(config: ModelConfig) -> dict[str, Any]:
+    lm = config.lm
+    melody = lm.num_chroma > 0
+    _require(config.text is not None, "a text encoder")
+    _require(lm.text_fuse == ("prefix" if melody else "cross"), "text as a prefix with a melody, else cross-attention")
+    _require(
+        config.channels in (1, 2) and config.codec.channels == 1, "one channel, or two that a mono codec codes apart"
+    )
+    delays = _delays(config.channels, lm.num_codebooks)
+    _require(lm.pattern == "delay" and lm.delays == delays, f"the delay pattern {delays}")
+    kind = "musicgen_melody" if melody else "musicgen"
+    decoder = _to_theirs(_LM_FIELDS, lm) | {
+        "model_type": f"{kind}_decoder",
+        "activation_function": "gelu",
+        "audio_channels": config.channels,
+        "max_position_embeddings": 2048,
+        "scale_embedding": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": lm.special_token,
+        "pad_token_id": lm.special_token,
+    }
+    text = _to_theirs(_T5_FIELDS, config.text) | {"model_type": "t5", "is_encoder_decoder": False, "use_cache": False}
+    values = {
+        "architectures": ["MusicgenMelodyForConditionalGeneration" if melody else "MusicgenForConditionalGeneration"],
+        "model_type": kind,
+        "is_encoder_decoder": True,
+        "text_encoder": text,
+        "audio_encoder": _codec_values(config.codec),
+        "decoder": decoder,
+    }
+    return values | ({"num_chroma": lm.num_chroma, "chroma_length": lm.chroma_frames} if melody else {})
+
+
+def _codec_values(config: CodecConfig) -> dict[str, Any]:
+    _require(math.log2(config.codebook_size).is_integer(), "a codebook size that is a power of 2")
+    _require(config.num_lstm_layers > 0, "recurrent layers in the codec")
+    values = _to_theirs(_CODEC_FIELDS, config) | {"model_type": "encodec", "codebook_dim": config.latent_dim}
+    values["overlap"] = config.chunk_overlap if config.chunk_seconds is not None else None
+    if _num_codebooks(config, config.bandwidths[-1]) != config.num_codebooks:
+        # transformers counts the codebooks by the last bandwidth; half a codebook more is safe to round down.
+        bits = math.ceil(config.frame_rate) * math.log2(config.codebook_size)
+        values["target_bandwidths"] = [(config.num_codebooks + 0.5) * bits / 1000]
+    return values
+
+
+def _require(condition: bool, expected: str) -> None:
+    if not condition:
+        raise CheckpointError(
+            f"transformers has no model of this kind: it needs {expected}. Save it in mgjax form instead"
+        )
+
+
+def _generation_values(config: ModelConfig) -> dict[str, Any]:
+    special = config.lm.special_token
+    values = {"bos_token_id": special, "decoder_start_token_id": special, "pad_token_id": special}
+    values["do_sample"] = config.sampling.temperature > 0
+    values["max_length"] = int(config.window_seconds * config.codec.frame_rate)
+    for ours, theirs in _SAMPLING_FIELDS.items():
+        values[theirs] = getattr(config.sampling, ours)
+    if not values["do_sample"]:
+        del values["temperature"]
+    if config.sampling.top_p:
+        values["top_p"] = config.sampling.top_p
+    return values
+
+
+def _preprocessor_values(config: ModelConfig) -> dict[str, Any]:
+    if not config.lm.num_chroma:
+        return _feature_extractor_values(config.codec, config.channels) | {"processor_class": "MusicgenProcessor"}
+    return {
+        "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
+        "processor_class": "MusicgenMelodyProcessor",
+        "feature_size": config.lm.num_chroma,
+        "num_chroma": config.lm.num_chroma,
+        "sampling_rate": config.codec.sample_rate,
+        "hop_length": 4096,
+        "n_fft": 16384,
+        "chunk_length": int(config.window_seconds),
+        "stem_indices": [3, 2],
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+
+
+def _feature_extractor_values(codec: CodecConfig, channels: int) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": channels,
+        "sampling_rate": codec.sample_rate,
+        "chunk_length_s": codec.chunk_seconds,
+        "overlap": codec.chunk_overlap if codec.chunk_seconds is not None else None,
+        "padding_side": "left",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+
+
+def _absent_projections(config: LMConfig) -> list[str]:
+    """The projections that transformers leaves out because their input is as wide as the model."""
+    widths = {"text_proj": config.text_dim, "chroma_proj": config.num_chroma}
+    return [name for name, width in widths.items() if width == config.dim]
+
+
+def _identities(config: LMConfig) -> dict[str, Tensor]:
+    """Tensors for the projections that transformers leaves out: they change nothing."""
+    kernel, bias = np.eye(config.dim, dtype=np.float32), np.zeros(config.dim, np.float32)
+    tensors = {}
+    for name in _absent_projections(config):
+        for part, array in (("weight", kernel), ("bias", bias)):
+            key = f"{names.HUGGINGFACE_PROJECTIONS[name]}.{part}"
+            tensors[key] = Tensor(array.shape, array.dtype, "none", lambda array=array: array)
+    return tensors
+
+
+def _check_identities(config: LMConfig, lm: dict[str, Any]) -> None:
+    for name in _absent_projections(config):
+        kernel, bias = (np.asarray(lm[name][part]) for part in ("kernel", "bias"))
+        if not np.array_equal(kernel, np.eye(len(kernel))) or bias.any():
+            raise CheckpointError(
+                f"transformers has no {name} between equal widths ({config.dim}), and this model's changes its input. "
+                "Save it in mgjax form instead"
+            )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
