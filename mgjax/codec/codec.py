@@ -1,0 +1,303 @@
+"""The codec as its users hold it: numpy audio in, numpy codes out, of any length."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int32
+
+from mgjax.codec import chunks, stream
+from mgjax.codec.chunks import Chunks
+from mgjax.codec.conv import fold_weight_norm
+from mgjax.codec.encodec import EncodecModel
+from mgjax.codec.lstm import zero_state
+from mgjax.config import CodecConfig
+
+_WHOLE = 512  # frames that are coded in one piece; a longer signal goes through windows
+_WINDOW = 256  # frames in a window
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method", "num_codebooks"))
+def _apply(config: CodecConfig, method: str, variables: dict, *inputs, num_codebooks: int | None = None):
+    options = {} if num_codebooks is None else {"num_codebooks": num_codebooks}
+    # Full float32 products: a code is a hard decision, and accelerators round to fewer bits by default.
+    with jax.default_matmul_precision("highest"):
+        return EncodecModel(config).apply(variables, *inputs, **options, method=method)
+
+
+class Codec:
+    """EnCodec with its weights: audio to codes and back.
+
+    A codec with fewer channels than `channels` codes groups of channels apart, as the stereo models do with the mono
+    codec: left and right each have their own codes, interleaved (left 1, right 1, left 2, ...).
+
+    Attributes:
+      config: What the codec is.
+      sample_rate: In hertz.
+      channels: Of the audio.
+      frame_rate: Frames of codes per second.
+      hop_length: Samples per frame.
+      num_codebooks: Codes per frame, over all channels.
+      codebook_size: The number of different codes.
+    """
+
+    def __init__(self, config: CodecConfig, variables: dict, channels: int | None = None):
+        """Takes the variables `{"params", "codebooks"}` of `EncodecModel(config)`.
+
+        Raises:
+          ValueError: `channels` is no multiple of the codec's, or chunks are asked for where they have no meaning.
+        """
+        self.config = config
+        self.channels = channels or config.channels
+        self._groups = self.channels // config.channels
+        if self.channels % config.channels:
+            raise ValueError(f"{self.channels} channels cannot be coded by a codec of {config.channels}")
+        self._layout = None if config.chunk_seconds is None else chunks.Layout.of(config)
+        if config.normalize and self._layout is None:
+            raise ValueError("a codec that renormalises (normalize) needs the length of its chunks (chunk_seconds)")
+        if self._layout and self._groups > 1:
+            raise ValueError(f"a codec that codes chunks apart codes its own {config.channels} channels only")
+        # Folded once: the runtime would otherwise normalise every kernel in every call.
+        self._folded, params = fold_weight_norm(config, variables["params"])
+        self._variables = jax.tree.map(jnp.asarray, {"params": params, "codebooks": dict(variables["codebooks"])})
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        return self.config.frame_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.config.hop_length
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.config.num_codebooks * self._groups
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    def encode(
+        self, audio: Float[np.ndarray, "..."], sample_rate: int | None = None, bandwidth: float | None = None
+    ) -> Int32[np.ndarray, "b t k"] | Chunks:
+        """The codes of `audio`, ceil(n / hop_length) frames; as `Chunks` where the codec codes chunks apart.
+
+        Args:
+          audio: [n], [n, c] or [b, n, c] from -1 to 1. Mono and stereo are converted to what the codec takes.
+          sample_rate: Of `audio`, in hertz; it is resampled if the codec's differs. None: it has the codec's.
+          bandwidth: In kilobits per second, one of the codec's; a lower one uses fewer codebooks. None: all of them.
+
+        Raises:
+          ValueError: The audio is empty, not finite, or of another shape.
+        """
+        audio = self._resampled(_batched(audio), sample_rate)
+        if audio.shape[1] == 0:
+            raise ValueError("there is no audio to encode: it has 0 samples")
+        count = self.config.codebooks_for(bandwidth)
+        if self._layout:
+            return chunks.merge(self._encode_chunks([self._rows(audio)], count))
+        frames = -(-audio.shape[1] // self.hop_length)
+        if frames > _WHOLE:
+            return np.concatenate(list(self.encode_blocks([audio], bandwidth)), axis=1)
+        return self._interleaved(self._encode_whole(self._rows(audio), frames, count))
+
+    def decode(
+        self, codes: Int[np.ndarray, "b t k"] | Chunks, num_samples: int | None = None
+    ) -> Float32[np.ndarray, "b n c"]:
+        """The audio of `codes`: frames * hop_length samples, or the first `num_samples` of them.
+
+        `codes` may hold fewer codebooks than the codec has: the first ones.
+
+        Raises:
+          ValueError: The codes have another shape or are out of range.
+        """
+        if isinstance(codes, Chunks) or self._layout or np.shape(codes)[1:2] > (_WHOLE,):
+            audio = np.concatenate(list(self.decode_blocks([codes])), axis=1)
+        else:
+            rows = self._code_rows(codes)
+            if rows.shape[1] == 0:
+                raise ValueError("there are no codes to decode: they have 0 frames")
+            audio = self._joined(self._decode_whole(rows))
+        return audio if num_samples is None else audio[:, :num_samples]
+
+    def encode_blocks(
+        self, blocks: Iterable[Float[np.ndarray, "..."]], bandwidth: float | None = None
+    ) -> Iterator[Int32[np.ndarray, "b t k"] | Chunks]:
+        """The codes of audio that arrives in blocks of any length, at the codec's rate; in bounded memory.
+
+        Joined, they are what `encode` gives for the blocks joined.
+        """
+        count = self.config.codebooks_for(bandwidth)
+        rows = (self._rows(_batched(block)) for block in blocks)
+        if self._layout:
+            yield from self._encode_chunks(rows, count)
+            return
+        self._check_streaming()
+        chain = stream.Chain(
+            stream.Windows(
+                functools.partial(self._run, "encoder_downsample"),
+                stream.downsample_reach(self.config),
+                self.hop_length,
+                1,
+                _WINDOW,
+            ),
+            stream.Recurrence(functools.partial(self._recur, "encoder_recur"), _WINDOW),
+            stream.Windows(
+                functools.partial(self._run, "encoder_codes", num_codebooks=count),
+                stream.conv_reach(self.config, self.config.last_kernel_size),
+                1,
+                1,
+                _WINDOW,
+            ),
+        )
+        for codes in _pushed(chain, rows):
+            yield self._interleaved(codes)
+
+    def decode_blocks(
+        self, blocks: Iterable[Int[np.ndarray, "b t k"] | Chunks]
+    ) -> Iterator[Float32[np.ndarray, "b n c"]]:
+        """The audio of codes that arrive in blocks of any number of frames; in bounded memory.
+
+        Joined, it is what `decode` gives for the blocks joined. Each piece comes as soon as the few frames are there
+        that it depends on.
+        """
+        if self._layout:
+            yield from chunks.overlap_add(self._decode_chunks(blocks))
+            return
+        self._check_streaming()
+        chain = stream.Chain(
+            stream.Windows(
+                functools.partial(self._run, "decoder_project"),
+                stream.conv_reach(self.config, self.config.kernel_size),
+                1,
+                1,
+                _WINDOW,
+            ),
+            stream.Recurrence(functools.partial(self._recur, "decoder_recur"), _WINDOW),
+            stream.Windows(
+                functools.partial(self._run, "decoder_upsample"),
+                stream.upsample_reach(self.config),
+                1,
+                self.hop_length,
+                _WINDOW,
+            ),
+        )
+        for audio in _pushed(chain, (self._code_rows(block) for block in blocks)):
+            yield self._joined(audio)
+
+    def _run(self, method: str, x: np.ndarray, length: int, **options) -> jax.Array:
+        return _apply(self._folded, method, self._variables, x, np.int32(length), **options)
+
+    def _recur(self, method: str, x: np.ndarray, length: int, state) -> tuple[jax.Array, object]:
+        if state is None:
+            state = zero_state(self.config.num_lstm_layers, x.shape[0], x.shape[2])
+        return _apply(self._folded, method, self._variables, x, np.int32(length), state)
+
+    def _encode_whole(self, rows: np.ndarray, frames: int, num_codebooks: int) -> np.ndarray:
+        buffer = stream.padded(rows, stream.bucket(frames) * self.hop_length)
+        return np.asarray(self._run("encode", buffer, rows.shape[1], num_codebooks=num_codebooks))[:, :frames]
+
+    def _decode_whole(self, rows: np.ndarray) -> np.ndarray:
+        buffer = stream.padded(rows, stream.bucket(rows.shape[1]))
+        return np.asarray(self._run("decode", buffer, rows.shape[1]))[:, : rows.shape[1] * self.hop_length]
+
+    def _encode_chunks(self, blocks: Iterable[np.ndarray], num_codebooks: int) -> Iterator[Chunks]:
+        for chunk, ahead in chunks.split(blocks, self._layout):
+            scale = np.ones(chunk.shape[0], np.float32)
+            if self.config.normalize:
+                scale = np.sqrt(np.mean(np.square(np.mean(chunk, axis=2)), axis=1)) + np.float32(1e-8)
+            frames = self._layout.frames(chunk.shape[1])
+            codes = self._encode_whole(chunk / scale[:, None, None], frames, num_codebooks)
+            yield Chunks(codes[:, None], scale[:, None], ahead)
+
+    def _decode_chunks(self, blocks: Iterable[Chunks]) -> Iterator[tuple[np.ndarray, int]]:
+        def checked():
+            for block in blocks:
+                if not isinstance(block, Chunks):
+                    raise ValueError("this codec codes chunks apart: decode what encode returned, not codes alone")
+                b, count, t, k = block.codes.shape
+                self._code_rows(block.codes.reshape(b, count * t, k))
+                yield block
+
+        for codes, scale, ahead in chunks.unfilled(checked(), self._layout):
+            yield self._decode_whole(codes) * scale[:, None, None], ahead
+
+    def _check_streaming(self) -> None:
+        if self.config.norm == "time_group_norm":
+            raise ValueError("this codec normalises over the whole signal: it cannot code blocks of it, or a long one")
+
+    def _resampled(self, audio: np.ndarray, sample_rate: int | None) -> np.ndarray:
+        if sample_rate is None or sample_rate == self.sample_rate:
+            return audio
+        from mgjax.data.audio import resample
+
+        return np.stack([resample(row, sample_rate, self.sample_rate) for row in audio])
+
+    def _rows(self, audio: np.ndarray) -> np.ndarray:
+        """[b, n, c] in mono or stereo to [b * groups, n, channels of the codec]."""
+        if audio.shape[2] != self.channels:
+            if self.channels == 1:
+                audio = np.mean(audio, axis=2, keepdims=True)
+            elif audio.shape[2] == 1:
+                audio = np.repeat(audio, self.channels, axis=2)
+            else:
+                raise ValueError(f"the codec takes {self.channels} channels, got {audio.shape[2]}")
+        b, n, _ = audio.shape
+        return np.moveaxis(audio.reshape(b, n, self._groups, -1), 2, 1).reshape(b * self._groups, n, -1)
+
+    def _joined(self, rows: np.ndarray) -> np.ndarray:
+        """The inverse of `_rows`."""
+        _, n, c = rows.shape
+        return np.moveaxis(rows.reshape(-1, self._groups, n, c), 1, 2).reshape(-1, n, self.channels)
+
+    def _interleaved(self, codes: np.ndarray) -> np.ndarray:
+        """[b * groups, t, k] to [b, t, k * groups]."""
+        _, t, k = codes.shape
+        return np.moveaxis(codes.reshape(-1, self._groups, t, k), 1, 3).reshape(-1, t, k * self._groups)
+
+    def _code_rows(self, codes: np.ndarray) -> np.ndarray:
+        """The inverse of `_interleaved`, once the codes are known to be good."""
+        codes = np.asarray(codes)
+        if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(f"codes must be whole numbers of shape [b, t, k], got {codes.dtype} {list(codes.shape)}")
+        b, t, k = codes.shape
+        if not 0 < k <= self.num_codebooks or k % self._groups:
+            raise ValueError(f"the codec has {self.num_codebooks} codebooks, the codes come from {k}")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.codebook_size:
+            raise ValueError(
+                f"codes must be from 0 to {self.codebook_size - 1}, got {codes.min()} to {codes.max()}: "
+                "are they another model's, or special tokens?"
+            )
+        rows = np.moveaxis(codes.reshape(b, t, k // self._groups, self._groups), 3, 1)
+        return rows.reshape(b * self._groups, t, -1).astype(np.int32)
+
+
+def _pushed(chain: stream.Chain, rows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in rows:
+        if block.shape[1]:
+            yield from chain.push(block, False)
+    yield from chain.push(None, True)
+
+
+def _batched(audio: Float[np.ndarray, "..."]) -> Float32[np.ndarray, "b n c"]:
+    """`audio` as [b, n, c], once it is known to be good."""
+    audio = np.asarray(audio)
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise ValueError(f"audio must be floating point from -1 to 1, got {audio.dtype}")
+    if audio.ndim == 1:
+        audio = audio[:, None]
+    if audio.ndim == 2:
+        audio = audio[None]
+    if audio.ndim != 3 or audio.shape[0] == 0 or audio.shape[2] not in (1, 2):
+        raise ValueError(f"audio must be [n], [n, c] or [b, n, c] with 1 or 2 channels last, got {list(audio.shape)}")
+    if not np.isfinite(audio).all():
+        raise ValueError("audio must be finite: it holds NaN or infinity")
+    return audio.astype(np.float32)

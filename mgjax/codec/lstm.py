@@ -1,0 +1,65 @@
+"""The LSTM in the middle of EnCodec's encoder and decoder, with its state in the caller's hands."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+State = tuple[Float[Array, "l b d"], Float[Array, "l b d"]]  # what each layer puts out, and its cell
+
+_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(width), as torch does
+
+
+class LSTM(nn.Module):
+    """A stack of LSTM layers of the input's width, with the input added to what they put out."""
+
+    num_layers: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], length: int | Int[Array, ""], state: State | None = None
+    ) -> tuple[Float[Array, "b t d"], State]:
+        """The output and the state after `length` frames; `state` is where to go on from, zeros where None."""
+        if state is None:
+            state = zero_state(self.num_layers, x.shape[0], x.shape[2])
+        y, states = x, []
+        for i in range(self.num_layers):
+            layer = Layer(name=f"layer{i}")
+            y, last = layer(y, length, (state[0][i], state[1][i]))
+            states.append(last)
+        hidden, cell = zip(*states, strict=True)
+        return x + y, (jnp.stack(hidden), jnp.stack(cell))
+
+
+def zero_state(num_layers: int, batch: int, width: int) -> State:
+    """The state before the first frame."""
+    return jnp.zeros((num_layers, batch, width)), jnp.zeros((num_layers, batch, width))
+
+
+class Layer(nn.Module):
+    """One LSTM layer; the gates stand in the order input, forget, cell, output."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], length: int | Int[Array, ""], state: tuple[Array, Array]
+    ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+        width = x.shape[-1]
+        input_kernel = self.param("input_kernel", _init, (width, 4 * width))
+        hidden_kernel = self.param("hidden_kernel", _init, (width, 4 * width))
+        input_bias = self.param("input_bias", nn.initializers.zeros_init(), (4 * width,))
+        hidden_bias = self.param("hidden_bias", nn.initializers.zeros_init(), (4 * width,))
+        gates = jnp.einsum("btd,df->tbf", x, input_kernel) + (input_bias + hidden_bias)[None, None]
+
+        def step(carry, inputs):
+            index, gate = inputs
+            hidden, cell = carry
+            i, f, g, o = jnp.split(gate + hidden @ hidden_kernel, 4, axis=-1)
+            new_cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+            new_hidden = jax.nn.sigmoid(o) * jnp.tanh(new_cell)
+            counts = index < length
+            return (jnp.where(counts, new_hidden, hidden), jnp.where(counts, new_cell, cell)), new_hidden
+
+        state, y = jax.lax.scan(step, state, (jnp.arange(x.shape[1]), gates))
+        return jnp.swapaxes(y, 0, 1), state

@@ -1,0 +1,29 @@
+"""Residual vector quantisation (Défossez et al. 2022, section 3.2): each codebook codes what the ones before left over."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def nearest(x: Float[Array, "b t d"], embed: Float[Array, "v d"]) -> Int[Array, "b t"]:
+    """The index of the codeword nearest to each frame, in float32; the first of equals."""
+    products = jnp.einsum("btd,vd->btv", x, embed, precision="highest", preferred_element_type=jnp.float32)
+    return jnp.argmin(jnp.sum(jnp.square(embed), axis=-1)[None, None] - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def quantize(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> Int[Array, "b t k"]:
+    """The codes of `latents` by the codebooks in `embed`, the first ones of the codec or all."""
+
+    def level(residual, codebook):
+        codes = nearest(residual, codebook)
+        return residual - jnp.take(codebook, codes, axis=0), codes
+
+    _, codes = jax.lax.scan(level, latents.astype(jnp.float32), embed.astype(jnp.float32))
+    return jnp.moveaxis(codes, 0, -1)
+
+
+def dequantize(codes: Int[Array, "b t k"], embed: Float[Array, "n v d"]) -> Float[Array, "b t d"]:
+    """The latents that `codes` stand for: the sum of a codeword of each of the first k codebooks."""
+    return sum(jnp.take(embed[i], codes[..., i], axis=0) for i in range(codes.shape[-1]))
