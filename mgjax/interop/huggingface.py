@@ -96,17 +96,21 @@ def read_codec(
     directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
 ) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec of a directory that holds an EncodecModel or a whole MusicGen model."""
-    directory = Path(directory)
+    config, match = match_codec(Path(directory))
+    return config, table.load(match, dtype=dtype, place=place)
+
+
+def match_codec(directory: Path) -> tuple[CodecConfig, table.Match]:
+    """The codec's config and what `table.load` needs to read it."""
     values, prefix = _part_of_model(directory, "encodec", "audio_encoder")
     config = _codec_config(values, directory / "config.json")
-    match = table.match(
+    return config, table.match(
         names.huggingface_codec(config),
         _with_prefix(weights.find(directory), prefix),
         shapes.codec_shapes(config),
         where=str(directory),
         aliases=names.ALIASES,
     )
-    return config, table.load(match, dtype=dtype, place=place)
 
 
 def read_text_encoder(
