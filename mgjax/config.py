@@ -178,9 +178,11 @@ class ModelConfig:
     channels: int = 1
     window_seconds: float = 30.0
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    tokenizer: str = "sentencepiece"  # "sentencepiece" (T5's, from the model's files) or "bytes" (needs no files)
     license: str = "unknown"
 
     def __post_init__(self):
+        _one_of("tokenizer", self.tokenizer, ("sentencepiece", "bytes"))
         if self.channels % self.codec.channels:
             raise ConfigError(f"{self.channels} channels cannot be coded by a codec of {self.codec.channels}")
         streams = self.channels // self.codec.channels

@@ -31,9 +31,7 @@ class Einsum(nn.Module):
     def __call__(self, x: Array) -> Array:
         dtype = self.dtype or x.dtype
         kernel = self.param("kernel", self.kernel_init, self.shape)
-        y = jnp.einsum(
-            self.equation, x.astype(dtype), kernel.astype(dtype), preferred_element_type=self.result_dtype
-        )
+        y = jnp.einsum(self.equation, x.astype(dtype), kernel.astype(dtype), preferred_element_type=self.result_dtype)
         if self.bias_axes:
             bias = self.param("bias", nn.initializers.zeros_init(), self.shape[-self.bias_axes :])
             y = y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - bias.ndim))

@@ -49,7 +49,7 @@ def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
     """The language model in transformers, which leaves out a projection between equal widths."""
     k, body = config.num_codebooks, "decoder.model.decoder"
     yield _stacked("embed/embedding", body + ".embed_tokens.{k}.weight", k)
-    yield _stacked("head/kernel", "decoder.lm_heads.{k}.weight", k, LINEAR)
+    yield Rule(("head/kernel",), tuple(f"decoder.lm_heads.{n}.weight" for n in range(k)), LINEAR)
     yield from _norm("out_norm", f"{body}.layer_norm")
     for i in range(config.num_layers):
         here, there = f"layer{i}", f"{body}.layers.{i}"
@@ -76,7 +76,7 @@ def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
     """The language model in audiocraft."""
     k = config.num_codebooks
     yield _stacked("embed/embedding", "emb.{k}.weight", k)
-    yield _stacked("head/kernel", "linears.{k}.weight", k, LINEAR)
+    yield Rule(("head/kernel",), tuple(f"linears.{n}.weight" for n in range(k)), LINEAR)
     yield from _norm("out_norm", "out_norm")
     for i in range(config.num_layers):
         here, there = f"layer{i}", f"transformer.layers.{i}"

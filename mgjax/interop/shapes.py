@@ -35,7 +35,7 @@ def lm_shapes(config: LMConfig) -> Shapes:
         config.head_dim,
         config.ffn_dim,
     )
-    shapes = {"embed/embedding": (k, v + 1, d), "head/kernel": (k, d, v)} | _norm("out_norm", d)
+    shapes = {"embed/embedding": (k, v + 1, d), "head/kernel": (d, k, v)} | _norm("out_norm", d)
     for i in range(config.num_layers):
         shapes |= under(f"layer{i}", _norm("self_norm", d) | _norm("ffn_norm", d))
         shapes[f"layer{i}/self_attn/qkv/kernel"] = (d, 3, h, e)

@@ -51,7 +51,7 @@ class LM(nn.Module):
         streams = (config.num_codebooks, config.codebook_size)
         narrow = nn.initializers.truncated_normal(config.dim**-0.5, lower=-3.0, upper=3.0)
         self.embed = Embedding(config)
-        # The numbers in these names are those of the checkpoints' tables: attributes, not a list, so that they stand alone.
+        # Attributes, not a list: the tables of checkpoints name each layer alone.
         for i in range(config.num_layers):
             setattr(self, f"layer{i}", Layer(config, i))
         self.out_norm = LayerNorm()
@@ -128,7 +128,7 @@ class LM(nn.Module):
     def extend(
         self, tokens: Int[Array, "b s k"], context: Context, cache: Cache, step: Int[Array, ""] | int
     ) -> tuple[Float[Array, "b s k v"], Cache]:
-        """Logits of the step after each of `s` steps, the first of which is `step`, and the cache that holds them too."""
+        """Logits of the step after each of `s` steps, of which `step` is the first, and the cache with them in it."""
         index = step + context.prefix.shape[1]
         num_slots = cache[0].key.shape[2]
         reach = (index + jnp.arange(tokens.shape[1]))[:, None] >= jnp.arange(num_slots)[None, :]

@@ -100,7 +100,7 @@ def advance(
     Args:
       free: Which codes of each step are drawn; the others keep what `state.tokens` holds.
       until: The last step to draw, below the capacity.
-      clock: The time of step 0, so that the same moment of a piece draws the same numbers in every window.
+      clock: The time of step 0: random numbers are drawn by time, which goes on from window to window.
     """
     guided = context.prefix_mask.shape[0] == 2 * state.tokens.shape[0]
 
@@ -121,12 +121,12 @@ def advance(
     return jax.lax.while_loop(lambda state: state.step < until, one_step, state)
 
 
-def grow(state: State, capacity: int) -> State:
-    """The same state with room for `capacity` steps."""
-    more = capacity - state.tokens.shape[1]
+def grow(state: State, tokens: Int[Array, "b s k"]) -> State:
+    """The same state with `tokens`, which are more than it had, and a cache that has room for them."""
+    more = tokens.shape[1] - state.tokens.shape[1]
     pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
     cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
-    return State(jnp.pad(state.tokens, ((0, 0), (0, more), (0, 0))), cache, state.step)
+    return State(tokens, cache, state.step)
 
 
 def guide(logits: Float[Array, "two_b k v"], guidance: Float[Array, "b"]) -> Float[Array, "b k v"]:

@@ -1,0 +1,127 @@
+"""Music of any length: windows over the model's span, chunks within a window, codes handed out as they are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from mgjax.lm import pattern as patterns
+from mgjax.lm.model import LM, Context
+from mgjax.lm.sample import Draws, advance, capacity_for, grow, start
+
+# Steps between two returns to Python: about a second of music.
+CHUNK_STEPS = 50
+# A cache that starts shorter than this would soon be compiled again.
+_FIRST_CAPACITY = 512
+
+
+class Window(NamedTuple):
+    """A stretch of the piece that the model sees at once, in frames: it starts at `offset`, and its first `given`
+    frames are known."""
+
+    offset: int
+    num_frames: int
+    given: int
+
+
+def windows(num_frames: int, prompt_frames: int, window_frames: int, stride_frames: int) -> list[Window]:
+    """The windows that make `num_frames` frames, each `stride_frames` after the one before.
+
+    Every window after the first starts from the frames it shares with the one before it, and counts its positions
+    from 0, as the published system does.
+    """
+    if not 0 < stride_frames < window_frames and num_frames > window_frames:
+        raise ValueError(
+            f"stride must be above 0 and below the window, got a stride of {stride_frames} frames "
+            f"and a window of {window_frames} frames"
+        )
+    plan = [Window(0, min(num_frames, window_frames), prompt_frames)]
+    while (done := plan[-1].offset + plan[-1].num_frames) < num_frames:
+        offset = plan[-1].offset + stride_frames
+        plan.append(Window(offset, min(num_frames - offset, window_frames), done - offset))
+    return plan
+
+
+def generate(
+    module: LM,
+    params: dict,
+    context_for: Callable[[Window], Context],
+    prompt: Int[np.ndarray, "b p k"],
+    plan: list[Window],
+    draws: Draws,
+    progress: Callable[[int, int], None] | None = None,
+    place: Callable[[np.ndarray], Array] = jnp.asarray,
+) -> Iterator[Int[np.ndarray, "b t k"]]:
+    """Yields the codes of the piece in order, the prompt's included, as soon as all codebooks of a frame are known.
+
+    Args:
+      context_for: The conditions of a window, with null rows after the others for guidance.
+      prompt: Codes that the piece starts with (no frames for none).
+      plan: What `windows` gave.
+      draws: How to sample.
+      progress: Called with the frames made so far and in all, after each chunk.
+      place: Puts an array with one row per piece on its devices.
+    """
+    pattern = patterns.from_config(module.config)
+    total = plan[-1].offset + plan[-1].num_frames
+    known = prompt  # what the next window starts from
+    handed_out = 0
+    for window, following in zip(plan, [*plan[1:], None], strict=True):
+        steps = pattern.steps(window.num_frames)
+        for tokens, num_complete in _decode(module, params, context_for(window), known, window, draws, place):
+            # The frames of a code that is not known yet stand after `num_complete`.
+            codes = tokens[:, steps, np.arange(pattern.num_codebooks)][:, :num_complete]
+            made = window.offset + num_complete
+            if made > handed_out:
+                yield codes[:, handed_out - window.offset :]
+                handed_out = made
+            if progress:
+                progress(made, total)
+        if following:
+            known = codes[:, following.offset - window.offset :]
+
+
+def _decode(
+    module: LM,
+    params: dict,
+    context: Context,
+    given: Int[np.ndarray, "b p k"],
+    window: Window,
+    draws: Draws,
+    place: Callable[[np.ndarray], Array],
+) -> Iterator[tuple[Int[np.ndarray, "b s k"], int]]:
+    """Yields, chunk by chunk, the steps of one window and how many of its frames are complete."""
+    pattern = patterns.from_config(module.config)
+    layout = pattern.layout(window.num_frames)
+    complete = pattern.frames_complete(window.num_frames)
+    last_step = len(layout) - 1
+    first_step = pattern.first_step(window.num_frames, window.given)
+    # Times of steps are unique over all windows, so that no two codes are drawn with the same random numbers.
+    clock = jnp.int32(pattern.num_steps(window.offset) if window.offset else 0)
+
+    codes = np.pad(given, ((0, 0), (0, window.num_frames - window.given), (0, 0)))
+    tokens = np.array(pattern.build(jnp.asarray(codes), module.config.special_token))
+    free = layout >= window.given
+
+    def fitted(table: np.ndarray, capacity: int, axis: int) -> np.ndarray:
+        """The table cut or padded to the capacity, so that programs are compiled for few lengths."""
+        table = np.take(table, np.arange(min(capacity, len(layout))), axis)
+        return np.pad(table, [(0, capacity - n if i == axis else 0) for i, n in enumerate(table.shape)])
+
+    capacity = capacity_for(min(len(layout), max(first_step + CHUNK_STEPS, _FIRST_CAPACITY)))
+    step = first_step - 1
+    num_read = min(capacity_for(step), capacity) if step else 0
+    state = start(module, params, context, place(fitted(tokens, capacity, 1)), jnp.int32(step), num_read)
+    while step < last_step:
+        step = min(step + CHUNK_STEPS, last_step)
+        if step >= capacity:
+            capacity = capacity_for(step + 1)
+            state = grow(state, place(fitted(tokens, capacity, 1)))
+        state = advance(module, params, context, state, fitted(free, capacity, 0), draws, jnp.int32(step), clock)
+        made = np.asarray(state.tokens)[:, : len(layout)]
+        tokens[:, : made.shape[1]] = made
+        yield tokens, int(complete[step])
