@@ -177,7 +177,7 @@ def fold_weight_norm(config: CodecConfig, params: dict) -> tuple[CodecConfig, di
 
 
 def unfold_weight_norm(config: CodecConfig, params: dict) -> tuple[CodecConfig, dict]:
-    """The inverse of `fold_weight_norm`, with the kernels' own norms as scales: the form that is trained and published."""
+    """The inverse of `fold_weight_norm`, its scales the kernels' own norms: the form that is trained."""
     if config.norm != "none":
         return config, params
 
@@ -194,9 +194,8 @@ def _map_convolutions(tree: dict, change: Callable[[dict, int], dict]) -> dict:
         if not isinstance(value, dict):
             mapped[name] = value
         elif "kernel" in value:
-            mapped[name] = change(
-                value, 1 if name == "up" else 2
-            )  # torch's first axis: input channels where transposed
+            # The first axis of torch's kernel: the input channels of a transposed convolution, else the outputs.
+            mapped[name] = change(value, 1 if name == "up" else 2)
         else:
             mapped[name] = _map_convolutions(value, change)
     return mapped

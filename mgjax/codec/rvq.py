@@ -1,4 +1,4 @@
-"""Residual vector quantisation (Défossez et al. 2022, section 3.2): each codebook codes what the ones before left over."""
+"""Residual vector quantisation (Défossez et al. 2022, section 3.2): each codebook codes the rest of the ones before."""
 
 from __future__ import annotations
 
@@ -26,4 +26,6 @@ def quantize(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> In
 
 def dequantize(codes: Int[Array, "b t k"], embed: Float[Array, "n v d"]) -> Float[Array, "b t d"]:
     """The latents that `codes` stand for: the sum of a codeword of each of the first k codebooks."""
-    return sum(jnp.take(embed[i], codes[..., i], axis=0) for i in range(codes.shape[-1]))
+    _, v, d = embed.shape
+    rows = codes + (jnp.arange(codes.shape[-1]) * v)[None, None]
+    return jnp.sum(jnp.take(embed.reshape(-1, d), rows, axis=0), axis=2)

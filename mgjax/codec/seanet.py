@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, then half the samples... of `stride` at twice the channels."""
+    """Residual blocks, then one sample for every `stride` at twice the channels."""
 
     config: CodecConfig
     stride: int

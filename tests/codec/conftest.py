@@ -27,11 +27,14 @@ def torch_codec(form: str) -> TorchEncodec:
     model = TorchEncodec(EncodecConfig(num_filters=4, hidden_size=16, codebook_dim=16, **_FORMS[form])).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("original0") or name.endswith("weight_g"):
-                parameter.mul_(torch.rand_like(parameter) + 0.8)  # so that scale is not the kernel's own norm
+            if name.endswith("original0"):
+                parameter.mul_(torch.rand_like(parameter) + 1)  # loud, and with scales that are not the kernels' norms
+            elif ".lstm.weight" in name:
+                parameter.mul_(6)  # so that the state is heard
         latents = model.encoder(torch.randn(1, model.config.audio_channels, 16_000) * 0.3)
-        for layer in model.quantizer.layers:
-            layer.codebook.embed.normal_(0, float(latents.std()))
+        for i, layer in enumerate(model.quantizer.layers):
+            rows = torch.randint(latents.shape[2], (model.config.codebook_size,))
+            layer.codebook.embed.copy_(latents[0, :, rows].T * 0.7**i * torch.randn(len(rows), 1))
     return model
 
 
