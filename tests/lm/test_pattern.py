@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,16 +140,19 @@ def test_musiclm():
 
 
 def test_build_then_revert_gives_the_codes_back(pattern):
-    @functools.partial(jax.jit, static_argnums=1)
-    def there_and_back(codes, num_frames):
-        tokens = pattern.build(codes, S)
-        return tokens, pattern.revert(tokens, num_frames)
+    @jax.jit  # all lengths in one program: compiling is what takes the time
+    def there_and_back(batches):
+        tokens = [pattern.build(codes, S) for codes in batches]
+        return tokens, [
+            pattern.revert(sequence, codes.shape[1]) for sequence, codes in zip(tokens, batches, strict=True)
+        ]
 
-    for num_frames in range(1, 10):
-        codes = np.random.default_rng(num_frames).integers(0, S, (2, num_frames, pattern.num_codebooks), np.int32)
-        tokens, again = jax.device_get(there_and_back(codes, num_frames))
-        assert tokens.shape == (2, pattern.num_steps(num_frames), pattern.num_codebooks)
-        assert np.array_equal(tokens != S, np.broadcast_to(pattern.layout(num_frames) >= 0, tokens.shape))
+    numbers = np.random.default_rng(0)
+    batches = [numbers.integers(0, S, (2, length, pattern.num_codebooks), np.int32) for length in range(1, 10)]
+    for codes, tokens, again in zip(batches, *jax.device_get(there_and_back(batches)), strict=True):
+        layout = pattern.layout(codes.shape[1])
+        assert tokens.shape == (2, *layout.shape)
+        assert np.array_equal(tokens != S, np.broadcast_to(layout >= 0, tokens.shape))
         assert np.array_equal(again, codes)
 
 
@@ -200,14 +201,19 @@ def test_logits_of_the_training_layout_leave_out_the_last_delayed_frames():
     assert np.array_equal(predictions[0, :, :, 0], known)
 
 
-@pytest.mark.parametrize("num_frames", [1, 7])
-def test_logits_line_up_with_codes(pattern, num_frames):
+def test_logits_line_up_with_codes(pattern):
     """One-hot predictions of the next step's tokens come back as the codes."""
-    codes = jax.random.randint(jax.random.key(0), (1, num_frames, pattern.num_codebooks), 0, 7)
-    tokens = pattern.build(codes, 7)
-    if pattern.layout(num_frames)[0].max() < 0:
-        tokens = jnp.concatenate([tokens[:, 1:], jnp.full_like(tokens[:, :1], 7)], axis=1)
-    predictions, known = pattern.revert_logits(jax.nn.one_hot(tokens, 8), num_frames)
+    num_frames = 7
+    codes = np.random.default_rng(0).integers(0, 7, (1, num_frames, pattern.num_codebooks), np.int32)
+
+    @jax.jit
+    def predict(codes):
+        tokens = pattern.build(codes, 7)
+        if pattern.layout(num_frames)[0].max() < 0:
+            tokens = jnp.concatenate([tokens[:, 1:], jnp.full_like(tokens[:, :1], 7)], axis=1)
+        return pattern.revert_logits(jax.nn.one_hot(tokens, 8), num_frames)
+
+    predictions, known = predict(codes)
     assert known.all()
     assert np.array_equal(predictions.argmax(-1), codes)
 
