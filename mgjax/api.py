@@ -215,7 +215,7 @@ class MusicGen:
         if config.text_dim is not None and (any(texts) or not config.cross_attention):
             ids, mask = self._tokenize(texts)
             encoded = _encode_text(T5Encoder(self.config.text), self._params["text"], ids, mask)
-            text = Condition(jnp.tile(encoded, (copies, 1, 1)), _with_null(mask, copies))
+            text = Condition(jnp.tile(encoded, (copies, 1, 1)), jnp.asarray(_with_null(mask, copies)))
             attended = self._attended(mask, copies)
         melody = None
         if config.num_chroma:

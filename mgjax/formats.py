@@ -28,7 +28,7 @@ def read(
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
-    directory = hub.fetch(source)
+    directory = hub.fetch(os.fspath(source))
     form = checkpoint.detect(directory)
     if form == "audiocraft":
         return audiocraft.read_model(directory, text_encoder=text_encoder, dtype=dtype, place=place)
@@ -39,7 +39,7 @@ def read(
 
 def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict]:
     """The codec at `source`, alone or part of a whole model."""
-    directory = hub.fetch(source)
+    directory = hub.fetch(os.fspath(source))
     return FORMATS[checkpoint.detect(directory)].read_codec(directory, place=place)
 
 
