@@ -144,7 +144,7 @@ def read_model(
             window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
             sampling=Sampling(guidance=float(_at(run, "classifier_free_guidance.inference_coef", 3.0))),
         )
-    except ConfigError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     wanted = shapes.lm_shapes(lm_config)
     matches = {"lm": table.match(names.audiocraft_lm(lm_config), state, wanted, where=str(path), ignored=_IGNORED)}
@@ -238,30 +238,30 @@ def _lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> 
     embed, up = state.get("emb.0.weight"), state.get("transformer.layers.0.linear1.weight")
     if embed is None or up is None or len(embed.shape) != 2 or len(up.shape) != 2:
         raise CheckpointError(f"{path}: holds no language model (no emb.0.weight, no transformer.layers.0)")
-    dim = _at(run, "transformer_lm.dim", embed.shape[1])
-    count = _at(run, "transformer_lm.n_q", _count(state, r"emb\.(\d+)\."))
-    scale = _at(run, "transformer_lm.hidden_scale", up.shape[0] / embed.shape[1])
     conditioner = "condition_provider.conditioners"
     text = state.get(f"{conditioner}.description.output_proj.weight")
     chroma = state.get(f"{conditioner}.self_wav.output_proj.weight")
     crossed = "transformer.layers.0.cross_attention.in_proj_weight" in state
-    fields = {
-        "dim": dim,
-        "num_layers": _at(run, "transformer_lm.num_layers", _count(state, r"transformer\.layers\.(\d+)\.")),
-        "num_heads": _at(run, "transformer_lm.num_heads", max(1, embed.shape[1] // 64)),
-        "num_codebooks": count,
-        "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
-        "delays": _at(run, "codebooks_pattern.delay.delays") or list(range(count)),
-        "text_dim": text.shape[-1] if text else None,
-        "text_fuse": "cross" if crossed or text is None else "prefix",
-        "num_chroma": chroma.shape[-1] if chroma else 0,
-    }
-    if chroma:
-        samples = (_at(run, "dataset.segment_duration") or 30) * _at(run, "sample_rate", 32_000)
-        fields["chroma_frames"] = int(samples / _CHROMA_HOP) + 1
     try:
-        return from_dict(LMConfig, fields | {"ffn_dim": int(scale * dim)})
-    except (ConfigError, TypeError) as error:
+        dim = _at(run, "transformer_lm.dim", embed.shape[1])
+        count = _at(run, "transformer_lm.n_q", _count(state, r"emb\.(\d+)\."))
+        fields = {
+            "dim": dim,
+            "num_layers": _at(run, "transformer_lm.num_layers", _count(state, r"transformer\.layers\.(\d+)\.")),
+            "num_heads": _at(run, "transformer_lm.num_heads", max(1, embed.shape[1] // 64)),
+            "ffn_dim": int(dim * float(_at(run, "transformer_lm.hidden_scale", up.shape[0] / embed.shape[1]))),
+            "num_codebooks": count,
+            "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
+            "delays": _at(run, "codebooks_pattern.delay.delays") or list(range(count)),
+            "text_dim": text.shape[-1] if text else None,
+            "text_fuse": "cross" if crossed or text is None else "prefix",
+            "num_chroma": chroma.shape[-1] if chroma else 0,
+        }
+        if chroma:
+            samples = (_at(run, "dataset.segment_duration") or 30) * _at(run, "sample_rate", 32_000)
+            fields["chroma_frames"] = int(samples / _CHROMA_HOP) + 1
+        return from_dict(LMConfig, fields)
+    except (ValueError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: its xp.cfg does not describe a language model: {error}") from None
 
 

@@ -235,7 +235,7 @@ def test_another_text_encoder(written, saved, tmp_path):
 
 
 def test_names_of_text_encoders(theirs, tmp_path):
-    with pytest.raises(CheckpointError, match="none of.*t5-base.*give text_encoder="):
+    with pytest.raises(CheckpointError, match=r"none of.*t5-base.*give text_encoder="):
         audiocraft.write_model(tmp_path / "model", theirs)
     assert audiocraft._t5_name(audiocraft._T5["t5-large"]) == "t5-large"
 
