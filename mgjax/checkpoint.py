@@ -54,6 +54,11 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.
     return Checkpoint(config, table.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
 
+def read_config(directory: str | os.PathLike) -> ModelConfig:
+    """What the model in mgjax form in `directory` is; its weights need not be there."""
+    return _read_config(Path(directory), "model", ModelConfig)
+
+
 def write_model(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Writes a model in mgjax form; a model that is in `directory` already is replaced at the very end."""
     with replacing(directory) as temporary:

@@ -80,7 +80,7 @@ class CodecConfig:
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The encoder of T5 (Raffel et al. 2020). The defaults are t5-base; FLAN-T5 is v1.1 with `activation="gated-gelu"`."""
+    """The encoder of T5 (Raffel et al. 2020). The defaults are t5-base; FLAN-T5 has `activation="gated-gelu"`."""
 
     vocab_size: int = 32_128
     dim: int = 768
@@ -100,7 +100,7 @@ class T5Config:
 
 @dataclasses.dataclass(frozen=True)
 class LMConfig:
-    """The causal transformer over K streams of codes (Copet et al. 2023, section 2). The defaults are musicgen-small."""
+    """The causal transformer over K streams of codes (Copet et al. 2023). The defaults are musicgen-small."""
 
     dim: int = 1024
     num_layers: int = 24
@@ -193,7 +193,8 @@ class ModelConfig:
             )
         if self.lm.codebook_size != self.codec.codebook_size:
             raise ConfigError(
-                f"the language model's codebooks hold {self.lm.codebook_size} codes, the codec's {self.codec.codebook_size}"
+                f"the language model's codebooks hold {self.lm.codebook_size} codes, "
+                f"the codec's {self.codec.codebook_size}"
             )
         if (self.lm.text_dim is None) != (self.text is None) or (self.text and self.text.dim != self.lm.text_dim):
             raise ConfigError(
@@ -207,7 +208,7 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
+def from_dict(cls: type, values: Any, where: str = "") -> Any:
     """A `cls` from plain values, the inverse of `dataclasses.asdict`.
 
     Raises:

@@ -29,7 +29,7 @@ def fetch(source: str, allow: Sequence[str] | None = None) -> Path:
         been fetched before.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source and folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", source):
         raise CheckpointError(f"{source}: there is no such folder; give a folder, or the id of a model on the Hub")
