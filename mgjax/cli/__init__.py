@@ -1,0 +1,60 @@
+"""The command `mgjax`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import mgjax
+from mgjax.cli import coding, generate, models, terminal
+
+_EPILOG = """\
+first steps:
+  mgjax generate "a slow waltz on accordion" --out waltz.wav
+  mgjax generate --help
+
+The model "debug" is a toy with random weights: it makes noise, to try things out. Where the Hugging Face Hub can be
+reached, `--model facebook/musicgen-small` makes music.
+
+Choose the device with JAX_PLATFORMS=cpu, cuda or tpu. MGJAX_TRACEBACK=1 shows where in the code an error arose.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (None: that of this process).
+
+    Returns:
+      The exit status: 0, 2 for an error that the caller can mend, or 130 where Ctrl-C ended it.
+    """
+    with terminal.messages():
+        try:
+            args = _parser().parse_args(argv)
+            args.run(args)
+        except SystemExit as leaving:  # argparse has said why
+            return leaving.code
+        except KeyboardInterrupt:
+            terminal.say("stopped; finished files are kept")
+            return 130
+        except Exception as error:
+            advice = terminal.explain(error)
+            if advice is None or os.environ.get("MGJAX_TRACEBACK"):
+                raise
+            terminal.say(f"error: {advice}")
+            return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mgjax",
+        description="Makes music from words, with MusicGen in JAX.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mgjax {mgjax.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    generate.add_command(commands)
+    coding.add_commands(commands)
+    models.add_commands(commands)
+    return parser

@@ -1,0 +1,218 @@
+"""`mgjax encode` and `mgjax decode`: sound files to files of codes and back, of any length in bounded memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import mgjax
+from mgjax.cli import terminal
+from mgjax.data import audio
+
+_BLOCK_SECONDS = 10.0
+_MOST_BYTES = 1 << 30  # of a file of codes, unpacked: some weeks of music, and no more than a machine can hold
+_MODEL_HELP = 'the model whose codec to use: "debug", a name on the Hugging Face Hub, or a folder'
+
+
+class CodeFile(NamedTuple):
+    """The content of a file of codes: a numpy .npz of these arrays.
+
+    `codes` is `[t, k]`, or `[chunks, t, k]` with a scale for each chunk where the codec codes chunks apart.
+    """
+
+    codes: np.ndarray
+    num_samples: int
+    sample_rate: int
+    channels: int
+    model: str
+    codec_hash: str
+    scales: np.ndarray | None
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `encode` and `decode` to the commands of argparse."""
+    encode = commands.add_parser(
+        "encode",
+        help="turn sound into codes",
+        description="Writes the codes of a sound file, of any length, as numpy arrays.",
+        epilog="example:\n  mgjax encode song.wav song.npz --model facebook/encodec_32khz",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    encode.set_defaults(run=run_encode)
+    encode.add_argument("input", type=Path, metavar="SOUND", help="a wav, flac, ogg or mp3 file")
+    encode.add_argument("output", type=Path, metavar="CODES.npz")
+    encode.add_argument("--model", default="debug", metavar="NAME|DIR", help=f"{_MODEL_HELP} (debug)")
+    encode.add_argument(
+        "--bandwidth", type=terminal.positive, metavar="KBPS", help="one of the codec's, in kilobits a second (highest)"
+    )
+
+    decode = commands.add_parser(
+        "decode",
+        help="turn codes into sound",
+        description="Writes the sound of a file of codes that mgjax encode made.",
+        epilog="example:\n  mgjax decode song.npz again.wav",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    decode.set_defaults(run=run_decode)
+    decode.add_argument("input", type=Path, metavar="CODES.npz")
+    decode.add_argument("output", type=Path, metavar="SOUND", help="a name that ends in .wav, .flac, .ogg or .mp3")
+    decode.add_argument("--model", metavar="NAME|DIR", help=f"{_MODEL_HELP} (the one that the file names)")
+    for parser in (encode, decode):
+        parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+        terminal.add_model_options(parser)
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    """Encodes `args.input` to `args.output`."""
+    if args.output.suffix != ".npz":
+        raise ValueError(f"{args.output}: codes are kept in .npz files; name it {args.output.with_suffix('.npz')}")
+    terminal.refuse_to_overwrite([args.output], args.force)
+    terminal.writable_folder(args.output.parent)
+    sound = audio.info(args.input)
+    terminal.prepare(args)
+    codec = mgjax.load_codec(args.model)
+    if sound.channels > codec.channels:
+        warnings.warn(f"{args.input} has {sound.channels} channels; mixed down to {codec.channels}", stacklevel=2)
+    num_samples = 0
+    with terminal.Progress("encode", sound.num_samples / sound.sample_rate) as progress:
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal num_samples
+            for block in audio.blocks(args.input, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
+                num_samples += len(block)
+                yield block
+                progress.reach(num_samples / codec.sample_rate)
+
+        smallest = np.min_scalar_type(codec.codebook_size - 1)
+        codes, scales = _gathered(codec.encode_blocks(counted(), args.bandwidth), smallest)
+    write_codes(
+        args.output,
+        CodeFile(codes, num_samples, codec.sample_rate, codec.channels, args.model, codec.hash, scales),
+    )
+    print(args.output)
+
+
+def run_decode(args: argparse.Namespace) -> None:
+    """Decodes `args.input` to `args.output`."""
+    audio.writable_format(args.output)
+    terminal.refuse_to_overwrite([args.output], args.force)
+    terminal.writable_folder(args.output.parent)
+    file = read_codes(args.input)
+    terminal.prepare(args)
+    codec = mgjax.load_codec(args.model or file.model)
+    if file.codec_hash != codec.hash:
+        warnings.warn(
+            f"{args.input} was made by other weights ({file.model}, {file.codec_hash}); the sound will differ",
+            stacklevel=2,
+        )
+    if (file.sample_rate, file.channels) != (codec.sample_rate, codec.channels):
+        raise ValueError(
+            f"{args.input}: holds {file.channels} channel(s) at {file.sample_rate} Hz, but {args.model or file.model} "
+            f"makes {codec.channels} at {codec.sample_rate} Hz; give the model that made it by --model"
+        )
+    if (file.scales is None) != (codec.config.chunk_seconds is None):
+        raise ValueError(
+            f"{args.input}: comes from another kind of codec than {args.model or file.model}, "
+            f"{'one that codes everything in one' if file.scales is None else 'one that codes chunks apart'}"
+        )
+    missing = file.num_samples
+    with (
+        terminal.Progress("decode", file.num_samples / file.sample_rate) as progress,
+        audio.writer(args.output, codec.sample_rate, codec.channels) as sound,
+    ):
+        for piece in _decoded(args.input, file, codec):
+            sound.write(piece[0, :missing])
+            missing -= min(missing, piece.shape[1])
+            progress.reach((file.num_samples - missing) / file.sample_rate)
+        if missing:
+            raise ValueError(f"{args.input}: the codes end {missing} samples before the sound that they should hold")
+    print(args.output)
+
+
+def write_codes(path: Path, file: CodeFile) -> None:
+    """Writes `file` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as output:
+            np.savez_compressed(output, **{name: value for name, value in file._asdict().items() if value is not None})
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def read_codes(path: Path) -> CodeFile:
+    """The content of a file of codes; nothing in it is run, and it is no larger than it should be.
+
+    Raises:
+      OSError: There is no such file.
+      ValueError: It is something else, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
+                raise ValueError("it unpacks to more than 1 GB")
+        with np.load(path, allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise ValueError(f"{path}: is no file of codes that mgjax encode made ({error})") from error
+    expected = set(CodeFile._fields)
+    if set(values) | {"scales"} != expected:
+        raise ValueError(f"{path}: is no file of codes; it holds {sorted(values)}, expected {sorted(expected)}")
+    codes, scales = values["codes"], values.get("scales")
+    numbers = [values[name] for name in ("num_samples", "sample_rate", "channels")]
+    names = [values[name] for name in ("model", "codec_hash")]
+    if not (
+        np.issubdtype(codes.dtype, np.integer)
+        and codes.ndim == (2 if scales is None else 3)
+        and codes.size
+        and (scales is None or (scales.shape == codes.shape[:1] and scales.dtype == np.float32))
+        and (scales is None or np.isfinite(scales).all())
+        and all(number.shape == () and np.issubdtype(number.dtype, np.integer) and number > 0 for number in numbers)
+        and all(name.shape == () and name.dtype.kind == "U" for name in names)
+    ):
+        raise ValueError(f"{path}: is damaged: the arrays in it have the wrong shapes or types")
+    return CodeFile(codes, *map(int, numbers), *map(str, names), scales)
+
+
+def _gathered(pieces: Iterable[Any], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
+    """The codes of one row as `dtype`, and the scales of a codec that codes chunks apart."""
+    from mgjax.codec import chunks
+
+    pieces = list(pieces)
+    if isinstance(pieces[0], chunks.Chunks):
+        whole = chunks.merge(pieces)
+        return whole.codes[0].astype(dtype), whole.scales[0]
+    return np.concatenate([piece[0].astype(dtype) for piece in pieces]), None
+
+
+def _decoded(path: Path, file: CodeFile, codec: Any) -> Iterator[np.ndarray]:
+    """The sound of `file`; what the codec finds wrong with it is told with its name."""
+    try:
+        yield from codec.decode_blocks(_blocks(file, codec))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _blocks(file: CodeFile, codec: Any) -> Iterator[Any]:
+    """The codes of `file` in the pieces that the codec reads."""
+    from mgjax.codec import chunks
+
+    if file.scales is None:
+        frames = max(1, round(_BLOCK_SECONDS * codec.frame_rate))
+        for start in range(0, len(file.codes), frames):
+            yield file.codes[None, start : start + frames].astype(np.int32)
+        return
+    stride = chunks.Layout.of(codec.config).stride
+    for i, (codes, scale) in enumerate(zip(file.codes, file.scales, strict=True)):
+        samples = stride if i < len(file.codes) - 1 else file.num_samples - i * stride
+        yield chunks.Chunks(codes[None, None].astype(np.int32), scale[None, None], samples)

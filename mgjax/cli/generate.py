@@ -1,0 +1,295 @@
+"""`mgjax generate`: words in, music out, and beside it what is needed to make it again."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mgjax
+from mgjax import config
+from mgjax.cli import terminal
+from mgjax.cli.recipe import Recipe, Wish, read_recipe, read_wishes, settled, sha256, slug
+from mgjax.data import audio
+
+_EXAMPLES = """\
+examples:
+  mgjax generate "a slow waltz on accordion" --out waltz.wav
+  mgjax generate "80s synth pop" "calm piano, rain" --seconds 30 --out songs
+  mgjax generate --prompts ideas.txt --format flac --out songs
+  mgjax generate "the same, with drums" --continue demo.wav --seconds 20
+  mgjax generate --again songs/calm-piano-rain-1.json --out copy.wav
+
+Beside each sound file lies a .json of the same name that says how it was made; --again makes it once more.
+"""
+
+_SAMPLING = ("temperature", "top_k", "top_p", "guidance")
+
+
+def add_command(commands: Any) -> None:
+    """Adds `generate` to the commands of argparse."""
+    parser = commands.add_parser(
+        "generate",
+        help="make music from words",
+        description="Makes a sound file for each prompt.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # so that --again can tell what was asked for beside it
+    )
+    parser.set_defaults(run=run, prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
+
+    what = parser.add_argument_group("what to play")
+    what.add_argument("prompt", nargs="*", metavar="PROMPT", help='style, instruments, mood, tempo; "" for no wish')
+    what.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="more prompts, one a line; or a .jsonl file of objects with prompt and, if wanted, seconds, seed, name",
+    )
+    what.add_argument("--again", type=Path, metavar="FILE.json", help="make a piece again, as the file says")
+    what.add_argument("--seconds", type=terminal.positive, metavar="S", help="length of each piece (8)")
+    what.add_argument(
+        "--seed", type=int, metavar="N", help="another number, another piece; the second prompt gets N + 1 ... (0)"
+    )
+    what.add_argument("--continue", dest="continued", metavar="FILE", help="begin with this sound and go on from it")
+    what.add_argument(
+        "--trim-prompt",
+        action="store_true",
+        help="begin with the end of that sound, where it is longer than the model hears at once",
+    )
+
+    where = parser.add_argument_group("where to put it")
+    where.add_argument("--out", type=Path, metavar="FILE|DIR", help="a file, or a folder for several (this folder)")
+    where.add_argument("--format", choices=[suffix[1:] for suffix in audio.FORMATS], help="kind of file (wav)")
+    where.add_argument("--force", action="store_true", help="replace files that are there already")
+    where.add_argument("--loudness", type=_loudness, metavar="LUFS|off", help="make all pieces equally loud (-14)")
+
+    how = parser.add_argument_group("how to play it")
+    how.add_argument(
+        "--model",
+        metavar="NAME|DIR",
+        help='"debug", a toy that makes noise; a name on the Hugging Face Hub, such as facebook/musicgen-small; '
+        "or a folder (debug)",
+    )
+    how.add_argument(
+        "--temperature", type=float, metavar="T", help="above 1 wilder, below 1 tamer, 0 without chance (1)"
+    )
+    how.add_argument("--guidance", type=float, metavar="G", help="how strictly to follow the words, 1 for loosely (3)")
+    how.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest sounds, 0 for all (250)")
+    how.add_argument(
+        "--top-p", type=float, metavar="P", help="instead: from the likeliest that together hold P (0: off)"
+    )
+    how.add_argument("--window", type=terminal.positive, metavar="S", help="what the model hears at once (30)")
+    how.add_argument("--stride", type=terminal.positive, metavar="S", help="how far that moves on in long pieces (18)")
+
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--batch-size", type=terminal.count, metavar="N", help="pieces to play at a time (4)")
+    machine.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
+    )
+    machine.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
+    terminal.add_model_options(machine)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the pieces that `args` asks for, and prints the names of the files."""
+    # All that can go wrong by mistake goes wrong here, before minutes are spent on loading and playing.
+    sampling = {name: getattr(args, name) for name in _SAMPLING if name in args}
+    config.Sampling(**sampling)
+    plan = _plan_again(args) if "again" in args else _plan(args)
+    paths = _outputs(args, plan)
+    first = plan[0][1]
+    opening = _Opening.read(first) if first.continued else None
+
+    terminal.prepare(args)
+    model = mgjax.load(first.model, dtype=first.dtype, text_encoder=first.text_encoder)
+    recipes = [_completed(recipe, sampling, model) for _, recipe in plan]
+    if opening:
+        opening = opening.fitted(first, model.config.window_seconds)
+    with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:
+        done = 0.0
+        for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
+            for piece, (recipe, path) in zip(_play(model, batch, opening, progress, done), batch, strict=True):
+                _keep(piece, model.sample_rate, recipe, path)
+                done += recipe.seconds
+    for path in paths:
+        print(path)
+
+
+def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
+    """The name and the recipe of each piece, from the command line and the file of prompts."""
+    wishes = [Wish(prompt) for prompt in args.prompt]
+    if "prompts" in args:
+        wishes += read_wishes(args.prompts)
+    if not wishes:
+        raise ValueError('say what to play, as in: mgjax generate "a slow waltz on accordion"')
+    names = ("trim_prompt", "window", "stride", "dtype", "loudness")
+    common = {name: getattr(args, name) for name in names if name in args}
+    if "continued" in args:
+        common["continued"] = os.path.abspath(args.continued)
+        common["continued_sha256"] = sha256(args.continued)
+    plan = []
+    for i, wish in enumerate(wishes):
+        seed = getattr(args, "seed", 0) + i if wish.seed is None else wish.seed
+        recipe = Recipe(
+            prompt=wish.prompt,
+            seconds=wish.seconds or getattr(args, "seconds", 8.0),
+            seed=seed,
+            model=settled(getattr(args, "model", "debug")),
+            text_encoder=settled(getattr(args, "text_encoder", None)),
+            format=_format(args, "wav"),
+            **common,
+        )
+        plan.append((wish.name or f"{slug(wish.prompt)}-{seed}", recipe))
+    return plan
+
+
+def _plan_again(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
+    """The name and the recipe of the piece to be made again."""
+    allowed = {"run", "again", "out", "format", "force", "batch_size", "offline", "cache", "prompt"}
+    extra = sorted(set(vars(args)) - allowed) + ["a prompt"] * bool(args.prompt)
+    if extra:
+        raise ValueError(f"--again takes everything from {args.again}; leave out {', '.join(extra)}")
+    recipe = read_recipe(args.again)
+    return [(args.again.stem, dataclasses.replace(recipe, format=_format(args, recipe.format)))]
+
+
+def _format(args: argparse.Namespace, default: str) -> str:
+    """The kind of file that --out and --format agree on."""
+    asked = getattr(args, "format", None)
+    if not _is_file(args.out):
+        return asked or default
+    named = audio.writable_format(args.out) and args.out.suffix[1:].lower()
+    if asked and asked != named:
+        raise ValueError(f"--out {args.out} and --format {asked} contradict each other")
+    return named
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix[1:].isalnum() and not out.suffix[1:].isdigit() and not out.is_dir()
+
+
+def _outputs(args: argparse.Namespace, plan: list[tuple[str, Recipe]]) -> list[Path]:
+    """Where each piece goes, having made sure that it can go there."""
+    if _is_file(args.out):
+        if len(plan) > 1:
+            raise ValueError(f"--out {args.out} is one file, but there are {len(plan)} prompts: name a folder")
+        paths = [args.out]
+    else:
+        paths = [args.out / f"{name}.{recipe.format}" for name, recipe in plan]
+    twice = {str(path) for path in paths if paths.count(path) > 1}
+    if twice:
+        raise ValueError(f"several pieces would be called {', '.join(sorted(twice))}: give them other names or seeds")
+    for path in paths:
+        audio.writable_format(path)
+    terminal.refuse_to_overwrite([path for out in paths for path in (out, out.with_suffix(".json"))], args.force)
+    terminal.writable_folder(paths[0].parent)
+    return paths
+
+
+def _completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
+    """`recipe` with what only the loaded model knows."""
+    import jax
+
+    if recipe.model_hash not in (None, model.hash):
+        warnings.warn(
+            f"{recipe.model} has other weights now ({model.hash}, then {recipe.model_hash}); the piece will differ",
+            stacklevel=2,
+        )
+    device = jax.devices()[0]
+    return dataclasses.replace(
+        recipe,
+        sampling=recipe.sampling or dataclasses.replace(model.config.sampling, **sampling),
+        model_hash=model.hash,
+        mgjax=mgjax.__version__,
+        jax=jax.__version__,
+        device=f"{device.platform} ({device.device_kind})",
+    )
+
+
+def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tuple[Recipe, Path]]]:
+    """`pieces` in order, at most `size` together, all of one length."""
+    for _, group in itertools.groupby(pieces, lambda piece: piece[0].seconds):
+        alike = list(group)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
+
+
+def _play(
+    model: Any, batch: list[tuple[Recipe, Path]], opening: _Opening | None, progress: terminal.Progress, done: float
+) -> Any:
+    """The sound of a batch, float32 `[b, n, c]`; `done` seconds are finished already."""
+    recipes = [recipe for recipe, _ in batch]
+    first = recipes[0]
+    seconds = sum(recipe.seconds for recipe in recipes)
+    return model.generate(
+        [recipe.prompt for recipe in recipes],
+        seconds=first.seconds,
+        seed=[recipe.seed for recipe in recipes],
+        sampling=first.sampling,
+        prompt=opening and opening.sound,
+        prompt_sample_rate=opening and opening.sample_rate,
+        window=first.window,
+        stride=first.stride,
+        progress=lambda frames, total: progress.reach(done + seconds * frames / total),
+    )
+
+
+def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
+    """Writes a piece, and then its recipe."""
+    if recipe.loudness is not None:
+        piece = audio.normalize_loudness(piece, sample_rate, recipe.loudness)
+    audio.write(path, piece, sample_rate)
+    path.with_suffix(".json").write_text(config.to_json(recipe), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opening:
+    """The sound that a piece begins with."""
+
+    sound: audio.Audio
+    sample_rate: int
+
+    @classmethod
+    def read(cls, recipe: Recipe) -> _Opening:
+        opening = cls(*audio.read(recipe.continued))
+        if recipe.continued_sha256 != sha256(recipe.continued):
+            warnings.warn(f"{recipe.continued} has changed since; the piece will differ", stacklevel=2)
+        if opening.seconds >= recipe.seconds and not recipe.trim_prompt:
+            raise ValueError(
+                f"{recipe.continued} lasts {opening.seconds:.1f} s, and --seconds is the length of the whole piece: "
+                f"ask for more than {opening.seconds:.1f}"
+            )
+        return opening
+
+    @property
+    def seconds(self) -> float:
+        return len(self.sound) / self.sample_rate
+
+    def fitted(self, recipe: Recipe, window_seconds: float) -> _Opening:
+        """The sound, or its end where the model cannot hear all of it: as much as a long piece carries on from."""
+        window = recipe.window or window_seconds
+        if self.seconds < window:
+            return self
+        if not recipe.trim_prompt:
+            raise ValueError(
+                f"{recipe.continued} lasts {self.seconds:.1f} s, but the model hears {window:g} s at once: "
+                f"begin with its end by --trim-prompt"
+            )
+        kept = window - (recipe.stride or min(18.0, 0.6 * window))
+        return _Opening(self.sound[-round(kept * self.sample_rate) :], self.sample_rate)
+
+
+def _loudness(text: str) -> float | None:
+    """An argparse type: loudness units below full scale, or None for "off"."""
+    if text == "off":
+        return None
+    value = float(text)
+    if not -70 <= value < 0:
+        raise argparse.ArgumentTypeError(f"must be off, or from -70 to 0, got {text}")
+    return value

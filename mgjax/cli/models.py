@@ -1,0 +1,120 @@
+"""`mgjax convert` and `mgjax info`: models in other forms, and what a model is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import mgjax
+from mgjax import config
+from mgjax.cli import terminal
+
+_PARTS = {"lm/": "language model", "text/": "text encoder", "codec/": "codec"}
+# Of the codebooks, only the vectors count; the rest are the averages that training keeps.
+_NOT_COUNTED = ("codec/codebooks/embed_avg", "codec/codebooks/cluster_size", "codec/codebooks/inited")
+_BYTES = {"float32": 4, "bfloat16 or float16": 2}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `convert` and `info` to the commands of argparse."""
+    convert = commands.add_parser(
+        "convert",
+        help="write a model in the form of another program",
+        description="Writes a model as a folder that mgjax, transformers (huggingface) or audiocraft opens.",
+        epilog="example:\n  mgjax convert facebook/musicgen-small small --format audiocraft",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.set_defaults(run=run_convert)
+    convert.add_argument(
+        "model", metavar="MODEL", help="a name on the Hugging Face Hub, or a folder in any of the forms"
+    )
+    convert.add_argument("output", type=Path, metavar="DIR", help="the new folder")
+    convert.add_argument("--format", choices=["mgjax", "huggingface", "audiocraft"], default="mgjax", help="(mgjax)")
+    convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (as it is)")
+    convert.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
+    convert.add_argument("--force", action="store_true", help="replace a model that is there already")
+
+    info = commands.add_parser(
+        "info",
+        help="say what a model is",
+        description="Says how large a model is, what it needs, and what it may be used for. Reads no weights.",
+    )
+    info.set_defaults(run=run_info)
+    info.add_argument("model", metavar="MODEL", help='"debug", a name on the Hugging Face Hub, or a folder')
+    for parser in (convert, info):
+        terminal.add_model_options(parser)
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Writes `args.model` to the folder `args.output`."""
+    terminal.refuse_to_overwrite([args.output], args.force)
+    terminal.writable_folder(args.output.absolute().parent)
+    terminal.prepare(args)
+    model = mgjax.load(args.model, dtype=args.dtype, text_encoder=args.text_encoder)
+    model.save(args.output, format=args.format)
+    print(args.output)
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """Prints what `args.model` is."""
+    terminal.prepare(args)
+    print(args.model)
+    for name, value in describe(_config(args.model)):
+        print(f"  {name:<16}{value}")
+
+
+def _config(source: str) -> config.ModelConfig:
+    """What the model at `source` is, from its configuration where that is a file of its own."""
+    from mgjax import checkpoint, initialize
+    from mgjax.interop import hub, huggingface
+
+    if source == "debug":
+        return initialize.DEBUG
+    directory = hub.fetch(source, allow=["*.json"])
+    form = checkpoint.detect(directory)
+    if form == "audiocraft":  # its configuration lies inside of the file with the weights
+        return mgjax.load(source).config
+    found = (checkpoint if form == "mgjax" else huggingface).read_config(directory)
+    if found.license == "unknown" and source.startswith("facebook/"):
+        found = dataclasses.replace(found, license="CC-BY-NC-4.0")
+    return found
+
+
+def describe(model: config.ModelConfig) -> list[tuple[str, str]]:
+    """Names and values to be shown of a model, from its config alone."""
+    from mgjax.interop.shapes import model_shapes
+
+    shapes = {path: shape for path, shape in model_shapes(model).items() if path not in _NOT_COUNTED}
+    counts = {
+        title: sum(math.prod(shape) for path, shape in shapes.items() if path.startswith(prefix))
+        for prefix, title in _PARTS.items()
+    }
+    total = sum(counts.values())
+    lm, codec = model.lm, model.codec
+    steps = round(model.window_seconds * codec.frame_rate)
+    cache = 2 * lm.num_layers * lm.dim * steps
+    hears = ["text"] * (model.text is not None) + ["melody"] * (lm.num_chroma > 0)
+    return [
+        ("licence", model.license),
+        (
+            "sound",
+            f"{codec.sample_rate} Hz, {({1: 'mono', 2: 'stereo'}).get(model.channels, f'{model.channels} channels')}",
+        ),
+        ("follows", " and ".join(hears) or "nothing but chance"),
+        ("window", f"{model.window_seconds:g} s are heard at once"),
+        ("codes", f"{codec.frame_rate:g} frames a second, {lm.num_codebooks} codebooks of {lm.codebook_size}"),
+        ("size", f"{lm.num_layers} layers, width {lm.dim}, {lm.num_heads} heads"),
+        *((title, f"{count / 1e6:.2f} M parameters") for title, count in counts.items() if count),
+        ("together", f"{total / 1e6:.2f} M parameters"),
+        *(
+            ("memory", f"{_size(total * size)} in {dtype}, and {_size(2 * cache * size)} a piece while it plays")
+            for dtype, size in _BYTES.items()
+        ),
+    ]
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"

@@ -1,0 +1,555 @@
+"""The command `mgjax`, run in this process with the debug model."""
+
+import dataclasses
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import mgjax
+from mgjax import api, checkpoint, cli
+from mgjax.cli import coding, recipe, terminal
+from mgjax.cli.models import describe
+from mgjax.codec.codec import Codec
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
+from mgjax.data import audio
+from mgjax.initialize import random_variables
+
+SECONDS = "0.4"  # of the pieces made here
+
+
+@pytest.fixture(scope="module")
+def debug_model():
+    return mgjax.load("debug")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch, debug_model):
+    """A folder of its own, and one debug model for all tests; `loads` notes what was asked of `mgjax.load`."""
+    monkeypatch.chdir(tmp_path)
+    loads = []
+
+    def load(source, **options):
+        loads.append((source, options))
+        return debug_model
+
+    monkeypatch.setattr(mgjax, "load", load, raising=False)
+    return loads
+
+
+def run(*argv):
+    return cli.main([*map(str, argv), "--cache", "off"])
+
+
+def generate(*argv):
+    # One at a time where nothing else is said: each number of rows is compiled apart.
+    return run("generate", "--batch-size", "1", *argv, "--seconds", SECONDS)
+
+
+def files(folder="."):
+    return sorted(os.listdir(folder))
+
+
+def error_of(capsys):
+    """The one line of a message; more than one is a failure."""
+    err = capsys.readouterr().err
+    assert err.startswith("mgjax: error: "), err
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+# --- generate: what is made
+
+
+def test_one_prompt_to_one_file(capsys):
+    assert generate("a slow waltz", "--out", "waltz.wav") == 0
+    assert files() == ["waltz.json", "waltz.wav"]
+    assert capsys.readouterr().out == "waltz.wav\n"
+    sound, rate = audio.read("waltz.wav")
+    assert len(sound) / rate == pytest.approx(0.4, abs=0.05)
+    assert np.abs(sound).max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:a text is empty")
+def test_names_come_from_the_prompts_and_seeds():
+    assert generate("A slow waltz!", "東京 / rain", "", "--seed", "5", "--out", "new/songs") == 0
+    assert files("new/songs") == [
+        "a-slow-waltz-5.json",
+        "a-slow-waltz-5.wav",
+        "untitled-7.json",
+        "untitled-7.wav",
+        "東京-rain-6.json",
+        "東京-rain-6.wav",
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
+def test_other_formats(suffix):
+    assert generate("a", "--format", suffix) == 0
+    assert generate("a", "--out", f"b.{suffix}") == 0
+    for name in ["a-0", "b"]:
+        assert soundfile.info(f"{name}.{suffix}").format == audio.FORMATS[f".{suffix}"][0]
+
+
+def test_a_row_of_a_batch_can_be_made_alone():
+    assert generate("a", "b", "c", "--batch-size", "2", "--out", "together", "--loudness", "off") == 0
+    assert generate("c", "--seed", "2", "--out", "alone.wav", "--loudness", "off") == 0
+    together, _ = audio.read("together/c-2.wav")
+    alone, _ = audio.read("alone.wav")
+    np.testing.assert_allclose(together, alone, atol=1e-3)
+    other, _ = audio.read("together/b-1.wav")
+    assert np.abs(other - alone).max() > 1e-2
+
+
+def test_again_makes_the_same_file():
+    options = ["--temperature", "0.9", "--top-k", "9", "--guidance", "2", "--seed", "3", "--loudness", "-20"]
+    assert generate("a", "b", *options, "--format", "flac", "--out", "songs") == 0
+    assert run("generate", "--again", "songs/b-4.json") == 0
+    assert run("generate", "--again", "songs/b-4.json", "--out", "copy.flac") == 0
+    np.testing.assert_array_equal(audio.read("b-4.flac")[0], audio.read("copy.flac")[0])
+    np.testing.assert_allclose(audio.read("b-4.flac")[0], audio.read("songs/b-4.flac")[0], atol=1e-3)
+    assert json.loads(Path("copy.json").read_text()) == json.loads(Path("songs/b-4.json").read_text())
+
+
+def test_the_recipe_says_all_that_was_asked(here, debug_model):
+    audio.write("intro.wav", np.zeros((3200, 1), np.float32), 32_000)
+    options = ["--continue", "intro.wav", "--window", "2", "--stride", "1", "--dtype", "float32", "--top-p", "0.5"]
+    assert generate("a", *options, "--out", "a.wav") == 0
+    made = recipe.read_recipe(Path("a.json"))
+    assert made.prompt == "a"
+    assert made.continued == os.path.abspath("intro.wav")
+    assert (made.window, made.stride, made.dtype, made.seed, made.seconds) == (2.0, 1.0, "float32", 0, 0.4)
+    assert made.sampling == dataclasses.replace(debug_model.config.sampling, top_p=0.5)
+    assert (made.model, made.model_hash) == ("debug", debug_model.hash)
+    assert made.mgjax == mgjax.__version__
+    assert made.device.startswith("cpu")
+    assert here == [("debug", {"dtype": "float32", "text_encoder": None})]
+
+
+def test_every_option_reaches_the_model(monkeypatch, debug_model):
+    calls = []
+    real = type(debug_model).generate
+
+    def spy(self, texts, **options):
+        calls.append((texts, options))
+        return real(self, texts, **options)
+
+    monkeypatch.setattr(type(debug_model), "generate", spy)
+    options = ["--temperature", "0", "--top-k", "7", "--top-p", "0.25", "--guidance", "1.5"]
+    assert generate("a", "b", "--batch-size", "2", "--window", "3", "--stride", "1", "--seed", "8", *options) == 0
+    ((texts, given),) = calls
+    assert texts == ["a", "b"]
+    assert (given["seed"], given["window"], given["stride"], given["seconds"]) == ([8, 9], 3.0, 1.0, 0.4)
+    assert given["sampling"] == mgjax.Sampling(temperature=0.0, top_k=7, top_p=0.25, guidance=1.5)
+
+
+def test_continuing_a_sound(monkeypatch, debug_model):
+    wave = 0.5 * np.sin(np.arange(8000) * 0.1).astype(np.float32)
+    audio.write("intro.wav", wave, 32_000)
+    assert generate("a", "b", "--continue", "intro.wav", "--out", "songs") == 0
+    assert len(files("songs")) == 4
+    seen = []
+    monkeypatch.setattr(
+        type(debug_model), "generate", lambda self, texts, **options: seen.append(options) or np.zeros((1, 8, 1), "f4")
+    )
+    # Longer than the window of 2 s: its last 1.5 s, as much as one window hands to the next.
+    audio.write("long.wav", np.linspace(0, 0.9, 96_000, dtype=np.float32), 32_000)
+    options = ["--seconds", "4", "--window", "2", "--stride", "0.5", "--continue", "long.wav", "--trim-prompt"]
+    assert run("generate", "a", *options, "--out", "long-again.wav") == 0
+    prompt = seen[0]["prompt"]
+    np.testing.assert_array_equal(prompt, audio.read("long.wav")[0][-48_000:])
+    assert seen[0]["prompt_sample_rate"] == 32_000
+
+
+def test_prompts_from_files(here):
+    Path("ideas.txt").write_text("\ufeffone\n\n  two  \n", encoding="utf-8")
+    lines = [{"text": "three"}, {"prompt": "four", "seed": 44, "name": "Four!"}, {"description": "x", "seconds": 0.2}]
+    Path("ideas.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert generate("zero", "--prompts", "ideas.txt", "--out", "text", "--format", "flac") == 0
+    assert [name for name in files("text") if ".flac" in name] == ["one-1.flac", "two-2.flac", "zero-0.flac"]
+    assert generate("--prompts", "ideas.jsonl", "--out", "objects") == 0
+    assert {"three-0.wav", "Four!.wav", "x-2.wav"} < set(files("objects"))
+    assert recipe.read_recipe(Path("objects/Four!.json")).seed == 44
+    assert audio.info("objects/x-2.wav").num_samples < audio.info("objects/three-0.wav").num_samples
+    assert len(here) == 2  # the model is loaded once for all
+
+
+def test_loudness(debug_model):
+    assert generate("a", "--out", "even.wav", "--loudness", "-30") == 0
+    assert generate("a", "--out", "raw.wav", "--loudness", "off") == 0
+    raw = debug_model.generate(["a"], seconds=0.4)[0]
+    expected = audio.normalize_loudness(raw, debug_model.sample_rate, -30.0)
+    np.testing.assert_allclose(audio.read("even.wav")[0], expected, atol=1e-3)
+    np.testing.assert_allclose(audio.read("raw.wav")[0], np.clip(raw, -1, 1), atol=1e-3)
+
+
+# --- generate: what cannot be made
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "say what to play"),
+        (["a", "--out", "a.aac"], "a.aac: cannot write '.aac'; choose from .wav, .flac, .ogg, .mp3"),
+        (["a", "b", "--out", "a.wav"], "is one file, but there are 2 prompts"),
+        (["a", "--out", "a.wav", "--format", "flac"], "contradict"),
+        (["a", "--temperature", "-1"], "temperature must be 0 (greedy) or above"),
+        (["a", "--top-p", "2"], "top_p must be from 0 (off) to 1"),
+        (["a", "--top-k", "-3"], "top_k must be a whole number"),
+        (["a", "--guidance", "nan"], "guidance must be a finite number"),
+        (["--prompts", "missing.txt"], "missing.txt: No such file"),
+        (["--prompts", "empty.txt"], "empty.txt: there is no prompt in it"),
+        (["--prompts", "binary.txt"], "binary.txt: is not text in UTF-8"),
+        (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: is not JSON"),
+        (["--prompts", "list.jsonl"], "list.jsonl, line 1: expected a JSON object"),
+        (["--prompts", "keys.jsonl"], "keys.jsonl, line 1: unknown keys ['second']"),
+        (["--prompts", "two.jsonl"], "two.jsonl, line 1: expected exactly one of prompt, text, description"),
+        (["--prompts", "escape.jsonl"], "name must be a file name"),
+        (["--prompts", "twice.jsonl"], "several pieces would be called same.wav"),
+        (["--prompts", "seconds.jsonl"], "seconds must be above 0"),
+        (["a", "--continue", "missing.wav"], "missing.wav: No such file"),
+        (["a", "--continue", "empty.txt"], "empty.txt: is damaged, or no sound file"),
+        (["a", "--continue", "long.wav"], "long.wav lasts 1.0 s, and --seconds is the length of the whole"),
+        (["--again", "missing.json"], "missing.json: No such file"),
+        (["--again", "bad.jsonl"], "bad.jsonl: is not JSON"),
+        (["--again", "other.json"], "other.json: unknown keys"),
+        (["a", "--out", "empty.txt/deeper"], "empty.txt"),
+        (["a", "--out", "there.wav"], "there.wav exists already"),
+        (["a", "--out", "recipe.wav"], "recipe.json exists already"),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(here, capsys, argv, message):
+    Path("empty.txt").touch()
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    Path("bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
+    Path("list.jsonl").write_text("[1]")
+    Path("keys.jsonl").write_text('{"text": "a", "second": 3.0}')
+    Path("two.jsonl").write_text('{"text": "a", "prompt": "b"}')
+    Path("escape.jsonl").write_text('{"text": "a", "name": "../a"}')
+    Path("twice.jsonl").write_text('{"text": "a", "name": "same"}\n{"text": "b", "name": "same"}')
+    Path("seconds.jsonl").write_text('{"text": "a", "seconds": 0}')
+    Path("other.json").write_text('{"text": "a"}')
+    Path("there.wav").touch()
+    Path("recipe.json").touch()
+    audio.write("long.wav", np.zeros(32_000, np.float32), 32_000)
+    before = files()
+    assert run("generate", *argv, *([] if "--again" in argv else ["--seconds", SECONDS])) == 2
+    assert message in error_of(capsys)
+    assert here == []
+    assert files() == before
+
+
+@pytest.mark.parametrize("argv", [["--seconds", "0"], ["--seconds", "nan"], ["--batch-size", "0"], ["--loudness", "3"]])
+def test_numbers_out_of_range(capsys, argv):
+    assert run("generate", "a", *argv) == 2
+    assert "must be" in capsys.readouterr().err
+
+
+def test_force_replaces():
+    Path("a.wav").write_text("old")
+    assert generate("a", "--out", "a.wav", "--force") == 0
+    assert audio.info("a.wav").num_samples > 0
+
+
+def test_again_takes_no_other_wishes(capsys):
+    assert generate("a", "--out", "a.wav") == 0
+    capsys.readouterr()
+    assert run("generate", "again", "--again", "a.json", "--seed", "3", "--out", "b.wav") == 2
+    assert "leave out seed, a prompt" in error_of(capsys)
+
+
+def test_a_folder_that_cannot_be_written_to(here, capsys, monkeypatch):
+    def refused(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    assert generate("a", "--out", "locked") == 2
+    assert "locked: this folder cannot be written to (Permission denied)" in error_of(capsys)
+    assert here == []
+
+
+@pytest.mark.filterwarnings("default")
+def test_again_with_other_weights_warns(capsys):
+    assert generate("a", "--out", "a.wav") == 0
+    values = json.loads(Path("a.json").read_text()) | {"model_hash": "0123"}
+    Path("a.json").write_text(json.dumps(values))
+    capsys.readouterr()
+    assert run("generate", "--again", "a.json", "--out", "b.wav") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("mgjax: warning: debug has other weights now")
+
+
+# --- generate: when it goes wrong on the way
+
+
+def failing(monkeypatch, model, error, after):
+    """Makes the model raise `error` in its call number `after`."""
+    real, calls = type(model).generate, []
+
+    def fail(self, texts, **options):
+        calls.append(texts)
+        if len(calls) > after:
+            raise error
+        return real(self, texts, **options)
+
+    monkeypatch.setattr(type(model), "generate", fail)
+
+
+def test_ctrl_c_keeps_what_is_finished(monkeypatch, debug_model, capsys):
+    failing(monkeypatch, debug_model, KeyboardInterrupt(), after=1)
+    assert generate("a", "b", "--batch-size", "1") == 130
+    assert files() == ["a-0.json", "a-0.wav"]
+    assert capsys.readouterr().err == "mgjax: stopped; finished files are kept\n"
+
+
+def test_ctrl_c_while_a_file_is_written(monkeypatch):
+    class Stopped:
+        def __init__(self, *_):
+            pass
+
+        def write(self, _):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(audio, "Writer", Stopped)
+    assert generate("a") == 130
+    assert files() == []
+
+
+def test_the_sound_is_safe_before_the_recipe_is_written(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mgjax.config.to_json", full)
+    assert generate("a") == 2
+    assert files() == ["a-0.wav"]
+    assert "No space left" in error_of(capsys)
+
+
+def test_faults_of_the_program_show_where(monkeypatch, debug_model):
+    failing(monkeypatch, debug_model, ZeroDivisionError("fault"), after=0)
+    with pytest.raises(ZeroDivisionError):
+        generate("a")
+    monkeypatch.setenv("MGJAX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="say what to play"):
+        run("generate")
+
+
+def test_out_of_memory_says_what_to_do(monkeypatch, debug_model, capsys):
+    failing(monkeypatch, debug_model, RuntimeError("RESOURCE_EXHAUSTED: Out of memory while ..."), after=0)
+    assert generate("a") == 2
+    assert "--batch-size 1" in error_of(capsys)
+
+
+# --- encode and decode
+
+
+TINY = CodecConfig(
+    sample_rate=8000, num_filters=2, ratios=(4, 4), latent_dim=8, num_codebooks=2, codebook_size=16, num_lstm_layers=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["whole", "chunks"])
+def codec(request):
+    chunks = {"norm": "none", "normalize": True, "chunk_seconds": 0.25, "chunk_overlap": 0.1}
+    config = dataclasses.replace(TINY, **(chunks if request.param == "chunks" else {}))
+    lm = LMConfig(dim=2, num_layers=1, num_heads=1, num_codebooks=2, codebook_size=16, delays=(0, 1), text_dim=None)
+    return Codec(config, random_variables(ModelConfig(lm, config, text=None))["codec"])
+
+
+@pytest.fixture
+def sound(codec, monkeypatch):
+    """Sound in song.wav, at the codec's rate."""
+    monkeypatch.setattr(mgjax, "load_codec", lambda source: codec, raising=False)
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 2789).astype(np.float32)
+    audio.write("song.wav", wave, codec.sample_rate)
+    return audio.read("song.wav")[0]
+
+
+def test_codes_and_back(sound, codec, monkeypatch, capsys):
+    monkeypatch.setattr(coding, "_BLOCK_SECONDS", 0.2)
+    assert run("encode", "song.wav", "song.npz") == 0
+    assert run("decode", "song.npz", "again.wav") == 0
+    assert capsys.readouterr().out == "song.npz\nagain.wav\n"
+    assert files() == ["again.wav", "song.npz", "song.wav"]
+    whole = codec.encode(sound)
+    file = coding.read_codes(Path("song.npz"))
+    np.testing.assert_array_equal(file.codes, getattr(whole, "codes", whole)[0])
+    assert file.codes.dtype == np.uint8
+    assert file.num_samples == len(sound)
+    again, _ = audio.read("again.wav")
+    np.testing.assert_allclose(again, np.clip(codec.decode(whole, len(sound))[0], -1, 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("codec", ["whole"], indirect=True)
+def test_sound_at_another_rate_is_resampled(codec, sound):
+    audio.write("cd.wav", np.zeros((22_050, 1), np.float32) + 0.1, 44_100)
+    assert run("encode", "cd.wav", "song.npz") == 0
+    assert coding.read_codes(Path("song.npz")).num_samples == 4000
+
+
+@pytest.mark.parametrize("codec", ["whole"], indirect=True)
+@pytest.mark.filterwarnings("default")
+def test_stereo_into_a_mono_codec_says_so(sound, capsys):
+    audio.write("stereo.wav", np.repeat(sound, 2, axis=1), 8000)
+    assert run("encode", "stereo.wav", "song.npz") == 0
+    assert "mgjax: warning: stereo.wav has 2 channels; mixed down to 1" in capsys.readouterr().err
+
+
+CODES = {
+    "codes": np.zeros((20, 2), np.uint8), "num_samples": 320, "sample_rate": 8000, "channels": 1, "model": "tiny",
+    "codec_hash": "0123",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:bad.npz was made by other weights")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codes": None}, "it holds"),
+        ({"extra": np.zeros(3)}, "it holds"),
+        ({"codes": np.zeros((3, 2))}, "is damaged"),
+        ({"codes": np.zeros((0, 2), np.int32)}, "is damaged"),
+        ({"codes": np.zeros((2, 3, 2), np.int32)}, "is damaged"),
+        ({"codes": np.full((3, 2), -1)}, "codes must be from 0"),
+        ({"codes": np.full((3, 2), 16)}, "codes must be from 0"),
+        ({"codes": np.zeros((3, 99), np.int32)}, "codebooks"),
+        ({"num_samples": 10**12}, "the codes end"),
+        ({"num_samples": -1}, "is damaged"),
+        ({"num_samples": 3.5}, "is damaged"),
+        ({"sample_rate": 44_100}, "44100 Hz"),
+        ({"model": np.array(["a", "b"])}, "is damaged"),
+        ({"scales": np.ones((3, 1), np.float32)}, "is damaged"),
+        ({"scales": np.ones(20, np.float32)}, "is damaged"),
+        ({"codes": np.array([{}], dtype=object)}, "is no file of codes"),  # pickled, and not to be opened
+        ({"codes": np.zeros((1, 9, 2), np.uint8), "scales": np.full(1, np.nan, np.float32)}, "is damaged"),
+        ({"codes": np.zeros((1, 9, 2), np.uint8), "scales": np.ones(1, np.float32)}, "chunks apart"),
+    ],
+)
+@pytest.mark.parametrize("codec", ["whole"], indirect=True)
+def test_files_of_codes_are_not_trusted(sound, capsys, changes, message):
+    np.savez("bad.npz", **{name: value for name, value in (CODES | changes).items() if value is not None})
+    assert run("decode", "bad.npz", "out.wav") == 2
+    assert message in error_of(capsys)
+    assert files() == ["bad.npz", "song.wav"]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("codec", ["whole"], indirect=True)
+def test_codes_of_other_weights_are_decoded_with_a_warning(sound, capsys):
+    coding.write_codes(Path("song.npz"), coding.CodeFile(**CODES, scales=None))
+    assert run("decode", "song.npz", "out.wav") == 0
+    assert "mgjax: warning: song.npz was made by other weights (tiny, 0123)" in capsys.readouterr().err
+    assert audio.info("out.wav").num_samples == 320
+
+
+def test_a_file_of_codes_that_unpacks_to_more_than_memory(capsys, monkeypatch):
+    monkeypatch.setattr(coding, "_MOST_BYTES", 1000)
+    with zipfile.ZipFile("bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("codes.npy", bytes(1001))
+    assert run("decode", "bomb.npz", "out.wav") == 2
+    assert "unpacks to more than 1 GB" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["encode", "song.wav", "song.txt"], "codes are kept in .npz files"),
+        (["encode", "missing.wav", "song.npz"], "missing.wav: No such file"),
+        (["encode", "text.wav", "song.npz"], "text.wav: is damaged, or no sound file"),
+        (["encode", "song.wav", "there.npz"], "there.npz exists already"),
+        (["encode", "song.wav", "song.npz", "--bandwidth", "77"], "bandwidth"),
+        (["decode", "missing.npz", "a.wav"], "missing.npz: No such file"),
+        (["decode", "text.wav", "a.wav"], "text.wav: is no file of codes"),
+        (["decode", "there.npz", "a.aac"], "cannot write '.aac'"),
+    ],
+)
+@pytest.mark.parametrize("codec", ["whole"], indirect=True)
+def test_mistakes_with_codes(sound, capsys, argv, message):
+    Path("text.wav").write_text("no sound")
+    Path("there.npz").touch()
+    before = files()
+    assert run(*argv) == 2
+    assert message in error_of(capsys)
+    assert files() == before
+
+
+# --- convert and info
+
+
+@pytest.mark.parametrize("form", ["mgjax", "huggingface"])
+def test_convert(form, capsys, debug_model):
+    assert run("convert", "debug", "model", "--format", form) == 0
+    assert capsys.readouterr().out == "model\n"
+    assert checkpoint.detect("model") == form
+    codes = np.arange(12).reshape(1, 3, 4)
+    expected, back = (model.logits(codes, None) for model in (debug_model, api.load("model")))
+    np.testing.assert_allclose(back, expected, atol=1e-6)  # measured 0
+
+
+def test_convert_says_what_a_form_cannot_hold(capsys):
+    assert run("convert", "debug", "model", "--format", "audiocraft") == 2
+    assert "audiocraft's files name the text encoder and do not hold it" in error_of(capsys)
+    assert files() == []
+
+
+def test_convert_replaces_nothing(capsys, here):
+    Path("model").mkdir()
+    assert run("convert", "debug", "model") == 2
+    assert "model exists already" in error_of(capsys)
+    assert here == []
+
+
+def test_info_of_a_published_size():
+    shown = describe(ModelConfig())
+    # musicgen.md: 420.37 M, counted in audiocraft; T5-base 109.63 M; the codec's parts together 57.93 M.
+    assert ("language model", "420.37 M parameters") in shown
+    assert ("text encoder", "109.63 M parameters") in shown
+    assert ("codec", "57.93 M parameters") in shown
+    assert ("together", "587.93 M parameters") in shown
+    # A piece plays with its keys and values in 24 layers of width 1024 for 1500 steps, with words and without.
+    assert ("memory", "2.35 GB in float32, and 589.82 MB a piece while it plays") in shown
+
+
+def test_info_reads_no_weights(capsys, monkeypatch):
+    assert run("convert", "debug", "model") == 0
+    os.remove("model/model.safetensors")
+    capsys.readouterr()
+    assert run("info", "model") == 0
+    assert "language model" in capsys.readouterr().out
+
+
+# --- the command itself
+
+
+def test_help_and_version(capsys):
+    for argv in [["--help"], ["generate", "--help"], ["encode", "--help"], ["info", "--help"], ["convert", "--help"]]:
+        assert cli.main(argv) == 0
+        assert "mgjax" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mgjax {mgjax.__version__}\n"
+    assert cli.main([]) == 2
+    assert cli.main(["generate", "--nonsense"]) == 2
+
+
+def test_progress_is_one_line_where_nobody_watches(capsys):
+    assert generate("a", "b") == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("mgjax: generate: 0.8 s of sound in ")
+
+
+def test_the_bar_counts_seconds_of_sound(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with terminal.Progress("generate", 8.0) as progress:
+        for done in (2.0, 5.0, 8.0):
+            progress.reach(done)
+    err = capsys.readouterr().err
+    assert "100%" in err
+    assert "8.0/8 s" in err
+    assert "s of sound a second" in err
