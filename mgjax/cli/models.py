@@ -61,8 +61,9 @@ def run_convert(args: argparse.Namespace) -> None:
 def run_info(args: argparse.Namespace) -> None:
     """Prints what `args.model` is."""
     terminal.prepare(args)
+    found = describe(_config(args.model))
     print(args.model)
-    for name, value in describe(_config(args.model)):
+    for name, value in found:
         print(f"  {name:<16}{value}")
 
 

@@ -25,7 +25,7 @@ def test_lossless_round_trip(tmp_path, suffix, channels):
     back, rate = audio.read(path)
     assert rate == 32_000
     assert back.dtype == np.float32
-    np.testing.assert_allclose(back, sound, atol=1.5 / 32768)  # 16 bits; measured 3.1e-5
+    np.testing.assert_allclose(back, sound, atol=1.5 / 32768)  # 16 bits; measured 3.0e-5
     assert audio.info(path) == (32_000, channels, 32_000)
     assert os.listdir(tmp_path) == [path.name]
 
@@ -37,8 +37,8 @@ def test_lossy_round_trip(tmp_path, suffix):
     audio.write(path, sound, 32_000)
     back, rate = audio.read(path)
     assert rate == 32_000
-    assert abs(len(back) - len(sound)) <= 2304  # mp3 may pad by two of its frames
-    assert np.corrcoef(back[8000:80_000, 0], sound[8000:80_000, 0])[0, 1] > 0.99
+    assert len(back) == len(sound)
+    assert np.corrcoef(back[8000:80_000, 0], sound[8000:80_000, 0])[0, 1] > 0.999
 
 
 def test_what_is_too_loud_is_clipped_not_wrapped(tmp_path):
@@ -102,7 +102,12 @@ def test_resampling_keeps_a_tone_and_rounds_up(rate, target):
         assert result.dtype == np.float32
     result = audio.resample(tone(sample_rate=rate), rate, target)
     middle = slice(target // 10, -target // 10)
-    np.testing.assert_allclose(result[middle], tone(sample_rate=target)[middle], atol=1e-5)  # measured 1.2e-6
+    np.testing.assert_allclose(result[middle], tone(sample_rate=target)[middle], atol=1e-6)  # measured 3.0e-8
+
+
+def test_resampling_leaves_no_aliases():
+    result = audio.resample(tone(sample_rate=48_000, frequency=20_000, amplitude=1.0), 48_000, 32_000)
+    assert np.abs(result[3000:-3000]).max() < 1e-6  # measured 8.9e-9
 
 
 def test_resampling_to_the_same_rate_changes_nothing():
@@ -112,16 +117,17 @@ def test_resampling_to_the_same_rate_changes_nothing():
         audio.resample(sound, 32_000, 0)
 
 
+@pytest.mark.parametrize("seconds", [0.37, 0.001])
 @pytest.mark.parametrize(("target", "channels"), [(None, None), (32_000, 1), (48_000, 2), (11_025, None)])
-def test_blocks_are_the_whole_file(tmp_path, target, channels):
+def test_blocks_are_the_whole_file(tmp_path, target, channels, seconds):
     path = tmp_path / "a.wav"
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (44_100 * 3 + 17, 2))
     soundfile.write(path, noise, 44_100, subtype="FLOAT")
     whole, rate = audio.read(path)
     whole = whole if channels is None else audio.to_channels(whole, channels)
     whole = audio.resample(whole, rate, target or rate)
-    pieces = list(audio.blocks(path, 0.37, target, channels))
-    assert {len(piece) for piece in pieces[:-1]} == {round(0.37 * (target or rate))}
+    pieces = list(audio.blocks(path, seconds, target, channels))
+    assert {len(piece) for piece in pieces[:-1]} == {round(seconds * (target or rate))}
     assert 0 < len(pieces[-1]) <= len(pieces[0])
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
@@ -212,13 +218,11 @@ def test_loudness_reaches_its_target(channels):
 
 
 def test_loudness_leaves_silence_and_clicks_alone():
-    silence = 0.001 * tone(seconds=3)
+    silence = tone(seconds=3, amplitude=0.002)
     click = tone(seconds=0.39)
-    rare = np.zeros((32_000 * 30, 1), np.float32)
-    rare[:20] = 1.0
-    for sound in [silence, click, np.zeros((64_000, 1), np.float32)]:
+    unheard = tone(seconds=3, amplitude=0.004, frequency=1 / 6)  # so low that nothing passes the standard's filter
+    for sound in [silence, click, unheard, np.zeros((64_000, 1), np.float32)]:
         assert audio.normalize_loudness(sound, 32_000) is sound
-    assert np.isfinite(audio.normalize_loudness(rare, 32_000)).all()
 
 
 def test_check_converts_what_has_a_full_scale():
