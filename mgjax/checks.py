@@ -35,8 +35,8 @@ def seeds(seed: Any, batch: int) -> list[int]:
         raise TypeError(f"seed must be a whole number or a list of them, got {seed!r}")
     if len(rows) != batch:
         raise ValueError(f"{len(rows)} seeds do not fit {batch} texts: give one seed, or one for each text")
-    if not all(0 <= row < 2**63 for row in rows):
-        raise ValueError(f"a seed must be 0 or above and below 2**63, got {seed!r}")
+    if not all(0 <= row < 2**32 for row in rows):
+        raise ValueError(f"a seed must be 0 or above and below 2**32, got {seed!r}")
     return [int(row) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The few layers that every network here is made of: einsum layers, norms, attention, positions."""
+"""The few layers that every network here is made of: linear maps, norms, attention, positions."""
 
 from __future__ import annotations
 
@@ -11,31 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Initializer = Callable[..., jax.Array]
-
-
-class Einsum(nn.Module):
-    """`einsum(equation, x, kernel)`, plus a bias over the kernel's last `bias_axes` axes.
-
-    The kernel is cast to `dtype` (the input's where None) for the product; its own type is that of the parameters.
-    `result_dtype` is the type that sums are kept and returned in (that of the product where None).
-    """
-
-    equation: str
-    shape: tuple[int, ...]
-    bias_axes: int = 0
-    dtype: jnp.dtype | None = None
-    result_dtype: jnp.dtype | None = None
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        dtype = self.dtype or x.dtype
-        kernel = self.param("kernel", self.kernel_init, self.shape)
-        y = jnp.einsum(self.equation, x.astype(dtype), kernel.astype(dtype), preferred_element_type=self.result_dtype)
-        if self.bias_axes:
-            bias = self.param("bias", nn.initializers.zeros_init(), self.shape[-self.bias_axes :])
-            y = y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - bias.ndim))
-        return y
 
 
 class Dense(nn.Module):
@@ -52,6 +27,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype | None = None
     result_dtype: jnp.dtype | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch_and_in"]) -> Float[Array, "*batch_and_out"]:
@@ -62,9 +38,19 @@ class Dense(nn.Module):
         y = jnp.matmul(x.astype(dtype).reshape(*batch, -1), matrix, preferred_element_type=self.result_dtype)
         y = y.reshape(*batch, *self.out_shape)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), self.out_shape)
+            bias = self.param("bias", self.bias_init, self.out_shape)
             y = y + jnp.expand_dims(bias.astype(y.dtype), range(len(batch)))
         return y
+
+
+def symmetric_uniform(fan_in: int) -> Initializer:
+    """Uniform within 1 / sqrt(fan_in) of zero."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class LayerNorm(nn.Module):

@@ -8,7 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jaxtyping
 
-jaxtyping.install_import_hook("mgjax", "beartype.beartype")
+# A whole number is a fine float, as everywhere in Python.
+jaxtyping.install_import_hook("mgjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import jax
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mgjax.config import T5Config
-from mgjax.nn import Einsum, RMSNorm, attention
+from mgjax.nn import Dense, RMSNorm, attention
 
 
 class T5Encoder(nn.Module):
@@ -59,11 +59,9 @@ class _SelfAttention(nn.Module):
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"], bias: Float[Array, "1 h l l"]
     ) -> Float[Array, "b l d"]:
         d, h, e = self.config.dim, self.config.num_heads, self.config.head_dim
-        query, key, value = (
-            Einsum("bld,dhe->blhe", (d, h, e), dtype=self.dtype, name=name)(x) for name in ("query", "key", "value")
-        )
+        query, key, value = (Dense((d,), (h, e), dtype=self.dtype, name=name)(x) for name in ("query", "key", "value"))
         y = attention(query, key, value, mask=mask[:, None, None, :], bias=bias)  # T5 does not divide by sqrt(e)
-        return Einsum("blhe,hed->bld", (h, e, d), dtype=self.dtype, result_dtype=jnp.float32, name="out")(y)
+        return Dense((h, e), (d,), dtype=self.dtype, result_dtype=jnp.float32, name="out")(y)
 
 
 class _FeedForward(nn.Module):
@@ -73,12 +71,12 @@ class _FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         d, f = self.config.dim, self.config.ffn_dim
-        y = Einsum("bld,df->blf", (d, f), dtype=self.dtype, name="up")(x)
+        y = Dense((d,), (f,), dtype=self.dtype, name="up")(x)
         if self.config.activation == "gated-gelu":
-            y = y * jax.nn.gelu(Einsum("bld,df->blf", (d, f), dtype=self.dtype, name="gate")(x), approximate=True)
+            y = y * jax.nn.gelu(Dense((d,), (f,), dtype=self.dtype, name="gate")(x), approximate=True)
         else:
             y = jax.nn.relu(y)
-        return Einsum("blf,fd->bld", (f, d), dtype=self.dtype, result_dtype=jnp.float32, name="down")(y)
+        return Dense((f,), (d,), dtype=self.dtype, result_dtype=jnp.float32, name="down")(y)
 
 
 def _buckets(length: int, config: T5Config) -> Int32[np.ndarray, " distances"]:

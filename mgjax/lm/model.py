@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mgjax.conditioning.condition import Condition
 from mgjax.config import LMConfig
 from mgjax.lm.transformer import KeyValue, Layer
-from mgjax.nn import Dense, LayerNorm, sinusoidal_positions
+from mgjax.nn import Dense, LayerNorm, sinusoidal_positions, symmetric_uniform
 
 Cache = tuple[KeyValue, ...]  # one of each layer; the slots are the prefix, then the steps of the music
 
@@ -57,9 +57,9 @@ class LM(nn.Module):
         self.out_norm = LayerNorm()
         self.head = Dense((config.dim,), streams, result_dtype=jnp.float32, kernel_init=narrow)
         if config.text_dim is not None:
-            self.text_proj = Dense((config.text_dim,), (config.dim,), use_bias=True)
+            self.text_proj = _projection(config.text_dim, config.dim)
         if config.num_chroma:
-            self.chroma_proj = Dense((config.num_chroma,), (config.dim,), use_bias=True)
+            self.chroma_proj = _projection(config.num_chroma, config.dim)
 
     def __call__(self, tokens: Int[Array, "b s k"], context: Context) -> Float[Array, "b s k v"]:
         """Logits of the step after each of `s` steps, float32."""
@@ -184,6 +184,12 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Int[Array, "b s k"]) -> Float[Array, "b s d"]:
         codebooks = jnp.arange(self.config.num_codebooks)[None, None, :]
         return jnp.sum(self.embedding[codebooks, tokens].astype(jnp.float32), axis=2)
+
+
+def _projection(width: int, dim: int) -> Dense:
+    """A condition's way into the model, initialised as the published recipe left it: torch's default."""
+    uniform = symmetric_uniform(width)
+    return Dense((width,), (dim,), use_bias=True, kernel_init=uniform, bias_init=uniform)
 
 
 def _silence(tokens: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Condition:

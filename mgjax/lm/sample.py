@@ -41,7 +41,7 @@ class Draws:
             top_k=jnp.full(rows, sampling.top_k, jnp.int32),
             top_p=jnp.full(rows, sampling.top_p, jnp.float32),
             guidance=jnp.full(rows, sampling.guidance, jnp.float32),
-            key=jnp.stack([jax.random.key(seed) for seed in seeds]),
+            key=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
         )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.config import LMConfig
-from mgjax.nn import Dense, LayerNorm, attention
+from mgjax.nn import Dense, LayerNorm, attention, symmetric_uniform
 
 
 class KeyValue(NamedTuple):
@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
         """
         heads = (self.config.num_heads, self.config.head_dim)
         # The packed projection keeps the uniform initialisation of a bare parameter, as the published recipe did.
-        qkv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=(1, 2, 3))
+        qkv_init = symmetric_uniform(self.config.dim)
         qkv = Dense((self.config.dim,), (3, *heads), kernel_init=qkv_init, name="qkv")(x)
         memory = KeyValue(*(jnp.swapaxes(qkv[:, :, n], 1, 2) for n in (1, 2)))
         if cache is not None:
@@ -81,7 +81,7 @@ class CrossAttention(nn.Module):
 
     def setup(self):
         dim, heads = self.config.dim, (self.config.num_heads, self.config.head_dim)
-        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=(-2, -1))
+        uniform = symmetric_uniform(dim)
         self.query = Dense((dim,), heads, kernel_init=uniform)
         self.kv = Dense((dim,), (2, *heads), kernel_init=uniform)
         self.out = Dense(heads, (dim,), kernel_init=residual_init(self.layer, in_axis=(0, 1)))

@@ -8,7 +8,7 @@ import sentencepiece
 import torch
 import transformers
 
-WORDS = "a slow waltz on accordion with walking bass and soft brushes 80s synth pop driving drums heavy guitar".split()
+WORDS = ("a slow waltz on accordion with walking bass and soft brushes 80s synth pop driving drums heavy guitar").split()  # noqa: SIM905
 VOCABULARY = 40
 
 

@@ -67,19 +67,16 @@ def test_greedy_codes_equal_those_of_transformers(build, form, guidance, monkeyp
     monkeypatch.setattr(
         reference.audio_encoder, "decode", lambda codes, *a, **kw: decoded.append(codes) or decode(codes, *a, **kw)
     )
-    max_delay = max(model.config.lm.delays)
     with torch.no_grad():
         # transformers counts steps, and holds back one for each mono codebook but the first.
         steps = num_frames + model.config.codec.num_codebooks - 1
         audio = reference.generate(
             input_ids=ids, attention_mask=mask, do_sample=False, guidance_scale=guidance, max_new_tokens=steps
         )
-    expected = np.stack([codes.numpy()[0] for codes in decoded])  # left and right apart, where stereo
-    expected = expected.reshape(-1, len(PROMPTS), *expected.shape[-2:]) if False else expected
     sampling = mgjax.Sampling(**GREEDY, guidance=guidance)
     codes = model.generate_codes(PROMPTS, seconds=seconds, sampling=sampling)
     assert codes.shape == (len(PROMPTS), num_frames, model.num_codebooks)
-    print([c.shape for c in decoded], audio.shape, max_delay)
+    # transformers decodes left and right apart.
     streams = model.num_codebooks // model.config.codec.num_codebooks
     for stream in range(streams):
         mine = codes[:, :, stream::streams].transpose(0, 2, 1)
@@ -87,3 +84,87 @@ def test_greedy_codes_equal_those_of_transformers(build, form, guidance, monkeyp
     assert len(np.unique(codes)) > 10
     made = model.generate(PROMPTS, seconds=seconds, sampling=sampling)
     assert np.abs(made.transpose(0, 2, 1) - audio.numpy()).max() < 1e-4
+
+
+@pytest.fixture
+def melody(build):
+    reference, directory = build(melody=True)
+    return reference, mgjax.load(directory)
+
+
+def test_melody_logits_equal_those_of_transformers(melody):
+    """One text and one chromagram before the music; a batch is as many such rows."""
+    reference, model = melody
+    config = model.config.lm
+    codes = random_codes(model, 2, 30)
+    chroma = np.random.default_rng(2).random((2, config.chroma_frames, config.num_chroma), np.float32)
+    logits = np.asarray(model.logits(codes, PROMPTS[:2], chroma=chroma))
+    for row in range(2):
+        one = slice(row, row + 1)
+        features = torch.tensor(chroma[one])
+        expected = theirs(reference, model, codes[one], PROMPTS[one], input_features=features)
+        error = np.abs(logits[one] - expected).max()
+        assert error < 1e-4, error
+    assert np.abs(logits - np.asarray(model.logits(codes, PROMPTS[:2]))).max() > 0.1
+
+
+def test_melody_batches_can_be_those_of_the_original(build):
+    """With compat="audiocraft" padding moves the music and is attended to, as transformers does in melody models."""
+    reference, directory = build(melody=True)
+    model = mgjax.load(directory, compat="audiocraft")
+    config = model.config.lm
+    codes = random_codes(model, 3, 20)
+    chroma = np.zeros((3, config.chroma_frames, config.num_chroma), np.float32)
+    chroma[:, :, 0] = 1  # the null melody
+    expected = theirs(reference, model, codes, PROMPTS, input_features=torch.tensor(chroma))
+    error = np.abs(np.asarray(model.logits(codes, PROMPTS)) - expected).max()
+    assert error < 1e-4, error
+
+
+def test_cross_attention_can_attend_to_padding_as_the_original_does(build):
+    """transformers with a mask of ones over vectors that are zero at padding computes what audiocraft does."""
+    reference, directory = build()
+    model = mgjax.load(directory, compat="audiocraft")
+    codes = random_codes(model, 3, 20)
+    ids, mask = tokens(model, PROMPTS)
+    with torch.no_grad():
+        hidden = reference.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = reference.enc_to_dec_proj(hidden) * mask[..., None]
+    b, t, k = codes.shape
+    layout = patterns.from_config(model.config.lm).layout(t)
+    laid_out = np.where(layout >= 0, codes[:, layout, np.arange(k)], model.codebook_size)
+    with torch.no_grad():
+        logits = reference.decoder(
+            input_ids=torch.tensor(laid_out.transpose(0, 2, 1).reshape(b * k, -1)).long(),
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=torch.ones_like(mask),
+        ).logits
+    logits = logits.reshape(b, k, -1, model.codebook_size).numpy()
+    expected = logits[:, np.arange(k), np.arange(t)[:, None] + np.array(model.config.lm.delays)]
+    error = np.abs(np.asarray(model.logits(codes, PROMPTS)) - expected).max()
+    assert error < 1e-4, error
+    masked = np.asarray(mgjax.load(directory).logits(codes, PROMPTS))
+    assert np.abs(masked - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_melody_greedy_codes_equal_those_of_transformers(melody, guidance, monkeypatch):
+    reference, model = melody
+    ids, mask = tokens(model, PROMPTS[:1])
+    num_frames = 60
+    decoded = []
+    decode = reference.audio_encoder.decode
+    monkeypatch.setattr(
+        reference.audio_encoder, "decode", lambda codes, *a, **kw: decoded.append(codes) or decode(codes, *a, **kw)
+    )
+    with torch.no_grad():
+        reference.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            guidance_scale=guidance,
+            max_new_tokens=num_frames + model.num_codebooks - 1,
+        )
+    sampling = mgjax.Sampling(**GREEDY, guidance=guidance)
+    codes = model.generate_codes(PROMPTS[:1], seconds=num_frames / model.frame_rate, sampling=sampling)
+    assert np.array_equal(codes.transpose(0, 2, 1), decoded[0].numpy()[0])

@@ -1,0 +1,186 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_lm import chroma, context, make, text
+
+from mgjax.conditioning.condition import Condition
+from mgjax.config import LMConfig
+from mgjax.interop.shapes import lm_shapes
+from mgjax.lm.model import LM
+from mgjax.nn import sinusoidal_positions
+
+
+@pytest.fixture(scope="module")
+def cross():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def prefixed():
+    return make(text_fuse="prefix", num_chroma=3, chroma_frames=5)
+
+
+def tokens(b, s, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 21, (b, s, 4)), jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "method", "capacity"))
+def apply(module, params, *inputs, **options):
+    return module.apply({"params": params}, *inputs, **options)
+
+
+def logits(model, tokens, context):
+    return np.asarray(apply(*model, tokens, context))
+
+
+def test_positions_are_those_of_the_published_models():
+    """Cosines before sines, and the last frequency is 1 / 10000 exactly: the divisor is dim / 2 - 1."""
+    table = np.asarray(sinusoidal_positions(jnp.arange(1504), 64))
+    assert table.dtype == np.float32
+    assert np.array_equal(table[0], [1] * 32 + [0] * 32)
+    angles = np.arange(1504)[:, None] / 10_000 ** (np.arange(32) / 31)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    assert np.abs(table - expected).max() < 2e-4  # measured 6.1e-5: float32 angles near 1500
+
+
+@pytest.mark.parametrize("form", ["cross", "prefixed"])
+def test_step_by_step_equals_all_at_once(form, request):
+    """With a prompt read in one go, then single steps, with padding in the text and, where there is one, the prefix."""
+    model = request.getfixturevalue(form)
+    module, params = model
+    conditions = [text([3, 6], 8)] + ([chroma(2)] if form == "prefixed" else [])
+    told = context(model, *conditions)
+    music = tokens(2, 12)
+    whole = logits(model, music, told)
+
+    cache = apply(module, params, told, capacity=16, method="begin")
+    parts, step = [], 0
+    for size in (5, 1, 1, 3, 1, 1):
+        piece = music[:, step : step + size]
+        part, cache = apply(module, params, piece, told, cache, step, method="extend")
+        parts.append(part)
+        step += size
+    assert np.abs(np.concatenate(parts, axis=1) - whole).max() < 1e-4  # measured 1.5e-5
+    assert whole.std() > 1
+
+
+@pytest.mark.parametrize("form", ["cross", "prefixed"])
+def test_a_row_does_not_see_its_padding(form, request):
+    """Alone and unpadded, or beside a longer text: positions, too, count only what is there."""
+    model = request.getfixturevalue(form)
+    more = [chroma(2)] if form == "prefixed" else []
+    one = [Condition(part.tokens[:1], part.mask[:1]) for part in more]
+    music = tokens(2, 6)
+    together = logits(model, music, context(model, text([3, 7], 16), *more))
+    alone = logits(model, music[:1], context(model, text([3], 3), *one))
+    assert np.abs(together[:1] - alone).max() < 1e-4  # measured 1.3e-5
+
+
+def test_null_text_is_no_text_at_all(cross):
+    """A row without text gets exactly zero from cross-attention, bias of the projection included."""
+    music = tokens(2, 6)
+    null = text([0, 4], 5)
+    params = {**cross[1], "text_proj": {**cross[1]["text_proj"], "bias": jnp.ones(32)}}
+    biased = (cross[0], params)
+    with_null = logits(biased, music, context(biased, null))
+    without = logits(biased, music, context(biased, None, batch=2))
+    assert np.array_equal(with_null[0], without[0])
+    assert np.abs(with_null[1] - without[1]).max() > 0.1
+
+
+def test_text_comes_between_melody_and_music(prefixed):
+    told = context(prefixed, text([4], 4), chroma(1))
+    module, params = prefixed
+    melody = module.apply({"params": params}, None, chroma(1), method="context").prefix
+    assert told.prefix.shape == (1, 9, 32)
+    assert np.array_equal(told.prefix[:, :5], melody)
+    assert not told.cross
+
+
+@pytest.mark.parametrize("form", ["cross", "prefixed"])
+def test_bfloat16_stays_close(form, request):
+    """Weights, activations and cache in bfloat16; logits are float32."""
+    module, params = request.getfixturevalue(form)
+    params = jax.tree.map(lambda x: x / 3 if x.ndim > 1 else x, params)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    conditions = [text([4], 4)] + ([chroma(1)] if form == "prefixed" else [])
+    exact = logits((module, params), tokens(1, 12), context((module, params), *conditions))
+    told = context((module, half), *conditions)
+    close = logits((module, half), tokens(1, 12), told)
+    assert close.dtype == np.float32
+    assert np.abs(close - exact).max() < 0.1  # measured 0.03 at a standard deviation of 1
+    assert module.apply({"params": half}, told, 4, method="begin")[0].key.dtype == jnp.bfloat16
+
+
+SIZES = {"small": (1024, 24, 16, 4096), "medium": (1536, 48, 24, 6144), "large": (2048, 48, 32, 8192)}
+# The decoder's parameters in millions, from reference/musicgen.md section 1: by size, codebooks and cross-attention.
+COUNTS = {
+    ("small", 4, True): 419.58,
+    ("medium", 4, True): 1837.56,
+    ("large", 4, True): 3255.38,
+    ("small", 8, True): 436.37,
+    ("medium", 8, True): 1862.73,
+    ("large", 8, True): 3288.94,
+    ("medium", 4, False): 1384.42,
+    ("large", 4, False): 2449.88,
+    ("medium", 8, False): 1409.60,
+    ("large", 8, False): 2483.44,
+}
+
+
+@pytest.mark.parametrize(("size", "codebooks", "cross_attention"), COUNTS)
+def test_published_sizes(size, codebooks, cross_attention):
+    """The module's own shapes are those that the checkpoint readers fill, and count what was published."""
+    dim, layers, heads, wide = SIZES[size]
+    config = LMConfig(
+        dim=dim,
+        num_layers=layers,
+        num_heads=heads,
+        ffn_dim=wide,
+        num_codebooks=codebooks,
+        delays=tuple(range(codebooks)),
+        text_fuse="cross" if cross_attention else "prefix",
+        num_chroma=0 if cross_attention else 12,
+    )
+
+    def initialise(module):
+        melody = None if cross_attention else Condition(jnp.zeros((1, 1, 12)), jnp.ones((1, 1), bool))
+        told = module.context(Condition(jnp.zeros((1, 1, 768)), jnp.ones((1, 1), bool)), melody)
+        return module(jnp.zeros((1, 1, codebooks), jnp.int32), told)
+
+    params = jax.eval_shape(lambda: LM(config).init(jax.random.key(0), method=initialise))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
+    assert shapes == lm_shapes(config)
+    count = sum(leaf.size for path, leaf in leaves if not path[0].key.endswith("_proj"))
+    assert count / 1e6 == pytest.approx(COUNTS[size, codebooks, cross_attention], abs=0.006)
+
+
+def test_initialisation_is_the_published_one():
+    """Narrower with depth where a matrix is a linear layer, uniform in the packed projections."""
+    module, _ = make(dim=128, num_layers=3, ffn_dim=512)
+
+    def initialise(module):
+        told = module.context(Condition(jnp.zeros((1, 1, 8)), jnp.ones((1, 1), bool)))
+        return module(jnp.zeros((1, 1, 4), jnp.int32), told)
+
+    params = jax.jit(lambda key: module.init(key, method=initialise))(jax.random.key(0))["params"]
+    for i in range(3):
+        layer, depth = params[f"layer{i}"], (2 * (i + 1)) ** -0.5
+        for kernel, fan_in in (
+            (layer["self_attn"]["out"], 128),
+            (layer["ffn"]["up"], 128),
+            (layer["ffn"]["down"], 512),
+        ):
+            spread = float(np.std(kernel["kernel"])) * fan_in**0.5
+            assert spread == pytest.approx(0.986 * depth, rel=0.03)
+        for kernel in (layer["self_attn"]["qkv"], layer["cross_attn"]["query"], layer["cross_attn"]["kv"]):
+            assert float(np.std(kernel["kernel"])) * 128**0.5 == pytest.approx(3**-0.5, rel=0.03)
+            assert np.abs(kernel["kernel"]).max() <= 128**-0.5
+    for parameter in params["text_proj"].values():
+        assert 0.5 * 8**-0.5 < np.abs(parameter).max() <= 8**-0.5
+    for table in (params["embed"]["embedding"], params["head"]["kernel"]):
+        assert float(np.std(table)) * 128**0.5 == pytest.approx(0.986, rel=0.03)
