@@ -219,13 +219,15 @@ def test_loudness(debug_model):
         (["--again", "missing.json"], "missing.json: No such file"),
         (["--again", "bad.jsonl"], "bad.jsonl: is not JSON"),
         (["--again", "other.json"], "other.json: unknown keys"),
-        (["a", "--out", "empty.txt/deeper"], "empty.txt"),
+        (["a", "--out", "empty.txt/deeper"], "empty.txt/deeper: Not a directory"),
+        (["a", "--out", "plain"], "plain: File exists"),
         (["a", "--out", "there.wav"], "there.wav exists already"),
         (["a", "--out", "recipe.wav"], "recipe.json exists already"),
     ],
 )
 def test_mistakes_are_found_before_a_model_is_loaded(here, capsys, argv, message):
     Path("empty.txt").touch()
+    Path("plain").touch()
     Path("binary.txt").write_bytes(b"\xff\xfe\x00\x81")
     Path("bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
     Path("list.jsonl").write_text("[1]")
@@ -553,3 +555,4 @@ def test_the_bar_counts_seconds_of_sound(monkeypatch, capsys):
     assert "100%" in err
     assert "8.0/8 s" in err
     assert "s of sound a second" in err
+    assert "mgjax: generate" not in err

@@ -41,7 +41,7 @@ class _Handler(logging.Handler):
 
 def explain(error: Exception) -> str | None:
     """What to tell the user about `error`; None where it is a fault of the program."""
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) and error.filename:
+    if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return str(error)
@@ -130,11 +130,12 @@ class Progress:
         from tqdm import tqdm
 
         self._what, self._done, self._start = what, 0.0, time.monotonic()
+        self._watched = sys.stderr.isatty()
         total = "" if total_seconds is None else "/{total:.0f} s"
         self._bar = tqdm(
             desc=what,
             total=total_seconds,
-            disable=not sys.stderr.isatty(),
+            disable=not self._watched,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}" + total + " [{elapsed}<{remaining}{postfix}]",
         )
 
@@ -143,7 +144,7 @@ class Progress:
 
     def __exit__(self, error_type: type | None, *_: Any) -> None:
         self._bar.close()
-        if error_type is None and self._bar.disable:
+        if error_type is None and not self._watched:
             spent = time.monotonic() - self._start
             say(f"{self._what}: {self._done:.1f} s of sound in {spent:.1f} s ({self._done / spent:.2f} a second)")
 
