@@ -397,8 +397,16 @@ def test_codec_alone_and_inside(saved, read, tmp_path):
     assert_same(inside, read.variables["codec"])
 
 
+def test_codebooks_that_the_bandwidth_does_not_tell(saved, tmp_path):
+    config, variables = huggingface.read_codec(saved, place=as_numpy)
+    huggingface.write_codec(tmp_path / "codec", dataclasses.replace(config, bandwidths=(9.9,)), variables)
+    written = transformers.EncodecModel.from_pretrained(tmp_path / "codec")
+    assert len(written.quantizer.layers) == 4
+    assert written.quantizer.get_num_quantizers_for_bandwidth(written.config.target_bandwidths[0]) == 4
+
+
 def test_a_folded_codec_is_written_with_weight_norm(saved, tmp_path):
-    config, variables = huggingface.read_codec(saved)
+    config, variables = huggingface.read_codec(saved, place=as_numpy)
     arrays = flat(variables)
     folded = {}
     for name, array in arrays.items():
