@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -15,7 +16,10 @@ from mgjax.codec.chunks import Chunks
 from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
-from mgjax.config import CodecConfig
+from mgjax.config import CodecConfig, to_json
+
+Audio = Float[np.ndarray | jax.Array, "..."]  # [n], [n, c] or [b, n, c]
+Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]
 
 _WHOLE = 512  # frames that are coded in one piece; a longer signal goes through windows
 _WINDOW = 256  # frames in a window
@@ -36,13 +40,16 @@ class Codec:
     codec: left and right each have their own codes, interleaved (left 1, right 1, left 2, ...).
 
     Attributes:
-      config: What the codec is.
+      config: What the codec is, as it was given.
+      folded_config: The same with weight norm folded into the kernels; `variables` are of this form.
+      variables: The weights, `{"params", "codebooks"}` of `EncodecModel(folded_config)`.
       sample_rate: In hertz.
       channels: Of the audio.
       frame_rate: Frames of codes per second.
       hop_length: Samples per frame.
       num_codebooks: Codes per frame, over all channels.
       codebook_size: The number of different codes.
+      hash: Twelve hexadecimal digits that tell codecs apart, made of the config and the codebooks.
     """
 
     def __init__(self, config: CodecConfig, variables: dict, channels: int | None = None):
@@ -62,8 +69,8 @@ class Codec:
         if self._layout and self._groups > 1:
             raise ValueError(f"a codec that codes chunks apart codes its own {config.channels} channels only")
         # Folded once: the runtime would otherwise normalise every kernel in every call.
-        self._folded, params = fold_weight_norm(config, variables["params"])
-        self._variables = jax.tree.map(jnp.asarray, {"params": params, "codebooks": dict(variables["codebooks"])})
+        self.folded_config, params = fold_weight_norm(config, variables["params"])
+        self.variables = jax.tree.map(jnp.asarray, {"params": params, "codebooks": dict(variables["codebooks"])})
 
     @property
     def sample_rate(self) -> int:
@@ -85,8 +92,13 @@ class Codec:
     def codebook_size(self) -> int:
         return self.config.codebook_size
 
+    @functools.cached_property
+    def hash(self) -> str:
+        codebooks = np.asarray(self.variables["codebooks"]["embed"])
+        return hashlib.sha256(to_json(self.folded_config).encode() + codebooks.tobytes()).hexdigest()[:12]
+
     def encode(
-        self, audio: Float[np.ndarray, "..."], sample_rate: int | None = None, bandwidth: float | None = None
+        self, audio: Audio, sample_rate: int | None = None, bandwidth: float | None = None
     ) -> Int32[np.ndarray, "b t k"] | Chunks:
         """The codes of `audio`, ceil(n / hop_length) frames; as `Chunks` where the codec codes chunks apart.
 
@@ -99,19 +111,14 @@ class Codec:
           ValueError: The audio is empty, not finite, or of another shape.
         """
         audio = self._resampled(_batched(audio), sample_rate)
-        if audio.shape[1] == 0:
-            raise ValueError("there is no audio to encode: it has 0 samples")
-        count = self.config.codebooks_for(bandwidth)
-        if self._layout:
-            return chunks.merge(self._encode_chunks([self._rows(audio)], count))
         frames = -(-audio.shape[1] // self.hop_length)
-        if frames > _WHOLE:
+        if self._layout:
+            return chunks.merge(self.encode_blocks([audio], bandwidth))
+        if not 0 < frames <= _WHOLE:
             return np.concatenate(list(self.encode_blocks([audio], bandwidth)), axis=1)
-        return self._interleaved(self._encode_whole(self._rows(audio), frames, count))
+        return self._interleaved(self._encode_whole(self._rows(audio), frames, self.config.codebooks_for(bandwidth)))
 
-    def decode(
-        self, codes: Int[np.ndarray, "b t k"] | Chunks, num_samples: int | None = None
-    ) -> Float32[np.ndarray, "b n c"]:
+    def decode(self, codes: Codes | Chunks, num_samples: int | None = None) -> Float32[np.ndarray, "b n c"]:
         """The audio of `codes`: frames * hop_length samples, or the first `num_samples` of them.
 
         `codes` may hold fewer codebooks than the codec has: the first ones.
@@ -119,24 +126,24 @@ class Codec:
         Raises:
           ValueError: The codes have another shape or are out of range.
         """
-        if isinstance(codes, Chunks) or self._layout or np.shape(codes)[1:2] > (_WHOLE,):
+        shape = np.shape(codes)
+        if self._layout or len(shape) != 3 or not 0 < shape[1] <= _WHOLE:
             audio = np.concatenate(list(self.decode_blocks([codes])), axis=1)
         else:
-            rows = self._code_rows(codes)
-            if rows.shape[1] == 0:
-                raise ValueError("there are no codes to decode: they have 0 frames")
-            audio = self._joined(self._decode_whole(rows))
+            audio = self._joined(self._decode_whole(self._code_rows(codes)))
         return audio if num_samples is None else audio[:, :num_samples]
 
     def encode_blocks(
-        self, blocks: Iterable[Float[np.ndarray, "..."]], bandwidth: float | None = None
+        self, blocks: Iterable[Audio], bandwidth: float | None = None
     ) -> Iterator[Int32[np.ndarray, "b t k"] | Chunks]:
         """The codes of audio that arrives in blocks of any length, at the codec's rate; in bounded memory.
 
         Joined, they are what `encode` gives for the blocks joined.
         """
         count = self.config.codebooks_for(bandwidth)
-        rows = (self._rows(_batched(block)) for block in blocks)
+        rows = _filled(
+            (self._rows(_batched(block)) for block in blocks), "there is no audio to encode: it has 0 samples"
+        )
         if self._layout:
             yield from self._encode_chunks(rows, count)
             return
@@ -161,9 +168,7 @@ class Codec:
         for codes in _pushed(chain, rows):
             yield self._interleaved(codes)
 
-    def decode_blocks(
-        self, blocks: Iterable[Int[np.ndarray, "b t k"] | Chunks]
-    ) -> Iterator[Float32[np.ndarray, "b n c"]]:
+    def decode_blocks(self, blocks: Iterable[Codes | Chunks]) -> Iterator[Float32[np.ndarray, "b n c"]]:
         """The audio of codes that arrive in blocks of any number of frames; in bounded memory.
 
         Joined, it is what `decode` gives for the blocks joined. Each piece comes as soon as the few frames are there
@@ -190,16 +195,17 @@ class Codec:
                 _WINDOW,
             ),
         )
-        for audio in _pushed(chain, (self._code_rows(block) for block in blocks)):
+        rows = _filled((self._code_rows(block) for block in blocks), "there are no codes to decode: they have 0 frames")
+        for audio in _pushed(chain, rows):
             yield self._joined(audio)
 
     def _run(self, method: str, x: np.ndarray, length: int, **options) -> jax.Array:
-        return _apply(self._folded, method, self._variables, x, np.int32(length), **options)
+        return _apply(self.folded_config, method, self.variables, x, np.int32(length), **options)
 
     def _recur(self, method: str, x: np.ndarray, length: int, state) -> tuple[jax.Array, object]:
         if state is None:
             state = zero_state(self.config.num_lstm_layers, x.shape[0], x.shape[2])
-        return _apply(self._folded, method, self._variables, x, np.int32(length), state)
+        return _apply(self.folded_config, method, self.variables, x, np.int32(length), state)
 
     def _encode_whole(self, rows: np.ndarray, frames: int, num_codebooks: int) -> np.ndarray:
         buffer = stream.padded(rows, stream.bucket(frames) * self.hop_length)
@@ -218,7 +224,7 @@ class Codec:
             codes = self._encode_whole(chunk / scale[:, None, None], frames, num_codebooks)
             yield Chunks(codes[:, None], scale[:, None], ahead)
 
-    def _decode_chunks(self, blocks: Iterable[Chunks]) -> Iterator[tuple[np.ndarray, int]]:
+    def _decode_chunks(self, blocks: Iterable[Codes | Chunks]) -> Iterator[tuple[np.ndarray, int]]:
         def checked():
             for block in blocks:
                 if not isinstance(block, Chunks):
@@ -251,7 +257,8 @@ class Codec:
             else:
                 raise ValueError(f"the codec takes {self.channels} channels, got {audio.shape[2]}")
         b, n, _ = audio.shape
-        return np.moveaxis(audio.reshape(b, n, self._groups, -1), 2, 1).reshape(b * self._groups, n, -1)
+        c = self.config.channels
+        return np.moveaxis(audio.reshape(b, n, self._groups, c), 2, 1).reshape(b * self._groups, n, c)
 
     def _joined(self, rows: np.ndarray) -> np.ndarray:
         """The inverse of `_rows`."""
@@ -276,18 +283,29 @@ class Codec:
                 f"codes must be from 0 to {self.codebook_size - 1}, got {codes.min()} to {codes.max()}: "
                 "are they another model's, or special tokens?"
             )
-        rows = np.moveaxis(codes.reshape(b, t, k // self._groups, self._groups), 3, 1)
-        return rows.reshape(b * self._groups, t, -1).astype(np.int32)
+        each = k // self._groups
+        rows = np.moveaxis(codes.reshape(b, t, each, self._groups), 3, 1)
+        return rows.reshape(b * self._groups, t, each).astype(np.int32)
 
 
 def _pushed(chain: stream.Chain, rows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for block in rows:
-        if block.shape[1]:
-            yield from chain.push(block, False)
+        yield from chain.push(block, False)
     yield from chain.push(None, True)
 
 
-def _batched(audio: Float[np.ndarray, "..."]) -> Float32[np.ndarray, "b n c"]:
+def _filled(blocks: Iterable[np.ndarray], nothing: str) -> Iterator[np.ndarray]:
+    """The blocks that are not empty; the error `nothing` if there are none."""
+    some = False
+    for block in blocks:
+        if block.shape[1]:
+            some = True
+            yield block
+    if not some:
+        raise ValueError(nothing)
+
+
+def _batched(audio: Audio) -> Float32[np.ndarray, "b n c"]:
     """`audio` as [b, n, c], once it is known to be good."""
     audio = np.asarray(audio)
     if not np.issubdtype(audio.dtype, np.floating):

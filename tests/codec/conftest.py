@@ -34,7 +34,7 @@ def torch_codec(form: str) -> TorchEncodec:
         latents = model.encoder(torch.randn(1, model.config.audio_channels, 16_000) * 0.3)
         for i, layer in enumerate(model.quantizer.layers):
             rows = torch.randint(latents.shape[2], (model.config.codebook_size,))
-            layer.codebook.embed.copy_(latents[0, :, rows].T * 0.7**i * torch.randn(len(rows), 1))
+            layer.codebook.embed.copy_(latents[0, :, rows].T * 0.9**i * torch.randn(len(rows), 1))
     return model
 
 
