@@ -89,7 +89,7 @@ class MusicGen:
     @functools.cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits that tell models apart, made of a sample of every array and the config."""
-        digest = hashlib.sha256(to_json(self.config).encode())
+        digest = hashlib.sha256(to_json(self._checkpoint().config).encode())
         for path, array in jax.tree_util.tree_leaves_with_path(self._params):
             sample = array.ravel()[:: max(1, array.size // _HASHED_NUMBERS)]
             digest.update(
@@ -151,14 +151,21 @@ class MusicGen:
         context = self._context(checks.texts(texts, codes.shape[0]), guided=False, chroma=chroma)
         return _logits(self._lm, self._params["lm"], context, codes)
 
-    def save(self, directory: str | os.PathLike, format: str = "mgjax") -> None:
-        """Writes the model as a directory that `load` opens: in "mgjax", "huggingface" or "audiocraft" form.
+    def save(self, directory: str | os.PathLike, format: str = "mgjax", text_encoder: str | None = None) -> None:
+        """Writes the model as a directory that `load` opens.
 
-        A model that is in `directory` already is replaced only once the new one is whole.
+        Args:
+          directory: Where to. A model that is there already is replaced only once the new one is whole.
+          format: "mgjax", "huggingface" or "audiocraft".
+          text_encoder: For audiocraft's form, which names the T5 and does not hold it: its name. None for the published
+            one of that size.
         """
+        formats.write(directory, self._checkpoint(), format, text_encoder)
+
+    def _checkpoint(self) -> Checkpoint:
+        """What there is to save. The codec's weight normalisation stays folded into its kernels."""
         config = dataclasses.replace(self.config, codec=self.codec.folded_config)
-        variables = {**self._params, "codec": self.codec.variables}
-        formats.write(directory, Checkpoint(config, variables, self._tokenizer_files), format)
+        return Checkpoint(config, {**self._params, "codec": self.codec.variables}, self._tokenizer_files)
 
     def _codes(
         self,

@@ -43,8 +43,16 @@ def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tupl
     return FORMATS[checkpoint.detect(directory)].read_codec(directory, place=place)
 
 
-def write(directory: str | os.PathLike, model: Checkpoint, form: str = "mgjax") -> None:
-    """Writes a model; one that is in `directory` already is replaced only once the new one is whole."""
+def write(
+    directory: str | os.PathLike, model: Checkpoint, form: str = "mgjax", text_encoder: str | None = None
+) -> None:
+    """Writes a model; one that is in `directory` already is replaced only once the new one is whole.
+
+    `text_encoder` is the name of the T5 that audiocraft's form refers to; None to tell it by its config.
+    """
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
-    FORMATS[form].write_model(directory, model)
+    if form == "audiocraft":
+        audiocraft.write_model(directory, model, text_encoder=text_encoder)
+    else:
+        FORMATS[form].write_model(directory, model)

@@ -13,8 +13,10 @@ from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
 from mgjax.lm.sample import Draws, advance, capacity_for, grow, start
 
-# Steps between two returns to Python: about a second of music.
-CHUNK_STEPS = 50
+# Frames between two returns to Python: about a second of music.
+_CHUNK_FRAMES = 50
+# Steps that a chunk takes at most, in patterns that complete their frames late.
+_CHUNK_STEPS = 256
 # A cache that starts shorter than this would soon be compiled again.
 _FIRST_CAPACITY = 512
 
@@ -112,12 +114,17 @@ def _decode(
         table = np.take(table, np.arange(min(capacity, len(layout))), axis)
         return np.pad(table, [(0, capacity - n if i == axis else 0) for i, n in enumerate(table.shape)])
 
-    capacity = capacity_for(min(len(layout), max(first_step + CHUNK_STEPS, _FIRST_CAPACITY)))
+    def after(step: int) -> int:
+        """The last step of the chunk after `step`: one that completes a whole number of chunks of frames."""
+        frames = min(complete[step] + _CHUNK_FRAMES, window.num_frames)
+        return min(int(np.argmax(complete >= frames)), step + _CHUNK_STEPS, last_step)
+
     step = first_step - 1
+    capacity = capacity_for(min(len(layout), max(after(step) + 1, _FIRST_CAPACITY)))
     num_read = min(capacity_for(step), capacity) if step else 0
     state = start(module, params, context, place(fitted(tokens, capacity, 1)), jnp.int32(step), num_read)
     while step < last_step:
-        step = min(step + CHUNK_STEPS, last_step)
+        step = after(step)
         if step >= capacity:
             capacity = capacity_for(step + 1)
             state = grow(state, place(fitted(tokens, capacity, 1)))

@@ -1,0 +1,241 @@
+"""The public surface on the toy model: what is asked, checked, made, kept."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import mgjax
+from mgjax import api, sharding
+from mgjax.checkpoint import Checkpoint
+from mgjax.interop.torch_file import CheckpointError
+from mgjax.lm.sample import advance
+
+SOFT = mgjax.Sampling(top_k=50)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mgjax.load("debug")
+
+
+def tone(seconds, rate=32_000):
+    return (0.3 * np.sin(2 * np.pi * 220 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def test_audio_has_the_length_that_was_asked_for(model):
+    audio = model.generate(["a waltz", "a march"], seconds=2.3, seed=1, sampling=SOFT)
+    assert audio.shape == (2, 115 * 640, 1)
+    assert audio.dtype == np.float32
+    assert (model.sample_rate, model.channels, model.frame_rate) == (32_000, 1, 50)
+    assert (model.num_codebooks, model.codebook_size) == (4, 64)
+
+
+def test_streamed_pieces_are_the_generated_audio(model):
+    pieces = list(model.stream("a waltz", seconds=4.0, seed=3, sampling=SOFT))
+    whole = model.generate("a waltz", seconds=4.0, seed=3, sampling=SOFT)
+    assert len(pieces) > 2
+    assert np.array_equal(np.concatenate(pieces, axis=1), whole)
+    codes = model.generate_codes("a waltz", seconds=4.0, seed=3, sampling=SOFT)
+    assert np.abs(model.codec.decode(codes) - whole).max() < 1e-5
+
+
+def test_the_same_seed_gives_the_same_music_in_any_batch(model):
+    batch = model.generate_codes(["a", "b", "a rather longer text than the others"], seconds=1.0, seed=[5, 9, 7])
+    assert np.array_equal(batch[1:2], model.generate_codes("b", seconds=1.0, seed=9))
+    assert not np.array_equal(batch[1:2], model.generate_codes("b", seconds=1.0, seed=10))
+    counted = model.generate_codes(["a", "b"], seconds=1.0, seed=5)
+    assert np.array_equal(counted[0], batch[0])
+    assert np.array_equal(counted[1:], model.generate_codes("b", seconds=1.0, seed=6))
+
+
+def test_texts_steer(model):
+    codes = np.zeros((1, 5, 4), np.int32)
+    one, other, none = (np.asarray(model.logits(codes, text)) for text in ("piano", "drums", None))
+    assert np.abs(one - other).max() > 1e-3
+    assert np.abs(one - none).max() > 1e-3
+    assert np.array_equal(none, np.asarray(model.logits(codes, "")))
+    assert not np.array_equal(none, np.asarray(model.logits(codes, " ")))
+
+
+def test_no_text_is_the_same_in_every_wording(model):
+    quiet = mgjax.Sampling(guidance=1.0)
+    plain = model.generate_codes(None, seconds=1.0, sampling=quiet)
+    assert np.array_equal(plain, model.generate_codes("", seconds=1.0, sampling=quiet))
+    with pytest.warns(UserWarning, match="guidance has no effect"):
+        assert np.array_equal(plain, model.generate_codes([None], seconds=1.0))
+
+
+def test_a_prompt_is_continued(model):
+    prompt = tone(1.0, 44_100)[:44_100]
+    codes = model.generate_codes("more", seconds=2.0, prompt=prompt, prompt_sample_rate=44_100)
+    assert codes.shape == (1, 100, 4)
+    assert np.array_equal(codes[:, :50], model.codec.encode(prompt, sample_rate=44_100))
+    pair = np.stack([tone(1.0), -0.5 * tone(1.0)])[..., None]
+    both = model.generate_codes(["a", "b"], seconds=1.5, prompt=pair)
+    assert np.array_equal(both[:, :50], model.codec.encode(pair))
+
+
+def test_long_music_goes_window_by_window(model):
+    progress = []
+    codes = model.generate_codes(
+        "long", seconds=5.0, window=2.0, stride=1.2, progress=lambda done, of: progress.append((done, of))
+    )
+    assert codes.shape == (1, 250, 4)
+    assert np.array_equal(codes[:, :100], model.generate_codes("long", seconds=2.0))
+    assert progress[-1] == (250, 250)
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+
+
+def test_programs_are_compiled_a_bounded_number_of_times(model):
+    """Other lengths of text, music and prompt, other seeds and sampling: the compiled programs are there already."""
+    model.generate("a", seconds=3.0, prompt=tone(1.0))
+    before = advance._cache_size()
+    for i in range(3):
+        model.generate("b" * (3 + i), seconds=3.0 + i / 50, seed=i, sampling=SOFT, prompt=tone(0.9 - i / 10))
+    assert advance._cache_size() == before
+
+
+# The bad inputs of the reference, one by one: what the caller reads, before anything is made.
+BAD = {
+    "text that is a number": (TypeError, "texts must be a string", 7, {}),
+    "bytes": (TypeError, "texts must be a string", b"a", {}),
+    "a list with a number": (TypeError, "texts must be a string", ["a", 3], {}),
+    "no text": (ValueError, "at least one", [], {}),
+    "no time": (ValueError, "above 0, got 0", "a", {"seconds": 0}),
+    "negative time": (ValueError, "above 0, got -1", "a", {"seconds": -1}),
+    "time that is not a number": (ValueError, "above 0, got nan", "a", {"seconds": float("nan")}),
+    "endless time": (ValueError, "finite", "a", {"seconds": float("inf")}),
+    "less than a frame": (ValueError, "at least 0.02", "a", {"seconds": 0.01}),
+    "time in words": (TypeError, "number of seconds, got 'two'", "a", {"seconds": "two"}),
+    "prompt as long as the result": (ValueError, "above 1, got 1", "a", {"seconds": 1.0, "prompt": tone(1.0)}),
+    "prompt longer than the result": (ValueError, "above 2, got 1", "a", {"seconds": 1.0, "prompt": tone(2.0)}),
+    "prompt longer than the window": (ValueError, "--trim-prompt", "a", {"prompt": tone(3.0), "window": 2}),
+    "three prompts for two texts": (
+        ValueError,
+        "do not fit",
+        ["a", "b"],
+        {"prompt": np.zeros((3, 640, 1))},
+    ),
+    "prompt with NaN": (ValueError, "finite|NaN", "a", {"prompt": np.full(6400, np.nan, np.float32)}),
+    "prompt with infinity": (ValueError, "finite|inf", "a", {"prompt": np.full(6400, np.inf, np.float32)}),
+    "prompt of no length": (ValueError, "empty|0 samples|no audio", "a", {"prompt": np.zeros(0, np.float32)}),
+    "prompt of many channels": (ValueError, "channels", "a", {"prompt": np.zeros((6400, 7), np.float32)}),
+    "stride of the whole window": (ValueError, "below the window", "a", {"window": 2.0, "stride": 2.0}),
+    "stride beyond the window": (ValueError, "below the window", "a", {"stride": 31}),
+    "no stride": (ValueError, "above 0, got 0", "a", {"stride": 0}),
+    "two seeds for one text": (ValueError, "2 seeds do not fit 1 texts", "a", {"seed": [1, 2]}),
+    "negative seed": (ValueError, "0 or above", "a", {"seed": -1}),
+    "seed in words": (TypeError, "whole number", "a", {"seed": "lucky"}),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_say_what_is_wrong(model, case):
+    error, message, texts, options = BAD[case]
+    with pytest.raises(error, match=message):
+        model.stream(texts, **options)  # at the call, before the first piece is asked for
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"top_k": -1}, "top_k must be"),
+        ({"top_p": 1.1}, "top_p must be"),
+        ({"top_p": -0.1}, "top_p must be"),
+        ({"guidance": float("inf")}, "guidance must be"),
+    ],
+)
+def test_bad_sampling_says_what_is_allowed(values, message):
+    with pytest.raises(ValueError, match=message):
+        mgjax.Sampling(**values)
+
+
+def test_more_top_k_than_codes_is_all_codes(model):
+    every = model.generate_codes("a", seconds=0.5, sampling=mgjax.Sampling(top_k=64))
+    assert np.array_equal(every, model.generate_codes("a", seconds=0.5, sampling=mgjax.Sampling(top_k=5000)))
+
+
+def test_very_long_texts_are_cut_and_it_is_said(model):
+    with pytest.warns(UserWarning, match="89 more than"):
+        long = model.generate_codes("a" * 600, seconds=0.5)
+    assert np.array_equal(long, model.generate_codes("a" * 511, seconds=0.5))
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((1, 4, 3), np.int32), "4"),
+        (np.zeros((1, 0, 4), np.int32), "codes must be"),
+        (np.full((1, 4, 4), 64), "from 0 to 63"),
+        (np.full((1, 4, 4), -1), "from 0 to 63"),
+    ],
+)
+def test_bad_codes_say_what_is_wrong(model, codes, message):
+    with pytest.raises(ValueError, match=message):
+        model.logits(codes, "a")
+    with pytest.raises(ValueError, match=r"."):
+        model.codec.decode(codes if codes.shape[2] > 3 else codes[..., :0])
+
+
+def test_melodies_are_for_melody_models(model):
+    with pytest.raises(ValueError, match="melody model"):
+        model.logits(np.zeros((1, 4, 4), np.int32), "a", chroma=np.zeros((1, 235, 12), np.float32))
+
+
+@pytest.mark.parametrize("form", ["mgjax", "huggingface", "audiocraft"])
+def test_a_saved_model_is_the_same_model(model, tmp_path, form):
+    codes = model.generate_codes("a", seconds=0.5)
+    options = {}
+    if form == "audiocraft":
+        model.save(tmp_path / "t5", format="huggingface")
+        options["text_encoder"] = str(tmp_path / "t5")
+    model.save(tmp_path / "saved", format=form, **options)
+    saved = mgjax.load(tmp_path / "saved", **options)
+    without_text = np.zeros((1, 6, 4), np.int32)
+    error = np.abs(np.asarray(model.logits(without_text, None)) - np.asarray(saved.logits(without_text, None))).max()
+    assert error < 1e-6
+    assert np.abs(model.codec.decode(codes) - saved.codec.decode(codes)).max() < 1e-4
+    if form == "mgjax":
+        assert np.array_equal(saved.generate_codes("a", seconds=0.5), codes)
+        assert saved.hash == model.hash
+    else:
+        with pytest.raises(CheckpointError, match=r"spiece\.model"):
+            saved.generate_codes("a")
+
+
+def test_unknown_formats_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="mgjax, huggingface, audiocraft"):
+        model.save(tmp_path / "x", format="onnx")
+    assert not (tmp_path / "x").exists()
+
+
+def test_hashes_tell_models_apart(model):
+    assert len(model.hash) == 12
+    same = model._checkpoint()
+    assert api.MusicGen(same).hash == model.hash
+    moved = jax.tree.map(lambda x: x + 1e-3, same.variables["lm"])
+    assert api.MusicGen(dataclasses.replace(same, variables={**same.variables, "lm": moved})).hash != model.hash
+
+
+def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog):
+    unknown = Checkpoint(dataclasses.replace(model.config, license="unknown"), {})
+    with caplog.at_level(logging.WARNING, "mgjax"):
+        told = api._licensed(unknown, "facebook/musicgen-small")
+    assert told.config.license == "CC-BY-NC-4.0"
+    assert len(caplog.records) == 1
+    assert "CC-BY-NC-4.0" in caplog.text
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(2, 2, 2), (4, 1, 2), (1, 8, 1)])
+def test_a_mesh_gives_the_same_music(model, data, fsdp, tensor):
+    mesh = sharding.make_mesh(data, fsdp, tensor)
+    spread = mgjax.load("debug", mesh=mesh)
+    texts = ["a", "b", "c", "d"]
+    greedy = mgjax.Sampling(temperature=0, guidance=3.0)
+    expected = model.generate_codes(texts, seconds=0.6, sampling=greedy)
+    assert np.array_equal(spread.generate_codes(texts, seconds=0.6, sampling=greedy), expected)

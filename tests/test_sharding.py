@@ -1,0 +1,86 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mgjax import sharding
+from mgjax.config import LMConfig, ModelConfig
+from mgjax.interop.shapes import model_shapes
+from mgjax.interop.table import nested
+
+# What the table makes of musicgen-small on a mesh of 2 x 2 x 2, one line for each kind of array.
+GOLDEN = {
+    "lm/embed/embedding": P(None, None, "fsdp"),
+    "lm/head/kernel": P("fsdp", None, "model"),
+    "lm/out_norm/scale": P(None),
+    "lm/layer0/self_norm/bias": P(None),
+    "lm/layer0/self_attn/qkv/kernel": P("fsdp", None, "model", None),
+    "lm/layer0/self_attn/out/kernel": P("model", None, "fsdp"),
+    "lm/layer0/cross_attn/query/kernel": P("fsdp", "model", None),
+    "lm/layer0/cross_attn/kv/kernel": P("fsdp", None, "model", None),
+    "lm/layer0/cross_attn/out/kernel": P("model", None, "fsdp"),
+    "lm/layer0/ffn/up/kernel": P("fsdp", "model"),
+    "lm/layer0/ffn/down/kernel": P("model", "fsdp"),
+    "lm/text_proj/kernel": P(None, "fsdp"),
+    "text/embed/embedding": P("model", "fsdp"),
+    "text/relative_bias/embedding": P(None, None),
+    "text/block0/attn/query/kernel": P("fsdp", "model", None),
+    "text/block0/attn/out/kernel": P("model", None, "fsdp"),
+    "text/block0/ffn/up/kernel": P("fsdp", "model"),
+    "text/block0/ffn/down/kernel": P("model", "fsdp"),
+    "codec/params/encoder/conv_in/kernel": P(None, None, None),
+    "codec/params/encoder/block3/down/kernel": P(None, "fsdp", None),
+    "codec/params/encoder/lstm/layer0/hidden_kernel": P("fsdp", None),
+    "codec/params/decoder/block0/up/kernel": P(None, "fsdp", None),
+    "codec/codebooks/embed": P(None, None, None),
+}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(2, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return model_shapes(ModelConfig())
+
+
+@pytest.mark.parametrize("path", GOLDEN)
+def test_musicgen_small_is_split_as_written_down(mesh, shapes, path):
+    assert sharding.spec(path, shapes[path], mesh) == GOLDEN[path]
+
+
+def test_nothing_large_stays_whole_under_fsdp(shapes):
+    """Codebooks excepted: every device looks up all of them."""
+    fsdp = sharding.make_mesh(1, 8, 1)
+    whole = {path for path, shape in shapes.items() if not any(sharding.spec(path, shape, fsdp))}
+    assert max(4 * np.prod(shapes[path]) for path in whole if "codebooks" not in path) < 2**20
+
+
+def test_a_tree_is_placed_by_its_paths(mesh, shapes):
+    tree = nested({tuple(path.split("/")): jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    placed = sharding.shardings(tree, mesh)
+    assert placed["lm"]["layer3"]["ffn"]["up"]["kernel"].spec == P("fsdp", "model")
+
+
+def test_what_does_not_divide_stays_whole(mesh):
+    three = sharding.make_mesh(1, 1, 8)
+    heads = model_shapes(ModelConfig(lm=LMConfig(dim=1020, num_heads=15)))["lm/layer0/self_attn/qkv/kernel"]
+    assert sharding.spec("lm/layer0/self_attn/qkv/kernel", heads, three) == P("fsdp", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "expected"), [(8, P(("data", "fsdp"))), (2, P(("data",))), (6, P(("data",))), (3, P())]
+)
+def test_rows_are_spread_as_far_as_they_divide(mesh, num_rows, expected):
+    assert sharding.rows(num_rows, mesh).spec == expected
+
+
+def test_a_mesh_must_use_every_device():
+    assert dict(sharding.make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "model": 2}
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "model": 1}
+    with pytest.raises(ValueError, match="does not make 8 devices"):
+        sharding.make_mesh(3, 1, 1)
+    with pytest.raises(ValueError, match="does not make 8 devices"):
+        sharding.make_mesh(-1, 3, 1)
