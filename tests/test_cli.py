@@ -173,7 +173,7 @@ def test_prompts_from_files(here):
     Path("ideas.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert generate("zero", "--prompts", "ideas.txt", "--out", "text", "--format", "flac") == 0
     assert [name for name in files("text") if ".flac" in name] == ["one-1.flac", "two-2.flac", "zero-0.flac"]
-    assert generate("--prompts", "ideas.jsonl", "--out", "objects") == 0
+    assert generate("--prompts", "ideas.jsonl", "--out", "objects", "--batch-size", "3") == 0
     assert {"three-0.wav", "Four!.wav", "x-2.wav"} < set(files("objects"))
     assert recipe.read_recipe(Path("objects/Four!.json")).seed == 44
     assert audio.info("objects/x-2.wav").num_samples < audio.info("objects/three-0.wav").num_samples
