@@ -17,9 +17,9 @@ def random_variables(config: CodecConfig) -> dict:
     def draw(path, leaf):
         name, values = path[-1].key, rng.standard_normal(leaf.shape).astype(np.float32)
         if name in ("scale", "norm_scale"):
-            return 1.5 + 0.2 * values
+            return jnp.asarray(1.25 + 0.2 * values)
         if name in ("hidden_kernel", "input_kernel"):
-            return values * np.float32(1.5 / np.sqrt(leaf.shape[0]))
-        return 0.3 * values
+            return jnp.asarray(values) * np.float32(1.5 / np.sqrt(leaf.shape[0]))
+        return jnp.asarray(0.3 * values)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -89,8 +89,8 @@ def test_left_and_right_by_a_mono_codec(pair):
     np.testing.assert_array_equal(codes[0, :, 0::2], mono.encode(apart)[0])
     np.testing.assert_array_equal(codes[0, :, 1::2], mono.encode(apart)[1])
     np.testing.assert_array_equal(stereo.decode(codes)[0].T, mono.decode(mono.encode(apart))[..., 0])
-    (piece,) = stereo.decode_blocks([codes])
-    np.testing.assert_allclose(piece, stereo.decode(codes), atol=_TOLERANCE)
+    pieces = np.concatenate(list(stereo.decode_blocks([codes])), axis=1)
+    np.testing.assert_allclose(pieces, stereo.decode(codes), atol=_TOLERANCE)
 
 
 def test_audio_is_converted_to_the_codecs_channels_and_rate(pair):

@@ -48,11 +48,11 @@ def test_folding_changes_the_form_but_not_the_sound():
     expected = sound(_SMALL, scaled)
     folded_config, folded = fold_weight_norm(_SMALL, scaled)
     assert folded_config.norm == "none"
-    np.testing.assert_allclose(sound(folded_config, folded), expected, atol=1e-6)  # measured: 2e-8
+    np.testing.assert_allclose(sound(folded_config, folded), expected, atol=1e-5)  # measured: 2e-8
     config, unfolded = unfold_weight_norm(folded_config, folded)
     assert config == _SMALL
     assert jax.tree.map(jnp.shape, unfolded) == jax.tree.map(jnp.shape, scaled)
-    np.testing.assert_allclose(sound(config, unfolded), expected, atol=1e-6)  # measured: 2e-8
+    np.testing.assert_allclose(sound(config, unfolded), expected, atol=1e-5)  # measured: 2e-8
     assert not np.allclose(sound(_SMALL, variables["params"]), expected, atol=1e-3)
 
 
