@@ -4,9 +4,11 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from mgjax.api import MusicGen, load, load_codec
-    from mgjax.codec.codec import Codec
-    from mgjax.config import Sampling
+    from mgjax.api import MusicGen as MusicGen
+    from mgjax.api import load as load
+    from mgjax.api import load_codec as load_codec
+    from mgjax.codec.codec import Codec as Codec
+    from mgjax.config import Sampling as Sampling
 
 __version__ = "0.1.0"
 _HOME = {

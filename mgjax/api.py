@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from mgjax import checks, formats, initialize, sharding
+from mgjax import checks, formats, sharding
 from mgjax.checkpoint import Checkpoint
 from mgjax.codec.codec import Codec
 from mgjax.conditioning.condition import Condition
@@ -33,8 +32,6 @@ from mgjax.lm.sample import Draws
 
 Progress = Callable[[int, int], None]
 Texts = str | None | Sequence[str | None]
-
-log = logging.getLogger("mgjax")
 
 _HASHED_NUMBERS = 1024  # of each array
 
@@ -318,12 +315,8 @@ def load(
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
     dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-    place = _placement(mesh)
-    if source == "debug":
-        model = _debug_model(place)
-    else:
-        model = formats.read(source, dtype=dtype, place=place, text_encoder=text_encoder)
-    return MusicGen(_licensed(model, source), compat=compat, mesh=mesh)
+    model = formats.read(source, dtype=dtype, place=_placement(mesh), text_encoder=text_encoder)
+    return MusicGen(model, compat=compat, mesh=mesh)
 
 
 def load_codec(source: str | os.PathLike) -> Codec:
@@ -332,19 +325,7 @@ def load_codec(source: str | os.PathLike) -> Codec:
     Raises:
       CheckpointError: There is no codec, or its files are damaged or do not fit together.
     """
-    if source == "debug":
-        model = _debug_model()
-        return Codec(model.config.codec, model.variables["codec"])
     return Codec(*formats.read_codec(source))
-
-
-def _debug_model(place: Place | None = None) -> Checkpoint:
-    variables = initialize.random_variables(initialize.DEBUG)
-    if place:
-        variables = jax.tree_util.tree_map_with_path(
-            lambda path, x: place(tuple(key.key for key in path), x), variables
-        )
-    return Checkpoint(initialize.DEBUG, variables)
 
 
 def _placement(mesh: Mesh | None) -> Place | None:
@@ -354,13 +335,3 @@ def _placement(mesh: Mesh | None) -> Place | None:
     return lambda path, array: jax.device_put(
         array, NamedSharding(mesh, sharding.spec("/".join(path), array.shape, mesh))
     )
-
-
-def _licensed(model: Checkpoint, source: str | os.PathLike) -> Checkpoint:
-    """The model with the licence of its weights, which is told if it restricts their use."""
-    config = model.config
-    if config.license == "unknown" and str(source).startswith("facebook/"):
-        config = dataclasses.replace(config, license="CC-BY-NC-4.0")
-    if config.license.startswith("CC-BY-NC"):
-        log.warning("The weights of %s are licensed under %s: not for commercial use.", source, config.license)
-    return dataclasses.replace(model, config=config)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 from typing import Any
 
-from mgjax import checkpoint
+from mgjax import checkpoint, initialize
 from mgjax.checkpoint import Checkpoint
-from mgjax.config import CodecConfig
+from mgjax.config import CodecConfig, ModelConfig
 from mgjax.interop import audiocraft, hub, huggingface
 from mgjax.interop.table import Place
+
+log = logging.getLogger("mgjax")
 
 FORMATS = {"mgjax": checkpoint, "huggingface": huggingface, "audiocraft": audiocraft}
 
@@ -20,7 +24,7 @@ def read(
     """The whole model at `source`.
 
     Args:
-      source: A directory, or the id of a repository on the Hugging Face Hub, which is downloaded once.
+      source: "debug", a directory, or the id of a repository on the Hugging Face Hub, which is downloaded once.
       dtype: The type of the weights (the codebooks are float32 always); None for float32.
       place: Puts each array where it belongs; see `interop.table.load`.
       text_encoder: A directory or Hub id of a T5, for models that come without theirs.
@@ -28,17 +32,37 @@ def read(
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
+    if source == "debug":
+        return Checkpoint(initialize.DEBUG, initialize.random_variables(initialize.DEBUG, place=place))
     directory = hub.fetch(os.fspath(source))
     form = checkpoint.detect(directory)
     if form == "audiocraft":
-        return audiocraft.read_model(directory, text_encoder=text_encoder, dtype=dtype, place=place)
-    if text_encoder is not None:
+        model = audiocraft.read_model(directory, text_encoder=text_encoder, dtype=dtype, place=place)
+    elif text_encoder is not None:
         raise ValueError(f"{source} comes with its own text encoder: leave text_encoder out")
-    return FORMATS[form].read_model(directory, dtype=dtype, place=place)
+    else:
+        model = FORMATS[form].read_model(directory, dtype=dtype, place=place)
+    config = _licensed(model.config, source)
+    if config.license.startswith("CC-BY-NC"):
+        log.warning("The weights of %s are licensed under %s: not for commercial use.", source, config.license)
+    return dataclasses.replace(model, config=config)
+
+
+def read_config(source: str | os.PathLike) -> ModelConfig:
+    """What the model at `source` is, without reading its weights where its configuration is a file of its own."""
+    if source == "debug":
+        return initialize.DEBUG
+    directory = hub.fetch(os.fspath(source), allow=["*.json"])
+    form = checkpoint.detect(directory)
+    if form == "audiocraft":
+        return read(source).config
+    return _licensed(FORMATS[form].read_config(directory), source)
 
 
 def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict]:
     """The codec at `source`, alone or part of a whole model."""
+    if source == "debug":
+        return initialize.DEBUG.codec, initialize.random_variables(initialize.DEBUG, place=place)["codec"]
     directory = hub.fetch(os.fspath(source))
     return FORMATS[checkpoint.detect(directory)].read_codec(directory, place=place)
 
@@ -56,3 +80,10 @@ def write(
         audiocraft.write_model(directory, model, text_encoder=text_encoder)
     else:
         FORMATS[form].write_model(directory, model)
+
+
+def _licensed(config: ModelConfig, source: str | os.PathLike) -> ModelConfig:
+    """The config with the licence that Meta's repositories have, which their files do not name."""
+    if config.license == "unknown" and str(source).startswith("facebook/"):
+        return dataclasses.replace(config, license="CC-BY-NC-4.0")
+    return config

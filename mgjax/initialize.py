@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 
 from mgjax.config import CodecConfig, LMConfig, ModelConfig, T5Config
 from mgjax.interop.shapes import model_shapes
-from mgjax.interop.table import nested
+from mgjax.interop.table import Place, nested
 
 # Every part of a MusicGen at a thousandth of its size. It makes noise, at the rate and in the form of the real ones.
 DEBUG = ModelConfig(
@@ -20,15 +21,16 @@ DEBUG = ModelConfig(
 )
 
 
-def random_variables(config: ModelConfig, seed: int = 0) -> dict:
+def random_variables(config: ModelConfig, seed: int = 0, *, place: Place | None = None) -> dict:
     """Variables {"lm", "codec", "text"} of a model, float32, each array scaled so that signals keep their size.
 
     Made by numpy, because initialising module by module costs JAX a minute. Training starts from the modules' own
-    initialisation instead.
+    initialisation instead. `place` is that of `interop.table.load`.
     """
     rng = np.random.default_rng(seed)
-    arrays = {tuple(path.split("/")): _random(path, shape, rng) for path, shape in model_shapes(config).items()}
-    return nested(arrays)
+    place = place or (lambda path, array: jnp.asarray(array))
+    paths = {tuple(path.split("/")): shape for path, shape in model_shapes(config).items()}
+    return nested({path: place(path, _random("/".join(path), shape, rng)) for path, shape in paths.items()})
 
 
 def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

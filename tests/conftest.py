@@ -13,7 +13,7 @@ CHECKED = ["codec", "conditioning", "config", "data", "interop", "lm", "nn", "sh
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"mgjax.{name}" for name in CHECKED], CHECKER)
 
-import jax
+import jax  # noqa: E402 - after the hook and the flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax import api, sharding
-from mgjax.checkpoint import Checkpoint
+from mgjax import api, formats, sharding
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm.sample import advance
 
@@ -222,13 +221,18 @@ def test_hashes_tell_models_apart(model):
     assert api.MusicGen(dataclasses.replace(same, variables={**same.variables, "lm": moved})).hash != model.hash
 
 
-def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog):
-    unknown = Checkpoint(dataclasses.replace(model.config, license="unknown"), {})
+def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog, monkeypatch, tmp_path):
+    saved = model._checkpoint()
+    unlicensed = dataclasses.replace(saved.config, license="unknown")
+    formats.write(tmp_path / "published", dataclasses.replace(saved, config=unlicensed))
+    monkeypatch.setattr("mgjax.interop.hub.fetch", lambda source, allow=None: tmp_path / "published")
     with caplog.at_level(logging.WARNING, "mgjax"):
-        told = api._licensed(unknown, "facebook/musicgen-small")
+        told = mgjax.load("facebook/musicgen-small")
+        assert len(caplog.records) == 1
+        assert "CC-BY-NC-4.0" in caplog.text
+        mgjax.load(tmp_path / "published")
+        assert len(caplog.records) == 1
     assert told.config.license == "CC-BY-NC-4.0"
-    assert len(caplog.records) == 1
-    assert "CC-BY-NC-4.0" in caplog.text
 
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor"), [(2, 2, 2), (4, 1, 2), (1, 8, 1)])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
-import mgjax
 from mgjax import config
 from mgjax.cli import terminal
 
@@ -34,7 +32,7 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("output", type=Path, metavar="DIR", help="the new folder")
     convert.add_argument("--format", choices=["mgjax", "huggingface", "audiocraft"], default="mgjax", help="(mgjax)")
     convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (as it is)")
-    convert.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
+    convert.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 that audiocraft's form refers to")
     convert.add_argument("--force", action="store_true", help="replace a model that is there already")
 
     info = commands.add_parser(
@@ -53,35 +51,24 @@ def run_convert(args: argparse.Namespace) -> None:
     terminal.refuse_to_overwrite([args.output], args.force)
     terminal.writable_folder(args.output.absolute().parent)
     terminal.prepare(args)
-    model = mgjax.load(args.model, dtype=args.dtype, text_encoder=args.text_encoder)
-    model.save(args.output, format=args.format)
+    from mgjax import formats
+
+    # audiocraft's form refers to a text encoder: read from there, it has to be found, and written, to be named.
+    needed = None if args.format == "audiocraft" else args.text_encoder
+    model = formats.read(args.model, dtype=args.dtype, text_encoder=needed)
+    formats.write(args.output, model, args.format, args.text_encoder)
     print(args.output)
 
 
 def run_info(args: argparse.Namespace) -> None:
     """Prints what `args.model` is."""
     terminal.prepare(args)
-    found = describe(_config(args.model))
+    from mgjax import formats
+
+    found = describe(formats.read_config(args.model))
     print(args.model)
     for name, value in found:
         print(f"  {name:<16}{value}")
-
-
-def _config(source: str) -> config.ModelConfig:
-    """What the model at `source` is, from its configuration where that is a file of its own."""
-    from mgjax import checkpoint, initialize
-    from mgjax.interop import hub, huggingface
-
-    if source == "debug":
-        return initialize.DEBUG
-    directory = hub.fetch(source, allow=["*.json"])
-    form = checkpoint.detect(directory)
-    if form == "audiocraft":  # its configuration lies inside of the file with the weights
-        return mgjax.load(source).config
-    found = (checkpoint if form == "mgjax" else huggingface).read_config(directory)
-    if found.license == "unknown" and source.startswith("facebook/"):
-        found = dataclasses.replace(found, license="CC-BY-NC-4.0")
-    return found
 
 
 def describe(model: config.ModelConfig) -> list[tuple[str, str]]:

@@ -8,7 +8,24 @@ import sentencepiece
 import torch
 import transformers
 
-WORDS = ("a slow waltz on accordion with walking bass and soft brushes 80s synth pop driving drums heavy guitar").split()  # noqa: SIM905
+WORDS = [
+    "a",
+    "slow",
+    "waltz",
+    "on",
+    "accordion",
+    "with",
+    "walking",
+    "bass",
+    "80s",
+    "synth",
+    "pop",
+    "driving",
+    "drums",
+    "and",
+    "heavy",
+    "guitar",
+]
 VOCABULARY = 40
 
 
