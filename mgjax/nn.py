@@ -12,6 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 Initializer = Callable[..., jax.Array]
 
+# A float32 model is computed in float32 on every device: left alone, accelerators round float32 products to fewer
+# bits. Products of bfloat16 and float16 are not affected.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 class Dense(nn.Module):
     """A linear map of the last axes of x, `in_shape`, to `out_shape`, with a kernel of `(*in_shape, *out_shape)`.
@@ -35,7 +39,8 @@ class Dense(nn.Module):
         batch = x.shape[: x.ndim - len(self.in_shape)]
         kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
         matrix = kernel.astype(dtype).reshape(math.prod(self.in_shape), math.prod(self.out_shape))
-        y = jnp.matmul(x.astype(dtype).reshape(*batch, -1), matrix, preferred_element_type=self.result_dtype)
+        x = x.astype(dtype).reshape(*batch, -1)
+        y = jnp.matmul(x, matrix, precision=_EXACT, preferred_element_type=self.result_dtype)
         y = y.reshape(*batch, *self.out_shape)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, self.out_shape)
@@ -98,7 +103,7 @@ def attention(
     `mask` is True where a query may look. A query that may look nowhere gets zeros, not NaN: that is what a null
     condition means.
     """
-    scores = jnp.einsum("bqhe,bmhe->bhqm", query, key, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("bqhe,bmhe->bhqm", query, key, precision=_EXACT, preferred_element_type=jnp.float32) * scale
     if bias is not None:
         scores = scores + bias
     if mask is not None:
@@ -106,7 +111,7 @@ def attention(
     weights = jax.nn.softmax(scores, axis=-1)
     if mask is not None:
         weights = jnp.where(mask, weights, 0.0)
-    return jnp.einsum("bhqm,bmhe->bqhe", weights.astype(value.dtype), value)
+    return jnp.einsum("bhqm,bmhe->bqhe", weights.astype(value.dtype), value, precision=_EXACT)
 
 
 def sinusoidal_positions(
