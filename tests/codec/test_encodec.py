@@ -72,12 +72,12 @@ def test_the_codebooks_are_state_and_the_rest_is_trained():
 
 
 def test_each_codebook_codes_the_rest_of_the_ones_before():
-    embed = jnp.array([[[0.0, 0.0], [4.0, 4.0]], [[0.0, 1.0], [1.0, 0.0]]])
-    latents = jnp.array([[[4.9, 4.2], [0.1, 0.8]]])
+    embed = jnp.array([[[0.0, 0.0], [4.0, 3.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    latents = jnp.array([[[4.1, 3.9], [0.1, 0.8]]])
     codes = rvq.quantize(latents, embed)
-    np.testing.assert_array_equal(codes, [[[1, 1], [0, 0]]])
-    np.testing.assert_array_equal(rvq.dequantize(codes, embed), [[[5.0, 4.0], [0.0, 1.0]]])
-    np.testing.assert_array_equal(rvq.dequantize(codes[..., :1], embed), [[[4.0, 4.0], [0.0, 0.0]]])
+    np.testing.assert_array_equal(codes, [[[1, 0], [0, 0]]])
+    np.testing.assert_array_equal(rvq.dequantize(codes, embed), [[[4.0, 4.0], [0.0, 1.0]]])
+    np.testing.assert_array_equal(rvq.dequantize(codes[..., :1], embed), [[[4.0, 3.0], [0.0, 0.0]]])
 
 
 def test_what_lies_beyond_the_length_has_no_effect():
