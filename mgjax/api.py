@@ -28,7 +28,7 @@ from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm import pattern as patterns
 from mgjax.lm.generate import generate, windows
 from mgjax.lm.model import LM, Context
-from mgjax.lm.sample import Draws
+from mgjax.lm.sample import Draws, Layout, capacity_for
 
 Progress = Callable[[int, int], None]
 Texts = str | None | Sequence[str | None]
@@ -83,34 +83,63 @@ class MusicGen:
     def codebook_size(self) -> int:
         return self.config.lm.codebook_size
 
+    @property
+    def dtype(self) -> str:
+        """The type of the weights and activations: "float32", "bfloat16" or "float16"."""
+        return str(self._params["lm"]["head"]["kernel"].dtype)
+
     @functools.cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that tell models apart, made of a sample of every array and the config."""
-        digest = hashlib.sha256(to_json(self._checkpoint().config).encode())
-        for path, array in jax.tree_util.tree_leaves_with_path(self._params):
+        """Twelve hexadecimal digits that tell models apart, from their shape and a sample of every array."""
+        model = self._checkpoint()
+        what = dataclasses.replace(model.config, license="", sampling=Sampling())
+        digest = hashlib.sha256(to_json(what).encode())
+        for path, array in jax.tree_util.tree_leaves_with_path(model.variables):
             sample = array.ravel()[:: max(1, array.size // _HASHED_NUMBERS)]
-            digest.update(
-                f"{jax.tree_util.keystr(path)} {array.shape}".encode() + np.asarray(sample, np.float32).tobytes()
-            )
+            digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
+            digest.update(np.asarray(sample, np.float32).tobytes())
         return digest.hexdigest()[:12]
 
     def generate(self, texts: Texts, **options) -> Float32[np.ndarray, "b n c"]:
         """Music for one text or several, float32 from -1 to 1 (a little beyond it in loud places).
 
-        Row i of the batch is drawn from the seed `seed + i`, and does not depend on the other rows.
+        Row i of the batch is drawn from the seed `seed + i` and does not depend on the other rows, up to the rounding
+        of sums.
 
         Args:
           texts: What to play, one per row. None or "" leaves it to the model.
-          **options: As for `stream`.
+          **options: As for `stream_codes`: seconds, seed, sampling, prompt, ...
 
         Raises:
           ValueError: A value is out of range; the message says what is allowed.
-          TypeError: A text is not a string.
+          TypeError: A value is of another kind.
         """
         return np.concatenate(list(self.stream(texts, **options)), axis=1)
 
     def stream(self, texts: Texts, **options) -> Iterator[Float32[np.ndarray, "b n c"]]:
-        """The same music as `generate` gives, in pieces, each as soon as it is made.
+        """The same music as `generate` gives, in pieces, each as soon as it is made."""
+        return self.codec.decode_blocks(self.stream_codes(texts, **options))
+
+    def generate_codes(self, texts: Texts, **options) -> Int32[np.ndarray, "b t k"]:
+        """The codes that `generate` with the same options decodes."""
+        return np.concatenate(list(self.stream_codes(texts, **options)), axis=1)
+
+    def stream_codes(
+        self,
+        texts: Texts,
+        *,
+        seconds: float = 8.0,
+        seed: int | Sequence[int] = 0,
+        sampling: Sampling | None = None,
+        prompt: Any = None,
+        prompt_sample_rate: int | None = None,
+        window: float | None = None,
+        stride: float | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Int32[np.ndarray, "b t k"]]:
+        """The codes of `generate_codes`, in pieces of about a second, each as soon as it is made.
+
+        All is checked at once, before the first piece is asked for.
 
         Args:
           texts: As for `generate`.
@@ -124,11 +153,35 @@ class MusicGen:
             below 30.
           progress: Called with the frames made so far and the frames in all.
         """
-        return self.codec.decode_blocks(self._codes(texts, **options))
-
-    def generate_codes(self, texts: Texts, **options) -> Int32[np.ndarray, "b t k"]:
-        """The codes that `generate` with the same options decodes."""
-        return np.concatenate(list(self._codes(texts, **options)), axis=1)
+        sampling = sampling or self.config.sampling
+        texts = checks.texts(texts)
+        seeds = checks.seeds(seed, len(texts))
+        num_frames = checks.num_frames(seconds, self.frame_rate)
+        spans = checks.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
+        given = np.zeros((len(texts), 0, self.num_codebooks), np.int32)
+        if prompt is not None:
+            given = checks.prompt_codes(self.codec, prompt, prompt_sample_rate, len(texts))
+            checks.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
+        if not all(texts) and sampling.guidance != 1:
+            warnings.warn("a text is empty: nothing steers the music there, and guidance has no effect", stacklevel=2)
+        # Where nothing steers, the null rows would repeat the others.
+        guided = any(texts) and sampling.guidance != 1
+        context = self._context(texts, guided)
+        layout = None
+        if self._mesh is not None:
+            num_rows = context.prefix_mask.shape[0]
+            cache = sharding.cache(num_rows, self.config.lm.num_heads, self._mesh)
+            layout = Layout(sharding.rows(len(texts), self._mesh), cache)
+        return generate(
+            self._lm,
+            self._params["lm"],
+            lambda window: context,
+            given,
+            windows(num_frames, given.shape[1], *spans),
+            Draws.of(sampling, seeds),
+            progress,
+            layout,
+        )
 
     def logits(
         self,
@@ -145,8 +198,19 @@ class MusicGen:
           chroma: For melody models, the strength of each pitch class over time; the null melody where None.
         """
         codes = checks.codes(codes, self.num_codebooks, self.codebook_size)
+        seconds, num_frames = codes.shape[1] / self.frame_rate, codes.shape[1]
+        if seconds > self.config.window_seconds:
+            raise ValueError(
+                f"the codes last {seconds:g} seconds, and the model sees {self.config.window_seconds:g} at once: score "
+                "them in parts"
+            )
         context = self._context(checks.texts(texts, codes.shape[0]), guided=False, chroma=chroma)
-        return _logits(self._lm, self._params["lm"], context, codes)
+        pattern = patterns.from_config(self.config.lm)
+        tokens = np.asarray(pattern.build(jnp.asarray(codes), self.config.lm.special_token))
+        # Few lengths, few programs: what stands after the music is not seen from before.
+        after = [(0, 0), (0, capacity_for(tokens.shape[1]) - tokens.shape[1]), (0, 0)]
+        logits = _logits(self._lm, self._params["lm"], context, jnp.asarray(np.pad(tokens, after)))
+        return pattern.revert_logits(logits[:, : tokens.shape[1]], num_frames)[0]
 
     def save(self, directory: str | os.PathLike, format: str = "mgjax", text_encoder: str | None = None) -> None:
         """Writes the model as a directory that `load` opens.
@@ -163,44 +227,6 @@ class MusicGen:
         """What there is to save. The codec's weight normalisation stays folded into its kernels."""
         config = dataclasses.replace(self.config, codec=self.codec.folded_config)
         return Checkpoint(config, {**self._params, "codec": self.codec.variables}, self._tokenizer_files)
-
-    def _codes(
-        self,
-        texts: Texts,
-        *,
-        seconds: float = 8.0,
-        seed: int | Sequence[int] = 0,
-        sampling: Sampling | None = None,
-        prompt: Any = None,
-        prompt_sample_rate: int | None = None,
-        window: float | None = None,
-        stride: float | None = None,
-        progress: Progress | None = None,
-    ) -> Iterator[Int32[np.ndarray, "b t k"]]:
-        """Checks everything at once, then yields codes as they come."""
-        sampling = sampling or self.config.sampling
-        texts = checks.texts(texts)
-        seeds = checks.seeds(seed, len(texts))
-        num_frames = checks.num_frames(seconds, self.frame_rate)
-        spans = checks.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
-        given = np.zeros((len(texts), 0, self.num_codebooks), np.int32)
-        if prompt is not None:
-            given = checks.prompt_codes(self.codec, prompt, prompt_sample_rate, len(texts))
-            checks.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
-        steered = any(texts) or self.config.lm.num_chroma > 0
-        if not all(texts) and sampling.guidance != 1:
-            warnings.warn("a text is empty: nothing steers the music there, and guidance has no effect", stacklevel=4)
-        context = self._context(texts, guided=steered and sampling.guidance != 1)
-        return generate(
-            self._lm,
-            self._params["lm"],
-            lambda window: context,
-            given,
-            windows(num_frames, given.shape[1], *spans),
-            Draws.of(sampling, seeds),
-            progress,
-            place=self._place_rows,
-        )
 
     def _place_rows(self, rows: Any) -> Any:
         """Arrays with one row per piece of music, spread over the mesh where there is one."""
@@ -247,9 +273,7 @@ class MusicGen:
         shape = (self.config.lm.chroma_frames, self.config.lm.num_chroma)
         null = np.zeros((batch, *shape), np.float32)
         null[:, :, 0] = 1
-        if chroma is not None and chroma.shape[1:] != shape:
-            raise ValueError(f"chroma must be [rows, {shape[0]} frames, {shape[1]} pitch classes], got {chroma.shape}")
-        given = null if chroma is None else np.broadcast_to(chroma, null.shape).astype(np.float32)
+        given = null if chroma is None else checks.chroma(chroma, batch, *shape)
         tokens = np.concatenate([given, null][:copies])
         return Condition(jnp.asarray(tokens), jnp.ones(tokens.shape[:2], bool))
 
@@ -259,13 +283,21 @@ class MusicGen:
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
         if self.config.tokenizer == "bytes":
-            return Tokenizer.bytes()
-        if self._tokenizer_files is None:
+            tokenizer = Tokenizer.bytes()
+        elif self._tokenizer_files is not None:
+            tokenizer = Tokenizer.from_directory(self._tokenizer_files)
+        else:
             raise CheckpointError(
                 "this model came without a tokenizer, so it cannot read texts: put spiece.model or tokenizer.json "
                 "(those of t5-base for the published models) into its folder"
             )
-        return Tokenizer.from_directory(self._tokenizer_files)
+        known = self.config.text.vocab_size
+        if tokenizer.vocab_size > known:
+            raise CheckpointError(
+                f"the tokenizer in {self._tokenizer_files} has {tokenizer.vocab_size} tokens, and the text encoder "
+                f"knows {known}: they do not belong together"
+            )
+        return tokenizer
 
 
 def _with_null(mask: np.ndarray, copies: int) -> np.ndarray:
@@ -285,12 +317,8 @@ def _make_context(
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _logits(module: LM, params: dict, context: Context, codes: Int[Array, "b t k"]) -> Float[Array, "b t k v"]:
-    pattern = patterns.from_config(module.config)
-    tokens = pattern.build(codes, module.config.special_token)
-    # The last step has nothing after it to predict; the first one predicts the second.
-    logits = module.apply({"params": params}, tokens, context)
-    return pattern.revert_logits(logits, codes.shape[1])[0]
+def _logits(module: LM, params: dict, context: Context, tokens: Int[Array, "b s k"]) -> Float[Array, "b s k v"]:
+    return module.apply({"params": params}, tokens, context)
 
 
 def load(
@@ -314,7 +342,7 @@ def load(
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
-    dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    dtype = checks.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = formats.read(source, dtype=dtype, place=_placement(mesh), text_encoder=text_encoder)
     return MusicGen(model, compat=compat, mesh=mesh)
 

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 # The published systems move on by 18 of 30 seconds.
 _STRIDE_SECONDS = 18.0
 _STRIDE_SHARE = 0.6
+# More than these are slips of the hand, and would fill the memory before anyone hears of it.
+_MOST_SECONDS = 24 * 3600
+_MOST_WINDOWS = 10  # times the window of training
+
+_SEEDS = 2**32
 
 
 def texts(texts: Any, batch: int | None = None) -> list[str | None]:
@@ -29,14 +34,16 @@ def texts(texts: Any, batch: int | None = None) -> list[str | None]:
 
 
 def seeds(seed: Any, batch: int) -> list[int]:
-    """One seed per row: `seed + i` for row i of a single number."""
-    rows = [seed + i for i in range(batch)] if _is_whole(seed) else seed
+    """One seed per row: `seed + i` for row i of a single number (from 0 again after 2**32 - 1)."""
+    rows = [seed] if _is_whole(seed) else seed.tolist() if isinstance(seed, np.ndarray) else seed
     if not isinstance(rows, Sequence) or not all(_is_whole(row) for row in rows):
         raise TypeError(f"seed must be a whole number or a list of them, got {seed!r}")
+    if not all(0 <= row < _SEEDS for row in rows):
+        raise ValueError(f"a seed must be 0 or above and below 2**32, got {seed!r}")
+    if _is_whole(seed):
+        return [(int(seed) + i) % _SEEDS for i in range(batch)]
     if len(rows) != batch:
         raise ValueError(f"{len(rows)} seeds do not fit {batch} texts: give one seed, or one for each text")
-    if not all(0 <= row < 2**32 for row in rows):
-        raise ValueError(f"a seed must be 0 or above and below 2**32, got {seed!r}")
     return [int(row) for row in rows]
 
 
@@ -45,6 +52,8 @@ def num_frames(seconds: Any, frame_rate: float) -> int:
     frames = _to_frames(seconds, frame_rate, "seconds")
     if frames < 1:
         raise ValueError(f"seconds must be at least {1 / frame_rate:g} (one frame), got {seconds}")
+    if frames > _MOST_SECONDS * frame_rate:
+        raise ValueError(f"seconds must be at most {_MOST_SECONDS} (a day), got {seconds}: make it in parts")
     return frames
 
 
@@ -52,19 +61,19 @@ def window_and_stride(
     window: float | None, stride: float | None, default_window: float, frame_rate: float
 ) -> tuple[int, int]:
     """The window and the stride of long music, in frames."""
-    window = default_window if window is None else window
-    window_frames = _to_frames(window, frame_rate, "window")
-    if window_frames < 2:
-        raise ValueError(f"window must be at least {2 / frame_rate:g} seconds (two frames), got {window}")
+    window_frames = _to_frames(default_window if window is None else window, frame_rate, "window")
+    shortest, longest = 2 / frame_rate, _MOST_WINDOWS * default_window
+    if not 2 <= window_frames <= longest * frame_rate:
+        raise ValueError(f"window must be from {shortest:g} to {longest:g} seconds, got {window}")
     if stride is None:
-        stride_frames = max(1, _to_frames(min(_STRIDE_SECONDS, _STRIDE_SHARE * window), frame_rate, "stride"))
-    else:
-        stride_frames = _to_frames(stride, frame_rate, "stride")
-        if not 0 < stride_frames < window_frames:
-            raise ValueError(
-                f"stride must be above 0 and below the window of {window:g} seconds, got {stride}: "
-                "the rest of the window is what ties a new part to the one before"
-            )
+        share = min(_STRIDE_SECONDS * frame_rate, _STRIDE_SHARE * window_frames)
+        return window_frames, max(1, math.floor(share))
+    stride_frames = _to_frames(stride, frame_rate, "stride")
+    if not 1 <= stride_frames < window_frames:
+        raise ValueError(
+            f"stride must be at least {1 / frame_rate:g} seconds (one frame) and below the window of "
+            f"{window_frames / frame_rate:g} seconds, got {stride}: the rest of the window ties a new part to the last"
+        )
     return window_frames, stride_frames
 
 
@@ -108,6 +117,33 @@ def codes(codes: Any, num_codebooks: int, codebook_size: int) -> Int32[np.ndarra
     if codes.min() < 0 or codes.max() >= codebook_size:
         raise ValueError(f"codes must be from 0 to {codebook_size - 1}, got {codes.min()} to {codes.max()}")
     return codes.astype(np.int32)
+
+
+def chroma(chroma: Any, batch: int, num_frames: int, num_classes: int) -> Float32[np.ndarray, "b f p"]:
+    """A chromagram for each row."""
+    try:
+        chroma = np.asarray(chroma, np.float32)
+    except (TypeError, ValueError):
+        raise TypeError("chroma must be an array of numbers") from None
+    if chroma.ndim != 3 or chroma.shape[0] not in (1, batch) or chroma.shape[1:] != (num_frames, num_classes):
+        raise ValueError(
+            f"chroma must be [1 or {batch} rows, {num_frames} frames, {num_classes} pitch classes], got "
+            f"{list(chroma.shape)}"
+        )
+    if not np.isfinite(chroma).all():
+        raise ValueError("chroma must be finite: it holds NaN or infinity")
+    return np.broadcast_to(chroma, (batch, num_frames, num_classes))
+
+
+def dtype(name: Any) -> str | None:
+    """The name of a type that weights may have; None as it is."""
+    known = ("float32", "bfloat16", "float16")
+    if name is None or name in known:
+        return name
+    for good in known:
+        if not isinstance(name, str) and getattr(name, "__name__", getattr(name, "name", None)) == good:
+            return good  # jnp.bfloat16 or np.dtype("float32")
+    raise ValueError(f"dtype must be one of {', '.join(known)}, got {name!r}")
 
 
 def _to_frames(seconds: Any, frame_rate: float, name: str) -> int:

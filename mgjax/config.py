@@ -19,6 +19,9 @@ class ConfigError(ValueError):
     """A configuration that does not describe a model that can be built."""
 
 
+PATTERNS = ("delay", "parallel", "flattened", "coarse_first", "musiclm")  # made by lm/pattern.py
+
+
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
     """EnCodec (Défossez et al. 2022): SEANet encoder and decoder around a residual vector quantizer.
@@ -108,7 +111,7 @@ class LMConfig:
     ffn_dim: int = 4096
     num_codebooks: int = 4
     codebook_size: int = 2048
-    pattern: str = "delay"  # a key of lm.pattern.PATTERNS
+    pattern: str = "delay"  # one of PATTERNS
     delays: tuple[int, ...] = (0, 1, 2, 3)
     text_dim: int | None = 768  # width of the text encoder's output; None: no text
     text_fuse: str = "cross"  # "cross" (cross-attention) or "prefix" (before the music, as in the melody models)
@@ -118,10 +121,16 @@ class LMConfig:
     def __post_init__(self):
         _one_of("text_fuse", self.text_fuse, ("cross", "prefix"))
         _positive(self, "dim", "num_layers", "num_heads", "ffn_dim", "num_codebooks", "codebook_size")
+        _one_of("pattern", self.pattern, PATTERNS)
         if self.dim % self.num_heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
-        if self.pattern == "delay" and len(self.delays) != self.num_codebooks:
-            raise ConfigError(f"{self.num_codebooks} codebooks need as many delays, got {self.delays}")
+        if self.dim % 2 or self.dim < 4:
+            raise ConfigError(f"dim must be even and at least 4, for its sines and cosines, got {self.dim}")
+        if self.text_dim is not None and self.text_dim < 1:
+            raise ConfigError(f"text_dim must be 1 or more, or None for no text, got {self.text_dim}")
+        ascending = list(self.delays) == sorted(self.delays) and min(self.delays, default=0) >= 0
+        if self.pattern == "delay" and (len(self.delays) != self.num_codebooks or not ascending):
+            raise ConfigError(f"{self.num_codebooks} codebooks need as many delays, ascending, got {self.delays}")
 
     @property
     def head_dim(self) -> int:
@@ -156,7 +165,7 @@ class Sampling:
     def __post_init__(self):
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
-        if self.top_k != int(self.top_k) or self.top_k < 0:
+        if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k must be a whole number, 0 (all codes) or above, got {self.top_k}")
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p must be from 0 (off) to 1, got {self.top_p}")

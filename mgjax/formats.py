@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from typing import Any
@@ -33,7 +34,7 @@ def read(
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
     if source == "debug":
-        return Checkpoint(initialize.DEBUG, initialize.random_variables(initialize.DEBUG, place=place))
+        return Checkpoint(initialize.DEBUG, initialize.random_variables(initialize.DEBUG, dtype=dtype, place=place))
     directory = hub.fetch(os.fspath(source))
     form = checkpoint.detect(directory)
     if form == "audiocraft":
@@ -42,10 +43,9 @@ def read(
         raise ValueError(f"{source} comes with its own text encoder: leave text_encoder out")
     else:
         model = FORMATS[form].read_model(directory, dtype=dtype, place=place)
-    config = _licensed(model.config, source)
-    if config.license.startswith("CC-BY-NC"):
-        log.warning("The weights of %s are licensed under %s: not for commercial use.", source, config.license)
-    return dataclasses.replace(model, config=config)
+    license = _license(model.config.license, source)
+    _tell(license, source)
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, license=license))
 
 
 def read_config(source: str | os.PathLike) -> ModelConfig:
@@ -53,10 +53,11 @@ def read_config(source: str | os.PathLike) -> ModelConfig:
     if source == "debug":
         return initialize.DEBUG
     directory = hub.fetch(os.fspath(source), allow=["*.json"])
+    if not (directory / "config.json").is_file():
+        directory = hub.fetch(os.fspath(source))  # audiocraft keeps its configuration beside the weights
     form = checkpoint.detect(directory)
-    if form == "audiocraft":
-        return read(source).config
-    return _licensed(FORMATS[form].read_config(directory), source)
+    config = FORMATS[form].read_config(directory)
+    return dataclasses.replace(config, license=_license(config.license, source))
 
 
 def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict]:
@@ -64,6 +65,7 @@ def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tupl
     if source == "debug":
         return initialize.DEBUG.codec, initialize.random_variables(initialize.DEBUG, place=place)["codec"]
     directory = hub.fetch(os.fspath(source))
+    _tell(_license("unknown", source), source)
     return FORMATS[checkpoint.detect(directory)].read_codec(directory, place=place)
 
 
@@ -82,8 +84,13 @@ def write(
         FORMATS[form].write_model(directory, model)
 
 
-def _licensed(config: ModelConfig, source: str | os.PathLike) -> ModelConfig:
-    """The config with the licence that Meta's repositories have, which their files do not name."""
-    if config.license == "unknown" and str(source).startswith("facebook/"):
-        return dataclasses.replace(config, license="CC-BY-NC-4.0")
-    return config
+def _license(named: str, source: str | os.PathLike) -> str:
+    """The licence that a model names, or that all weights in Meta's repositories have, whose files do not name it."""
+    return "CC-BY-NC-4.0" if named == "unknown" and str(source).startswith("facebook/") else named
+
+
+@functools.cache
+def _tell(license: str, source: str | os.PathLike) -> None:
+    """Says once that the weights of `source` are not for every use."""
+    if license.startswith("CC-BY-NC"):
+        log.warning("The weights of %s are licensed under %s: not for commercial use.", source, license)

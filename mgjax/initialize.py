@@ -21,16 +21,22 @@ DEBUG = ModelConfig(
 )
 
 
-def random_variables(config: ModelConfig, seed: int = 0, *, place: Place | None = None) -> dict:
-    """Variables {"lm", "codec", "text"} of a model, float32, each array scaled so that signals keep their size.
+def random_variables(
+    config: ModelConfig, seed: int = 0, *, dtype: str | None = None, place: Place | None = None
+) -> dict:
+    """Variables {"lm", "codec", "text"} of a model, each array scaled so that signals keep their size.
 
     Made by numpy, because initialising module by module costs JAX a minute. Training starts from the modules' own
-    initialisation instead. `place` is that of `interop.table.load`.
+    initialisation instead. `dtype` and `place` are those of `interop.table.load`.
     """
     rng = np.random.default_rng(seed)
     place = place or (lambda path, array: jnp.asarray(array))
-    paths = {tuple(path.split("/")): shape for path, shape in model_shapes(config).items()}
-    return nested({path: place(path, _random("/".join(path), shape, rng)) for path, shape in paths.items()})
+    placed = {}
+    for name, shape in model_shapes(config).items():
+        path = tuple(name.split("/"))
+        array = _random(name, shape, rng)
+        placed[path] = place(path, array if path[0] == "codec" else array.astype(jnp.dtype(dtype or "float32")))
+    return nested(placed)
 
 
 def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -41,7 +47,13 @@ def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
         return np.zeros(shape, np.float32)
     values = rng.standard_normal(shape, np.float32)
     if name.endswith("kernel"):
-        # A matrix maps its first axes to its last, except for attention's, where heads are split or joined.
-        fan_in = math.prod(shape[:-1]) if path.startswith("codec") or name == "out" or len(shape) == 2 else shape[0]
-        values /= np.float32(math.sqrt(fan_in))
+        values /= np.float32(math.sqrt(_fan_in(path, shape)))
     return values
+
+
+def _fan_in(path: str, shape: tuple[int, ...]) -> int:
+    """How many numbers a kernel sums: its first axes, of which the projections into heads have one."""
+    if path.endswith("hidden_kernel"):
+        return shape[1]
+    joins = path.startswith("codec") or path.endswith("out/kernel") or len(shape) == 2
+    return math.prod(shape[:-1]) if joins else shape[0]

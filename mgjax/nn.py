@@ -16,6 +16,29 @@ Initializer = Callable[..., jax.Array]
 # bits. Products of bfloat16 and float16 are not affected.
 _EXACT = jax.lax.Precision.HIGHEST
 
+_FEW_ROWS = 8
+
+
+def _product(x: Float[Array, "n i"], matrix: Float[Array, "i o"], dtype: jnp.dtype | None) -> Float[Array, "n o"]:
+    """`x @ matrix`, with the sums in `dtype`.
+
+    A step of decoding has few rows and is bound by reading the matrix. On CPU, XLA's matrix product of 2 to 8 rows reads
+    it at half the speed that its convolution of width 1 does, which is the same product.
+    """
+
+    def product(x: Array, matrix: Array) -> Array:
+        return jnp.matmul(x, matrix, precision=_EXACT, preferred_element_type=dtype)
+
+    def convolution(x: Array, matrix: Array) -> Array:
+        y = jax.lax.conv_general_dilated(
+            x[None], matrix[None], (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"), preferred_element_type=dtype
+        )
+        return y[0]
+
+    if not 1 < x.shape[0] <= _FEW_ROWS:
+        return product(x, matrix)
+    return jax.lax.platform_dependent(x, matrix, cpu=convolution, default=product)
+
 
 class Dense(nn.Module):
     """A linear map of the last axes of x, `in_shape`, to `out_shape`, with a kernel of `(*in_shape, *out_shape)`.
@@ -39,8 +62,7 @@ class Dense(nn.Module):
         batch = x.shape[: x.ndim - len(self.in_shape)]
         kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
         matrix = kernel.astype(dtype).reshape(math.prod(self.in_shape), math.prod(self.out_shape))
-        x = x.astype(dtype).reshape(*batch, -1)
-        y = jnp.matmul(x, matrix, precision=_EXACT, preferred_element_type=self.result_dtype)
+        y = _product(x.astype(dtype).reshape(-1, matrix.shape[0]), matrix, self.result_dtype)
         y = y.reshape(*batch, *self.out_shape)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, self.out_shape)

@@ -67,6 +67,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def cache(num_rows: int, num_heads: int, mesh: Mesh) -> NamedSharding:
+    """The sharding of keys and values [rows, heads, slots, width]: rows as in a batch, heads over `model`."""
+    heads = "model" if num_heads % mesh.shape["model"] == 0 else None
+    return NamedSharding(mesh, P(*(rows(num_rows, mesh).spec or (None,)), heads, None, None))
+
+
 def rows(num_rows: int, mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its rows over `data` and `fsdp`, as far as they divide it."""
     axes = [axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1]

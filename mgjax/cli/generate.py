@@ -205,6 +205,7 @@ def _completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
     return dataclasses.replace(
         recipe,
         sampling=recipe.sampling or dataclasses.replace(model.config.sampling, **sampling),
+        dtype=model.dtype,
         model_hash=model.hash,
         mgjax=mgjax.__version__,
         jax=jax.__version__,

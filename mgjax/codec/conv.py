@@ -44,18 +44,14 @@ def trims(config: CodecConfig, width: int, stride: int) -> tuple[int, int]:
     return total - right, right
 
 
-def pad(
-    x: Float[Array, "b n c"], length: Length, left: int, right: int, stride: int, mode: str
-) -> Float[Array, "b m c"]:
-    """`x` with `left` samples before it and `right` after it, as if its length were `length` up to a whole stride.
+def reflect(x: Float[Array, "b n c"], length: Length, left: int, right: int, stride: int) -> Float[Array, "b m c"]:
+    """`x` with `left` mirrored samples before it and `right` after it, as if its length were whole strides.
 
-    Mode "constant" pads with zeros. Mode "reflect" mirrors at the first and at the last sample; a signal too short to
-    be mirrored is first lengthened with zeros, as in the original.
+    It is mirrored at the first sample and at sample `length - 1`; a signal too short to be mirrored is first lengthened
+    with zeros, as in the original.
     """
     n = x.shape[1]
     x = keep(x, length)
-    if mode == "constant":
-        return jnp.pad(x, ((0, 0), (left, right), (0, 0)))
     reach = right + stride - 1  # the last stride may need this many mirrored samples
     longest = max(n, left + 1, reach + 1)
     x = jnp.pad(x, ((0, 0), (0, longest + reach - n), (0, 0)))
@@ -68,25 +64,65 @@ def pad(
 
 
 def convolve(
-    x: Float[Array, "b n c"], kernel: Float[Array, "w c f"], stride: int, dilation: int
+    x: Float[Array, "b n c"], kernel: Float[Array, "w c f"], stride: int, dilation: int, zeros: tuple[int, int]
 ) -> Float[Array, "b m f"]:
-    """The convolution of `x` with `kernel`, without padding."""
+    """The convolution of `x`, with `zeros` before and after it, with `kernel`."""
     if kernel.shape[0] == 1 and stride == 1:
         return jnp.einsum("bnc,cf->bnf", x, kernel[0])
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NHC", "HIO", "NHC")
+        x, kernel, (stride,), [zeros], rhs_dilation=(dilation,), dimension_numbers=("NHC", "HIO", "NHC")
     )
 
 
+def convolve_padded(
+    x: Float[Array, "b n c"],
+    length: Length,
+    kernel: Float[Array, "w c f"],
+    stride: int,
+    dilation: int,
+    config: CodecConfig,
+) -> Float[Array, "b m f"]:
+    """The convolution of `x`, whose first `length` samples count, padded at both ends as in the original.
+
+    Padding by reflection would copy the whole signal for the sake of a few samples at its ends: instead all is padded
+    with zeros, which costs nothing, and the ends are computed again from short pieces that are padded in full.
+    """
+    span = (kernel.shape[0] - 1) * dilation + 1
+    left, right = paddings(config, span, stride)
+    head, tail = math.ceil(left / stride), math.ceil((right + stride - 1) / stride)  # outputs that see an end
+    piece = (2 * (head + tail) + math.ceil(span / stride) + 2) * stride
+    if config.pad_mode == "reflect" and x.shape[1] <= 2 * piece:
+        return convolve(reflect(x, length, left, right, stride), kernel, stride, dilation, (0, 0))
+    y = convolve(keep(x, length), kernel, stride, dilation, (left, right))
+    if config.pad_mode == "constant" or span == stride:
+        return y
+
+    def edge(start: Length) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(x, start, piece, axis=1)
+        part = reflect(part, jnp.minimum(length - start, piece), left, right, stride)
+        return convolve(part, kernel, stride, dilation, (0, 0))
+
+    end = -(-length // stride)
+    start = jnp.maximum(end - piece // stride, 0)
+    last = jnp.maximum(end - tail, 0)
+    y = jax.lax.dynamic_update_slice_in_dim(
+        y, jax.lax.dynamic_slice_in_dim(edge(start * stride), last - start, tail, axis=1), last, axis=1
+    )
+    return jax.lax.dynamic_update_slice_in_dim(y, edge(0)[:, :head], 0, axis=1)
+
+
 def convolve_transpose(x: Float[Array, "b n c"], kernel: Float[Array, "w c f"], stride: int) -> Float[Array, "b m f"]:
-    """The whole transposed convolution of `x` with `kernel`, up to a whole stride: one product, then overlap-add."""
-    b, n, _ = x.shape
+    """The whole transposed convolution of `x` with `kernel`, up to a whole stride.
+
+    Each stride of output is an ordinary convolution of the few inputs that reach it, with `stride` times the features.
+    """
+    b, n, channels = x.shape
     width, _, features = kernel.shape
-    overlap = -(-width // stride)
-    kernel = jnp.pad(kernel, ((0, overlap * stride - width), (0, 0), (0, 0)))
-    parts = jnp.einsum("bnc,wcf->bnwf", x, kernel).reshape(b, n, overlap, stride, features)
-    shifted = [jnp.pad(parts[:, :, j], ((0, 0), (j, overlap - 1 - j), (0, 0), (0, 0))) for j in range(overlap)]
-    return sum(shifted).reshape(b, (n + overlap - 1) * stride, features)
+    taps = -(-width // stride)
+    kernel = jnp.pad(kernel, ((0, taps * stride - width), (0, 0), (0, 0))).reshape(taps, stride, channels, features)
+    kernel = jnp.swapaxes(jnp.flip(kernel, axis=0), 1, 2).reshape(taps, channels, stride * features)
+    y = convolve(x, kernel, 1, 1, (taps - 1, taps - 1))
+    return y.reshape(b, (n + taps - 1) * stride, features)
 
 
 class Conv(nn.Module):
@@ -104,10 +140,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], length: Length) -> Float[Array, "b m f"]:
         kernel, bias = _weights(self, x.shape[-1], axis=2)
-        if self.width > 1:
-            left, right = paddings(self.config, (self.width - 1) * self.dilation + 1, self.stride)
-            x = pad(x, length, left, right, self.stride, self.config.pad_mode)
-        y = convolve(x, kernel, self.stride, self.dilation) + bias[None, None]
+        y = convolve_padded(x, length, kernel, self.stride, self.dilation, self.config) + bias[None, None]
         return _time_group_norm(self, y, -(-length // self.stride))
 
 
@@ -167,24 +200,13 @@ def fold_weight_norm(config: CodecConfig, params: dict) -> tuple[CodecConfig, di
         return config, params
 
     def fold(layer: dict, axis: int) -> dict:
-        kernel, scale = jnp.asarray(layer["kernel"]), jnp.asarray(layer["scale"])
-        return {
-            "kernel": kernel * jnp.expand_dims(scale / _norm(kernel, axis), _others(axis)),
-            "bias": layer["bias"],
-        }
+        kernel = layer["kernel"]
+        scale = jnp.expand_dims(layer["scale"] / _norm(kernel, axis), _others(axis))
+        return {"kernel": kernel * scale, "bias": layer["bias"]}
 
-    return dataclasses.replace(config, norm="none"), _map_convolutions(params, fold)
-
-
-def unfold_weight_norm(config: CodecConfig, params: dict) -> tuple[CodecConfig, dict]:
-    """The inverse of `fold_weight_norm`, its scales the kernels' own norms: the form that is trained."""
-    if config.norm != "none":
-        return config, params
-
-    def unfold(layer: dict, axis: int) -> dict:
-        return {**layer, "scale": _norm(jnp.asarray(layer["kernel"]), axis)}
-
-    return dataclasses.replace(config, norm="weight_norm"), _map_convolutions(params, unfold)
+    # One program for all layers: a hundred small ones would take seconds to compile.
+    folded = jax.jit(lambda params: _map_convolutions(params, fold))(params)
+    return dataclasses.replace(config, norm="none"), folded
 
 
 def _map_convolutions(tree: dict, change: Callable[[dict, int], dict]) -> dict:

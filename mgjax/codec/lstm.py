@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 State = tuple[Float[Array, "l b d"], Float[Array, "l b d"]]  # what each layer puts out, and its cell
 
 _init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(width), as torch does
+_init_transposed = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=1, out_axis=0)
 
 
 class LSTM(nn.Module):
@@ -47,15 +48,20 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
         width = x.shape[-1]
         input_kernel = self.param("input_kernel", _init, (width, 4 * width))
-        hidden_kernel = self.param("hidden_kernel", _init, (width, 4 * width))
+        # (out, in), unlike all other kernels: a step is bound by reading it, and reads it faster this way on CPU.
+        hidden_kernel = self.param("hidden_kernel", _init_transposed, (4 * width, width))
         input_bias = self.param("input_bias", nn.initializers.zeros_init(), (4 * width,))
         hidden_bias = self.param("hidden_bias", nn.initializers.zeros_init(), (4 * width,))
-        gates = jnp.einsum("btd,df->tbf", x, input_kernel) + (input_bias + hidden_bias)[None, None]
+        # A convolution of width 1 is the same as a matrix product, and XLA's is half again as fast on CPU.
+        gates = jax.lax.conv_general_dilated(
+            x, input_kernel[None], (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC")
+        )
+        gates = jnp.swapaxes(gates + (input_bias + hidden_bias)[None, None], 0, 1)
 
         def step(carry, inputs):
             index, gate = inputs
             hidden, cell = carry
-            i, f, g, o = jnp.split(gate + hidden @ hidden_kernel, 4, axis=-1)
+            i, f, g, o = jnp.split(gate + hidden @ hidden_kernel.T, 4, axis=-1)
             new_cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
             new_hidden = jax.nn.sigmoid(o) * jnp.tanh(new_cell)
             counts = index < length

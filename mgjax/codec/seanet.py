@@ -7,11 +7,17 @@ computed for a stretch of a long signal: from a window around it, or from the st
 from __future__ import annotations
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mgjax.codec.conv import Conv, ConvTranspose, Length
 from mgjax.codec.lstm import LSTM, State
 from mgjax.config import CodecConfig
+
+
+def elu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The exponential linear unit. `expm1` would be exact near zero, where float32 audio is not, and is slower."""
+    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
 
 
 class ResidualBlock(nn.Module):
@@ -25,8 +31,8 @@ class ResidualBlock(nn.Module):
         config, features = self.config, x.shape[-1]
         y = Conv(
             config, features // config.compress, config.residual_kernel_size, dilation=self.dilation, name="conv1"
-        )(nn.elu(x), length)
-        y = Conv(config, features, 1, name="conv2")(nn.elu(y), length)
+        )(elu(x), length)
+        y = Conv(config, features, 1, name="conv2")(elu(y), length)
         if config.conv_shortcut:
             x = Conv(config, features, 1, name="shortcut")(x, length)
         return x + y
@@ -42,7 +48,7 @@ class DownBlock(nn.Module):
     def __call__(self, x: Float[Array, "b n c"], length: Length) -> Float[Array, "b m d"]:
         for j in range(self.config.num_residual_layers):
             x = ResidualBlock(self.config, self.config.dilation_growth**j, name=f"res{j}")(x, length)
-        return Conv(self.config, 2 * x.shape[-1], 2 * self.stride, self.stride, name="down")(nn.elu(x), length)
+        return Conv(self.config, 2 * x.shape[-1], 2 * self.stride, self.stride, name="down")(elu(x), length)
 
 
 class UpBlock(nn.Module):
@@ -53,7 +59,7 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], length: Length) -> Float[Array, "b m d"]:
-        x = ConvTranspose(self.config, x.shape[-1] // 2, 2 * self.stride, self.stride, name="up")(nn.elu(x), length)
+        x = ConvTranspose(self.config, x.shape[-1] // 2, 2 * self.stride, self.stride, name="up")(elu(x), length)
         for j in range(self.config.num_residual_layers):
             x = ResidualBlock(self.config, self.config.dilation_growth**j, name=f"res{j}")(x, length * self.stride)
         return x
@@ -92,7 +98,7 @@ class Encoder(nn.Module):
 
     def project(self, x: Float[Array, "b t h"], length: Length) -> Float[Array, "b t d"]:
         """What comes after the LSTM."""
-        return self.conv_out(nn.elu(x), length)
+        return self.conv_out(elu(x), length)
 
 
 class Decoder(nn.Module):
@@ -126,4 +132,4 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x, length)
             length = length * block.stride
-        return self.conv_out(nn.elu(x), length)
+        return self.conv_out(elu(x), length)

@@ -117,16 +117,11 @@ def read_model(
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
     path = Path(directory) / LM_FILE
-    state, run = _read_package(path)
-    _check_fixed(path, run, _FIXED)
-    pattern = _at(run, "codebooks_pattern.modeling") or _at(run, "transformer_lm.q_modeling") or "delay"
-    if pattern != "delay":
-        raise CheckpointError(f"{path}: the codebook pattern is {pattern!r} in its xp.cfg; only 'delay' is supported")
+    state, run, lm_config = _read_lm(path)
     codec_config, codec = _match_codec(Path(directory), fetch)
-    lm_config = _lm_config(path, state, run)
     text_config, text, tokenizer = None, None, None
     if lm_config.text_dim is not None:
-        named = _at(run, "conditioners.description.t5.name", "t5-base")
+        named = _named_text_encoder(run)
         folder = fetch(str(text_encoder or named))
         text_config, text = huggingface.match_text_encoder(folder)
         tokenizer = find_tokenizer(folder)
@@ -135,22 +130,54 @@ def read_model(
                 f"{path}: reads text of width {lm_config.text_dim} (it was made with {named}), but the text encoder "
                 f"in {folder} gives width {text_config.dim}; give text_encoder= another one"
             )
-    try:
-        config = ModelConfig(
-            lm_config,
-            codec_config,
-            text_config,
-            channels=codec_config.channels * max(1, lm_config.num_codebooks // codec_config.num_codebooks),
-            window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
-            sampling=Sampling(guidance=float(_at(run, "classifier_free_guidance.inference_coef", 3.0))),
-        )
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    config = _model_config(path, run, lm_config, codec_config, text_config)
     wanted = shapes.lm_shapes(lm_config)
     matches = {"lm": table.match(names.audiocraft_lm(lm_config), state, wanted, where=str(path), ignored=_IGNORED)}
     matches |= {"codec": codec} | ({"text": text} if text else {})
     variables = {part: _load(part, match, dtype, place) for part, match in matches.items()}
     return Checkpoint(config, variables, tokenizer)
+
+
+def read_config(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> ModelConfig:
+    """What the model in `directory` is, without reading its weights; its T5 is known by name."""
+    path = Path(directory) / LM_FILE
+    _, run, lm_config = _read_lm(path)
+    codec_config, _ = _match_codec(Path(directory), fetch)
+    text_config = None
+    if lm_config.text_dim is not None:
+        named = _named_text_encoder(run)
+        text_config = _T5.get(named) or huggingface.match_text_encoder(fetch(named))[0]
+    return _model_config(path, run, lm_config, codec_config, text_config)
+
+
+def _read_lm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], LMConfig]:
+    """The language model's state dict, its run's config, and what it is."""
+    state, run = _read_package(path)
+    _check_fixed(path, run, _FIXED)
+    pattern = _at(run, "codebooks_pattern.modeling") or _at(run, "transformer_lm.q_modeling") or "delay"
+    if pattern != "delay":
+        raise CheckpointError(f"{path}: the codebook pattern is {pattern!r} in its xp.cfg; only 'delay' is supported")
+    return state, run, _lm_config(path, state, run)
+
+
+def _named_text_encoder(run: dict[str, Any]) -> str:
+    return _at(run, "conditioners.description.t5.name", "t5-base")
+
+
+def _model_config(
+    path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConfig, text: T5Config | None
+) -> ModelConfig:
+    try:
+        return ModelConfig(
+            lm,
+            codec,
+            text,
+            channels=codec.channels * max(1, lm.num_codebooks // codec.num_codebooks),
+            window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
+            sampling=Sampling(guidance=float(_at(run, "classifier_free_guidance.inference_coef", 3.0))),
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def read_codec(

@@ -131,8 +131,8 @@ def _codec(config: CodecConfig, *, layers: str, conv: tuple[str, str], codebook:
         here, there = f"params/{module.path}", f"{module.part}.{layers}.{module.number}"
         if isinstance(module, LSTM):
             for layer in range(config.num_lstm_layers):
-                for name, theirs in (("input", "ih"), ("hidden", "hh")):
-                    yield _one(f"{here}/layer{layer}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{layer}", LINEAR)
+                for name, theirs, layout in (("input", "ih", LINEAR), ("hidden", "hh", PLAIN)):
+                    yield _one(f"{here}/layer{layer}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{layer}", layout)
                     yield _one(f"{here}/layer{layer}/{name}_bias", f"{there}.lstm.bias_{theirs}_l{layer}")
         else:
             there += f".{module.inside}" * bool(module.inside)

@@ -157,7 +157,7 @@ def codec_shapes(config: CodecConfig) -> Shapes:
         if isinstance(module, LSTM):
             d = module.dim
             for layer in range(config.num_lstm_layers):
-                kernels = {"input_kernel": (d, 4 * d), "hidden_kernel": (d, 4 * d)}
+                kernels = {"input_kernel": (d, 4 * d), "hidden_kernel": (4 * d, d)}
                 biases = {"input_bias": (4 * d,), "hidden_bias": (4 * d,)}
                 shapes |= under(f"params/{module.path}/layer{layer}", kernels | biases)
         else:

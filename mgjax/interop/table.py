@@ -183,7 +183,8 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
 
     Args:
       match: What `match` returned.
-      dtype: The type of the weights; None for float32. Codebooks are float32 always: distances need it.
+      dtype: The type of the weights; None for float32. The codec's are float32 always: it is small, and codes are
+        hard decisions.
       place: Called with the path and the numpy array of each array in turn; what it returns stands in the result.
         None for `jnp.asarray`.
     """
@@ -193,7 +194,8 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
         arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources], match.shapes)
         for target, array in zip(rule.targets, arrays, strict=True):
             path = tuple(target.split("/"))
-            wanted = np.float32 if dtype is None or "codebooks" in path else np.dtype(dtype)
+            is_codec = path[0] in ("codec", "params", "codebooks")  # of a whole model, or alone
+            wanted = np.float32 if dtype is None or is_codec else np.dtype(dtype)
             flat[path] = place(path, np.ascontiguousarray(array, wanted))
     return nested(flat)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
-from mgjax.lm.sample import Draws, advance, capacity_for, grow, start
+from mgjax.lm.sample import Draws, Layout, advance, capacity_for, grow, start
 
 # Frames between two returns to Python: about a second of music.
 _CHUNK_FRAMES = 50
@@ -56,7 +57,7 @@ def generate(
     plan: list[Window],
     draws: Draws,
     progress: Callable[[int, int], None] | None = None,
-    place: Callable[[np.ndarray], Array] = jnp.asarray,
+    layout: Layout | None = None,
 ) -> Iterator[Int[np.ndarray, "b t k"]]:
     """Yields the codes of the piece in order, the prompt's included, as soon as all codebooks of a frame are known.
 
@@ -66,7 +67,7 @@ def generate(
       plan: What `windows` gave.
       draws: How to sample.
       progress: Called with the frames made so far and in all, after each chunk.
-      place: Puts an array with one row per piece on its devices.
+      layout: Where the pieces lie on many devices; None for one.
     """
     pattern = patterns.from_config(module.config)
     total = plan[-1].offset + plan[-1].num_frames
@@ -74,7 +75,7 @@ def generate(
     handed_out = 0
     for window, following in zip(plan, [*plan[1:], None], strict=True):
         steps = pattern.steps(window.num_frames)
-        for tokens, num_complete in _decode(module, params, context_for(window), known, window, draws, place):
+        for tokens, num_complete in _decode(module, params, context_for(window), known, window, draws, layout):
             # The frames of a code that is not known yet stand after `num_complete`.
             codes = tokens[:, steps, np.arange(pattern.num_codebooks)][:, :num_complete]
             made = window.offset + num_complete
@@ -94,41 +95,45 @@ def _decode(
     given: Int[np.ndarray, "b p k"],
     window: Window,
     draws: Draws,
-    place: Callable[[np.ndarray], Array],
+    layout: Layout | None,
 ) -> Iterator[tuple[Int[np.ndarray, "b s k"], int]]:
     """Yields, chunk by chunk, the steps of one window and how many of its frames are complete."""
     pattern = patterns.from_config(module.config)
-    layout = pattern.layout(window.num_frames)
+    frames = pattern.layout(window.num_frames)
     complete = pattern.frames_complete(window.num_frames)
-    last_step = len(layout) - 1
+    last_step = len(frames) - 1
     first_step = pattern.first_step(window.num_frames, window.given)
     # Times of steps are unique over all windows, so that no two codes are drawn with the same random numbers.
     clock = jnp.int32(pattern.num_steps(window.offset) if window.offset else 0)
 
     codes = np.pad(given, ((0, 0), (0, window.num_frames - window.given), (0, 0)))
     tokens = np.array(pattern.build(jnp.asarray(codes), module.config.special_token))
-    free = layout >= window.given
+    free = frames >= window.given
 
-    def fitted(table: np.ndarray, capacity: int, axis: int) -> np.ndarray:
+    def fitted(table: np.ndarray, axis: int) -> np.ndarray:
         """The table cut or padded to the capacity, so that programs are compiled for few lengths."""
-        table = np.take(table, np.arange(min(capacity, len(layout))), axis)
+        table = np.take(table, np.arange(min(capacity, len(frames))), axis)
         return np.pad(table, [(0, capacity - n if i == axis else 0) for i, n in enumerate(table.shape)])
+
+    def placed(tokens: np.ndarray) -> Array:
+        return jnp.asarray(fitted(tokens, 1)) if layout is None else jax.device_put(fitted(tokens, 1), layout.tokens)
 
     def after(step: int) -> int:
         """The last step of the chunk after `step`: one that completes a whole number of chunks of frames."""
-        frames = min(complete[step] + _CHUNK_FRAMES, window.num_frames)
-        return min(int(np.argmax(complete >= frames)), step + _CHUNK_STEPS, last_step)
+        target = min(complete[step] + _CHUNK_FRAMES, window.num_frames)
+        return min(int(np.argmax(complete >= target)), step + _CHUNK_STEPS, last_step)
 
     step = first_step - 1
-    capacity = capacity_for(min(len(layout), max(after(step) + 1, _FIRST_CAPACITY)))
+    capacity = capacity_for(min(len(frames), max(after(step) + 1, _FIRST_CAPACITY)))
     num_read = min(capacity_for(step), capacity) if step else 0
-    state = start(module, params, context, place(fitted(tokens, capacity, 1)), jnp.int32(step), num_read)
+    state = start(module, params, context, placed(tokens), jnp.int32(step), num_read, layout)
     while step < last_step:
         step = after(step)
         if step >= capacity:
             capacity = capacity_for(step + 1)
-            state = grow(state, place(fitted(tokens, capacity, 1)))
-        state = advance(module, params, context, state, fitted(free, capacity, 0), draws, jnp.int32(step), clock)
-        made = np.asarray(state.tokens)[:, : len(layout)]
+            state = grow(state, placed(tokens), layout)
+        may_draw = fitted(free, 0)
+        state = advance(module, params, context, state, may_draw, draws, jnp.int32(step), clock, layout)
+        made = np.asarray(state.tokens)[:, : len(frames)]
         tokens[:, : made.shape[1]] = made
         yield tokens, int(complete[step])

@@ -7,10 +7,12 @@ tokens, the prompt) is laid down before it starts and never overwritten.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mgjax.config import Sampling
@@ -20,6 +22,8 @@ from mgjax.lm.transformer import KeyValue
 # Lengths that caches come in. Decoding reads the whole cache at every step, so it starts short and grows; each length
 # is compiled once.
 CAPACITIES = (256, 512, 1024, 1536)
+
+_GREEDY = 1e-6  # a temperature at which nothing but the likeliest code has a chance
 
 
 @struct.dataclass
@@ -60,6 +64,13 @@ class State:
     step: Int[Array, ""]
 
 
+class Layout(NamedTuple):
+    """How a state lies over many devices."""
+
+    tokens: Sharding
+    cache: Sharding
+
+
 def capacity_for(num_steps: int) -> int:
     """The smallest cache that holds `num_steps` steps."""
     for capacity in CAPACITIES:
@@ -68,9 +79,15 @@ def capacity_for(num_steps: int) -> int:
     return -(-num_steps // CAPACITIES[-1]) * CAPACITIES[-1]
 
 
-@functools.partial(jax.jit, static_argnames=("module", "num_read"), donate_argnames=("tokens",))
+@functools.partial(jax.jit, static_argnames=("module", "num_read", "layout"), donate_argnames=("tokens",))
 def start(
-    module: LM, params: dict, context: Context, tokens: Int[Array, "b s k"], step: Int[Array, ""], num_read: int
+    module: LM,
+    params: dict,
+    context: Context,
+    tokens: Int[Array, "b s k"],
+    step: Int[Array, ""],
+    num_read: int,
+    layout: Layout | None = None,
 ) -> State:
     """The state before `step` is read: the prefix and the first steps of `tokens` are in the cache.
 
@@ -81,10 +98,10 @@ def start(
     if num_read:
         rows = _rows(tokens[:, :num_read], context)
         _, cache = module.apply({"params": params}, rows, context, cache, 0, method="extend")
-    return State(tokens, cache, step)
+    return _laid_out(State(tokens, cache, step), layout)
 
 
-@functools.partial(jax.jit, static_argnames=("module",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("module", "layout"), donate_argnames=("state",))
 def advance(
     module: LM,
     params: dict,
@@ -94,6 +111,7 @@ def advance(
     draws: Draws,
     until: Int[Array, ""],
     clock: Int[Array, ""],
+    layout: Layout | None = None,
 ) -> State:
     """The state after drawing all steps up to `until`.
 
@@ -118,15 +136,25 @@ def advance(
         tokens = jnp.where(may_draw, drawn[:, None], given)
         return State(jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, step, axis=1), cache, step)
 
-    return jax.lax.while_loop(lambda state: state.step < until, one_step, state)
+    return _laid_out(jax.lax.while_loop(lambda state: state.step < until, one_step, state), layout)
 
 
-def grow(state: State, tokens: Int[Array, "b s k"]) -> State:
+@functools.partial(jax.jit, static_argnames="layout")
+def grow(state: State, tokens: Int[Array, "b s k"], layout: Layout | None = None) -> State:
     """The same state with `tokens`, which are more than it had, and a cache that has room for them."""
     more = tokens.shape[1] - state.tokens.shape[1]
     pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
     cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
-    return State(tokens, cache, state.step)
+    return _laid_out(State(tokens, cache, state.step), layout)
+
+
+def _laid_out(state: State, layout: Layout | None) -> State:
+    """The state where it belongs: left alone, XLA may keep a whole cache on every device."""
+    if layout is None:
+        return state
+    place = jax.lax.with_sharding_constraint
+    cache = jax.tree.map(lambda memory: place(memory, layout.cache), state.cache)
+    return State(place(state.tokens, layout.tokens), cache, state.step)
 
 
 def guide(logits: Float[Array, "two_b k v"], guidance: Float[Array, "b"]) -> Float[Array, "b k v"]:
@@ -142,11 +170,12 @@ def draw(logits: Float[Array, "b k v"], draws: Draws, time: Int[Array, ""]) -> I
     the last one kept by top-k or top-p are kept too.
     """
     temperature = draws.temperature[:, None, None]
-    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    random = temperature > _GREEDY
+    scaled = logits / jnp.where(random, temperature, 1.0)
     lowest = _threshold(scaled, draws.top_k[:, None, None], draws.top_p[:, None, None])
     kept = jnp.where(scaled >= lowest, scaled, -jnp.inf)
     noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[1:]))(draws.key)
-    noisy = jnp.where(temperature > 0, kept + noise, logits)
+    noisy = jnp.where(random, kept + noise, logits)
     return jnp.argmax(noisy, axis=-1).astype(jnp.int32)
 
 

@@ -19,7 +19,7 @@ def random_variables(config: CodecConfig) -> dict:
         if name in ("scale", "norm_scale"):
             return jnp.asarray(1.25 + 0.2 * values)
         if name in ("hidden_kernel", "input_kernel"):
-            return jnp.asarray(values) * np.float32(1.5 / np.sqrt(leaf.shape[0]))
+            return jnp.asarray(values) * np.float32(1.5 / np.sqrt(min(leaf.shape)))
         return jnp.asarray(0.3 * values)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

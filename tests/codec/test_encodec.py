@@ -8,9 +8,10 @@ import numpy as np
 from random_codec import random_variables
 
 from mgjax.codec import rvq
-from mgjax.codec.conv import fold_weight_norm, unfold_weight_norm
+from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.config import CodecConfig
+from mgjax.interop.weight_norm import unfold
 
 _SMALL = CodecConfig(num_filters=2, latent_dim=4, codebook_size=8, ratios=(4, 5))
 
@@ -23,7 +24,7 @@ def test_parameters_at_the_size_of_musicgen():
     assert shapes["params"]["decoder"]["block0"]["up"]["scale"].shape == (1024,)  # of the input channels
     assert shapes["params"]["decoder"]["block0"]["up"]["kernel"].shape == (16, 1024, 512)
     assert shapes["params"]["encoder"]["block3"]["down"]["scale"].shape == (1024,)
-    assert shapes["params"]["encoder"]["lstm"]["layer1"]["hidden_kernel"].shape == (1024, 4096)
+    assert shapes["params"]["encoder"]["lstm"]["layer1"]["hidden_kernel"].shape == (4096, 1024)
     assert {name: leaf.shape for name, leaf in shapes["codebooks"].items()} == {
         "embed": (4, 2048, 128),
         "embed_avg": (4, 2048, 128),
@@ -49,10 +50,10 @@ def test_folding_changes_the_form_but_not_the_sound():
     folded_config, folded = fold_weight_norm(_SMALL, scaled)
     assert folded_config.norm == "none"
     np.testing.assert_allclose(sound(folded_config, folded), expected, atol=1e-5)  # measured: 2e-8
-    config, unfolded = unfold_weight_norm(folded_config, folded)
+    config, unfolded = unfold(folded_config, {"params": folded})
     assert config == _SMALL
-    assert jax.tree.map(jnp.shape, unfolded) == jax.tree.map(jnp.shape, scaled)
-    np.testing.assert_allclose(sound(config, unfolded), expected, atol=1e-5)  # measured: 2e-8
+    assert jax.tree.map(jnp.shape, unfolded["params"]) == jax.tree.map(jnp.shape, scaled)
+    np.testing.assert_allclose(sound(config, unfolded["params"]), expected, atol=1e-5)  # measured: 2e-8
     assert not np.allclose(sound(_SMALL, variables["params"]), expected, atol=1e-3)
 
 

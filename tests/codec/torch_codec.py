@@ -69,13 +69,16 @@ def variables_of(model: TorchEncodec) -> dict:
             layer |= {"norm_scale": state[norm + ".weight"], "norm_bias": state[norm + ".bias"]}
         return layer
 
-    def lstm(prefix):
-        names = {"input_kernel": "weight_ih", "hidden_kernel": "weight_hh", "input_bias": "bias_ih",
-                 "hidden_bias": "bias_hh"}  # fmt: skip
+    def lstm_layer(prefix, i):
         return {
-            f"layer{i}": {ours: state[f"{prefix}.lstm.{theirs}_l{i}"].T for ours, theirs in names.items()}
-            for i in range(config.num_lstm_layers)
+            "input_kernel": state[f"{prefix}.lstm.weight_ih_l{i}"].T,
+            "hidden_kernel": state[f"{prefix}.lstm.weight_hh_l{i}"],
+            "input_bias": state[f"{prefix}.lstm.bias_ih_l{i}"],
+            "hidden_bias": state[f"{prefix}.lstm.bias_hh_l{i}"],
         }
+
+    def lstm(prefix):
+        return {f"layer{i}": lstm_layer(prefix, i) for i in range(config.num_lstm_layers)}
 
     def residuals(prefix, first):
         blocks = {}
