@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 _FEW_ROWS = 8
 
 
-def _product(x: Float[Array, "n i"], matrix: Float[Array, "i o"], dtype: jnp.dtype | None) -> Float[Array, "n o"]:
+def _product(x: Float[Array, "n i"], matrix: Float[Array, "i o"], dtype: Any) -> Float[Array, "n o"]:
     """`x @ matrix`, with the sums in `dtype`.
 
     A step of decoding has few rows and is bound by reading the matrix. On CPU, XLA reads it a fifth faster in a
