@@ -11,7 +11,7 @@ import yaml
 from tiny_transformers import as_numpy, assert_same, encodec_config, flat, melody, musicgen, randomised, save
 
 from mgjax.config import CodecConfig, LMConfig, Sampling
-from mgjax.interop import audiocraft, huggingface
+from mgjax.interop import audiocraft, audiocraft_run, huggingface
 from mgjax.interop.torch_file import CheckpointError, Tensor
 
 
@@ -150,7 +150,7 @@ def test_what_the_config_does_not_say_follows_from_the_arrays(written, theirs, s
 
 
 def test_defaults_are_the_published_model():
-    assert audiocraft._codec_config(Path(), {}) == CodecConfig()
+    assert audiocraft_run.codec_config(Path(), {}) == CodecConfig()
     rows = {
         "emb.0.weight": (2049, 1024),
         "emb.3.weight": (2049, 1024),
@@ -159,7 +159,7 @@ def test_defaults_are_the_published_model():
     rows |= {"transformer.layers.23.norm1.bias": (1024,), "transformer.layers.0.cross_attention.in_proj_weight": (3, 1)}
     rows |= {"condition_provider.conditioners.description.output_proj.weight": (1024, 768)}
     state = {name: Tensor(shape, np.dtype(np.float32), "", lambda: None) for name, shape in rows.items()}
-    assert audiocraft._lm_config(Path(), state, {}) == LMConfig()
+    assert audiocraft_run.lm_config(Path(), state, {}) == LMConfig()
 
 
 def test_values_of_the_config_count(written, saved):
@@ -237,7 +237,7 @@ def test_another_text_encoder(written, saved, tmp_path):
 def test_names_of_text_encoders(theirs, tmp_path):
     with pytest.raises(CheckpointError, match=r"none of.*t5-base.*give text_encoder="):
         audiocraft.write_model(tmp_path / "model", theirs)
-    assert audiocraft._t5_name(audiocraft._T5["t5-large"]) == "t5-large"
+    assert audiocraft_run.t5_name(audiocraft_run.T5["t5-large"]) == "t5-large"
 
 
 def test_missing_codec(written, saved):

@@ -1,0 +1,278 @@
+"""`xp.cfg`, the configuration of an audiocraft run, and the configs here: each from the other.
+
+Fields that are missing have the published values. What a field says that is not supported here is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mgjax.config import CodecConfig, ConfigError, LMConfig, ModelConfig, Sampling, T5Config, from_dict
+from mgjax.interop.torch_file import CheckpointError, Tensor
+
+_CHROMA_HOP = 4096  # samples; a quarter of the spectrogram's window of 2 ** 14
+
+# What the published models have, and the only thing that is supported.
+_FIXED = {
+    "lm_model": "transformer_lm",
+    "transformer_lm.activation": "gelu",
+    "transformer_lm.norm": "layer_norm",
+    "transformer_lm.norm_first": True,
+    "transformer_lm.causal": True,
+    "transformer_lm.bias_proj": False,
+    "transformer_lm.bias_ff": False,
+    "transformer_lm.bias_attn": False,
+    "transformer_lm.layer_scale": None,
+    "transformer_lm.positional_embedding": "sin",
+    "transformer_lm.past_context": None,
+    "transformer_lm.qk_layer_norm": False,
+    "transformer_lm.qk_layer_norm_cross": False,
+    "transformer_lm.kv_repeat": 1,
+    "conditioners.description.model": "t5",
+    "conditioners.self_wav.model": "chroma_stem",
+    "conditioners.self_wav.chroma_stem.radix2_exp": 14,
+    "fuser.sum": [],
+    "fuser.input_interpolate": [],
+}
+_FIXED_OF_CODEC = {
+    "compression_model": "encodec",
+    "encodec.autoencoder": "seanet",
+    "encodec.quantizer": "rvq",
+    "seanet.activation": "ELU",
+    "seanet.activation_params": {"alpha": 1.0},
+    "seanet.disable_norm_outer_blocks": 0,
+    "seanet.encoder": {},
+    "seanet.decoder.final_activation": None,
+}
+_CODEC_FIELDS = {
+    "sample_rate": "sample_rate",
+    "channels": "channels",
+    "num_filters": "seanet.n_filters",
+    "ratios": "seanet.ratios",
+    "kernel_size": "seanet.kernel_size",
+    "last_kernel_size": "seanet.last_kernel_size",
+    "residual_kernel_size": "seanet.residual_kernel_size",
+    "num_residual_layers": "seanet.n_residual_layers",
+    "dilation_growth": "seanet.dilation_base",
+    "compress": "seanet.compress",
+    "num_lstm_layers": "seanet.lstm",
+    "latent_dim": "seanet.dimension",
+    "num_codebooks": "rvq.n_q",
+    "codebook_size": "rvq.bins",
+    "causal": "seanet.causal",
+    "norm": "seanet.norm",
+    "pad_mode": "seanet.pad_mode",
+    "trim_right_ratio": "seanet.decoder.trim_right_ratio",
+    "normalize": "encodec.renormalize",
+}
+# The text encoders that audiocraft knows and fits beside a MusicGen model.
+T5 = {
+    "t5-small": T5Config(dim=512, ffn_dim=2048, num_layers=6, num_heads=8),
+    "t5-base": T5Config(),
+    "t5-large": T5Config(dim=1024, ffn_dim=4096, num_layers=24, num_heads=16),
+    "google/flan-t5-small": T5Config(dim=512, ffn_dim=1024, num_layers=8, num_heads=6, activation="gated-gelu"),
+    "google/flan-t5-base": T5Config(ffn_dim=2048, activation="gated-gelu"),
+    "google/flan-t5-large": T5Config(dim=1024, ffn_dim=2816, num_layers=24, num_heads=16, activation="gated-gelu"),
+}
+
+
+def resolved(value: Any, root: Any, depth: int = 0) -> Any:
+    """`value` with references such as "${sample_rate}" replaced; those of other kinds ("${oc.env:USER}") stay."""
+    if isinstance(value, dict):
+        return {key: resolved(item, root, depth) for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolved(item, root, depth) for item in value]
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+    if reference and depth < 10:
+        return resolved(_at(root, reference[1], value), root, depth + 1)
+    return value
+
+
+def _at(values: Any, path: str, default: Any = None) -> Any:
+    """The value at a dotted path, or the default where there is none."""
+    for key in path.split("."):
+        if not isinstance(values, Mapping) or key not in values:
+            return default
+        values = values[key]
+    return values
+
+
+def check_lm(path: Path, run: dict[str, Any]) -> None:
+    """Raises CheckpointError unless the language model is of the one kind that is supported."""
+    _check_fixed(path, run, _FIXED)
+    pattern = _at(run, "codebooks_pattern.modeling") or _at(run, "transformer_lm.q_modeling") or "delay"
+    if pattern != "delay":
+        raise CheckpointError(f"{path}: the codebook pattern is {pattern!r} in its xp.cfg; only 'delay' is supported")
+
+
+def check_codec(path: Path, run: dict[str, Any]) -> None:
+    """Raises CheckpointError unless the codec is of the one kind that is supported."""
+    _check_fixed(path, run, _FIXED_OF_CODEC)
+
+
+def _check_fixed(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> None:
+    for name, expected in fixed.items():
+        found = _at(run, name, expected)
+        if found != expected:
+            raise CheckpointError(f"{path}: {name} is {found!r} in its xp.cfg; only {expected!r} is supported")
+
+
+def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> LMConfig:
+    """The language model's config: what xp.cfg says, and the shapes of the arrays where it says nothing."""
+    embed, up = state.get("emb.0.weight"), state.get("transformer.layers.0.linear1.weight")
+    if embed is None or up is None or len(embed.shape) != 2 or len(up.shape) != 2:
+        raise CheckpointError(f"{path}: holds no language model (no emb.0.weight, no transformer.layers.0)")
+    conditioner = "condition_provider.conditioners"
+    text = state.get(f"{conditioner}.description.output_proj.weight")
+    chroma = state.get(f"{conditioner}.self_wav.output_proj.weight")
+    crossed = "transformer.layers.0.cross_attention.in_proj_weight" in state
+    try:
+        dim = _at(run, "transformer_lm.dim", embed.shape[1])
+        count = _at(run, "transformer_lm.n_q", _count(state, r"emb\.(\d+)\."))
+        fields = {
+            "dim": dim,
+            "num_layers": _at(run, "transformer_lm.num_layers", _count(state, r"transformer\.layers\.(\d+)\.")),
+            "num_heads": _at(run, "transformer_lm.num_heads", max(1, embed.shape[1] // 64)),
+            "ffn_dim": int(dim * float(_at(run, "transformer_lm.hidden_scale", up.shape[0] / embed.shape[1]))),
+            "num_codebooks": count,
+            "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
+            "delays": _at(run, "codebooks_pattern.delay.delays") or list(range(count)),
+            "text_dim": text.shape[-1] if text else None,
+            "text_fuse": "cross" if crossed or text is None else "prefix",
+            "num_chroma": chroma.shape[-1] if chroma else 0,
+        }
+        if chroma:
+            samples = (_at(run, "dataset.segment_duration") or 30) * _at(run, "sample_rate", 32_000)
+            fields["chroma_frames"] = int(samples / _CHROMA_HOP) + 1
+        return from_dict(LMConfig, fields)
+    except (ValueError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{path}: its xp.cfg does not describe a language model: {error}") from None
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max(int(found[1]) for name in state if (found := re.match(pattern, name)))
+
+
+def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
+    """The codec's config."""
+    default = CodecConfig()
+    fields = {ours: _at(run, theirs, getattr(default, ours)) for ours, theirs in _CODEC_FIELDS.items()}
+    fields["conv_shortcut"] = not _at(run, "seanet.true_skip", True)
+    try:
+        config = from_dict(CodecConfig, fields)
+        bits = config.num_codebooks * math.log2(config.codebook_size)
+        return from_dict(CodecConfig, fields | {"bandwidths": [config.frame_rate * bits / 1000]})
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its xp.cfg does not describe a codec: {error}") from None
+
+
+def named_text_encoder(run: dict[str, Any]) -> str:
+    """The name of the T5 that the model was trained with."""
+    return _at(run, "conditioners.description.t5.name", "t5-base")
+
+
+def model_config(
+    path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConfig, text: T5Config | None
+) -> ModelConfig:
+    """The whole model's config, from those of its parts."""
+    try:
+        return ModelConfig(
+            lm,
+            codec,
+            text,
+            channels=codec.channels * max(1, lm.num_codebooks // codec.num_codebooks),
+            window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
+            sampling=Sampling(guidance=float(_at(run, "classifier_free_guidance.inference_coef", 3.0))),
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def t5_name(config: T5Config) -> str:
+    """The name under which audiocraft knows a T5 of this config."""
+    for name, known in T5.items():
+        if known == config:
+            return name
+    raise CheckpointError(
+        f"audiocraft's files name the text encoder and do not hold it, and this one ({config}) is none of {list(T5)}; "
+        "give text_encoder= its name"
+    )
+
+
+def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
+    """The xp.cfg from which audiocraft builds the language model."""
+    lm = config.lm
+    conditioners, dropped = {}, {}
+    if lm.num_chroma:
+        chroma = {"sample_rate": config.codec.sample_rate, "n_chroma": lm.num_chroma, "radix2_exp": 14, "argmax": True}
+        conditioners["self_wav"] = {"model": "chroma_stem", "chroma_stem": chroma | {"match_len_on_eval": True}}
+        dropped = {"args": {"active_on_eval": False}, "text": {}, "wav": {"self_wav": 0.5}}
+    if text_encoder:
+        t5 = {"name": text_encoder, "finetune": False, "word_dropout": 0.0, "normalize_text": False}
+        conditioners["description"] = {"model": "t5", "t5": t5}
+    crossed = ["description"] if lm.cross_attention else []
+    fuser = {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [], "input_interpolate": []}
+    return {
+        "device": "cpu",
+        "dtype": "float32",
+        "solver": "musicgen",
+        "sample_rate": config.codec.sample_rate,
+        "channels": config.channels,
+        "interleave_stereo_codebooks": {"use": config.channels > config.codec.channels},
+        "lm_model": "transformer_lm",
+        "transformer_lm": {
+            "dim": lm.dim,
+            "num_heads": lm.num_heads,
+            "num_layers": lm.num_layers,
+            "hidden_scale": lm.ffn_dim // lm.dim if lm.ffn_dim % lm.dim == 0 else lm.ffn_dim / lm.dim,
+            "n_q": lm.num_codebooks,
+            "card": lm.codebook_size,
+            "dropout": 0.0,
+            "activation": "gelu",
+            "norm": "layer_norm",
+            "norm_first": True,
+            "bias_ff": False,
+            "bias_attn": False,
+            "bias_proj": False,
+            "causal": True,
+            "custom": False,
+            "memory_efficient": True,
+            "attention_as_float32": False,
+            "layer_scale": None,
+            "positional_embedding": "sin",
+            "checkpointing": "none",
+        },
+        "codebooks_pattern": {
+            "modeling": "delay",
+            "delay": {"delays": list(lm.delays), "flatten_first": 0, "empty_initial": 0},
+        },
+        "classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": config.sampling.guidance},
+        "attribute_dropout": dropped,
+        "fuser": fuser | {"cross": crossed, "prepend": [name for name in conditioners if name not in crossed]},
+        "conditioners": conditioners,
+        "dataset": {"segment_duration": config.window_seconds},
+    }
+
+
+def codec_run(config: CodecConfig) -> dict[str, Any]:
+    """The xp.cfg from which audiocraft builds the codec."""
+    run: dict[str, Any] = {"device": "cpu", "compression_model": "encodec"}
+    run["encodec"] = {"autoencoder": "seanet", "quantizer": "rvq", "sample_rate": config.sample_rate}
+    run["encodec"] |= {"channels": config.channels, "causal": config.causal}
+    run["seanet"] = {"channels": config.channels, "activation": "ELU", "activation_params": {"alpha": 1.0}}
+    run["seanet"] |= {"true_skip": not config.conv_shortcut, "norm_params": {}, "disable_norm_outer_blocks": 0}
+    run["seanet"] |= {"encoder": {}, "decoder": {"final_activation": None, "final_activation_params": None}}
+    run["rvq"] = {"q_dropout": False, "decay": 0.99, "kmeans_init": True, "kmeans_iters": 50}
+    run["rvq"] |= {"threshold_ema_dead_code": 2}
+    for ours, theirs in _CODEC_FIELDS.items():
+        *parents, name = theirs.split(".")
+        inner = run
+        for parent in parents:
+            inner = inner[parent]
+        value = getattr(config, ours)
+        inner[name] = list(value) if isinstance(value, tuple) else value
+    return run
