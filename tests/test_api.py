@@ -277,8 +277,9 @@ def test_hashes_tell_models_apart(model):
     assert len(model.hash) == 12
     same = model._checkpoint()
     assert api.MusicGen(same).hash == model.hash
-    moved = jax.tree.map(lambda x: x + 1e-3, same.variables["lm"])
-    assert api.MusicGen(dataclasses.replace(same, variables={**same.variables, "lm": moved})).hash != model.hash
+    for part in ("lm", "text", "codec"):
+        moved = {**same.variables, part: jax.tree.map(lambda x: x + 1e-3, same.variables[part])}
+        assert api.MusicGen(dataclasses.replace(same, variables=moved)).hash != model.hash
 
 
 def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog, monkeypatch, tmp_path):
@@ -287,11 +288,15 @@ def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog, m
     formats.write(tmp_path / "published", dataclasses.replace(saved, config=unlicensed))
     monkeypatch.setattr("mgjax.interop.hub.fetch", lambda source, allow=None: tmp_path / "published")
     with caplog.at_level(logging.WARNING, "mgjax"):
-        told = mgjax.load("facebook/musicgen-small")
+        told = mgjax.load("facebook/musicgen-of-this-test")
+        mgjax.load("facebook/musicgen-of-this-test")
         assert len(caplog.records) == 1
         assert "CC-BY-NC-4.0" in caplog.text
+        mgjax.load_codec("facebook/encodec-of-this-test")
+        assert len(caplog.records) == 2
+        caplog.clear()
         mgjax.load(tmp_path / "published")
-        assert len(caplog.records) == 1
+        assert not caplog.records
     assert told.config.license == "CC-BY-NC-4.0"
 
 

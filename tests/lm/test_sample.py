@@ -115,6 +115,13 @@ def test_a_prompt_is_kept_and_continued_as_if_it_had_been_made(model, guidance):
     assert np.array_equal(continued, whole)
 
 
+def test_a_prompt_that_the_model_would_not_make_is_kept(model):
+    """Its delayed codes too, which stand in the steps that are already being drawn."""
+    prompt = np.random.default_rng(3).integers(0, 20, (2, 9, 4)).astype(np.int32)
+    codes = np.concatenate(made(model, 15, prompt=prompt), axis=1)
+    assert np.array_equal(codes[:, :9], prompt)
+
+
 def test_a_longer_cache_changes_nothing(model, monkeypatch):
     """Growing twice on the way, special tokens at the end included, gives what one large cache gives."""
     sampling = Sampling(temperature=0, guidance=1)

@@ -83,7 +83,7 @@ def test_greedy_codes_equal_those_of_transformers(build, form, guidance, monkeyp
         assert np.array_equal(mine, decoded[stream].numpy()[0])
     assert len(np.unique(codes)) > 10
     made = model.generate(PROMPTS, seconds=seconds, sampling=sampling)
-    assert np.abs(made.transpose(0, 2, 1) - audio.numpy()).max() < 1e-4
+    assert np.abs(made.transpose(0, 2, 1) - audio.numpy()).max() < 1e-5  # measured 1.2e-7
 
 
 @pytest.fixture
