@@ -265,8 +265,6 @@ PATTERNS: dict[str, Callable[..., Pattern]] = {
 
 def from_config(config: LMConfig) -> Pattern:
     """The pattern that `config` names. Only "delay" reads `config.delays`."""
-    if config.pattern not in PATTERNS:
-        raise ConfigError(f"pattern must be one of {tuple(PATTERNS)}, got {config.pattern!r}")
     if config.pattern == "delay":
         return delay(config.num_codebooks, config.delays)
     return PATTERNS[config.pattern](config.num_codebooks)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.config import ConfigError, LMConfig
+from mgjax.config import PATTERNS, ConfigError, LMConfig
 from mgjax.lm import pattern as patterns
 
 S = 99  # the special token, printed in the golden matrices
@@ -247,6 +247,7 @@ def test_patterns_are_values():
 def test_from_config():
     assert patterns.from_config(LMConfig()) == patterns.delay(4)
     assert patterns.from_config(LMConfig(delays=(0, 0, 1, 1))) == patterns.delay(4, (0, 0, 1, 1))
+    assert tuple(patterns.PATTERNS) == PATTERNS
     for name, make in patterns.PATTERNS.items():
         assert patterns.from_config(LMConfig(pattern=name)) == make(4)
     with pytest.raises(ConfigError, match="pattern must be one of"):
