@@ -19,19 +19,37 @@ PACKAGE = ROOT / "mgjax"
 # Level by level, from the bottom. Each string is a family: patterns of module names whose members may import each
 # other. A whole name goes before a pattern.
 LEVELS = [
-    ["config", "sharding", "data.audio", "data.synthetic", "interop.torch_file", "data.__init__", "interop.__init__"],
+    [
+        *("config", "sharding", "interop.torch_file", "data.__init__", "interop.__init__", "train.__init__"),
+        *("data.audio", "data.metadata"),
+        "data.synthetic data.composition data.captions",
+    ],
     ["nn"],
     ["codec.*", "conditioning.*"],
     ["lm.*"],
-    ["checkpoint interop.*", "data.pipeline", "evaluate.*"],
-    ["api checks formats initialize __init__", "train.*"],
-    ["cli cli.*", "data.corpus"],
+    ["checkpoint interop.*", "data.corpus data.prompts data.pipeline", "evaluate.*"],
+    ["api checks formats initialize __init__"],
+    ["train.*", "data.build data.tokenize"],
+    ["cli cli.*"],
 ]
 
 # Families that may use less than all that is below them: only these levels, and these modules.
 NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"])}
 
-DISTRIBUTIONS = {"PyYAML": "yaml"}  # where a distribution's name is not what is imported
+# Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
+EXTRAS = {
+    "train": "train.* data.corpus data.build data.tokenize data.pipeline",
+    "synthetic": "data.synthetic",
+}
+
+# Where a distribution's name is not what is imported.
+DISTRIBUTIONS = {
+    "PyYAML": "yaml",
+    "orbax-checkpoint": "orbax",
+    "tensorflow-datasets": "tensorflow_datasets",
+    "apache-beam": "apache_beam",
+    "pillow": "PIL",
+}
 
 
 def place(module: str) -> tuple[int, str]:
@@ -143,15 +161,26 @@ def test_the_check_itself(tmp_path, module, line, legal):
 def test_third_parties_are_declared():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    required = [re.match(r"[\w-]+", line)[0] for line in setup["options"]["install_requires"].split("\n") if line]
-    known = {DISTRIBUTIONS.get(name, name) for name in required} | sys.stdlib_module_names | {"mgjax"}
-    undeclared = [
-        f"{path.relative_to(ROOT)}:{line}: {name}"
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for line, name in imports(path, PACKAGE)
-        if name.split(".")[0] not in known
-    ]
-    assert not undeclared, "imported, but not in install_requires of setup.cfg:\n" + "\n".join(undeclared)
+    required = declared(setup["options"]["install_requires"]) | sys.stdlib_module_names | {"mgjax"}
+    undeclared = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        extras = [extra for extra, patterns in EXTRAS.items() if matches(name_of(path, PACKAGE), patterns)]
+        known = required.union(*(declared(setup["options.extras_require"][extra]) for extra in extras))
+        undeclared += [
+            f"{path.relative_to(ROOT)}:{line}: {name}"
+            for line, name in imports(path, PACKAGE)
+            if name.split(".")[0] not in known
+        ]
+    assert not undeclared, "imported, but not declared for this module in setup.cfg:\n" + "\n".join(undeclared)
+
+
+def declared(requirements: str) -> set[str]:
+    names = [re.match(r"[\w-]+", line)[0] for line in requirements.split("\n") if line]
+    return {DISTRIBUTIONS.get(name, name) for name in names}
+
+
+def matches(module: str, patterns: str) -> bool:
+    return any(fnmatchcase(module, pattern) for pattern in patterns.split())
 
 
 def test_every_folder_with_modules_is_a_package():
