@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 import mgjax
@@ -27,22 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0, 2 for an error that the caller can mend, or 130 where Ctrl-C ended it.
     """
-    with terminal.messages():
-        try:
-            args = _parser().parse_args(argv)
-            args.run(args)
-        except SystemExit as leaving:  # argparse has said why
-            return leaving.code
-        except KeyboardInterrupt:
-            terminal.say("stopped; finished files are kept")
-            return 130
-        except Exception as error:
-            advice = terminal.explain(error)
-            if advice is None or os.environ.get("MGJAX_TRACEBACK"):
-                raise
-            terminal.say(f"error: {advice}")
-            return 2
-    return 0
+
+    def run() -> None:
+        args = _parser().parse_args(argv)
+        args.run(args)
+
+    return terminal.status(run)
 
 
 def _parser() -> argparse.ArgumentParser:

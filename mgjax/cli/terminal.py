@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,28 @@ def messages() -> Iterator[None]:
             yield
         finally:
             log.removeHandler(handler)
+
+
+def status(run: Callable[[], None]) -> int:
+    """The exit status of `run`: 0, 2 for an error that the user can mend, or 130 where Ctrl-C ended it.
+
+    Errors are told in one line; with MGJAX_TRACEBACK set, they show where in the code they arose.
+    """
+    with messages():
+        try:
+            run()
+        except SystemExit as leaving:  # argparse has said why
+            return leaving.code
+        except KeyboardInterrupt:
+            say("stopped; finished files are kept")
+            return 130
+        except Exception as error:
+            advice = explain(error)
+            if advice is None or os.environ.get("MGJAX_TRACEBACK"):
+                raise
+            say(f"error: {advice}")
+            return 2
+    return 0
 
 
 class _Handler(logging.Handler):
