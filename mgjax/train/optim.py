@@ -1,0 +1,219 @@
+"""How weights are updated: optimisers and schedules of the published recipes, averages, gradients of large batches.
+
+See Copet et al. 2023 (MusicGen), section 4.1, for the recipe of the language model and Défossez et al. 2022 (EnCodec),
+section 4.3, for that of the codec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float
+
+from mgjax.config import ConfigError
+
+OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "prodigy")
+SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
+
+_FINDS_ITS_RATE = ("dadapt_adamw", "prodigy")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """How weights are updated and averaged. The defaults are those of the medium language model.
+
+    Attributes:
+      name: "adamw"; "adam", the same without decay; "dadapt_adamw" (D-Adaptation, Defazio & Mishchenko 2023) or
+        "prodigy" (Mishchenko & Defazio 2023), which find the learning rate themselves.
+      learning_rate: The highest one. For the two that find theirs, a factor on it, which is 1 in all recipes.
+      schedule: What follows the warm-up: "constant"; "cosine" or "linear", down to `min_ratio` of the highest at the
+        last update; "inverse_sqrt", down with the root of the number of updates.
+      warmup_steps: Updates in which the rate rises linearly. It rises from 0, so that the first update changes nothing.
+      min_ratio: The last rate as a share of the highest; "constant" and "inverse_sqrt" do not read it.
+      b1: Decay of the gradient's average.
+      b2: Decay of the squared gradient's average.
+      eps: Added to the root of the squared gradient's average.
+      weight_decay: Each update takes this share, times the learning rate, off all weights (norms and biases too, as
+        in the published recipe), apart from what the gradient does (Loshchilov & Hutter 2019).
+      max_grad_norm: Gradients whose norm over all weights is above this are scaled down to it; None for never.
+      d0: The learning rate from which "dadapt_adamw" and "prodigy" start to search.
+      accumulate: A batch is worked through in so many parts, one after the other, to save memory. The update is that of
+        the whole batch.
+      average_decay: Of the average of the weights that is validated and saved; 0 for no average.
+      average_every: Updates between two of the average's.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 4000
+    min_ratio: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float | None = 1.0
+    d0: float = 1e-6
+    accumulate: int = 1
+    average_decay: float = 0.99
+    average_every: int = 10
+
+    def __post_init__(self):
+        for field, choices in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, field) not in choices:
+                raise ConfigError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}")
+        for field in ("learning_rate", "eps", "d0", "max_grad_norm"):
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{field} must be above 0, got {value}")
+        for field in ("b1", "b2", "average_decay"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(f"{field} must be 0 or above and below 1, got {getattr(self, field)}")
+        for field, least in (("warmup_steps", 0), ("accumulate", 1), ("average_every", 1)):
+            if getattr(self, field) < least:
+                raise ConfigError(f"{field} must be {least} or more, got {getattr(self, field)}")
+        if not 0 <= self.min_ratio <= 1:
+            raise ConfigError(f"min_ratio must be from 0 to 1, got {self.min_ratio}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay must be 0 or above, got {self.weight_decay}")
+        if self.name == "adam" and self.weight_decay:
+            raise ConfigError(f"adam has no weight decay, got {self.weight_decay}: set it to 0, or take adamw")
+        if self.name in _FINDS_ITS_RATE and self.learning_rate < 0.01:
+            raise ConfigError(
+                f"{self.name} finds the learning rate itself, and learning_rate is a factor on it: set it to 1, got "
+                f"{self.learning_rate}"
+            )
+
+
+def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate of an update as a function of its number, from 0 to `total_steps` - 1.
+
+    Raises:
+      ConfigError: The warm-up takes the whole run.
+    """
+    warmup = config.warmup_steps
+    if warmup and warmup >= total_steps:
+        raise ConfigError(f"warmup_steps must be below the run's {total_steps} updates, got {warmup}")
+
+    def rate(step: Array | int) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warmup) / (total_steps - warmup), 0.0, 1.0)
+        if config.schedule == "cosine":
+            share = config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        elif config.schedule == "linear":
+            share = 1 - (1 - config.min_ratio) * progress
+        elif config.schedule == "inverse_sqrt":
+            share = jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1)))
+        else:
+            share = jnp.float32(1)
+        rising = step / max(warmup, 1)
+        return config.learning_rate * jnp.where(step < warmup, rising, share)
+
+    return rate
+
+
+def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """The optimiser of a run of `total_steps` updates. (`accumulate` is not its business, see `gradients`.)"""
+    rate = schedule(config, total_steps)
+    betas = (config.b1, config.b2)
+    if config.name == "dadapt_adamw":
+        found = optax.contrib.dadapt_adamw(rate, betas, config.eps, config.d0, config.weight_decay)
+        update = _ready_to_rest(found)
+    elif config.name == "prodigy":
+        found = optax.contrib.prodigy(
+            rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=config.weight_decay
+        )
+        update = _ready_to_rest(found)
+    else:
+        update = optax.adamw(rate, *betas, config.eps, weight_decay=config.weight_decay)
+    clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, update)
+
+
+def _ready_to_rest(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same D-Adaptation or Prodigy, for schedules that begin at 0.
+
+    As long as no gradient has counted, its estimate of the learning rate is 0 / 0: then nothing moves, and the estimate
+    stays what it was.
+    """
+
+    def update(updates, state, params=None):
+        updates, after = optimizer.update(updates, state, params)
+        counted = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(after.grad_sum)) != 0
+        updates = jax.tree.map(lambda leaf: jnp.where(counted, leaf, 0), updates)
+        return updates, after._replace(estim_lr=jnp.where(counted, after.estim_lr, state.estim_lr))
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def gradients(
+    loss: Callable[[Any, Any], tuple[Float[Array, ""], Any]], weights: Any, batch: Any, parts: int
+) -> tuple[Float[Array, ""], Any, Any]:
+    """The loss of a batch, what else `loss` returns, and the gradient, with the memory of a part of the batch.
+
+    Args:
+      loss: Called with `weights` and a part of the batch. What it returns is summed over the parts: whoever wants a
+        mean divides by what the whole batch holds.
+      weights: What is differentiated.
+      batch: Arrays whose first axis is the row.
+      parts: How many; they must divide the rows. Part i takes every row whose number leaves the remainder i, so that
+        each device finds the rows of every part among its own.
+
+    Raises:
+      ConfigError: The rows cannot be divided into so many parts.
+    """
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    if parts == 1:
+        (value, rest), gradient = differentiate(weights, batch)
+        return value, rest, gradient
+    num_rows = jax.tree.leaves(batch)[0].shape[0]
+    if num_rows % parts:
+        raise ConfigError(f"a batch of {num_rows} rows cannot be worked through in {parts} equal parts (accumulate)")
+
+    def one(total, part):
+        return jax.tree.map(jnp.add, total, differentiate(weights, part)), None
+
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(num_rows // parts, parts, *x.shape[1:]), 0, 1), batch)
+    shapes = jax.eval_shape(differentiate, weights, jax.tree.map(lambda x: x[0], split))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    ((value, rest), gradient), _ = jax.lax.scan(one, nothing, split)
+    return value, rest, gradient
+
+
+@struct.dataclass
+class Average:
+    """A moving average of weights, unbiased from the start: it never holds anything of the first, random weights.
+
+    Attributes:
+      weights: The average.
+      count: How many updates it stands for: the sum of their decayed weights.
+    """
+
+    weights: Any
+    count: Float[Array, ""]
+
+    @classmethod
+    def begin(cls, weights: Any) -> Average:
+        """The weights themselves, as long as nothing has been averaged."""
+        return cls(jax.tree.map(jnp.copy, weights), jnp.zeros((), jnp.float32))
+
+    def update(self, config: OptimConfig, weights: Any, step: Array | int) -> Average:
+        """The average with `weights` in it where it is their turn, `step` updates having been done."""
+
+        def taken(average: Average) -> Average:
+            count = config.average_decay * average.count + 1
+            mixed = jax.tree.map(lambda old, new: old + (new - old) / count, average.weights, weights)
+            return Average(mixed, count)
+
+        return jax.lax.cond(jnp.asarray(step) % config.average_every == 0, taken, lambda average: average, self)
+
+    def value(self) -> Any:
+        """The averaged weights."""
+        return self.weights
