@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model")
 
-# The first pattern that is found in the path decides. Dimensions are those of the parameter, in order.
+# The first pattern that is found in the path decides. A rule is about the last dimensions of the parameter, as many as
+# it names; the ones before stay whole, as the first dimension of stacked layers does.
 RULES: tuple[tuple[str, P], ...] = (
     (r"qkv/kernel$|kv/kernel$", P("fsdp", None, "model", None)),
     (r"(query|key|value)/kernel$", P("fsdp", "model", None)),
@@ -54,7 +55,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: list[jax.D
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition of a parameter. A dimension that its axis does not divide stays whole."""
     rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
-    axes = (*rule, *(None,) * (len(shape) - len(rule)))
+    if len(rule) > len(shape):  # a number that an optimiser keeps for each parameter
+        rule = P()
+    axes = (*(None,) * (len(shape) - len(rule)), *rule)
     return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)))
 
 
@@ -62,9 +65,14 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every array of `tree`, whose paths are those of a model's variables ("lm/head/kernel")."""
 
     def one(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, spec("/".join(str(key.key) for key in path), np.shape(leaf), mesh))
+        return NamedSharding(mesh, spec(path_of(path), np.shape(leaf), mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def path_of(path: tuple) -> str:
+    """The keys, fields and indices on the way to a leaf of a tree, joined by "/"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def cache(num_rows: int, num_heads: int, mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,33 @@
+"""What a run reports: numbers that are averaged over batches, and sounds to listen to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+
+@flax.struct.dataclass
+class Mean:
+    """A mean in two parts that can be summed over batches, so that rows count alike whatever batch they are in."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+    @classmethod
+    def of(cls, values: Float[Array, "..."], where: Bool[Array, "..."] | None = None) -> Mean:
+        """The mean of `values`, of those alone where `where` (of the same shape) is True."""
+        if where is None:
+            where = jnp.ones(values.shape, bool)
+        total = jnp.sum(jnp.where(where, values.astype(jnp.float32), 0.0))
+        return cls(total, jnp.sum(where, dtype=jnp.float32))
+
+
+class Sound(NamedTuple):
+    """Audio float32 [n, c] from -1 to 1, and its samples per second."""
+
+    audio: Float[np.ndarray, "n c"]
+    sample_rate: int

@@ -1,0 +1,30 @@
+"""All that changes while a model is trained, as one tree of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+from jaxtyping import Array, Int
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What one update reads and replaces, what a checkpoint holds, and what the table of `sharding.py` places.
+
+    There is no random key in it: what step `i` draws comes from `jax.random.fold_in(jax.random.key(seed), i)`, so that
+    a run is a function of its config.
+
+    Attributes:
+      step: The updates that are done.
+      params: What is trained by gradient, float32, below names such as "lm", "codec" and "discriminator".
+      optimizer: The state of the optimiser.
+      average: The moving average of the parameters, or None.
+      extra: What changes without a gradient, such as {"codebooks": ..., "balancer": ...}.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    optimizer: Any
+    average: Any
+    extra: dict[str, Any]
