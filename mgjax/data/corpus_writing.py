@@ -1,0 +1,232 @@
+"""Writing a corpus: shards one by one, then what makes a corpus of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from mgjax.data.corpus import FULL_SCALE, VERSION, CorpusError, Description, first_records, num_records, shard_path
+from mgjax.data.metadata import Metadata
+
+# Sound in 16 bits hardly shrinks; codes do, by a quarter.
+_OPTIONS = {"audio": "group_size:1,uncompressed", "tokens": "group_size:1,zstd:3"}
+
+
+class Piece(NamedTuple):
+    """A piece to be written.
+
+    Attributes:
+      name: What tells it from the others.
+      metadata: What is known of it.
+      content: The sound as blocks of float32 [n_i, c], one after the other, or the codes [t, k].
+      text_ids: The token ids of the description, if the corpus has a tokenizer.
+    """
+
+    name: str
+    metadata: Metadata
+    content: Any
+    text_ids: Int[np.ndarray, "l"] | None = None
+
+
+class Shard(NamedTuple):
+    """What a finished shard holds: the length of each piece in samples or frames, and the size of its file."""
+
+    lengths: list[int]
+    num_bytes: int
+
+
+def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -> Shard:
+    """Writes a shard, whole or not at all; the same pieces give the same bytes.
+
+    Raises:
+      ValueError: A piece does not fit `description`.
+    """
+    from array_record.python import array_record_module
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _OPTIONS[description.kind])
+        lengths = []
+        try:
+            for piece in pieces:
+                records = _sound_records if description.kind == "audio" else _code_records
+                length = 0
+                for count, record in records(description, piece):
+                    writer.write(record)
+                    length += count
+                lengths.append(length)
+        finally:
+            writer.close()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Shard(lengths, path.stat().st_size)
+
+
+def finish(directory: Path, description: Description, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Writes what makes a corpus of the shards that are in `directory`; a split without pieces is left out."""
+    present = {split: parts for split, parts in shards.items() if any(part.lengths for part in parts)}
+    if not present:
+        raise CorpusError(f"{directory}: there is nothing in the corpus: no piece could be used")
+    records = {
+        split: [[_count(description, part), part.num_bytes] for part in parts] for split, parts in present.items()
+    }
+    _write_dataset_info(directory, description, records)
+    for split, parts in present.items():
+        lengths = np.array([length for part in parts for length in part.lengths], np.int64)
+        with replacing(directory / f"index-{split}.npz") as file:
+            np.savez(file, first=first_records(description, lengths), lengths=lengths)
+    content = {
+        "version": VERSION,
+        **dataclasses.asdict(description),
+        "splits": {split: {"shards": shards} for split, shards in records.items()},
+    }
+    with replacing(directory / "corpus.json") as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def write(directory: str | os.PathLike[str], description: Description, pieces: Mapping[str, Iterable[Piece]]) -> None:
+    """Writes a small corpus in one go, a shard for each split in `pieces`.
+
+    Raises:
+      CorpusError: There are no pieces.
+      FileExistsError: There is a corpus in `directory`.
+      ValueError: A piece does not fit `description`.
+    """
+    directory = Path(directory)
+    if (directory / "corpus.json").exists():
+        raise FileExistsError(f"{directory}: there is a corpus already; choose another folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    finish(
+        directory,
+        description,
+        {
+            split: [write_shard(shard_path(directory, description.kind, split, 0, 1), description, some)]
+            for split, some in pieces.items()
+        },
+    )
+
+
+def _count(description: Description, shard: Shard) -> int:
+    """The number of records of a shard."""
+    return int(num_records(description, np.array(shard.lengths, np.int64)).sum())
+
+
+def _sound_records(description: Description, piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """Length and record of each chunk of a piece of sound."""
+    if piece.text_ids is not None:
+        raise ValueError(f"{piece.name}: a corpus of sound keeps no token ids")
+    for number, chunk in enumerate(_chunks(piece, description)):
+        pcm = np.clip(np.rint(chunk * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype("<i2")
+        metadata = piece.metadata.to_json() if number == 0 else ""
+        yield (
+            len(chunk),
+            _record(name=piece.name.encode(), chunk=number, audio=pcm.tobytes(), metadata=metadata.encode()),
+        )
+
+
+def _chunks(piece: Piece, description: Description) -> Iterator[np.ndarray]:
+    """The blocks of a piece regrouped to the size of the records."""
+    size = description.chunk_samples
+    pending = np.zeros((0, description.channels), np.float32)
+    empty = True
+    for block in piece.content:
+        if block.ndim != 2 or block.shape[1] != description.channels:
+            raise ValueError(f"{piece.name}: expected blocks [n, {description.channels}], got {list(block.shape)}")
+        pending = np.concatenate([pending, block])
+        while len(pending) >= size:
+            yield pending[:size]
+            pending, empty = pending[size:], False
+    if len(pending):
+        yield pending
+    elif empty:
+        raise ValueError(f"{piece.name}: there is no sound in it")
+
+
+def _code_records(description: Description, piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """Length and record of a piece of codes."""
+    codes = np.asarray(piece.content)
+    if codes.ndim != 2 or not codes.size or codes.shape[1] != description.num_codebooks:
+        raise ValueError(f"{piece.name}: expected codes [t, {description.num_codebooks}], got {list(codes.shape)}")
+    if not 0 <= codes.min() <= codes.max() < description.codebook_size:
+        raise ValueError(f"{piece.name}: codes must be from 0 to {description.codebook_size - 1}")
+    if (piece.text_ids is None) != (description.tokenizer is None):
+        raise ValueError(f"{piece.name}: token ids go with a tokenizer, and a tokenizer with token ids")
+    ids = {} if piece.text_ids is None else {"text_ids": piece.text_ids.astype("<i4").tobytes()}
+    metadata = piece.metadata.to_json().encode()
+    yield len(codes), _record(name=piece.name.encode(), codes=codes.astype("<u2").tobytes(), metadata=metadata, **ids)
+
+
+def _record(**values: bytes | int) -> bytes:
+    """The serialized tf.train.Example of `values`."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    for name, value in values.items():
+        if isinstance(value, int):
+            example.features.feature[name].int64_list.value.append(value)
+        else:
+            example.features.feature[name].bytes_list.value.append(value)
+    return example.SerializeToString(deterministic=True)  # a map of protobuf has no order of its own
+
+
+def _write_dataset_info(directory: Path, description: Description, records: Mapping[str, list[list[int]]]) -> None:
+    """Writes what tensorflow-datasets needs to open the corpus."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import dataset_info, naming, splits
+
+    def binary() -> Any:
+        return tfds.features.Scalar(dtype=np.object_)
+
+    features = {"name": tfds.features.Text(), "metadata": tfds.features.Text()}
+    if description.kind == "audio":
+        features |= {"chunk": tfds.features.Scalar(dtype=np.int64), "audio": binary()}
+    else:
+        features |= {"codes": binary()} | ({} if description.tokenizer is None else {"text_ids": binary()})
+    name = f"mgjax_{description.kind}"
+    info = dataset_info.DatasetInfo(
+        builder=dataset_info.DatasetIdentity(
+            name=name, version=tfds.core.Version(f"{VERSION}.0.0"), data_dir=str(directory), module_name="mgjax"
+        ),
+        features=tfds.features.FeaturesDict(features),
+        description=f"Music as {description.kind}, made by mgjax; see corpus.json.",
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    info.set_splits(
+        splits.SplitDict(
+            [
+                splits.SplitInfo(
+                    name=split,
+                    shard_lengths=[count for count, _ in shards],
+                    num_bytes=sum(size for _, size in shards),
+                    filename_template=naming.ShardedFileTemplate(
+                        data_dir=directory, dataset_name=name, split=split, filetype_suffix="array_record"
+                    ),
+                )
+                for split, shards in records.items()
+            ]
+        )
+    )
+    info.write_to_directory(directory)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes its name once it is whole."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
