@@ -1,0 +1,60 @@
+"""The gradient balancer (Défossez et al. 2022, section 3.4): weights that say which share of the gradient a loss gets.
+
+Each loss has a gradient with respect to the generated audio. Divided by a moving average of its own norm, it no longer
+depends on the scale of the loss, so that the weights mean the same whatever the losses are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+_TINY = 1e-12
+
+State = dict[str, dict[str, Float[Array, ""]]]
+
+
+def begin(names: Iterable[str]) -> State:
+    """The state before the first batch: for each loss the decayed sum of its norms, and the weight of that sum."""
+    return {name: {"total": jnp.float32(0), "weight": jnp.float32(0)} for name in names}
+
+
+def combine(
+    gradients: Mapping[str, Float[Array, "b n c"]],
+    weights: Mapping[str, float],
+    state: State,
+    *,
+    decay: float,
+    total_norm: float = 1.0,
+    active: Mapping[str, Bool[Array, ""]] | None = None,
+) -> tuple[Float[Array, "b n c"], State]:
+    """The gradient that goes back into the generator, and the next state.
+
+    It is the sum over losses i of `g_i * total_norm * (w_i / sum of w) / n_i`, where n_i is the moving average, free
+    of the bias of its start, of the norm of a row of g_i. Rows are those of the whole batch, on all devices.
+
+    Args:
+      gradients: Of each loss, with respect to the generated audio.
+      weights: Of each loss.
+      state: From `begin`, or from the call before.
+      decay: Of the moving average.
+      total_norm: The norm that a row of the result would have on average if the gradients were parallel.
+      active: Losses that may be left out of this batch, and whether they are in it; such a loss takes no share, and
+        its average stays.
+    """
+    active = active or {}
+    shares = {name: weights[name] * active.get(name, True) for name in gradients}
+    everything = sum(shares.values())
+    combined, following = jnp.float32(0), dict(state)
+    for name, gradient in gradients.items():
+        norm = jnp.mean(jnp.sqrt(jnp.sum(jnp.square(gradient), axis=(1, 2))))
+        last, here = state[name], active.get(name, True)
+        following[name] = {
+            "total": jnp.where(here, decay * last["total"] + norm, last["total"]),
+            "weight": jnp.where(here, decay * last["weight"] + 1, last["weight"]),
+        }
+        average = following[name]["total"] / jnp.maximum(following[name]["weight"], _TINY)
+        combined += gradient * (total_norm * shares[name] / everything / (_TINY + average))
+    return combined, following

@@ -1,0 +1,146 @@
+"""What the codec is trained to make small (Défossez et al. 2022, section 3.4, as MusicGen's codecs were trained)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mgjax.codec.spectrogram import mel_spectrogram
+from mgjax.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The losses and how they are weighed.
+
+    All but `commitment` are weights in the gradient balancer: shares of the gradient, whatever the losses' scales. A
+    loss of weight 0 is left out.
+
+    Attributes:
+      adversarial: Of fooling each family of discriminators.
+      feature: Of matching what each family of discriminators sees on its way.
+      l1: Of the difference of the waveforms.
+      mel: Of the difference of mel spectrograms at several resolutions.
+      commitment: Of the distance of the latents from their codewords; outside the balancer.
+      mel_sizes: Windows of the mel spectrograms, in samples.
+      num_mels: Mel bands of each.
+      f_min: Lowest frequency of the mel bands, in hertz.
+      floor: What is added to a power before its logarithm is taken.
+      balancer_decay: Of the moving average of the gradients' norms.
+      total_norm: The norm that the balanced gradient of one row of the batch has on average.
+    """
+
+    adversarial: float = 4.0
+    feature: float = 4.0
+    l1: float = 0.1
+    mel: float = 2.0
+    commitment: float = 1.0
+    mel_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    num_mels: int = 64
+    f_min: float = 64.0
+    floor: float = 1e-5
+    balancer_decay: float = 0.999
+    total_norm: float = 1.0
+
+    def __post_init__(self):
+        weights = (self.adversarial, self.feature, self.l1, self.mel)
+        if min(*weights, self.commitment) < 0 or not any(weights):
+            raise ConfigError(f"loss: weights must be 0 or above, and one of them above 0, got {self}")
+        if not self.mel_sizes or any(size < 8 or size % 8 for size in self.mel_sizes):
+            raise ConfigError(f"loss.mel_sizes must be multiples of 8 samples, got {self.mel_sizes}")
+        if not 0 <= self.balancer_decay < 1:
+            raise ConfigError(f"loss.balancer_decay must be from 0 to below 1, got {self.balancer_decay}")
+        if min(self.num_mels, self.floor, self.total_norm) <= 0 or self.f_min < 0:
+            raise ConfigError(f"loss: num_mels, floor and total_norm must be above 0, f_min not below, got {self}")
+
+
+def waveform(generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]) -> Float[Array, ""]:
+    """The mean absolute difference of the samples."""
+    return jnp.mean(jnp.abs(generated - audio))
+
+
+def mel(
+    generated: Float[Array, "b n c"], audio: Float[Array, "b n c"], sample_rate: int, config: LossConfig
+) -> Float[Array, ""]:
+    """The difference of the mel spectrograms, averaged over `mel_sizes`.
+
+    For each size it is the mean of the L1 distance of the powers and the squared distance of their decimal logarithms.
+    """
+    total = jnp.float32(0)
+    for size in config.mel_sizes:
+        ours, theirs = (
+            mel_spectrogram(x, sample_rate, size, config.num_mels, config.f_min) for x in (generated, audio)
+        )
+        total += jnp.mean(jnp.abs(ours - theirs))
+        total += jnp.mean(jnp.square(jnp.log10(config.floor + ours) - jnp.log10(config.floor + theirs)))
+    return total / (2 * len(config.mel_sizes))
+
+
+def discriminator_hinge(real: Sequence[Float[Array, "..."]], fake: Sequence[Float[Array, "..."]]) -> Float[Array, ""]:
+    """The hinge loss of discriminators by their scores of real and of generated audio: the mean over discriminators."""
+    losses = [
+        jnp.mean(jnp.maximum(1 - genuine, 0)) + jnp.mean(jnp.maximum(1 + generated, 0))
+        for genuine, generated in zip(real, fake, strict=True)
+    ]
+    return sum(losses) / len(losses)
+
+
+def adversarial(fake: Sequence[Float[Array, "..."]]) -> Float[Array, ""]:
+    """How far the generated audio is from being taken for real: minus the mean score, over the discriminators."""
+    return -sum(jnp.mean(scores) for scores in fake) / len(fake)
+
+
+def feature_matching(
+    real: Sequence[Sequence[Float[Array, "..."]]], fake: Sequence[Sequence[Float[Array, "..."]]]
+) -> Float[Array, ""]:
+    """The mean absolute difference of feature maps: averaged over a discriminator's maps, then over discriminators.
+
+    The paper divides each map's difference by the map's size; its published code does not, nor does this.
+    """
+    losses = [
+        sum(jnp.mean(jnp.abs(generated - genuine)) for genuine, generated in zip(*maps, strict=True)) / len(maps[0])
+        for maps in zip(real, fake, strict=True)
+    ]
+    return sum(losses) / len(losses)
+
+
+def si_snr(
+    generated: Float[Array, "b n c"], audio: Float[Array, "b n c"], num_samples: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """The scale-invariant signal-to-noise ratio of each row in decibels (Le Roux et al. 2019); higher is better.
+
+    Each channel counts alone, over its first `num_samples` samples, with its mean taken off.
+    """
+    counts = (jnp.arange(audio.shape[1])[None] < num_samples[:, None])[..., None]
+    length = jnp.maximum(num_samples, 1)[:, None, None]
+
+    def centred(x: Array) -> Array:
+        x = jnp.where(counts, x.astype(jnp.float32), 0)
+        return jnp.where(counts, x - jnp.sum(x, axis=1, keepdims=True) / length, 0)
+
+    generated, audio = centred(generated), centred(audio)
+    tiny = 1e-8
+    scale = jnp.sum(generated * audio, axis=1, keepdims=True) / (jnp.sum(audio**2, axis=1, keepdims=True) + tiny)
+    signal = jnp.sum((scale * audio) ** 2, axis=1)
+    noise = jnp.sum((generated - scale * audio) ** 2, axis=1)
+    return jnp.mean(10 * jnp.log10((signal + tiny) / (noise + tiny)), axis=1)
+
+
+def mel_distance(
+    generated: Float[Array, "b n c"], audio: Float[Array, "b n c"], num_samples: Int[Array, " b"], sample_rate: int
+) -> Float[Array, " b"]:
+    """The mean absolute difference of each row's log10 mel powers: 64 bands from 64 Hz, windows of 1024, floor 1e-5.
+
+    Frames that begin at or after `num_samples` do not count. 0.1 is a difference of 1 dB.
+    """
+    b, _, c = audio.shape
+    ours, theirs = (
+        jnp.log10(1e-5 + mel_spectrogram(x, sample_rate, 1024, 64, 64.0)).reshape(b, c, -1, 64)
+        for x in (generated, audio)
+    )
+    counts = jnp.arange(ours.shape[2])[None] * 256 < num_samples[:, None]
+    difference = jnp.mean(jnp.abs(ours - theirs), axis=(1, 3))
+    return jnp.sum(difference * counts, axis=1) / jnp.maximum(jnp.sum(counts, axis=1), 1)
