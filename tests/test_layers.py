@@ -49,6 +49,7 @@ DISTRIBUTIONS = {
     "tensorflow-datasets": "tensorflow_datasets",
     "apache-beam": "apache_beam",
     "pillow": "PIL",
+    "absl-py": "absl",
 }
 
 

@@ -1,0 +1,402 @@
+"""Batches for training and validation, read from corpora on grain.
+
+What is in a batch is a pure function of the seed and the number of the batch: sample number i draws its piece, its
+place in the piece and its text from a random generator of its own. A position in the data is therefore one number,
+whatever threads, processes and hosts read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Float64, Int32, Int64
+
+from mgjax.config import ConfigError
+from mgjax.data.corpus import Corpus
+from mgjax.data.metadata import Metadata
+from mgjax.data.prompts import TextConfig, assemble, plain
+
+Batch = dict[str, np.ndarray]
+Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
+
+
+class DataError(ValueError):
+    """A piece of a corpus that cannot be read, or corpora that cannot be trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how.
+
+    Attributes:
+      corpora: The directories of the corpora, each with a training and a validation split.
+      weights: How often each corpus is drawn from; only the proportions count. Empty: as if they were one corpus.
+      batch_size: Rows of a batch, over all hosts together.
+      segment_seconds: The length of a row.
+      min_segment_ratio: A segment may begin so late that its piece ends before it does, as long as this share of it is
+        music; zeros are the rest. 1 for zeros only where a piece is shorter than a segment.
+      sample_on_duration: Draw every second of music equally often; otherwise every piece, long or short.
+      valid_rounds: How many segments of each piece are in the validation.
+      num_threads: Threads that make batches, a batch each; 0 makes them when they are asked for.
+      num_workers: Processes that make batches instead of the threads, for where Python itself is too slow. Their
+        batches pass through shared memory (/dev/shm), which containers often limit.
+      prefetch: Batches that are made before they are asked for, and wait in memory.
+    """
+
+    corpora: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    batch_size: int = 16
+    segment_seconds: float = 30.0
+    min_segment_ratio: float = 0.8
+    sample_on_duration: bool = True
+    valid_rounds: int = 1
+    num_threads: int = 4
+    num_workers: int = 0
+    prefetch: int = 4
+
+    def __post_init__(self):
+        least = {"batch_size": 1, "valid_rounds": 1, "num_threads": 0, "num_workers": 0, "prefetch": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(f"{name} must be {smallest} or more, got {getattr(self, name)}")
+        if not (math.isfinite(self.segment_seconds) and self.segment_seconds > 0):
+            raise ConfigError(f"segment_seconds must be above 0, got {self.segment_seconds}")
+        if not 0 < self.min_segment_ratio <= 1:
+            raise ConfigError(f"min_segment_ratio must be above 0 and at most 1, got {self.min_segment_ratio}")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
+            raise ConfigError(f"weights must be above 0, got {self.weights}: leave out a corpus that is not to be read")
+
+
+def batches(
+    corpora: Corpus | Sequence[Corpus],
+    config: DataConfig,
+    *,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+    tokenize: Tokenize | None = None,
+    text: TextConfig | None = None,
+) -> BatchIterator:
+    """Random segments without end, as batches of numpy arrays.
+
+    Every batch is a dict. Of audio it has "audio", float32 `[b, n, c]`, and "num_samples", int32 `[b]`: how much of
+    each row is music; zeros follow. Of codes it has "codes", int32 `[b, t, k]`, and "num_frames", int32 `[b]`. With
+    texts it also has "text_ids", int32 `[b, l]`, and "text_mask", bool `[b, l]`, all False for a row without text.
+
+    Args:
+      corpora: Training splits of one or more corpora of one kind.
+      config: What to draw.
+      seed: 0 or more. Another seed gives other music in another order.
+      shard: Which host this is, and of how many. Host p gets the p-th part of the rows of the batch that a single host
+        would get.
+      tokenize: Token ids of texts, and which of them are there. Not asked where the corpora hold token ids and `text`
+        leaves the descriptions as they are.
+      text: How texts are made; None for batches without texts.
+
+    Raises:
+      DataError: The corpora do not fit together or are not long enough, or there is no tokenizer for the texts. The
+        iterator raises it for a piece that cannot be read.
+    """
+    pieces = _Pieces(corpora)
+    segment, least = _lengths(pieces, config)
+    draw = _Anywhere(_cumulative(pieces, config), np.maximum(pieces.lengths - least, 0))
+    texts = None if text is None else _Texts(pieces, text, _tokenizer(pieces, text, tokenize))
+    rows = _rows(config, shard)
+    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, texts, sys.maxsize), config)
+
+
+def validation_batches(
+    corpora: Corpus | Sequence[Corpus],
+    config: DataConfig,
+    *,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    tokenize: Tokenize | None = None,
+    text: TextConfig | None = None,
+) -> BatchIterator:
+    """`valid_rounds` segments of every piece in order, always the same ones, as batches like those of `batches`.
+
+    A segment lies within its piece wherever the piece is long enough. Texts are the descriptions, unchanged. Every
+    piece is there: where they do not fill the last batch, more segments of the first pieces do.
+
+    The arguments are those of `batches`, with validation splits.
+    """
+    pieces = _Pieces(corpora)
+    segment, _ = _lengths(pieces, config)
+    draw = _InOrder(np.maximum(pieces.lengths - segment, 0))
+    if text is None:
+        texts = None
+    else:
+        unchanged = dataclasses.replace(text, merge_text_p=0.0, word_dropout=0.0, condition_dropout=0.0)
+        texts = _Texts(pieces, unchanged, _tokenizer(pieces, text, tokenize))
+    rows, count = _rows(config, shard), math.ceil(config.valid_rounds * len(pieces.lengths) / config.batch_size)
+    config = dataclasses.replace(config, num_workers=0)  # to start processes takes longer than a validation
+    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, texts, count), config)
+
+
+class BatchIterator(grain.DatasetIterator):
+    """An iterator of grain whose state is the number of batches that it has given, and nothing else.
+
+    The state of one host is that of all, and goes on with other numbers of threads, processes and hosts.
+    """
+
+    def __init__(self, source: _Source, config: DataConfig):
+        super().__init__()
+        self._source, self._config = source, config
+        self._position, self._iterator = 0, None
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        self.start_prefetch()
+        batch = next(self._iterator)
+        self._position += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"num_batches": self._position}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        position = int(state["num_batches"])
+        if not 0 <= position <= len(self._source):
+            raise DataError(f"cannot go on after {position} batches: there are {len(self._source)}")
+        self._stop()
+        self._position = position
+
+    def start_prefetch(self) -> None:
+        if self._iterator is None:
+            ahead = grain.MapDataset.source(self._source).slice(slice(self._position, None))
+            self._iterator = iter(self._read(ahead))
+            self._iterator.start_prefetch()
+
+    def close(self) -> None:
+        self._stop()
+        super().close()
+
+    def _read(self, dataset: grain.MapDataset) -> grain.IterDataset:
+        config = self._config
+        if config.num_workers:
+            if not flags.FLAGS.is_parsed():  # where no absl app runs: grain reads flags before it starts processes
+                flags.FLAGS.mark_as_parsed()
+            each = math.ceil(config.prefetch / config.num_workers)
+            processes = grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=each)
+            return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes)
+        return dataset.to_iter_dataset(grain.ReadOptions(min(config.num_threads, config.prefetch), config.prefetch))
+
+    def _stop(self) -> None:
+        if getattr(self, "_iterator", None) is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+class _Pieces:
+    """The pieces of several corpora as one list."""
+
+    def __init__(self, corpora: Corpus | Sequence[Corpus]):
+        self.corpora = list(corpora) if isinstance(corpora, Sequence) else [corpora]
+        _check(self.corpora)
+        self.counts = np.array([len(corpus.lengths) for corpus in self.corpora])
+        self.lengths = np.concatenate([corpus.lengths for corpus in self.corpora])
+        self._ends = np.cumsum(self.counts)
+
+    def read(self, piece: int, start: int, length: int) -> np.ndarray:
+        """`length` samples or frames of a piece, or fewer where it ends before."""
+        with self._found(piece) as (corpus, number):
+            return corpus.read(number, start, length)
+
+    def metadata(self, piece: int) -> Metadata:
+        with self._found(piece) as (corpus, number):
+            return corpus.metadata(number)
+
+    def text_ids(self, piece: int) -> Int32[np.ndarray, "l"]:
+        with self._found(piece) as (corpus, number):
+            return corpus.text_ids(number)
+
+    @contextlib.contextmanager
+    def _found(self, piece: int) -> Iterator[tuple[Corpus, int]]:
+        """The corpus of a piece and its number in there, to read from.
+
+        Raises:
+          DataError: It could not be read.
+        """
+        index = int(np.searchsorted(self._ends, piece, side="right"))
+        corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
+        try:
+            yield corpus, number
+        except Exception as error:  # whatever a damaged file makes of its reader
+            raise DataError(
+                f"piece {number} of the corpus {corpus.directory} ({corpus.split}) cannot be read: {error}"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Anywhere:
+    """Draws pieces by their probabilities, and any start in them."""
+
+    cumulative: Float64[np.ndarray, "p"]
+    last_starts: Int64[np.ndarray, "p"]
+
+    def __call__(self, rng: np.random.Generator, number: int) -> tuple[int, int]:
+        piece = min(int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.cumulative) - 1)
+        return piece, int(rng.integers(self.last_starts[piece] + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _InOrder:
+    """Takes one piece after the other, and draws any start in them."""
+
+    last_starts: Int64[np.ndarray, "p"]
+
+    def __call__(self, rng: np.random.Generator, number: int) -> tuple[int, int]:
+        piece = number % len(self.last_starts)
+        return piece, int(rng.integers(self.last_starts[piece] + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    """Makes the texts of batches."""
+
+    pieces: _Pieces
+    config: TextConfig
+    tokenize: Tokenize | None  # None: the corpora hold the ids
+
+    def __call__(self, drawn: Sequence[tuple[int, np.random.Generator]]) -> Batch:
+        """Token ids of a text for each piece, by its sample's generator."""
+        length = self.config.max_tokens
+        ids, mask = np.zeros((len(drawn), length), np.int32), np.zeros((len(drawn), length), bool)
+        for row, tokens in enumerate(self._stored(drawn) if self.tokenize is None else self._tokenized(drawn)):
+            if len(tokens) > length:
+                warnings.warn("some texts have more tokens than max_tokens: their ends are ignored", stacklevel=1)
+                tokens = np.append(tokens[: length - 1], tokens[-1])  # the last one says that the text is over
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        return {"text_ids": ids, "text_mask": mask}
+
+    def _tokenized(self, drawn: Sequence[tuple[int, np.random.Generator]]) -> list[np.ndarray]:
+        texts = [assemble(self.pieces.metadata(piece), self.config, rng) for piece, rng in drawn]
+        ids, mask = self.tokenize(texts)
+        return [row[there] for row, there in zip(ids, mask, strict=True)]
+
+    def _stored(self, drawn: Sequence[tuple[int, np.random.Generator]]) -> list[np.ndarray]:
+        rows = []
+        for piece, rng in drawn:
+            dropped = rng.random() < self.config.condition_dropout  # the draw that `assemble` begins with
+            rows.append(np.zeros(0, np.int32) if dropped else self.pieces.text_ids(piece))
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Batches by their numbers, which grain hands out to threads and processes."""
+
+    pieces: _Pieces
+    draw: _Anywhere | _InOrder  # a sample's generator and number -> its piece, and its start there
+    segment: int  # samples or frames
+    rows: range  # those of each batch that are this host's
+    batch_size: int  # of all hosts
+    seed: int
+    texts: _Texts | None
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Batch:
+        first = self.pieces.corpora[0]
+        is_audio = first.kind == "audio"
+        segments = np.zeros((len(self.rows), self.segment, first.width), np.float32 if is_audio else np.int32)
+        lengths, drawn = np.zeros(len(self.rows), np.int32), []
+        for row, place in enumerate(self.rows):
+            sample = int(number) * self.batch_size + place
+            rng = np.random.default_rng((self.seed, sample))
+            piece, start = self.draw(rng, sample)
+            found = self.pieces.read(piece, start, self.segment)
+            segments[row, : len(found)], lengths[row] = found, len(found)
+            drawn.append((piece, rng))
+        names = ("audio", "num_samples") if is_audio else ("codes", "num_frames")
+        batch = dict(zip(names, (segments, lengths), strict=True))
+        return batch if self.texts is None else batch | self.texts(drawn)
+
+
+def _check(corpora: Sequence[Corpus]) -> None:
+    """Raises DataError unless the corpora can be read as one."""
+    if not corpora:
+        raise DataError("there is no corpus to read: name at least one directory in `corpora`")
+    for corpus in corpora:
+        if not len(corpus.lengths) or corpus.lengths.min() < 1:
+            trouble = "has an empty piece" if len(corpus.lengths) else "has no pieces"
+            raise DataError(
+                f"the corpus {corpus.directory} ({corpus.split}) {trouble}: build it again, from more music"
+            )
+    for name in ("kind", "sample_rate", "rate", "width", "codebook_size", "codec_hash"):
+        found = [getattr(corpus, name) for corpus in corpora]
+        if len(set(found)) > 1:
+            listed = ", ".join(f"{corpus.directory}: {value}" for corpus, value in zip(corpora, found, strict=True))
+            raise DataError(f"corpora that are read together must have the same {name}, but these have {listed}")
+
+
+def _lengths(pieces: _Pieces, config: DataConfig) -> tuple[int, int]:
+    """The length of a segment, and how much of it is to be music at least, both in samples or frames."""
+    rate = pieces.corpora[0].rate
+    # 2.3 seconds are 115 frames of 20 ms, although 2.3 * 50 is 114.99999999999999.
+    segment = math.floor(round(config.segment_seconds * rate, 6))
+    least = math.ceil(round(config.min_segment_ratio * segment, 6))
+    if segment < 1:
+        raise DataError(f"segment_seconds must be at least {1 / rate:g} at this rate, got {config.segment_seconds:g}")
+    if pieces.lengths.max() < least:
+        raise DataError(
+            f"no piece is long enough: segment_seconds {config.segment_seconds:g} with min_segment_ratio "
+            f"{config.min_segment_ratio:g} needs {least / rate:g} s of music, but the longest piece has "
+            f"{pieces.lengths.max() / rate:g} s. Set segment_seconds lower"
+        )
+    return segment, least
+
+
+def _cumulative(pieces: _Pieces, config: DataConfig) -> Float64[np.ndarray, "p"]:
+    """The probability of drawing each piece or one before it."""
+    weights = pieces.lengths.astype(np.float64) if config.sample_on_duration else np.ones(len(pieces.lengths))
+    if config.weights:
+        if len(config.weights) != len(pieces.corpora):
+            raise DataError(f"{len(pieces.corpora)} corpora need as many weights, got {config.weights}")
+        sums = np.add.reduceat(weights, np.cumsum(pieces.counts) - pieces.counts)
+        weights *= np.repeat(config.weights / sums, pieces.counts)
+    return np.cumsum(weights / weights.sum())
+
+
+def _rows(config: DataConfig, shard: tuple[int, int]) -> range:
+    """The rows of each batch that belong to this host."""
+    index, count = shard
+    if not 0 <= index < count:
+        raise DataError(f"there is no host {index} of {count}: the first is 0")
+    if config.batch_size % count:
+        raise DataError(f"batch_size {config.batch_size} must be a multiple of the number of hosts, {count}")
+    size = config.batch_size // count
+    return range(index * size, (index + 1) * size)
+
+
+def _tokenizer(pieces: _Pieces, text: TextConfig, tokenize: Tokenize | None) -> Tokenize | None:
+    """What makes the ids of texts; None where those in the corpora serve.
+
+    Raises:
+      DataError: There is nothing to make them with, or those in the corpora are another tokenizer's.
+    """
+    stored = [corpus.text_ids(0) for corpus in pieces.corpora]
+    if not text.keeps_descriptions or any(ids is None for ids in stored):
+        if tokenize is None:
+            raise DataError("texts need a tokenizer: hand over the text encoder's as `tokenize`, or text=None for none")
+        return tokenize
+    if tokenize is not None:
+        for corpus, ids in zip(pieces.corpora, stored, strict=True):
+            expected, there = tokenize([plain(corpus.metadata(0))])
+            if not np.array_equal(expected[there], ids):
+                raise DataError(
+                    f"the token ids in the corpus {corpus.directory} are not those of this run's text encoder: "
+                    "tokenize the corpus anew with it"
+                )
+    return None
