@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.conditioning.condition import Condition
 from mgjax.config import LMConfig
+from mgjax.lm.stack import REMAT, Stack
 from mgjax.lm.transformer import KeyValue, Layer
 from mgjax.nn import Dense, LayerNorm, sinusoidal_positions, symmetric_uniform
 
@@ -26,13 +27,14 @@ class Context:
     Attributes:
       prefix: What stands before the music in the sequence (length 0 for none).
       prefix_mask: Which slots of the prefix are there; the others take no position and are not attended.
-      cross: Keys and values for cross-attention, one pair per layer (empty for none).
+      cross: Keys and values for cross-attention, one pair per layer (empty for none). In training form one pair for all
+        layers, stacked.
       cross_mask: Which of them are there. A row without any gets exactly zero from cross-attention.
     """
 
     prefix: Float[Array, "b p d"]
     prefix_mask: Bool[Array, "b p"]
-    cross: tuple[KeyValue, ...]
+    cross: tuple[KeyValue, ...] | KeyValue
     cross_mask: Bool[Array, "b l"]
 
 
@@ -40,20 +42,28 @@ class LM(nn.Module):
     """The causal transformer over steps of K codes.
 
     `dtype` is the type of activations and cache (the parameters' own where None); positions, norms, attention weights
-    and logits are float32 always.
+    and logits are float32 always. `scan_layers` is the training form, over parameters with their layers stacked (see
+    stack.py); it predicts whole sequences, and neither initialises nor generates. `remat`, one of REMAT, says what is
+    stored for the backward pass.
     """
 
     config: LMConfig
     dtype: jnp.dtype | None = None
+    scan_layers: bool = False
+    remat: str = "none"
 
     def setup(self):
         config = self.config
         streams = (config.num_codebooks, config.codebook_size)
         narrow = nn.initializers.truncated_normal(config.dim**-0.5, lower=-3.0, upper=3.0)
         self.embed = Embedding(config)
-        # Attributes, not a list: the tables of checkpoints name each layer alone.
-        for i in range(config.num_layers):
-            setattr(self, f"layer{i}", Layer(config, i))
+        if self.scan_layers:
+            self.layers = Stack(config, self.remat)
+        else:
+            kind = Layer if self.remat == "none" else nn.remat(Layer, policy=REMAT[self.remat])
+            # Attributes, not a list: the tables of checkpoints name each layer alone.
+            for i in range(config.num_layers):
+                setattr(self, f"layer{i}", kind(config, i))
         self.out_norm = LayerNorm()
         self.head = Dense((config.dim,), streams, result_dtype=jnp.float32, kernel_init=narrow)
         if config.text_dim is not None:
@@ -89,7 +99,7 @@ class LM(nn.Module):
             zero vectors, as the published models see padding; by default it is `text.mask`.
         """
         prefixes: list[Condition] = []
-        cross: tuple[KeyValue, ...] = ()
+        cross: tuple[KeyValue, ...] | KeyValue = ()
         cross_mask = jnp.zeros((batch, 0), bool)
         if chroma is not None:
             prefixes.append(_silence(self.chroma_proj(chroma.tokens.astype(self._dtype)), chroma.mask))
@@ -99,7 +109,7 @@ class LM(nn.Module):
             if attended is not None:
                 projected = projected.replace(mask=attended)
             if self.config.cross_attention:
-                cross = tuple(layer.cross_attn.project(projected.tokens) for layer in self._layers)
+                cross = self._project(projected.tokens)
                 cross_mask = projected.mask
             else:
                 prefixes.append(projected)
@@ -154,7 +164,14 @@ class LM(nn.Module):
         positions = jnp.maximum(jnp.cumsum(context.prefix_mask, axis=1) - 1, 0)
         return sinusoidal_positions(positions, self.config.dim).astype(self._dtype)
 
+    def _project(self, text: Float[Array, "b l d"]) -> tuple[KeyValue, ...] | KeyValue:
+        if self.scan_layers:
+            return self.layers.project(text)
+        return tuple(layer.cross_attn.project(text) for layer in self._layers)
+
     def _transform(self, x, mask, context: Context, cache: Cache | None, index):
+        if self.scan_layers:
+            return self.layers(x, mask, context.cross or None, context.cross_mask), ()
         memories = []
         for i, layer in enumerate(self._layers):
             cross = context.cross[i] if context.cross else None

@@ -1,0 +1,53 @@
+"""What the language model learns from: the codes of a piece laid out in steps, and how badly they were predicted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mgjax.lm.pattern import Pattern
+
+
+class Steps(NamedTuple):
+    """A batch of pieces as the model reads them, teacher-forced.
+
+    Attributes:
+      inputs: What it is told at each step.
+      targets: What it should predict there: the codes of the step after.
+      counted: Where that is a code of the piece, and not a special token.
+    """
+
+    inputs: Int[Array, "b s k"]
+    targets: Int[Array, "b s k"]
+    counted: Bool[Array, "b s k"]
+
+
+def layout(pattern: Pattern, codes: Int[Array, "b t k"], num_frames: Int[Array, "b"], special: int) -> Steps:
+    """The steps in which `codes` are learned; there are as many of them as frames.
+
+    The layout is cut where the fastest codebook runs out of frames (Pattern.valid_steps), so the last frames of a
+    delayed codebook are not learned: the music goes on after a cutting, and the model must not learn that it ends.
+    Frames from `num_frames` on are padding. The model is told the special token there, and nothing of them counts.
+    """
+    t = codes.shape[1]
+    there = jnp.arange(t)[None, :, None] < num_frames[:, None, None]
+    tokens = pattern.build(jnp.where(there, codes, special), special, num_steps=pattern.valid_steps(t))
+    targets = tokens[:, 1:]
+    return Steps(tokens[:, :-1], targets, targets != special)
+
+
+def cross_entropy(logits: Float[Array, "b s k v"], steps: Steps) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
+    """The cross-entropy in nats of each codebook, summed over what counts, and how many codes count; float32."""
+    logits = logits.astype(jnp.float32)
+    targets = jnp.where(steps.counted, steps.targets, 0)  # the special token has no logit
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    lost = jnp.where(steps.counted, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
+    return jnp.sum(lost, axis=(0, 1)), jnp.sum(steps.counted, axis=(0, 1), dtype=jnp.float32)
+
+
+def mean(sums: Float[Array, "k"], counts: Float[Array, "k"]) -> Float[Array, ""]:
+    """The mean over the codebooks of their mean cross-entropies; a codebook of which nothing counts adds nothing."""
+    return jnp.mean(sums / jnp.maximum(counts, 1.0))

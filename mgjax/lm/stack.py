@@ -1,0 +1,82 @@
+"""The layers of the transformer in training form: one program for all, over parameters stacked along a first axis.
+
+Compiling takes as long as for one layer, whatever their number. The parameters of the layers, "layer0", "layer1", ...,
+become one tree "layers"; `stack_layers` and `unstack_layers` go from one form to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mgjax.config import LMConfig
+from mgjax.lm.transformer import KeyValue, Layer
+
+# What the backward pass finds stored of each layer, besides its input: all of it, the results of its products with
+# weights (attention is computed again), or nothing.
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Stack(nn.Module):
+    """All layers, over stacked parameters. It does not initialise them: that is done layer by layer, then stacked."""
+
+    config: LMConfig
+    remat: str = "none"
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        mask: Bool[Array, "#b 1 s m"],
+        cross: KeyValue | None,
+        cross_mask: Bool[Array, "b l"],
+    ) -> Float[Array, "b s d"]:
+        """The last layer's output; `cross` is what `project` gave, or None."""
+
+        def one(x, inputs):
+            params, memory = inputs
+            return self._layer.apply({"params": params}, x, mask, memory, cross_mask, None, 0)[0], None
+
+        if self.remat != "none":
+            one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=False)
+        return jax.lax.scan(one, x, (self._params, cross))[0]
+
+    def project(self, condition: Float[Array, "b l d"]) -> KeyValue:
+        """The condition as each layer's cross-attention reads it, stacked."""
+
+        def one(params: dict) -> KeyValue:
+            return self._layer.apply({"params": params}, condition, method=lambda layer, x: layer.cross_attn.project(x))
+
+        return jax.vmap(one)(self._params)
+
+    @property
+    def _layer(self) -> Layer:
+        # The index of a layer matters only to its initialisation.
+        return Layer(self.config, 0, parent=None)
+
+    @property
+    def _params(self) -> dict[str, Any]:
+        return self.variables["params"]
+
+
+def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The language model's parameters in training form, from those of its single layers."""
+    names = [name for name in params if name.startswith("layer")]
+    layers = [params[f"layer{i}"] for i in range(len(names))]
+    rest = {name: tree for name, tree in params.items() if name not in names}
+    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack_layers`."""
+    rest = {name: tree for name, tree in params.items() if name != "layers"}
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return rest | {f"layer{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)}
