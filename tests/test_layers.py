@@ -22,9 +22,8 @@ LEVELS = [
     [
         *("config", "sharding", "interop.torch_file", "data.__init__", "interop.__init__", "train.__init__"),
         *("data.audio", "data.metadata"),
-        "data.synthetic data.composition data.captions",
     ],
-    ["nn"],
+    ["nn", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],
     ["lm.*"],
     ["checkpoint interop.*", "data.corpus data.prompts data.pipeline", "evaluate.*"],
@@ -39,7 +38,7 @@ NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"]
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
     "train": "train.* data.corpus data.build data.tokenize data.pipeline",
-    "synthetic": "data.synthetic",
+    "synthetic": "data.synthetic.*",
 }
 
 # Where a distribution's name is not what is imported.

@@ -1,0 +1,127 @@
+"""Writes folders of synthetic music: a sound file and its metadata for each piece."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgjax.data import audio
+from mgjax.data.synthetic.pieces import compose, render
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a folder holds after `write_folder`.
+
+    Attributes:
+      pieces: Pieces that were asked for, all of them there now.
+      written: Those of them that were not there before.
+      seconds: The length of all of them.
+      styles: How many there are of each style.
+    """
+
+    pieces: int
+    written: int
+    seconds: float
+    styles: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One piece to write."""
+
+    directory: Path
+    seed: int
+    index: int
+    sample_rate: int
+    channels: int
+
+
+def write_folder(
+    directory: audio.PathLike,
+    hours: float,
+    *,
+    seed: int = 0,
+    sample_rate: int = 32000,
+    channels: int = 1,
+    workers: int = 1,
+    progress: Callable[[float, float], None] | None = None,
+) -> Summary:
+    """Fills a folder with at least `hours` of music: for each piece a flac and, of the same name, a json of metadata.
+
+    What is there already and whole is left as it is, so that a call that was killed can be repeated. The files do not
+    depend on `workers`.
+
+    Args:
+      directory: Where to; it is made if need be.
+      hours: How much music.
+      seed: Other seeds give other music, under other names.
+      sample_rate: In hertz.
+      channels: 1 or 2.
+      workers: Processes that work at once.
+      progress: Called with the seconds of music that are there so far and in all, after each piece.
+
+    Raises:
+      ImportError: The extra `synthetic` is not installed.
+      ValueError: A number is out of range.
+      OSError: The folder cannot be written to.
+    """
+    if not hours > 0 or hours == float("inf"):
+        raise ValueError(f"hours must be above 0, got {hours}")
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, got {workers}")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    jobs = (_Job(directory, seed, index, sample_rate, channels) for index in _indices(seed, hours))
+    pieces = written = 0
+    seconds = 0.0
+    styles: dict[str, int] = {}
+    for new, length, style in _worked_off(jobs, workers):
+        pieces, written, seconds = pieces + 1, written + new, seconds + length
+        styles[style] = styles.get(style, 0) + 1
+        if progress:
+            progress(min(seconds, 3600 * hours), 3600 * hours)
+    return Summary(pieces, written, seconds, dict(sorted(styles.items())))
+
+
+def _indices(seed: int, hours: float) -> Iterator[int]:
+    """The pieces that make up so many hours, known from their notes alone."""
+    seconds, index = 0.0, 0
+    while seconds < 3600 * hours:
+        yield index
+        seconds += compose(seed, index).score.seconds
+        index += 1
+
+
+def _worked_off(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[bool, float, str]]:
+    """The results of `_write_piece`, in order."""
+    if workers == 1:
+        yield from map(_write_piece, jobs)
+        return
+    # Not forked: the caller may hold threads, JAX's for one.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_write_piece, jobs)
+
+
+def _write_piece(job: _Job) -> tuple[bool, float, str]:
+    """Writes a piece unless it is there; whether it did, its seconds and its style."""
+    piece = compose(job.seed, job.index)
+    sound = job.directory / f"{piece.metadata['name']}.flac"
+    sidecar = sound.with_suffix(".json")
+    text = json.dumps(piece.metadata, indent=1, ensure_ascii=False) + "\n"
+    # The metadata come last: where they are as they should be, so is the sound.
+    if sidecar.is_file() and sidecar.read_text(encoding="utf-8") == text and sound.is_file():
+        found = audio.info(sound)
+        if (found.sample_rate, found.channels) == (job.sample_rate, job.channels):
+            return False, found.num_samples / found.sample_rate, piece.score.style.name
+    sidecar.unlink(missing_ok=True)
+    samples = render(piece, job.sample_rate, job.channels)
+    audio.write(sound, samples, job.sample_rate)
+    temporary = sidecar.with_name(f".{sidecar.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, sidecar)
+    return True, len(samples) / job.sample_rate, piece.score.style.name

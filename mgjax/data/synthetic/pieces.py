@@ -1,0 +1,56 @@
+"""The endless row of pieces: piece `index` of a seed is always the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mgjax.data import audio
+from mgjax.data.synthetic import captions, composition, rendering
+from mgjax.data.synthetic.styles import STYLES
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A piece that has been composed.
+
+    Attributes:
+      score: Its notes.
+      metadata: What is true of them, in the fields of audiocraft's MusicInfo, as plain values for JSON.
+    """
+
+    score: composition.Score
+    metadata: dict[str, Any]
+
+
+def compose(seed: int, index: int, *, style: str | None = None) -> Composition:
+    """Piece `index` of `seed`: a function of the two, that renders nothing.
+
+    Args:
+      seed: 0 or more.
+      index: 0 or more.
+      style: A name in `STYLES` to compose in; None for any.
+
+    Raises:
+      ValueError: A number is negative, or there is no such style.
+    """
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed and index must be 0 or more, got {seed} and {index}")
+    if style is not None and style not in STYLES:
+        raise ValueError(f"unknown style {style!r}; choose from {', '.join(STYLES)}")
+    rng = np.random.default_rng([seed, index])
+    any_style = composition.pick(rng, tuple(STYLES))
+    score = composition.compose(STYLES[style or any_style], rng)
+    return Composition(score, captions.metadata(score, f"synthetic-{seed}-{index:06d}", rng))
+
+
+def render(piece: Composition, sample_rate: int = 32000, channels: int = 1) -> audio.Audio:
+    """The sound of a piece, float32 `[n, c]`, at about -14 LUFS with peaks of -1 dB at most.
+
+    Raises:
+      ImportError: The extra `synthetic` is not installed.
+      ValueError: The rate is not within 8000 to 96000 hertz, or there are not 1 or 2 channels.
+    """
+    return rendering.render(piece.score, sample_rate, channels)
