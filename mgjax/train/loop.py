@@ -1,131 +1,242 @@
-"""The training loop, one for every task."""
+"""The training loop, one for every task: a task is pure functions over one tree, and the loop runs them.
+
+What a run computes is a function of its settings and its data. Stopped or killed at any moment and started again, it
+goes on from its last checkpoint and ends with the same bits.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from mgjax import sharding
 from mgjax.config import ConfigError
-from mgjax.train.metrics import Mean, Sound
+from mgjax.train.checkpoints import Checkpoints, check_run, write_run
+from mgjax.train.programs import Programs
+from mgjax.train.report import Report
 from mgjax.train.state import TrainState
+from mgjax.train.task import LoopConfig, Task
 
-Batch = dict[str, Array]
+__all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is trained, as pure functions, which the loop jits and shards.
-
-    Attributes:
-      name: A word for messages, such as "codec".
-      init: (key) -> the state before the first update; (key, pretrained) where there is `pretrained`. The loop runs it
-        with the state's shardings, so that no device ever holds all of it.
-      train_step: (state, frozen, batch) -> the state after one update, and float32 scalars by name, all of them finite
-        while all is well. The state is donated.
-      eval_step: (state, frozen, batch) -> means by name, which the loop sums over the validation split.
-      frozen: Weights that are read and not trained, placed by the table of `sharding.py`; {} for none.
-      flops: (batch) -> the floating point operations that the model needs for one update on a global batch of such
-        shapes, whatever is computed twice not counted; None if that is not known.
-      show: (state, batch) -> sounds by name, made of a batch of the validation split; None for nothing to hear.
-      save: (state, directory) writes what was trained as a model that `mgjax.load` or `mgjax.load_codec` opens.
-      best: The validation metric that says which checkpoint is best, and which of its values are good ones.
-      pretrained: Weights to go on from, any tree of arrays, placed by the table and handed to `init`; None for none.
-    """
-
-    name: str
-    init: Callable[..., TrainState]
-    train_step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
-    eval_step: Callable[[TrainState, Any, Batch], dict[str, Mean]]
-    frozen: Any
-    flops: Callable[[Batch], float] | None
-    show: Callable[[TrainState, Batch], dict[str, Sound]] | None
-    save: Callable[[TrainState, Path], None]
-    best: tuple[str, Literal["min", "max"]]
-    pretrained: Any = None
+# Settings of a run that may be changed before it goes on, because they do not change what it computes; a longer run is
+# one of another schedule, and that is for the user to judge.
+MAY_CHANGE = (
+    *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
+    *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
+    *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch")),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long a run is, what it reports and keeps, and on how many devices it runs.
+class NotFiniteError(ValueError):
+    """A metric or a weight that is NaN or infinite."""
 
-    Attributes:
-      steps: Updates in all.
-      seed: Of the first weights and of all that is drawn on the way.
-      log_every: Updates between two lines of training metrics.
-      eval_every: Updates between two evaluations, 0 for none but the last.
-      eval_batches: Batches of the validation split that an evaluation reads; None for all.
-      show_every: Updates between two rounds of sounds for TensorBoard; 0 for none.
-      save_every: Updates between two checkpoints. One is also written after each evaluation, and at the end.
-      keep_last: The newest checkpoints that are kept.
-      keep_best: The best checkpoints that are kept besides.
-      data: Devices (groups of them, with fsdp and model) that hold a whole copy; -1 for as many as there are.
-      fsdp: Devices among which parameters are split, each working on its own rows.
-      model: Devices among which heads and wide layers are split, working on the same rows.
-      peak_flops: The floating point operations of one device in a second, for the utilisation that is printed; None to
-        look it up by the name of the device.
-    """
 
-    steps: int = 100_000
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 1000
-    eval_batches: int | None = 50
-    show_every: int = 5000
-    save_every: int = 1000
-    keep_last: int = 2
-    keep_best: int = 1
-    data: int = -1
-    fsdp: int = 1
-    model: int = 1
-    peak_flops: float | None = None
+class DataIterator(Protocol):
+    """Batches without end, and the position in them as JSON can hold it."""
 
-    def __post_init__(self):
-        for name in ("steps", "log_every", "save_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("eval_every", "show_every", "keep_best"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loop.{name} must be 0 or more, got {getattr(self, name)}")
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
 
 
 def fit(
     task: Task,
-    train_data: Iterator[dict[str, np.ndarray]],
+    train_data: DataIterator,
     valid_data: Callable[[], Iterator[dict[str, np.ndarray]]],
     config: LoopConfig,
     workdir: str | Path,
     *,
+    run: Any = None,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """The state after training."""
-    mesh = mesh or sharding.make_mesh(config.data, config.fsdp, config.model)
-    key = jax.random.key(config.seed)
-    placed = sharding.shardings(jax.eval_shape(task.init, key), mesh)
-    everywhere = NamedSharding(mesh, P())
-    state = jax.jit(task.init, out_shardings=placed)(key)
-    frozen = jax.device_put(task.frozen, sharding.shardings(task.frozen, mesh))
-    train_step = jax.jit(task.train_step, donate_argnums=0, out_shardings=(placed, everywhere))
-    for step in range(1, config.steps + 1):
-        state, metrics = train_step(state, frozen, place(next(train_data), mesh))
-        if step % config.log_every == 0:
-            print(step, {name: float(value) for name, value in metrics.items()})
-    return state
+    """The state after training, which went on from the checkpoints in `workdir` where there are any.
+
+    The directory then holds `model`, and `best` where a validation chose it, as `task.save` writes them;
+    `checkpoints`; `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C) the loop writes a
+    checkpoint and returns early: `state.step` is below `config.steps`, and there is no model yet.
+
+    Args:
+      task: What is trained.
+      train_data: Batches of numpy arrays, of each the rows that belong to this process.
+      valid_data: Gives the validation split's batches from the beginning, as an iterator that can be closed.
+      config: How long, and on what.
+      workdir: The directory of the run.
+      run: The dataclass of all settings of the run, `config` as its `loop`; None where there are no others.
+      mesh: The devices; None for those that `config` names.
+
+    Raises:
+      ConfigError: `workdir` holds a run with other settings.
+      CheckpointError: It holds checkpoints, and none can be read.
+      NotFiniteError: A metric is NaN or infinite.
+      OSError: A checkpoint could not be written.
+    """
+    workdir = Path(workdir).resolve()
+    workdir.mkdir(parents=True, exist_ok=True)
+    programs = Programs(task, config, mesh or sharding.make_mesh(config.data, config.fsdp, config.model))
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_Stop())
+        checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best)
+        stack.callback(checkpoints.close)
+        _claim(workdir / "config.json", _Alone(config) if run is None else run, bool(checkpoints.steps()))
+        begun = checkpoints.latest(programs.like)
+        if begun is None:
+            done, state = 0, programs.init()
+        else:
+            done, state = begun.step, begun.state
+            train_data.set_state(begun.position)
+            del begun  # the state is donated
+        if done > config.steps:
+            raise ConfigError(
+                f"the run in {workdir} has done {done} updates, loop.steps is {config.steps}: make it more"
+            )
+        report = Report(task.name, workdir, done, config.steps)
+        stack.callback(report.close)
+        if done:
+            report.say(f"goes on from the checkpoint of step {done}")
+        late = _OneLate(report, config.log_every, checkpoints)
+        for step in range(done + 1, config.steps + 1):
+            batch = programs.place(next(train_data))
+            if step == done + 1:
+                report.work(*programs.work(batch))
+            state, metrics = programs.train_step(state, programs.frozen, batch)
+            late.push(step, metrics)
+
+            stopping = _agreed(stop.requested, step % config.log_every == 0)
+            validating = step == config.steps or _due(config.eval_every, step)
+            showing = task.show is not None and _due(config.show_every, step) and not stopping
+            saving = validating or stopping or _due(config.save_every, step)
+            if showing or saving:
+                late.flush()
+                with report.aside():
+                    values = {}
+                    if validating:
+                        values = programs.validate(state, valid_data)
+                        late.check(step, _not_finite(values))
+                        report.validated(step, values, task.best[0])
+                    if showing:
+                        report.sounds(step, task.show(state, programs.example(valid_data)))
+                    if saving:
+                        late.check(step, programs.not_finite(state))
+                        report.sync()
+                        checkpoints.save(step, state, train_data.get_state(), values)
+            if stopping and step < config.steps:
+                report.say(f"stopped after step {step}; the same command goes on from there")
+                return state
+
+        checkpoints.wait()
+        task.save(state, workdir / "model")
+        best = checkpoints.best()
+        if best is not None:
+            if best != config.steps:
+                del state  # there may be no room for two
+                state = checkpoints.restore(best, programs.like).state
+            task.save(state, workdir / "best")
+            if best != config.steps:
+                del state
+                state = checkpoints.restore(config.steps, programs.like).state
+            report.say(f"the model is in {workdir / 'model'}, that of step {best}, the best, in {workdir / 'best'}")
+        return state
 
 
-def place(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
-    """The global batch, of which each process has its own rows: arrays whose rows are spread over the mesh."""
+@dataclasses.dataclass(frozen=True)
+class _Alone:
+    """The settings of a run that has no others than the loop's."""
 
-    def one(rows: np.ndarray) -> Array:
-        shape = (len(rows) * jax.process_count(), *rows.shape[1:])
-        return jax.make_array_from_process_local_data(sharding.rows(shape[0], mesh), rows, shape)
+    loop: LoopConfig
 
-    return jax.tree.map(one, batch)
+
+class _OneLate:
+    """Reads the metrics of an update while the device works on the next one, and stops the run where one is not finite.
+
+    So that the device never waits, and no state is kept whose metrics are not known.
+    """
+
+    def __init__(self, report: Report, log_every: int, checkpoints: Checkpoints):
+        self._report, self._log_every, self._checkpoints = report, log_every, checkpoints
+        self._waiting: tuple[int, dict[str, Array]] | None = None
+
+    def push(self, step: int, metrics: dict[str, Array]) -> None:
+        """Takes the metrics of `step`, which are not there yet, and reads those before."""
+        self.flush()
+        self._waiting = (step, metrics)
+
+    def flush(self) -> None:
+        """Reads what is waiting, and waits for it."""
+        if self._waiting is None:
+            return
+        (step, metrics), self._waiting = self._waiting, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.check(step, _not_finite(values))
+        self._report.trained(step, values if step % self._log_every == 0 else None)
+
+    def check(self, step: int, not_finite: list[str]) -> None:
+        """Raises NotFiniteError where `not_finite` names something."""
+        if not not_finite:
+            return
+        self._checkpoints.wait()
+        good = max(self._checkpoints.steps(), default=None)
+        raise NotFiniteError(
+            f"{', '.join(not_finite[:6])}: not finite after update {step}. "
+            + ("There is no checkpoint yet" if good is None else f"The last good checkpoint is that of step {good}")
+            + ". A lower learning rate, a longer warm-up or a lower gradient norm may help, in a new folder"
+        )
+
+
+class _Stop(contextlib.AbstractContextManager):
+    """Notes SIGTERM and SIGINT instead of ending the process; a second SIGINT does what it always does."""
+
+    def __init__(self):
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.requested = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+
+
+def _agreed(requested: bool, now: bool) -> bool:
+    """Whether any process was asked to stop; several processes talk about it only `now` and then."""
+    if jax.process_count() == 1:
+        return requested
+    return now and bool(np.any(multihost_utils.process_allgather(np.array(requested))))
+
+
+def _claim(path: Path, run: Any, begun: bool) -> None:
+    """Makes sure that the directory is that of `run`, where a run has `begun` in it, and writes `run` there."""
+    if begun and path.exists():
+        check_run(path, run, MAY_CHANGE)
+    if jax.process_index() == 0:
+        write_run(path, run)
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _not_finite(values: dict[str, float]) -> list[str]:
+    return [name for name, value in values.items() if not math.isfinite(value)]

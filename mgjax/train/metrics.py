@@ -25,6 +25,10 @@ class Mean:
         total = jnp.sum(jnp.where(where, values.astype(jnp.float32), 0.0))
         return cls(total, jnp.sum(where, dtype=jnp.float32))
 
+    def value(self) -> float | None:
+        """The mean; None of nothing."""
+        return float(self.total / self.count) if self.count > 0 else None
+
 
 class Sound(NamedTuple):
     """Audio float32 [n, c] from -1 to 1, and its samples per second."""

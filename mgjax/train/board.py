@@ -1,0 +1,90 @@
+"""TensorBoard's files: curves, sounds and their spectrograms, written without TensorFlow."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from jaxtyping import Float, UInt8
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from mgjax.train.metrics import Sound
+
+_WINDOW = 2048  # samples
+_HEIGHT, _WIDTH = 256, 1024  # pixels; a short sound is as wide as it has frames
+_DECIBELS = 80.0  # from the loudest to black
+_COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float32)
+
+
+class Board:
+    """The curves and sounds of a run in a folder that `tensorboard --logdir` shows.
+
+    Args:
+      folder: Where the files are. Files of processes before this one go on as one curve.
+      step: The updates that were done before. What an earlier process wrote of later ones is not shown.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self._writer = EventFileWriter(str(folder), flush_secs=10)
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def curves(self, step: int, values: Mapping[str, float]) -> None:
+        """One point of each curve, by their names."""
+        self._add(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+    def sounds(self, step: int, sounds: Mapping[str, Sound]) -> None:
+        """Sounds to play, and pictures of them."""
+        values = []
+        for name, sound in sounds.items():
+            audio = np.asarray(sound.audio, np.float32)
+            values.append(Summary.Value(tag=name, audio=_wav(audio, sound.sample_rate)))
+            values.append(Summary.Value(tag=f"{name}/spectrogram", image=_png(spectrogram(audio, sound.sample_rate))))
+        self._add(step, values)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, values: list[Summary.Value]) -> None:
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+
+def spectrogram(audio: Float[np.ndarray, "n c"], sample_rate: int) -> UInt8[np.ndarray, "y x 3"]:
+    """A picture of a sound, red, green and blue: time to the right, pitch upwards by octaves from 40 Hz."""
+    mono = np.mean(audio, axis=1)
+    mono = np.pad(mono, (_WINDOW // 2, _WINDOW))
+    starts = np.arange(0, len(audio) + 1, max(_WINDOW // 4, -(-len(audio) // _WIDTH)))[:_WIDTH]
+    frames = mono[starts[:, None] + np.arange(_WINDOW)[None]] * np.hanning(_WINDOW)[None].astype(np.float32)
+    power = np.square(np.abs(np.fft.rfft(frames)))
+    pitches = np.geomspace(sample_rate / 2, 40.0, _HEIGHT)
+    power = power[:, np.rint(pitches * _WINDOW / sample_rate).astype(int)].T
+    decibels = 10 * np.log10(np.maximum(power, 1e-20) / max(float(power.max()), 1e-10))
+    level = np.clip(1 + decibels / _DECIBELS, 0, 1) * (len(_COLORS) - 1)
+    colors = [np.interp(level, np.arange(len(_COLORS)), _COLORS[:, channel]) for channel in range(3)]
+    return np.stack(colors, axis=-1).astype(np.uint8)
+
+
+def _wav(audio: Float[np.ndarray, "n c"], sample_rate: int) -> Summary.Audio:
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(audio, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
+    return Summary.Audio(
+        sample_rate=sample_rate,
+        num_channels=audio.shape[1],
+        length_frames=audio.shape[0],
+        encoded_audio_string=file.getvalue(),
+        content_type="audio/wav",
+    )
+
+
+def _png(picture: UInt8[np.ndarray, "y x 3"]) -> Summary.Image:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    height, width, _ = picture.shape
+    return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())

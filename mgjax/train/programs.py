@@ -1,0 +1,106 @@
+"""The functions of a task as compiled programs over a mesh, and what goes into them and out of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from mgjax import sharding
+from mgjax.config import ConfigError
+from mgjax.train.report import peak_flops
+from mgjax.train.state import TrainState
+from mgjax.train.task import Batch, LoopConfig, Task
+
+
+class Programs:
+    """The functions of a task, jitted and placed on a mesh."""
+
+    def __init__(self, task: Task, config: LoopConfig, mesh: Mesh):
+        self._task, self._config, self._mesh = task, config, mesh
+        self._begin = (jax.random.key(config.seed),)
+        if task.pretrained is not None:
+            self._begin += (self._put(task.pretrained),)
+        shapes = jax.eval_shape(task.init, *self._begin)
+        placed, everywhere = sharding.shardings(shapes, mesh), NamedSharding(mesh, P())
+        self.like = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, placed
+        )
+        self.frozen = self._put(task.frozen)
+        inputs = (placed, jax.tree.map(lambda array: array.sharding, self.frozen), None)
+        self.train_step = jax.jit(
+            task.train_step, donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere)
+        )
+        self._eval_step = jax.jit(task.eval_step, in_shardings=inputs, out_shardings=everywhere)
+        self._all_finite = jax.jit(
+            lambda state: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state), out_shardings=everywhere
+        )
+
+    def init(self) -> TrainState:
+        """The state before the first update."""
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self.like)
+        state = jax.jit(self._task.init, out_shardings=placed)(*self._begin)
+        self._begin = None
+        return state
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """The global batch, of which this process has some rows, spread over the mesh."""
+
+        def one(rows: np.ndarray) -> Array:
+            shape = (len(rows) * jax.process_count(), *rows.shape[1:])
+            return jax.make_array_from_process_local_data(sharding.rows(shape[0], self._mesh), rows, shape)
+
+        return {name: one(rows) for name, rows in batch.items()}
+
+    def work(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
+        """The rows of a batch; the operations that an update takes on one device, and what it can do in a second."""
+        rows = len(next(iter(batch.values())))
+        peak = self._config.peak_flops or peak_flops(self._mesh.devices.flat[0])
+        if self._task.flops is None or peak is None:
+            return rows, None
+        return rows, (self._task.flops(batch) / self._mesh.size, peak)
+
+    def validate(self, state: TrainState, valid_data: Callable[[], Iterator]) -> dict[str, float]:
+        """The metrics over the validation split; those that are of nothing are left out."""
+        sums, pending = None, None
+        with contextlib.closing(valid_data()) as batches:
+            for batch in itertools.islice(batches, self._config.eval_batches):
+                ready, pending = pending, self._eval_step(state, self.frozen, self.place(batch))
+                sums = _added(sums, ready)
+        sums = _added(sums, pending)
+        if sums is None:
+            raise ConfigError("the validation split has no batch")
+        values = {name: sum.value() for name, sum in sums.items()}
+        values = {name: float(value) for name, value in values.items() if value is not None}
+        if self._task.best[0] not in values:
+            raise ConfigError(f"the validation gave {sorted(values)}, not {self._task.best[0]}, which names the best")
+        return values
+
+    def example(self, valid_data: Callable[[], Iterator]) -> Batch:
+        """The first batch of the validation split."""
+        with contextlib.closing(valid_data()) as batches:
+            return self.place(next(batches))
+
+    def not_finite(self, state: TrainState) -> list[str]:
+        """The paths of the arrays of `state` in which a number is NaN or infinite."""
+        flags = jax.tree_util.tree_leaves_with_path(jax.device_get(self._all_finite(state)))
+        return [sharding.path_of(path) for path, all_finite in flags if not all_finite]
+
+    def _put(self, tree: Any) -> Any:
+        return jax.device_put(tree, sharding.shardings(tree, self._mesh))
+
+
+def _added(sums: Any, more: Any) -> Any:
+    """The sums of two trees, in double precision; None is nothing."""
+    if more is None:
+        return sums
+    more = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(more))
+    return more if sums is None else jax.tree.map(np.add, sums, more)

@@ -1,0 +1,93 @@
+"""What the loop is given: a task, as functions, and how long and on what to run it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import Array
+
+from mgjax.config import ConfigError
+from mgjax.train.metrics import Mean, Sound
+from mgjax.train.state import TrainState
+
+Batch = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained, as pure functions, which the loop jits and shards.
+
+    Attributes:
+      name: A word for messages, such as "codec".
+      init: (key) -> the state before the first update; (key, pretrained) where there is `pretrained`. The loop runs it
+        with the state's shardings, so that no device ever holds all of it.
+      train_step: (state, frozen, batch) -> the state after one update, and float32 scalars by name, all of them finite
+        while all is well; the one named "loss" is told at the terminal. The state is donated.
+      eval_step: (state, frozen, batch) -> means by name, or other trees of sums that have `value`, which the loop adds
+        up over the validation split.
+      frozen: Weights that are read and not trained, placed by the table of `sharding.py`; {} for none.
+      flops: (batch) -> the floating point operations that the model needs for one update on a global batch of such
+        shapes, whatever is computed twice not counted; None if that is not known.
+      show: (state, batch) -> sounds by name, made of a batch of the validation split; None for nothing to hear.
+      save: (state, directory) writes what was trained as a model that `mgjax.load` or `mgjax.load_codec` opens.
+      best: The validation metric that says which checkpoint is best, and which of its values are good ones.
+      pretrained: Weights to go on from, any tree of arrays, placed by the table and handed to `init`; None for none.
+    """
+
+    name: str
+    init: Callable[..., TrainState]
+    train_step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
+    eval_step: Callable[[TrainState, Any, Batch], dict[str, Mean | Any]]
+    frozen: Any
+    flops: Callable[[Batch], float] | None
+    show: Callable[[TrainState, Batch], dict[str, Sound]] | None
+    save: Callable[[TrainState, Path], None]
+    best: tuple[str, Literal["min", "max"]]
+    pretrained: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long a run is, what it reports and keeps, and on how many devices it runs.
+
+    Attributes:
+      steps: Updates in all.
+      seed: Of the first weights and of all that is drawn on the way.
+      log_every: Updates between two lines of training metrics.
+      eval_every: Updates between two evaluations, 0 for none but the last.
+      eval_batches: Batches of the validation split that an evaluation reads; None for all.
+      show_every: Updates between two rounds of sounds for TensorBoard; 0 for none.
+      save_every: Updates between two checkpoints. One is also written after each evaluation, and at the end.
+      keep_last: The newest checkpoints that are kept.
+      keep_best: The best checkpoints that are kept besides.
+      data: Devices (groups of them, with fsdp and model) that hold a whole copy; -1 for as many as there are.
+      fsdp: Devices among which parameters are split, each working on its own rows.
+      model: Devices among which heads and wide layers are split, working on the same rows.
+      peak_flops: The floating point operations of one device in a second, for the utilisation that is printed; None to
+        look it up by the name of the device.
+    """
+
+    steps: int = 100_000
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 1000
+    eval_batches: int | None = 50
+    show_every: int = 5000
+    save_every: int = 1000
+    keep_last: int = 2
+    keep_best: int = 1
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+    peak_flops: float | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loop.{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("eval_every", "show_every", "keep_best"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loop.{name} must be 0 or more, got {getattr(self, name)}")
