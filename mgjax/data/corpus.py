@@ -16,6 +16,7 @@ codes of a piece.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import threading
@@ -182,6 +183,11 @@ class Corpus:
     def codec_source(self) -> str | None:
         """Where the codec that made the codes was loaded from."""
         return self.description.codec_source
+
+    def shards(self) -> list[range]:
+        """The pieces in each shard."""
+        bounds = np.searchsorted(self._first, [0, *self._ends]).tolist()
+        return [range(low, high) for low, high in itertools.pairwise(bounds)]
 
     def read(
         self, piece: int, start: int = 0, length: int | None = None
