@@ -1,23 +1,18 @@
-"""From notes to sound: a sampler over the General MIDI soundfont that comes with pretty_midi, and a small mixing desk.
-
-symusic renders each pitch of a track once, held as long as its longest note; the notes are cut from that, with their
-own envelope. Rendering the track as it stands would be simpler and sounds worse: symusic lets plucked strings sustain
-like an organ and cuts the last note off.
-"""
+"""From notes to sound: players on the General MIDI soundfont that comes with pretty_midi, and a small mixing desk."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from mgjax.data import audio
-from mgjax.data.synthetic.composition import Note, Score, Track
+from mgjax.data.synthetic.composition import Score, Track
 from mgjax.data.synthetic.instruments import INSTRUMENTS
+from mgjax.data.synthetic.soundfont import DRUM_BANK, SoundFont
 
 Stem = Float32[np.ndarray, "n"]
 
@@ -25,8 +20,8 @@ LOUDNESS = -14.0  # LUFS
 PEAK = 0.89  # -1 dB
 
 _TAIL = 3.0  # seconds after the last note, for its reverberation
-_DRUM_SECONDS = 1.6  # a drum rings as long as it likes
-_GAP = 0.4  # seconds between the pitches that are rendered together
+_DRUM_SECONDS = 2.0
+_RELEASE = 1.5  # seconds that a note sounds after its end, at most
 
 # Decibels of each role in the mix, share that is sent to the room, and places between left (-1) and right (1).
 _LEVELS = {"melody": 0.0, "chords": -5.0, "arpeggio": -5.0, "bass": -3.0, "drums": -2.0}
@@ -45,7 +40,7 @@ def render(score: Score, sample_rate: int = 32000, channels: int = 1) -> audio.A
       channels: 1 or 2.
 
     Raises:
-      ImportError: The soundfont or symusic is missing, or symusic is of a version that cannot render.
+      ImportError: The soundfont is missing.
       ValueError: The rate or the number of channels is out of range.
     """
     if channels not in (1, 2):
@@ -69,72 +64,51 @@ def render(score: Score, sample_rate: int = 32000, channels: int = 1) -> audio.A
 
 
 def _play(track: Track, length: int, sample_rate: int) -> Stem:
-    """One track alone."""
-    stem = np.zeros(length, np.float32)
+    """One track alone. Each pitch is taken from the font once, as long as its longest note, and the notes from that."""
     sound = INSTRUMENTS[track.instrument]
     drums = track.part.role == "drums"
-    held = {}
+    held: dict[int, float] = {}
     for note in track.notes:
-        held[note.pitch] = max(held.get(note.pitch, 0.0), _DRUM_SECONDS if drums else note.seconds + sound.release)
-    samples = _samples(sound.program, drums, held, sample_rate)
+        held[note.pitch] = max(held.get(note.pitch, 0.0), note.seconds)
+    font, bank = _soundfont(), DRUM_BANK if drums else 0
+    samples = {
+        pitch: font.note(bank, sound.program, pitch, 100, _DRUM_SECONDS if drums else seconds + _RELEASE, sample_rate)
+        for pitch, seconds in held.items()
+    }
+    stem = np.zeros(length, np.float32)
     for note in track.notes:
+        sample, release = samples[note.pitch]
         start = round(note.start * sample_rate)
-        sample = samples[note.pitch]
-        if not drums:
-            sample = _shaped(sample, note, track.instrument, sample_rate)
+        if not drums:  # a drum rings as long as it likes
+            sample = _released(sample, note.seconds, release, sound.decay, sample_rate)
         sample = sample[: length - start]
         stem[start : start + len(sample)] += np.float32((note.velocity / 100) ** 1.6) * sample
     return stem
 
 
-def _shaped(sample: Stem, note: Note, instrument: str, sample_rate: int) -> Stem:
-    """The beginning of a sample as the sound of one note: swelling, decaying and released."""
-    sound = INSTRUMENTS[instrument]
-    time = np.arange(min(len(sample), round((note.seconds + sound.release) * sample_rate)), dtype=np.float32)
-    time /= sample_rate
-    envelope = np.minimum(time / np.float32(sound.attack), 1)
-    envelope *= np.clip((note.seconds + sound.release - time) / sound.release, 0, 1) ** 2
-    if sound.decay:
-        seconds = sound.decay * 2 ** ((60 - note.pitch) / 24)  # high strings die sooner
-        envelope *= np.exp(-time / np.float32(seconds))
-    return sample[: len(time)] * envelope.astype(np.float32)
-
-
-def _samples(program: int, drums: bool, held: dict[int, float], sample_rate: int) -> dict[int, Stem]:
-    """The sound of each pitch, held for so many seconds."""
-    import symusic
-
-    sheet = symusic.Score(ttype="Second")
-    track = symusic.Track("", program, drums, ttype="Second")
-    starts, now = {}, 0.0
-    for pitch, seconds in sorted(held.items()):
-        starts[pitch] = now
-        track.notes.append(symusic.Note(now, seconds, pitch, 100, "Second"))
-        now += seconds + _GAP
-    sheet.tracks.append(track)
-    sound = _synthesizer(sample_rate).render(sheet, stereo=False)[0]
-    return {
-        pitch: np.array(sound[round(start * sample_rate) : round((start + held[pitch]) * sample_rate)], np.float32)
-        for pitch, start in starts.items()
-    }
+def _released(sample: Stem, seconds: float, release: float, decay: float, sample_rate: int) -> Stem:
+    """The beginning of a held note as one that ends after `seconds`."""
+    release = min(max(release, 0.05), _RELEASE)
+    end, stop = round(seconds * sample_rate), round((seconds + release) * sample_rate)
+    sample = sample[:stop].copy()
+    tail = np.arange(len(sample) - end, dtype=np.float32) / np.float32(release * sample_rate)
+    sample[end:] *= 10 ** (-3 * tail) * (1 - tail)
+    if decay:
+        sample *= np.exp(-np.arange(len(sample), dtype=np.float32) / np.float32(decay * sample_rate))
+    return sample
 
 
 @functools.cache
-def _synthesizer(sample_rate: int) -> Any:
-    """symusic's synthesizer with the soundfont: loading it takes a while, so each process does it once."""
-    remedy = "install them with: pip install 'mgjax[synthetic]'"
+def _soundfont() -> SoundFont:
+    """The soundfont that comes with pretty_midi; reading it takes a while, so each process does it once."""
     package = importlib.util.find_spec("pretty_midi")  # not imported: its file is wanted, not its code
-    font = Path(*package.submodule_search_locations or ()) / "TimGM6mb.sf2" if package else None
-    if font is None or not font.is_file():
-        raise ImportError(f"synthetic music needs the soundfont that comes with pretty_midi, and symusic; {remedy}")
-    try:
-        import symusic
-    except ImportError as error:
-        raise ImportError(f"synthetic music is rendered by symusic, which cannot be imported; {remedy}") from error
-    try:
-        return symusic.Synthesizer(str(font), sample_rate)
-    except TypeError as error:
-        raise ImportError(f"this symusic cannot render ({error}); version 0.5.9 can: {remedy}") from error
+    path = Path(*package.submodule_search_locations or ()) / "TimGM6mb.sf2" if package else None
+    if path is None or not path.is_file():
+        raise ImportError(
+            "synthetic music is played on the soundfont that comes with pretty_midi, which is not there; "
+            "install it with: pip install 'mgjax[synthetic]'"
+        )
+    return SoundFont(path)
 
 
 def _leveled(stem: Stem, decibels: float, sample_rate: int) -> Stem:

@@ -544,7 +544,7 @@ _ALL = (
         },
         parts=(
             Part(
-                "melody", ("fiddle", "flute", "harmonica", "whistle", "recorder", "accordion"), _TUNE_4, motive_bars=2
+                "melody", ("fiddle", "flute", "harmonica", "ocarina", "recorder", "accordion"), _TUNE_4, motive_bars=2
             ),
             Part("chords", ("acoustic guitar",), ("X---x-x-..x-x-x-", "X---x---x-x-x-x-"), 0, 1, 58, strum=0.012),
             Part(
@@ -814,7 +814,7 @@ _ALL = (
         parts=(
             Part(
                 "melody",
-                ("fiddle", "whistle", "flute", "accordion"),
+                ("fiddle", "ocarina", "flute", "accordion"),
                 ("x-x-x-x-x-x-", "x---x-x-x-x-", "x-x-x-x---x-", "x---x-x---x-"),
                 motive_bars=2,
             ),
