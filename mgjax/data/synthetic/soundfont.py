@@ -131,15 +131,12 @@ class SoundFont:
         a sound dies by 100 dB.
 
         Raises:
-          ValueError: The font has no such preset, or it does not answer to this note.
+          ValueError: The font has no such preset.
         """
-        zones = [
-            zone
-            for zone in self.zones(bank, program)
-            if zone.keys[0] <= pitch <= zone.keys[1] and zone.velocities[0] <= velocity <= zone.velocities[1]
-        ]
-        if not zones:
-            raise ValueError(f"program {program} of bank {bank} does not sound at pitch {pitch}")
+        zones = [z for z in self.zones(bank, program) if z.velocities[0] <= velocity <= z.velocities[1]]
+        # Fonts have gaps: there the next zone plays.
+        away = [max(zone.keys[0] - pitch, pitch - zone.keys[1], 0) for zone in zones]
+        zones = [zone for zone, distance in zip(zones, away, strict=True) if distance == min(away)]
         sounds = [self._play(zone, pitch, seconds, sample_rate) for zone in zones]
         mixed = np.zeros(max(map(len, sounds)), np.float32)
         for sound in sounds:
