@@ -163,28 +163,38 @@ def gradients(
         mean divides by what the whole batch holds.
       weights: What is differentiated.
       batch: Arrays whose first axis is the row.
-      parts: How many; they must divide the rows. Part i takes every row whose number leaves the remainder i, so that
-        each device finds the rows of every part among its own.
-
-    Raises:
-      ConfigError: The rows cannot be divided into so many parts.
+      parts: How many; they must divide the rows.
     """
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         (value, rest), gradient = differentiate(weights, batch)
         return value, rest, gradient
-    num_rows = jax.tree.leaves(batch)[0].shape[0]
-    if num_rows % parts:
-        raise ConfigError(f"a batch of {num_rows} rows cannot be worked through in {parts} equal parts (accumulate)")
 
-    def one(total, part):
+    def one(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, differentiate(weights, part)), None
 
-    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(num_rows // parts, parts, *x.shape[1:]), 0, 1), batch)
+    split = _split(batch, parts)
     shapes = jax.eval_shape(differentiate, weights, jax.tree.map(lambda x: x[0], split))
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     ((value, rest), gradient), _ = jax.lax.scan(one, nothing, split)
     return value, rest, gradient
+
+
+def in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+    """`function` of a batch, each row for itself, with the memory of one of so many parts of the batch."""
+    if parts == 1:
+        return function(batch)
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), jax.lax.map(function, _split(batch, parts))
+    )
+
+
+def _split(batch: Any, parts: int) -> Any:
+    """Arrays [b, ...] as [parts, b / parts, ...].
+
+    Part i has every row whose number leaves the remainder i, so that a device finds rows of every part among its own.
+    """
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
 
 
 @struct.dataclass

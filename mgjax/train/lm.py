@@ -1,0 +1,381 @@
+"""Training of the language model (Copet et al. 2023): from codes, or from audio with the codec in the step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
+
+from mgjax.api import MusicGen
+from mgjax.checkpoint import Checkpoint, write_model
+from mgjax.codec.codec import Codec
+from mgjax.codec.encodec import EncodecModel
+from mgjax.conditioning.condition import Condition
+from mgjax.conditioning.t5 import T5Encoder
+from mgjax.config import ConfigError, LMConfig
+from mgjax.data.corpus import Corpus
+from mgjax.data.pipeline import DataConfig, batches, validation_batches
+from mgjax.data.prompts import TextConfig
+from mgjax.lm import loss as losses
+from mgjax.lm import pattern as patterns
+from mgjax.lm.model import LM
+from mgjax.lm.stack import REMAT, stack_layers, unstack_layers
+from mgjax.train import optim, start
+from mgjax.train.codec import products
+from mgjax.train.loop import fit
+from mgjax.train.metrics import Mean, Sound
+from mgjax.train.optim import Average, OptimConfig
+from mgjax.train.start import Start
+from mgjax.train.state import TrainState
+from mgjax.train.task import LoopConfig, Task
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+DTYPES = ("float32", "bfloat16")
+_HOME = "provenance.json"  # beside a model: what it was made of
+
+
+@dataclasses.dataclass(frozen=True)
+class LMRun:
+    """A run: what is trained, on what, and how. The defaults are the published recipe for the medium model.
+
+    Sources are directories, Hub ids, or "debug".
+
+    Attributes:
+      lm: What the model is; None for that of `init`.
+      init: A model to go on from; None for new weights.
+      codec: A codec, or a model that has one; None for that of `init`.
+      text_encoder: A T5, or a model that has one. It is not trained. None for that of `init`; without `init`, for a
+        model that reads no text.
+      channels: Of the audio; 2 with a mono `init` makes a stereo model of it.
+      window_seconds: The length of music that the model will generate at once; None for the length of the segments.
+      data: Corpora of tokens made with `codec`, or of audio at its rate.
+      text: How texts are made, where the model reads text.
+      optim: How the weights are updated.
+      loop: How long, and on what.
+      dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
+      scan_layers: Compile one layer for all, which saves minutes, rather than each.
+      remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights)
+        or "full" (all within a layer).
+      prompts: What is generated now and then to listen to, a clip for each text. A model without text makes as many.
+      prompt_seconds: The length of these clips.
+    """
+
+    lm: LMConfig | None = field(default_factory=LMConfig)
+    init: str | None = None
+    codec: str | None = None
+    text_encoder: str | None = None
+    channels: int = 1
+    window_seconds: float | None = None
+    data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=192, sample_on_duration=False))
+    text: TextConfig = field(default_factory=TextConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000_000))
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    prompts: tuple[str, ...] = ("a slow waltz on accordion", "driving techno with a deep bass")
+    prompt_seconds: float = 8.0
+
+    def __post_init__(self):
+        for name, choices in (("dtype", DTYPES), ("remat", tuple(REMAT)), ("channels", (1, 2))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("window_seconds", "prompt_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        if self.data.batch_size % self.optim.accumulate:
+            raise ConfigError(
+                f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
+            )
+
+
+def run(config: LMRun, workdir: str | Path) -> TrainState:
+    """Trains a language model on the corpora of `config.data`, and goes on where a run in `workdir` was stopped.
+
+    Raises:
+      CheckpointError: There is nothing readable at a source.
+      ConfigError: The parts or the corpora do not fit together.
+    """
+    corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in ("train", "valid")}
+    begun = begin(config)
+    for corpus in corpora["train"] + corpora["valid"]:
+        _check(corpus, begun)
+    kinds = {corpus.kind for corpus in corpora["train"]}
+    tokenizer = begun.tokenizer()
+    options = {
+        "shard": (jax.process_index(), jax.process_count()),
+        "tokenize": tokenizer.encode if tokenizer else None,
+        "text": config.text if tokenizer else None,
+    }
+    train_data = batches(corpora["train"], config.data, seed=config.loop.seed, **options)
+
+    def valid_data() -> Iterator[dict[str, np.ndarray]]:
+        return validation_batches(corpora["valid"], config.data, **options)
+
+    made = task(config, begun, kinds.pop())
+    return fit(made, train_data, valid_data, config.loop, workdir, run=config)
+
+
+def begin(config: LMRun) -> Start:
+    """The parts of the model that `config` trains."""
+    return start.read(
+        init=config.init,
+        lm=config.lm,
+        codec=config.codec,
+        text_encoder=config.text_encoder,
+        channels=config.channels,
+        window_seconds=config.window_seconds or config.data.segment_seconds,
+    )
+
+
+def _check(corpus: Corpus, begun: Start) -> None:
+    """Raises ConfigError unless the model can be trained on the corpus."""
+    codec = begun.codec
+    if corpus.kind == "audio":
+        found, expected = (corpus.sample_rate, corpus.width), (codec.sample_rate, codec.channels)
+        if found != expected:
+            raise ConfigError(
+                f"{corpus.directory} holds audio of {found[0]} Hz with {found[1]} channels, the model is of "
+                f"{expected[0]} Hz with {expected[1]}: build the corpus again with these"
+            )
+    elif corpus.codec_hash != codec.hash:
+        raise ConfigError(
+            f"the codes in {corpus.directory} were made with another codec ({corpus.codec_source}, hash "
+            f"{corpus.codec_hash}) than that of this run (hash {codec.hash}): set codec to that one, or tokenize the "
+            "corpus anew"
+        )
+    elif corpus.width != codec.num_codebooks:
+        raise ConfigError(
+            f"{corpus.directory} holds {corpus.width} codebooks, the model has {codec.num_codebooks} for "
+            f"{codec.channels} channels: set channels to that of the corpus, or tokenize the corpus anew"
+        )
+
+
+def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
+    """The functions that the loop runs, for batches of codes or of audio."""
+    step = _Step(config, begun)
+    frozen = {} if begun.text is None else {"text": begun.text}
+    if kind == "audio":
+        frozen["codec"] = begun.codec.variables
+    return Task(
+        name="language model",
+        init=step.init,
+        train_step=step.train,
+        eval_step=step.evaluate,
+        frozen=frozen,
+        flops=step.flops,
+        show=step.show if config.prompts else None,
+        save=step.save,
+        best=("cross_entropy", "min"),
+        pretrained=None if begun.lm is None else {"lm": begun.lm},
+    )
+
+
+@struct.dataclass
+class CrossEntropy:
+    """Cross-entropies in nats, summed over batches. The value is the mean over the codebooks of their means."""
+
+    sums: Float[Array, " k"]
+    counts: Float[Array, " k"]
+
+    def value(self) -> float:
+        return float(np.mean(self.sums / np.maximum(self.counts, 1.0)))
+
+
+@struct.dataclass
+class Perplexity:
+    """The exponential of a mean cross-entropy in nats, whose total and count are summed over batches."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+    def value(self) -> float | None:
+        return float(np.exp(self.total / self.count)) if self.count > 0 else None
+
+
+class _Step:
+    """The pure functions of a run, with what they have in common."""
+
+    def __init__(self, config: LMRun, begun: Start):
+        self.config = config
+        self.begun = begun
+        self.model = begun.config
+        self.lm = LM(self.model.lm, jnp.dtype(config.dtype), scan_layers=config.scan_layers, remat=config.remat)
+        self.pattern = patterns.from_config(self.model.lm)
+        self.optimizer = optim.make(config.optim, config.loop.steps)
+
+    def init(self, key: Array, pretrained: Any = None) -> TrainState:
+        """The state before the first update: the published initialisation, or the weights to go on from."""
+        lm = initial(self.model.lm, key) if pretrained is None else pretrained["lm"]
+        params = {"lm": stack_layers(lm) if self.config.scan_layers else lm}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            optimizer=self.optimizer.init(params),
+            average=Average.begin(params) if self.config.optim.average_decay else None,
+            extra={},
+        )
+
+    def train(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update."""
+        config = self.config.optim
+        pieces = self.pieces(frozen, batch)
+        counts = jnp.sum(pieces["steps"].counted, axis=(0, 1), dtype=jnp.float32)
+
+        def loss(params: Any, part: Any) -> tuple[Array, Array]:
+            sums = self.cross_entropy(params, frozen, part)
+            return losses.mean(sums, counts), sums
+
+        value, sums, gradient = optim.gradients(loss, state.params, pieces, config.accumulate)
+        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+        params, step = optax.apply_updates(state.params, updates), state.step + 1
+        average = None if state.average is None else state.average.update(config, params, step)
+        metrics = {
+            "loss": value,
+            "gradient_norm": optax.global_norm(gradient),
+            "learning_rate": optim.schedule(config, self.config.loop.steps)(state.step),
+        }
+        for k, one in enumerate(sums / jnp.maximum(counts, 1.0)):
+            metrics[f"cross_entropy_{k + 1}"] = one
+        return TrainState(step=step, params=params, optimizer=optimizer, average=average, extra={}), metrics
+
+    def evaluate(self, state: TrainState, frozen: Any, batch: Batch) -> dict[str, Any]:
+        """How well the averaged weights predict each codebook."""
+        pieces = self.pieces(frozen, batch)
+        sums = self.cross_entropy(weights_of(state), frozen, pieces)
+        counts = jnp.sum(pieces["steps"].counted, axis=(0, 1), dtype=jnp.float32)
+        metrics = {"cross_entropy": CrossEntropy(sums, counts)}
+        for k in range(self.model.lm.num_codebooks):
+            metrics[f"cross_entropy_{k + 1}"] = Mean(sums[k], counts[k])
+            metrics[f"perplexity_{k + 1}"] = Perplexity(sums[k], counts[k])
+        return metrics
+
+    def pieces(self, frozen: Any, batch: Batch) -> dict[str, Any]:
+        """The batch as the language model learns from it: its steps, and its texts where there are any."""
+        if "codes" in batch:
+            codes, num_frames = batch["codes"], batch["num_frames"]
+        else:
+            encode = functools.partial(encoded, self.begun.codec, frozen["codec"])
+            codes = optim.in_parts(encode, batch["audio"], self.config.optim.accumulate)
+            num_frames = -(-batch["num_samples"] // self.begun.codec.hop_length)
+        steps = losses.layout(self.pattern, codes, num_frames, self.model.lm.special_token)
+        return {"steps": steps} | {name: batch[name] for name in ("text_ids", "text_mask") if name in batch}
+
+    def cross_entropy(self, params: Any, frozen: Any, pieces: dict[str, Any]) -> Float[Array, " k"]:
+        """The cross-entropy of each codebook, summed over what counts."""
+        steps = pieces["steps"]
+        variables = {"params": params["lm"]}
+        text = attended = None
+        if self.model.text is not None:
+            ids, mask = pieces["text_ids"], pieces["text_mask"]
+            text = Condition(T5Encoder(self.model.text).apply({"params": frozen["text"]}, ids, mask), mask)
+            if not self.model.lm.cross_attention:
+                # A null text before the music is one zero vector, as the published models saw it.
+                lengths = jnp.maximum(jnp.sum(mask, axis=1), 1)
+                attended = jnp.arange(mask.shape[1])[None] < lengths[:, None]
+        rows = steps.inputs.shape[0]
+        context = self.lm.apply(variables, text, batch=rows, attended=attended, method="context")
+        return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0]
+
+    def flops(self, batch: Batch) -> float:
+        """The operations of all convolutions and matrix products that one update needs.
+
+        The language model goes forward once and backward twice as long, which is 6 for each weight and code step, and
+        its attention (counted in full, although half of it is masked); codec and text encoder go forward only. What
+        `remat` computes again is not counted.
+        """
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
+        params = jax.eval_shape(self.init, jax.random.key(0)).params
+        frozen = {"text": self.begun.text, "codec": self.begun.codec.variables}
+        pieces = jax.eval_shape(self.pieces, frozen, shapes)
+        learned = products(self.cross_entropy, params, frozen, pieces)
+        frozen_ones = products(self.pieces, frozen, shapes)
+        if self.model.text is not None:
+            encoder = T5Encoder(self.model.text)
+            text = products(encoder.apply, {"params": frozen["text"]}, shapes["text_ids"], shapes["text_mask"])
+            learned, frozen_ones = learned - text, frozen_ones + text
+        return 3 * learned + frozen_ones
+
+    def show(self, state: TrainState, batch: Batch) -> dict[str, Sound]:
+        """Music that the averaged weights make of the run's prompts."""
+        model = MusicGen(self.checkpoint(state, self.config.dtype))
+        texts = [text if self.model.text else None for text in self.config.prompts]
+        sampling = model.config.sampling
+        if not any(texts):
+            sampling = dataclasses.replace(sampling, guidance=1.0)  # there is nothing to be guided to
+        audio = model.generate(texts, seconds=self.config.prompt_seconds, sampling=sampling)
+        names = [f"{i + 1} {text or ''}".strip() for i, text in enumerate(texts)]
+        return {name: Sound(row, model.sample_rate) for name, row in zip(names, audio, strict=True)}
+
+    def save(self, state: TrainState, directory: Path) -> None:
+        """Writes the whole model with its averaged weights, for `mgjax.load`, and what it was made of."""
+        model = self.checkpoint(state)
+        if jax.process_index() == 0:
+            write_model(directory, model)
+            config, begun = self.config, self.begun
+            home = {
+                "codec": {"source": config.codec or config.init, "hash": begun.codec.hash},
+                "text_encoder": {"source": config.text_encoder or config.init, "hash": begun.text_hash},
+                "init": config.init,
+                "corpora": list(config.data.corpora),
+                "updates": int(state.step),
+            }
+            (Path(directory) / _HOME).write_text(json.dumps(home, indent=2) + "\n")
+
+    def checkpoint(self, state: TrainState, dtype: str = "float32") -> Checkpoint:
+        """The model with the averaged weights, on this process alone."""
+        lm = jax.tree.map(lambda leaf: _on_host(leaf).astype(dtype), weights_of(state)["lm"])
+        variables = {"lm": unstack_layers(lm) if self.config.scan_layers else lm, "codec": self.begun.codec.variables}
+        if self.begun.text is not None:
+            variables["text"] = self.begun.text
+        return Checkpoint(self.model, jax.tree.map(jnp.asarray, variables), self.begun.tokenizer_files)
+
+
+def initial(config: LMConfig, key: Array) -> dict[str, Any]:
+    """New weights of a language model, layer by layer."""
+
+    def touch_all(module: LM) -> Array:
+        text = None
+        if config.text_dim is not None:
+            text = Condition(jnp.zeros((1, 1, config.text_dim)), jnp.ones((1, 1), bool))
+        return module(jnp.zeros((1, 1, config.num_codebooks), jnp.int32), module.context(text))
+
+    return LM(config).init(key, method=touch_all)["params"]
+
+
+def weights_of(state: TrainState) -> dict[str, Any]:
+    """What is validated, heard and saved: the averaged weights where there is an average."""
+    return state.params if state.average is None else state.average.value()
+
+
+def encoded(codec: Codec, variables: dict[str, Any], audio: Float[Array, "b n c"]) -> Int[Array, "b t k"]:
+    """The codes of `audio`, as `codec.encode` gives them, within a compiled step."""
+    b, n, c = audio.shape
+    groups, hop = c // codec.config.channels, codec.hop_length
+    rows = jnp.moveaxis(audio.reshape(b, n, groups, -1), 2, 1).reshape(b * groups, n, -1)
+    rows = jnp.pad(rows, ((0, 0), (0, -n % hop), (0, 0)))
+    with jax.default_matmul_precision("highest"):  # a code is a hard decision
+        codes = EncodecModel(codec.folded_config).apply(variables, rows, n, method="encode")
+    return jnp.moveaxis(codes.reshape(b, groups, *codes.shape[1:]), 1, 3).reshape(b, codes.shape[1], -1)
+
+
+def _on_host(array: Array) -> np.ndarray:
+    """The whole array, wherever its parts are."""
+    whole = array.is_fully_addressable
+    return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))
