@@ -10,8 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import multiprocessing
+import os
 import sys
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -150,13 +154,14 @@ class BatchIterator(grain.DatasetIterator):
 
     def __init__(self, source: _Source, config: DataConfig):
         super().__init__()
-        self._source, self._config = source, config
-        self._position, self._iterator = 0, None
+        self._source, self._config, self._position = source, config, 0
+        self._running: list[grain.DatasetIterator] = []  # the reader that is at work, if one is
+        weakref.finalize(self, _stop, self._running)  # while all that it needs is still there when Python ends
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
         self.start_prefetch()
-        batch = next(self._iterator)
+        batch = next(self._running[0])
         self._position += 1
         return batch
 
@@ -167,33 +172,44 @@ class BatchIterator(grain.DatasetIterator):
         position = int(state["num_batches"])
         if not 0 <= position <= len(self._source):
             raise DataError(f"cannot go on after {position} batches: there are {len(self._source)}")
-        self._stop()
+        _stop(self._running)
         self._position = position
 
     def start_prefetch(self) -> None:
-        if self._iterator is None:
+        if not self._running:
             ahead = grain.MapDataset.source(self._source).slice(slice(self._position, None))
-            self._iterator = iter(self._read(ahead))
-            self._iterator.start_prefetch()
+            self._running.append(iter(_read(ahead, self._config)))
+            self._running[0].start_prefetch()
 
     def close(self) -> None:
-        self._stop()
+        _stop(self._running)
         super().close()
 
-    def _read(self, dataset: grain.MapDataset) -> grain.IterDataset:
-        config = self._config
-        if config.num_workers:
-            if not flags.FLAGS.is_parsed():  # where no absl app runs: grain reads flags before it starts processes
-                flags.FLAGS.mark_as_parsed()
-            each = math.ceil(config.prefetch / config.num_workers)
-            processes = grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=each)
-            return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes)
-        return dataset.to_iter_dataset(grain.ReadOptions(min(config.num_threads, config.prefetch), config.prefetch))
 
-    def _stop(self) -> None:
-        if getattr(self, "_iterator", None) is not None:
-            self._iterator.close()
-            self._iterator = None
+def _stop(running: list[grain.DatasetIterator]) -> None:
+    while running:
+        running.pop().close()
+
+
+def _read(dataset: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+    """`dataset` made ahead, by threads or processes."""
+    if not config.num_workers:
+        return dataset.to_iter_dataset(grain.ReadOptions(min(config.num_threads, config.prefetch), config.prefetch))
+    if not flags.FLAGS.is_parsed():  # where no absl app runs: grain reads flags before it starts processes
+        flags.FLAGS.mark_as_parsed()
+    each = max(1, config.prefetch // (2 * config.num_workers))  # a process has a queue of this size at both its ends
+    processes = grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=each)
+    return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes, _end_with_parent)
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """Has a process of grain's end with the one that started it, even if that is killed: it would wait for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Pieces:
@@ -273,7 +289,9 @@ class _Texts:
         ids, mask = np.zeros((len(drawn), length), np.int32), np.zeros((len(drawn), length), bool)
         for row, tokens in enumerate(self._stored(drawn) if self.tokenize is None else self._tokenized(drawn)):
             if len(tokens) > length:
-                warnings.warn("some texts have more tokens than max_tokens: their ends are ignored", stacklevel=1)
+                warnings.warn(
+                    "some texts have more tokens than max_tokens and lose their end: set it higher", stacklevel=1
+                )
                 tokens = np.append(tokens[: length - 1], tokens[-1])  # the last one says that the text is over
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return {"text_ids": ids, "text_mask": mask}

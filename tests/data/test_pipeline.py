@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -170,8 +171,10 @@ def test_processes_give_what_threads_give(directory, train):
     iterator = batches(Corpus.open(directory, "train"), config, seed=0, tokenize=encode, text=TEXT)
     iterator.set_state({"num_batches": 1})
     assert_equal(take(iterator, 5), expected[1:6])
+    assert len(multiprocessing.active_children()) == 2
     state = iterator.get_state()
     iterator.close()
+    assert not multiprocessing.active_children()
     resumed = batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT)
     resumed.set_state(state)
     assert_equal(take(resumed, 2), expected[6:])
@@ -215,19 +218,17 @@ def test_validation_has_every_piece_in_order_and_is_always_the_same(valid):
     first = list(validation_batches(valid, config))
     assert [place for batch in first for place in places(batch)[0]] == [0, 1, 2, 3, 4, 0], "the last batch is filled up"
     assert_equal(list(validation_batches(valid, config)), first)
-    for batch in first:
-        for piece, start, num_samples in zip(*places(batch), batch["num_samples"], strict=True):
-            assert num_samples == min(100, LENGTHS[piece]), "no zeros where the piece is long enough"
-            assert start <= max(0, LENGTHS[piece] - 100)
     halves = [list(validation_batches(valid, config, shard=(host, 2))) for host in range(2)]
     assert_equal(joined(halves), first)
 
 
 def test_validation_rounds_are_other_segments(valid):
-    config = dataclasses.replace(CONFIG, batch_size=5, valid_rounds=3)
+    config = dataclasses.replace(CONFIG, batch_size=5, valid_rounds=40)
     found = list(validation_batches(valid, config))
-    assert [list(places(batch)[0]) for batch in found] == [[0, 1, 2, 3, 4]] * 3
-    assert len({int(places(batch)[1][1]) for batch in found}) == 3
+    assert [list(places(batch)[0]) for batch in found] == [[0, 1, 2, 3, 4]] * 40
+    assert len({int(places(batch)[1][1]) for batch in found}) > 35
+    for batch in found:
+        np.testing.assert_array_equal(batch["num_samples"], np.minimum(100, LENGTHS), "zeros only after short pieces")
 
 
 def test_texts_are_token_ids_of_one_length(train):
