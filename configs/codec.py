@@ -1,0 +1,95 @@
+"""Codecs to train: `--config=configs/codec.py:NAME`.
+
+    python launch/train_codec.py --config=configs/codec.py:mini --workdir=runs/codec --config.data.corpora="('corpus',)"
+
+where `corpus` is a folder that `mgjax corpus build` made, at the codec's rate. Any setting can be overridden in the
+same way. Each function below says what its run needs and gives.
+"""
+
+from ml_collections import ConfigDict
+
+from mgjax import initialize
+from mgjax.config import CodecConfig
+from mgjax.train.codec import CodecRun
+from mgjax.train.configs import to_config_dict
+
+
+def get_config(name: str = "32khz") -> ConfigDict:
+    if name not in VARIANTS:
+        raise ValueError(f"configs/codec.py has {', '.join(VARIANTS)}, not {name!r}")
+    config = to_config_dict(CodecRun())
+    VARIANTS[name](config)
+    return config
+
+
+def khz32(config: ConfigDict) -> None:
+    """The codec of MusicGen, `facebook/encodec_32khz`: 50 frames a second of 4 codes out of 2048, 2.2 kb/s.
+
+    The published recipe is the default of every setting: batch 64 of 1 s, 400 000 updates, on 8 GPUs. Not run here.
+    """
+
+
+def khz24(config: ConfigDict) -> None:
+    """EnCodec's own, causal codec for any sound: 75 frames a second of up to 32 codes out of 1024, 1.5 to 24 kb/s.
+
+    Each batch goes through a random number of codebooks, so that the first ones can be used alone. Not run here.
+    """
+    config.model.sample_rate = 24_000
+    config.model.num_filters = 32
+    config.model.ratios = (8, 5, 4, 2)
+    config.model.num_codebooks = 32
+    config.model.codebook_size = 1024
+    config.model.causal = True
+    config.model.pad_mode = "constant"
+    config.model.bandwidths = (1.5, 3.0, 6.0, 12.0, 24.0)
+    config.quantizer.dropout = True
+
+
+def khz16(config: ConfigDict) -> None:
+    """The codec of AudioGen: 16 kHz, 50 frames a second of 4 codes out of 2048. Not run here."""
+    config.model.sample_rate = 16_000
+    config.model.ratios = (8, 5, 4, 2)
+
+
+def eight_by_1024(config: ConfigDict) -> None:
+    """32 kHz by 8 smaller codebooks: 50 frames a second of 8 codes out of 1024, 4 kb/s. Not run here."""
+    config.model.num_codebooks = 8
+    config.model.codebook_size = 1024
+    config.model.bandwidths = (4.0,)
+
+
+def mini(config: ConfigDict) -> None:
+    """A codec that two CPU cores can train: 16 kHz, 50 frames a second of 4 codes out of 512, 1.8 kb/s."""
+    config.model.sample_rate = 16_000
+    config.model.num_filters = 16
+    config.model.ratios = (8, 5, 4, 2)
+    config.model.num_lstm_layers = 1
+    config.model.latent_dim = 64
+    config.model.codebook_size = 512
+    config.model.bandwidths = (1.8,)
+    config.discriminator.stft_filters = 8
+    config.data.batch_size = 8
+    config.loop.steps = 20_000
+
+
+def debug(config: ConfigDict) -> None:
+    """The codec of the model "debug", for trying things: seconds on a laptop, and no sound worth hearing."""
+    config.model = to_config_dict(initialize.DEBUG.codec)
+    config.discriminator.stft_filters = 4
+    config.discriminator.stft_sizes = (1024, 256)
+    config.data.batch_size = 4
+    config.loop.steps = 100
+    config.loop.log_every = 10
+    config.loop.eval_every = 50
+    config.loop.show_every = 50
+    config.loop.save_every = 50
+
+
+VARIANTS = {
+    "32khz": khz32,
+    "24khz": khz24,
+    "16khz": khz16,
+    "8x1024": eight_by_1024,
+    "mini": mini,
+    "debug": debug,
+}

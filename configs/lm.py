@@ -1,0 +1,135 @@
+"""Language models to train: `--config=configs/lm.py:NAME`.
+
+    python launch/train_lm.py --config=configs/lm.py:mini --workdir=runs/lm --config.codec=runs/codec/best \
+        --config.data.corpora="('tokens',)"
+
+where `tokens` is a folder that `mgjax corpus tokenize` made with that codec. Any setting can be overridden in the same
+way; `--config.init=MODEL --config.lm=None` goes on from a model that `mgjax.load` opens. Each function below says what
+its run needs and gives.
+
+The published models were trained on 20 000 hours of music: 1 000 000 updates of 192 clips of 30 s, in float16 on 32, 64
+and 96 A100 GPUs (small, medium, large). None of the three has been run here.
+"""
+
+from ml_collections import ConfigDict
+
+from mgjax import initialize
+from mgjax.config import LMConfig
+from mgjax.train.configs import to_config_dict
+from mgjax.train.lm import LMRun
+
+
+def get_config(name: str = "small") -> ConfigDict:
+    if name not in VARIANTS:
+        raise ValueError(f"configs/lm.py has {', '.join(VARIANTS)}, not {name!r}")
+    config = to_config_dict(LMRun())
+    VARIANTS[name](config)
+    return config
+
+
+def published(config: ConfigDict) -> None:
+    """What all the published models share. T5 and the codec come from the Hugging Face Hub, or from folders."""
+    config.codec = "facebook/encodec_32khz"
+    config.text_encoder = "t5-base"
+    config.dtype = "bfloat16"
+    config.remat = "dots"
+
+
+def small(config: ConfigDict) -> None:
+    """musicgen-small, 420 million weights. Its recipe finds the learning rate itself (D-Adaptation). Not run here."""
+    published(config)
+    config.optim.name = "dadapt_adamw"
+    config.optim.learning_rate = 1.0
+
+
+def medium(config: ConfigDict) -> None:
+    """musicgen-medium, 1.8 billion weights. Not run here."""
+    published(config)
+    config.lm.dim = 1536
+    config.lm.num_layers = 48
+    config.lm.num_heads = 24
+    config.lm.ffn_dim = 6144
+    config.loop.fsdp = 8
+
+
+def large(config: ConfigDict) -> None:
+    """musicgen-large, 3.3 billion weights. Not run here."""
+    published(config)
+    config.lm.dim = 2048
+    config.lm.num_layers = 48
+    config.lm.num_heads = 32
+    config.lm.ffn_dim = 8192
+    config.text.condition_dropout = 0.2
+    config.text.word_dropout = 0.2
+    config.optim.max_grad_norm = 3.0
+    config.loop.fsdp = 16
+
+
+def melody(config: ConfigDict) -> None:
+    """musicgen-melody: medium, with text and the melody's pitch classes before the music.
+
+    It cannot be trained yet, and says so: training has no melody condition.
+    """
+    medium(config)
+    config.lm.text_fuse = "prefix"
+    config.lm.num_chroma = 12
+    config.text.condition_dropout = 0.2
+    config.text.word_dropout = 0.2
+
+
+def stereo(config: ConfigDict) -> None:
+    """musicgen-stereo-small: 200 000 updates that go on from the mono model, with the codes of left and right by turns.
+
+    Not run here.
+    """
+    small(config)
+    config.lm = None
+    config.init = "facebook/musicgen-small"
+    config.codec = None
+    config.text_encoder = None
+    config.channels = 2
+    config.loop.steps = 200_000
+
+
+def mini(config: ConfigDict) -> None:
+    """A model that two CPU cores can train on the codes of `configs/codec.py:mini`: 4.7 million weights."""
+    config.lm = to_config_dict(
+        LMConfig(dim=256, num_layers=4, num_heads=4, ffn_dim=1024, codebook_size=512, text_dim=16)
+    )
+    config.text_encoder = "debug"
+    config.data.batch_size = 16
+    config.data.segment_seconds = 8.0
+    config.text.max_tokens = 64
+    config.optim.learning_rate = 1e-3
+    config.optim.warmup_steps = 200
+    config.loop.steps = 10_000
+    config.scan_layers = False
+
+
+def debug(config: ConfigDict) -> None:
+    """The language model of "debug", for trying things: seconds on a laptop, and no music."""
+    config.lm = to_config_dict(initialize.DEBUG.lm)
+    config.codec = "debug"
+    config.text_encoder = "debug"
+    config.data.batch_size = 4
+    config.data.segment_seconds = 2.0
+    config.text.max_tokens = 32
+    config.optim.learning_rate = 3e-3
+    config.optim.warmup_steps = 10
+    config.prompt_seconds = 2.0
+    config.loop.steps = 100
+    config.loop.log_every = 10
+    config.loop.eval_every = 50
+    config.loop.show_every = 50
+    config.loop.save_every = 50
+
+
+VARIANTS = {
+    "small": small,
+    "medium": medium,
+    "large": large,
+    "melody": melody,
+    "stereo": stereo,
+    "mini": mini,
+    "debug": debug,
+}
