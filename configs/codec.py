@@ -9,7 +9,6 @@ same way. Each function below says what its run needs and gives.
 from ml_collections import ConfigDict
 
 from mgjax import initialize
-from mgjax.config import CodecConfig
 from mgjax.train.codec import CodecRun
 from mgjax.train.configs import to_config_dict
 
