@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.data.synthetic.composition import Score, pick
+from mgjax.data.synthetic.composition import Score
+from mgjax.data.synthetic.form import pick
 
 _NOUNS = ("piece", "track", "tune", "instrumental")
 _TITLES = (
@@ -147,8 +148,9 @@ def _scoring(facts: _Facts, rng: np.random.Generator) -> str:
     if len(instruments) == 1:
         return pick(rng, ("for solo {}", "played on {} alone", "with {} only")).format(instruments[0])
     choice = int(rng.integers(5))
-    if choice == 0 and facts.roles[0][0] == "melody":
-        return f"led by {instruments[0]} over {_listed(_some(rng, instruments[1:], 3))}"
+    backing = [name for role, name in dict.fromkeys(facts.roles) if role != "melody" and name != instruments[0]]
+    if choice == 0 and facts.roles[0][0] == "melody" and backing:
+        return f"led by {instruments[0]} over {_listed(_some(rng, backing, 3))}"
     if choice == 1:
         return f"featuring {_listed(_some(rng, instruments, 3))}"
     if choice == 2:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mgjax.data import audio
 from mgjax.data.synthetic.pieces import compose, render
+from mgjax.data.synthetic.rendering import soundfont
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,11 @@ def write_folder(
         raise ValueError(f"hours must be above 0, got {hours}")
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, got {workers}")
+    soundfont()  # that it is missing is better known before the work begins
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".synthetic-*.tmp"):  # of a call that was killed
+        leftover.unlink()
     jobs = (_Job(directory, seed, index, sample_rate, channels) for index in _indices(seed, hours))
     pieces = written = 0
     seconds = 0.0

@@ -9,6 +9,7 @@ import numpy as np
 
 from mgjax.data import audio
 from mgjax.data.synthetic import captions, composition, rendering
+from mgjax.data.synthetic.form import pick
 from mgjax.data.synthetic.styles import STYLES
 
 
@@ -41,7 +42,7 @@ def compose(seed: int, index: int, *, style: str | None = None) -> Composition:
     if style is not None and style not in STYLES:
         raise ValueError(f"unknown style {style!r}; choose from {', '.join(STYLES)}")
     rng = np.random.default_rng([seed, index])
-    any_style = composition.pick(rng, tuple(STYLES))
+    any_style = pick(rng, tuple(STYLES))
     score = composition.compose(STYLES[style or any_style], rng)
     return Composition(score, captions.metadata(score, f"synthetic-{seed}-{index:06d}", rng))
 

@@ -70,9 +70,9 @@ def _play(track: Track, length: int, sample_rate: int) -> Stem:
     held: dict[int, float] = {}
     for note in track.notes:
         held[note.pitch] = max(held.get(note.pitch, 0.0), note.seconds)
-    font, bank = _soundfont(), DRUM_BANK if drums else 0
+    font, bank = soundfont(), DRUM_BANK if drums else 0
     samples = {
-        pitch: font.note(bank, sound.program, pitch, 100, _DRUM_SECONDS if drums else seconds + _RELEASE, sample_rate)
+        pitch: font.note(bank, sound.program, pitch, _DRUM_SECONDS if drums else seconds + _RELEASE, sample_rate)
         for pitch, seconds in held.items()
     }
     stem = np.zeros(length, np.float32)
@@ -99,7 +99,7 @@ def _released(sample: Stem, seconds: float, release: float, decay: float, sample
 
 
 @functools.cache
-def _soundfont() -> SoundFont:
+def soundfont() -> SoundFont:
     """The soundfont that comes with pretty_midi; reading it takes a while, so each process does it once."""
     package = importlib.util.find_spec("pretty_midi")  # not imported: its file is wanted, not its code
     path = Path(*package.submodule_search_locations or ()) / "TimGM6mb.sf2" if package else None
@@ -165,7 +165,7 @@ def _mastered(mix: audio.Audio, sample_rate: int) -> audio.Audio:
 
 def _trimmed(sound: audio.Audio, sample_rate: int) -> audio.Audio:
     """The sound without the silence at its end, faded out over the last tenth of a second."""
-    heard = np.flatnonzero(np.abs(sound).max(axis=1) > 1e-3)
+    heard = np.flatnonzero(np.abs(sound).max(axis=1) > 3e-3)
     sound = sound[: heard[-1] + 1].copy()
     fade = min(len(sound), sample_rate // 10)
     sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)[:, None]

@@ -2,8 +2,9 @@
 
 What is here is what the format's specification (2.04) asks of a note that is held at one pitch: zones with their
 generators (section 8), loops, tuning, attenuation, the volume envelope, and the low-pass filter that the modulation
-envelope opens and closes. Modulators and low frequency oscillators are left out. The left and right samples of a stereo
-sound are mixed.
+envelope opens and closes. Modulators, low frequency oscillators, zones for certain velocities and generators of presets
+are left out: the font at hand has no such zones, and no such generators. The left and right samples of a stereo sound
+are mixed.
 
 Why not a library: symusic 0.5.9 plays this font out of tune (the organ's A at 352 Hz, the nylon guitar's at 1231 Hz)
 and 0.6.0 not at all; the others need a sound server or a compiler.
@@ -54,8 +55,7 @@ _DEFAULTS = {
 _LOWEST_HERTZ = 8.176  # absolute cents count from here
 _OPEN = 0.62  # of the sample rate: a filter at or above it does next to nothing
 
-_KEYS, _VELOCITIES, _INSTRUMENT, _SAMPLE = 43, 44, 41, 53
-_NOT_ADDED = {"loops", "root_key"}  # a preset's zones do not change these
+_KEYS, _INSTRUMENT, _SAMPLE = 43, 41, 53
 
 _HEADERS = {
     "phdr": [("name", "S20"), ("program", "<u2"), ("bank", "<u2"), ("bag", "<u2"), ("rest", "V12")],
@@ -73,10 +73,9 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Zone:
-    """A sample of a preset, the keys and velocities that it answers to, and its generators by name."""
+    """A sample of a preset, the keys that it answers to, and its generators by name."""
 
     keys: tuple[int, int]
-    velocities: tuple[int, int]
     sample: int
     generators: dict[str, int]
 
@@ -106,34 +105,22 @@ class SoundFont:
         if (bank, program) not in self._presets:
             raise ValueError(f"the soundfont has no program {program} in bank {bank}")
         found = []
-        for preset in self._generators("phdr", "pbag", "pgen", self._presets[bank, program], _INSTRUMENT):
-            for own in self._generators("inst", "ibag", "igen", preset[_INSTRUMENT], _SAMPLE):
-                keys, velocities = (
-                    tuple(
-                        limit(a, b)
-                        for limit, a, b in zip((max, min), _span(preset, which), _span(own, which), strict=True)
-                    )
-                    for which in (_KEYS, _VELOCITIES)
-                )
-                generators = {
-                    name: own.get(number, default) + (0 if name in _NOT_ADDED else preset.get(number, 0))
-                    for name, (number, default) in _DEFAULTS.items()
-                }
-                found.append(Zone(keys, velocities, own[_SAMPLE], generators))
+        for layer in self._generators("phdr", "pbag", "pgen", self._presets[bank, program], _INSTRUMENT):
+            for own in self._generators("inst", "ibag", "igen", layer[_INSTRUMENT], _SAMPLE):
+                keys = own.get(_KEYS, 127 << 8) & 0xFFFF  # two bytes: the lowest and the highest
+                generators = {name: own.get(number, default) for name, (number, default) in _DEFAULTS.items()}
+                found.append(Zone((keys & 0xFF, keys >> 8), own[_SAMPLE], generators))
         return tuple(found)
 
-    def note(
-        self, bank: int, program: int, pitch: int, velocity: int, seconds: float, sample_rate: int
-    ) -> tuple[Sound, float]:
+    def note(self, bank: int, program: int, pitch: int, seconds: float, sample_rate: int) -> tuple[Sound, float]:
         """A note as it sounds while its key is held, at most `seconds` of it; and the seconds of its release.
 
-        The loudness does not depend on the velocity, which only chooses among samples. In the seconds of its release
-        a sound dies by 100 dB.
+        In the seconds of its release a sound dies by 100 dB.
 
         Raises:
           ValueError: The font has no such preset.
         """
-        zones = [z for z in self.zones(bank, program) if z.velocities[0] <= velocity <= z.velocities[1]]
+        zones = self.zones(bank, program)
         # Fonts have gaps: there the next zone plays.
         away = [max(zone.keys[0] - pitch, pitch - zone.keys[1], 0) for zone in zones]
         zones = [zone for zone, distance in zip(zones, away, strict=True) if distance == min(away)]
@@ -200,12 +187,6 @@ def _chunks(data: bytes, path: Path) -> dict[str, bytes]:
         found[name.decode("ascii")] = data[position + 8 : position + 8 + size]
         position += 8 + size + size % 2
     return found
-
-
-def _span(generators: dict[int, int], which: int) -> tuple[int, int]:
-    """A range of keys or velocities: its two bytes."""
-    amount = generators.get(which, 127 << 8) & 0xFFFF
-    return amount & 0xFF, amount >> 8
 
 
 def _time(timecents: float) -> float:
