@@ -134,11 +134,12 @@ class Codec:
         return audio if num_samples is None else audio[:, :num_samples]
 
     def encode_blocks(
-        self, blocks: Iterable[Audio], bandwidth: float | None = None
+        self, blocks: Iterable[Audio], bandwidth: float | None = None, *, one_size: bool = False
     ) -> Iterator[Int32[np.ndarray, "b t k"] | Chunks]:
         """The codes of audio that arrives in blocks of any length, at the codec's rate; in bounded memory.
 
-        Joined, they are what `encode` gives for the blocks joined.
+        Joined, they are what `encode` gives for the blocks joined. With `one_size`, the same three programs serve audio
+        of every length, where else dozens are compiled: for many pieces, at some waste at the end of each.
         """
         count = self.config.codebooks_for(bandwidth)
         rows = _filled(
@@ -155,14 +156,16 @@ class Codec:
                 self.hop_length,
                 1,
                 _WINDOW,
+                one_size,
             ),
-            stream.Recurrence(functools.partial(self._recur, "encoder_recur"), _WINDOW),
+            stream.Recurrence(functools.partial(self._recur, "encoder_recur"), _WINDOW, one_size),
             stream.Windows(
                 functools.partial(self._run, "encoder_codes", num_codebooks=count),
                 stream.conv_reach(self.config, self.config.last_kernel_size),
                 1,
                 1,
                 _WINDOW,
+                one_size,
             ),
         )
         for codes in _pushed(chain, rows):

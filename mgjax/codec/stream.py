@@ -104,13 +104,21 @@ class Windows:
       unit_in: Input samples per frame.
       unit_out: Output samples per frame.
       most: The most frames in one window.
+      one_size: Whether all buffers are as large as the largest, so that one program serves them all.
     """
 
     def __init__(
-        self, run: Callable[[np.ndarray, int], np.ndarray], reach: Reach, unit_in: int, unit_out: int, most: int
+        self,
+        run: Callable[[np.ndarray, int], np.ndarray],
+        reach: Reach,
+        unit_in: int,
+        unit_out: int,
+        most: int,
+        one_size: bool = False,
     ):
         self._run, self._reach, self._unit_in, self._unit_out = run, reach, unit_in, unit_out
         self._most = max(most, 2 * (reach.left + reach.right + reach.start))
+        self._least = self._most if one_size else 0
         self._held = None
         self._origin = 0  # the frame at which what is held begins
         self._done = 0  # frames that were put out
@@ -131,7 +139,7 @@ class Windows:
             if ready <= self._done or (not last and end < self._reach.start):
                 return outputs
             window = self._held[:, : frames * self._unit_in]
-            y = np.asarray(self._run(padded(window, bucket(frames) * self._unit_in), window.shape[1]))
+            y = np.asarray(self._run(padded(window, bucket(max(frames, self._least)) * self._unit_in), window.shape[1]))
             outputs.append(y[:, (self._done - self._origin) * self._unit_out : (ready - self._origin) * self._unit_out])
             self._done = ready
             origin = max(0, ready - self._reach.left)
@@ -145,17 +153,23 @@ class Recurrence:
     Args:
       run: (buffer [b, size, ...], length, state or None) -> ([b, size, ...], state).
       most: The most frames in one buffer.
+      one_size: As for `Windows`.
     """
 
-    def __init__(self, run: Callable[[np.ndarray, int, object], tuple[np.ndarray, object]], most: int):
+    def __init__(
+        self, run: Callable[[np.ndarray, int, object], tuple[np.ndarray, object]], most: int, one_size: bool = False
+    ):
         self._run, self._most, self._state = run, most, None
+        self._least = most if one_size else 0
 
     def push(self, x: np.ndarray) -> np.ndarray:
         """The output for the frames `x` that follow."""
         outputs = []
         for start in range(0, x.shape[1], self._most):
             piece = x[:, start : start + self._most]
-            y, self._state = self._run(padded(piece, bucket(piece.shape[1])), piece.shape[1], self._state)
+            y, self._state = self._run(
+                padded(piece, bucket(max(piece.shape[1], self._least))), piece.shape[1], self._state
+            )
             outputs.append(np.asarray(y)[:, : piece.shape[1]])
         return np.concatenate(outputs, axis=1)
 

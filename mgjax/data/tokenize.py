@@ -60,7 +60,7 @@ class CodeMaker:
         codec = _load(self.codec, self.channels)
         if codec.hash != self.codec_hash:
             raise CorpusError(f"the codec {self.codec} is not that which the work began with; leave it as it is")
-        pieces = codec.encode_blocks(_blocks(corpus, source.number))
+        pieces = codec.encode_blocks(_blocks(corpus, source.number), one_size=True)
         codes = np.concatenate([piece[0].astype(np.uint16) for piece in pieces])
         metadata = corpus.metadata(source.number)
         ids = None
