@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 import mgjax
-from mgjax.cli import coding, generate, models, terminal
+from mgjax.cli import coding, corpus, generate, models, terminal
 
 _EPILOG = """\
 first steps:
@@ -46,4 +46,5 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_command(commands)
     coding.add_commands(commands)
     models.add_commands(commands)
+    corpus.add_command(commands)
     return parser

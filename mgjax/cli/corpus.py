@@ -1,0 +1,315 @@
+"""`mgjax corpus`: corpora to train on, made from music and looked at."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgjax.cli import terminal
+
+_LOOKED_AT = 1000  # pieces, at most, that `inspect` reads
+_TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
+_SYNTHETIC = ("symusic", "pretty_midi")
+
+
+def add_command(commands: Any) -> None:
+    """Adds `corpus` and what it can do to the commands of argparse."""
+    corpus = commands.add_parser(
+        "corpus",
+        help="make the corpora that models are trained on",
+        description="Makes corpora to train on: of sound for a codec, of codes for a language model.",
+        epilog="example:\n"
+        "  mgjax corpus synthesize music --hours 1\n"
+        "  mgjax corpus build music audio-corpus\n"
+        "  mgjax corpus tokenize audio-corpus token-corpus --codec facebook/encodec_32khz\n"
+        "  mgjax corpus inspect token-corpus",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = corpus.add_subparsers(metavar="ACTION", required=True)
+    _add_build(actions)
+    _add_tokenize(actions)
+    _add_inspect(actions)
+    _add_synthesize(actions)
+
+
+def _add_build(actions: Any) -> None:
+    build = actions.add_parser(
+        "build",
+        help="make a corpus of sound from music",
+        description="Makes a corpus of sound. Run again, it goes on where it was interrupted.",
+    )
+    build.set_defaults(run=run_build)
+    build.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of wav, flac, ogg or mp3 files, each with its metadata in a .json of the same name or without; "
+        "a manifest (.csv, .jsonl, .jsonl.gz) with a `path` in each row; or tfds:NAME",
+    )
+    build.add_argument("output", type=Path, metavar="DIR", help="the new corpus")
+    build.add_argument("--sample-rate", type=terminal.count, default=32_000, metavar="HZ", help="(32000)")
+    build.add_argument("--channels", type=int, choices=[1, 2], default=1, help="(1)")
+    build.add_argument(
+        "--valid", type=_share, default=0.05, metavar="SHARE", help="of the pieces, kept for validation (0.05)"
+    )
+    build.add_argument(
+        "--min-seconds", type=terminal.positive, default=1.0, metavar="S", help="leave out shorter pieces (1)"
+    )
+    build.add_argument("--loudness", type=float, metavar="LUFS", help="bring each piece to this, -14 say (as it is)")
+    build.add_argument(
+        "--max-bad",
+        type=_share,
+        default=0.05,
+        metavar="SHARE",
+        help="fail if more of the pieces than this cannot be used (0.05)",
+    )
+    build.add_argument("--shards", type=terminal.count, metavar="N", help="files to make, about (by the pieces)")
+    dataset = build.add_argument_group("of a dataset of tensorflow-datasets")
+    dataset.add_argument("--audio-feature", metavar="FEATURE", help="its sound (audio)")
+    dataset.add_argument("--source-rate", type=terminal.count, metavar="HZ", help="its rate, where it does not say so")
+    dataset.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="FIELD=FEATURE",
+        help="which of its features is the genre, description and so on; may be given again",
+    )
+    _add_work_options(build)
+
+
+def _add_tokenize(actions: Any) -> None:
+    tokenize = actions.add_parser(
+        "tokenize",
+        help="make a corpus of codes from one of sound",
+        description="Makes a corpus of codes. Run again, it goes on where it was interrupted.",
+    )
+    tokenize.set_defaults(run=run_tokenize)
+    tokenize.add_argument("source", type=Path, metavar="AUDIO_DIR", help="a corpus that `mgjax corpus build` made")
+    tokenize.add_argument("output", type=Path, metavar="DIR", help="the new corpus")
+    tokenize.add_argument(
+        "--codec", required=True, metavar="NAME|DIR", help="a codec or a model, on the Hugging Face Hub or a folder"
+    )
+    tokenize.add_argument(
+        "--channels", type=int, choices=[1, 2], help="2 interleaves the codes of left and right (as the sound)"
+    )
+    tokenize.add_argument(
+        "--tokenizer", metavar="NAME|DIR|bytes", help="keep token ids of the descriptions too, by this T5's tokenizer"
+    )
+    _add_work_options(tokenize)
+    terminal.add_model_options(tokenize)
+
+
+def _add_inspect(actions: Any) -> None:
+    inspect = actions.add_parser("inspect", help="say what is in a corpus", description="Says what is in a corpus.")
+    inspect.set_defaults(run=run_inspect)
+    inspect.add_argument("corpus", type=Path, metavar="DIR")
+    inspect.add_argument("--examples", type=int, default=3, metavar="N", help="captions to show (3)")
+
+
+def _add_synthesize(actions: Any) -> None:
+    synthesize = actions.add_parser(
+        "synthesize",
+        help="make a folder of captioned music, to try things out",
+        description="Composes and renders music, with captions. Run again, it goes on where it was interrupted.",
+    )
+    synthesize.set_defaults(run=run_synthesize)
+    synthesize.add_argument("output", type=Path, metavar="DIR", help="the folder")
+    synthesize.add_argument("--hours", type=terminal.positive, default=1.0, metavar="H", help="how much of it (1)")
+    synthesize.add_argument("--seed", type=int, default=0, help="other seeds make other music (0)")
+    synthesize.add_argument("--sample-rate", type=terminal.count, default=32_000, metavar="HZ", help="(32000)")
+    synthesize.add_argument("--channels", type=int, choices=[1, 2], default=1, help="(1)")
+    synthesize.add_argument("--workers", type=terminal.count, default=1, metavar="N", help="processes (1)")
+
+
+def _add_work_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=terminal.count, default=1, metavar="N", help="processes on this machine (1)")
+    parser.add_argument("--force", action="store_true", help="replace a corpus that is there already")
+    parser.add_argument(
+        "--beam",
+        action="append",
+        default=[],
+        metavar="--OPTION=VALUE",
+        help="an option of Apache Beam, as in --beam=--runner=FlinkRunner, to run on many machines; may be given again",
+    )
+
+
+def run_build(args: argparse.Namespace) -> None:
+    """Makes a corpus of sound of `args.source`."""
+    _need(_TRAIN, "train")
+    from mgjax.data import build
+
+    with _bar("build") as progress:
+        report = build.build(
+            args.source,
+            args.output,
+            sample_rate=args.sample_rate,
+            channels=args.channels,
+            valid=args.valid,
+            min_seconds=args.min_seconds,
+            loudness=args.loudness,
+            max_bad=args.max_bad,
+            fields=_fields(args),
+            num_shards=args.shards,
+            workers=args.workers,
+            replace=args.force,
+            beam_options=args.beam,
+            progress=progress,
+        )
+    _tell(args.output, report)
+
+
+def run_tokenize(args: argparse.Namespace) -> None:
+    """Makes a corpus of codes of the corpus `args.source`."""
+    terminal.prepare(args)
+    _need(_TRAIN, "train")
+    from mgjax.data import tokenize
+
+    with _bar("tokenize") as progress:
+        report = tokenize.tokenize(
+            args.source,
+            args.output,
+            args.codec,
+            channels=args.channels,
+            tokenizer=args.tokenizer,
+            workers=args.workers,
+            replace=args.force,
+            beam_options=args.beam,
+            progress=progress,
+        )
+    _tell(args.output, report)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """Prints what the corpus `args.corpus` is."""
+    _need(_TRAIN, "train")
+    lines = describe(args.corpus, args.examples)
+    print(args.corpus)
+    for name, value in lines:
+        print(f"  {name:<16}{value}")
+
+
+def run_synthesize(args: argparse.Namespace) -> None:
+    """Fills the folder `args.output` with music."""
+    _need(_SYNTHETIC, "synthetic")
+    from mgjax.data import synthetic
+
+    with terminal.Progress("synthesize", args.hours * 3600) as progress:
+        synthetic.write_folder(
+            args.output,
+            args.hours,
+            seed=args.seed,
+            sample_rate=args.sample_rate,
+            channels=args.channels,
+            workers=args.workers,
+            progress=lambda seconds, _: progress.reach(seconds),
+        )
+    print(args.output)
+
+
+def describe(directory: Path, examples: int = 3) -> list[tuple[str, str]]:
+    """Names and values to be shown of a corpus.
+
+    Raises:
+      CorpusError: There is none, or it is damaged.
+    """
+    from mgjax.data.corpus import Corpus, read_description
+
+    what, splits = read_description(directory)
+    corpora = {split: Corpus.open(directory, split) for split in splits}
+    seconds = {split: corpus.lengths.sum() / corpus.rate for split, corpus in corpora.items()}
+    train = next(iter(corpora.values()))
+    pieces = np.unique(np.linspace(0, len(train) - 1, min(len(train), _LOOKED_AT)).round().astype(int)).tolist()
+    captions = [train.metadata(piece).description for piece in pieces]
+    lengths = train.lengths / train.rate
+    lines = [
+        ("kind", {"audio": "sound", "tokens": "codes"}[what.kind]),
+        *((split, f"{len(corpora[split])} pieces, {_time(seconds[split])}") for split in splits),
+        ("lengths", f"{lengths.min():.1f} to {lengths.max():.1f} s, half of them below {np.median(lengths):.1f} s"),
+        (
+            "sound",
+            f"{what.sample_rate} Hz, {({1: 'mono', 2: 'stereo'}).get(what.channels, f'{what.channels} channels')}",
+        ),
+    ]
+    if what.kind == "tokens":
+        lines += [
+            ("codes", f"{what.frame_rate:g} frames a second, {what.num_codebooks} codebooks of {what.codebook_size}"),
+            ("codec", f"{what.codec_source} ({what.codec_hash})"),
+            ("token ids", what.tokenizer or "none"),
+            *_usage(train, pieces),
+        ]
+    lines.append(("captions", f"{sum(map(bool, captions)) / len(captions):.0%} of {len(captions)} pieces have one"))
+    shown = [(piece, caption) for piece, caption in zip(pieces, captions, strict=True) if caption][:examples]
+    return lines + [(train.name(piece)[-14:], caption) for piece, caption in shown]
+
+
+def _usage(corpus: Any, pieces: list[int]) -> Iterator[tuple[str, str]]:
+    """How the codes of each codebook are used, over some pieces."""
+    counts = np.zeros((corpus.width, corpus.codebook_size), np.int64)
+    for piece in pieces:
+        codes = corpus.read(piece)
+        for k in range(corpus.width):
+            counts[k] += np.bincount(codes[:, k], minlength=corpus.codebook_size)
+    most = np.log2(corpus.codebook_size)
+    for k, row in enumerate(counts):
+        share = row[row > 0] / row.sum()
+        entropy = max(0.0, float(-(share * np.log2(share)).sum()))
+        yield f"codebook {k + 1}", f"{len(share) / len(row):.0%} of the codes used, {entropy:.2f} of {most:.2f} bits"
+
+
+def _tell(output: Path, report: Any) -> None:
+    parts = [f"{report.pieces[split]} {split} pieces ({_time(report.seconds[split])})" for split in report.pieces]
+    skipped = f"; {len(report.skipped)} skipped, see {output / 'report.json'}" if report.skipped else ""
+    terminal.say(" and ".join(parts) + skipped)
+    print(output)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _fields(args: argparse.Namespace) -> Any:
+    """What was said of the features of a dataset; None if nothing was."""
+    from mgjax.data.sources import Fields
+
+    if not (args.audio_feature or args.source_rate or args.field):
+        return None
+    pairs = [text.split("=", 1) for text in args.field]
+    for text, pair in zip(args.field, pairs, strict=True):
+        if len(pair) != 2:
+            raise ValueError(f"--field {text}: expected FIELD=FEATURE, as in genre=label")
+    return Fields(args.audio_feature or "audio", args.source_rate, tuple(map(tuple, pairs)))
+
+
+def _share(text: str) -> float:
+    """An argparse type: a share from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, got {text}")
+    return value
+
+
+def _need(packages: tuple[str, ...], extra: str) -> None:
+    """Says how to install what is missing, if anything is."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"this needs {', '.join(missing)}, not installed here; run: pip install 'mgjax[{extra}]'")
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of the pieces that are done; where nobody watches, there is none."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as bar:
+
+        def reach(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield reach
