@@ -72,7 +72,7 @@ class Checkpoints:
           OSError: This checkpoint, or the one before in the background, could not be written.
         """
         record = {"position": position, "metrics": dict(metrics), "checksum": int(_checksum(state))}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record))
         self._merits[step] = self._merit(metrics)
         try:
             self._manager.save(step, args=items)
@@ -91,8 +91,8 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, or being written, in order."""
-        return sorted(self._manager.all_steps())
+        """The steps of the checkpoints that are on the disk, complete, in order."""
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
     def best(self) -> int | None:
         """The step of the best checkpoint, the first of equals; None where none was validated."""
@@ -137,7 +137,8 @@ class Checkpoints:
           Exception: It is damaged.
         """
         self._check(step, like)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore())
+        arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+        items = ocp.args.Composite(state=arrays, record=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         state, record = restored["state"], restored["record"]
         if int(_checksum(state)) != record["checksum"]:
@@ -152,15 +153,15 @@ class Checkpoints:
             self._manager.close()
 
     def _open(self) -> None:
+        # Cutting replicated arrays up among their devices compiles a program for each; only large ones are worth it.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
+        types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        state, record = ocp.PyTreeCheckpointHandler(type_handler_registry=types), ocp.JsonCheckpointHandler()
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        state, record = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
-        for name, kind, handler in (
-            ("state", ocp.args.StandardSave, state),
-            ("state", ocp.args.StandardRestore, state),
-            ("record", ocp.args.JsonSave, record),
-            ("record", ocp.args.JsonRestore, record),
-        ):
-            handlers.add(name, kind, handler)
+        handlers.add("state", ocp.args.PyTreeSave, state)
+        handlers.add("state", ocp.args.PyTreeRestore, state)
+        handlers.add("record", ocp.args.JsonSave, record)
+        handlers.add("record", ocp.args.JsonRestore, record)
         options = ocp.CheckpointManagerOptions(preservation_policy=_Kept(self._keep), cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=handlers)
 

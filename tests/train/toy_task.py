@@ -1,11 +1,12 @@
 """A language model of a few thousand weights, with the names and the axes of the real one, and endless data for it.
 
-As a script it runs the loop in child processes that kill themselves where they are told to; see test_kill.py.
+As a script it runs the loop in child processes that come to grief where they are told to; see test_kill.py.
 """
 
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -151,43 +152,59 @@ def valid() -> Batches:
 KILLED = LoopConfig(steps=14, log_every=2, eval_every=6, save_every=3, show_every=5, keep_last=2, keep_best=1)
 
 
-class KillerBatches(Batches):
-    """Batches that kill the process when the batch with the number `moment` is asked for."""
+class Interrupted(Batches):
+    """Batches that do something to the process when the batch with the number `moment` is asked for."""
 
-    def __init__(self, seed: int, moment: int):
-        super().__init__(seed)
-        self.moment = moment
+    def __init__(self, moment: int, action):
+        super().__init__(seed=0)
+        self.moment, self.action = moment, action
 
     def __next__(self):
         if self.position == self.moment:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.action()
         return super().__next__()
+
+
+def kill(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_disk() -> None:
+    """From now on no file can be larger than 256 KiB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, resource.RLIM_INFINITY))
 
 
 def kill_when_writing(folder: Path) -> None:
     """Kills the process as soon as a file of the checkpoint that is written into `folder` is there."""
     while not any(path.is_file() for path in folder.parent.glob(f"{folder.name}.*/**/*")):
         time.sleep(0.0005)
-    os.kill(os.getpid(), signal.SIGKILL)
+    kill()
 
 
-def child(workdir: Path, plan: dict) -> None:
-    """A run of the loop that ends as `plan` says: {"batch": 3}, {"write": 6}, {"save": True} or, as it should, {}."""
-    toy = task(ballast=2_000_000)
-    if "write" in plan:
-        folder = workdir / "checkpoints" / str(plan["write"])
+def child(workdir: Path, kind: str, moment: int) -> None:
+    """A run that is killed before, or whose disk is full after, the update with the number `moment`, and so on."""
+    toy, data = task(ballast=2_000_000), Batches(seed=0)
+    if kind == "killed after":
+        data = Interrupted(moment, kill)
+    elif kind == "disk full after":
+        data = Interrupted(moment, fill_disk)
+    elif kind == "killed when writing":
+        folder = workdir / "checkpoints" / str(moment)
         threading.Thread(target=kill_when_writing, args=(folder,), daemon=True).start()
-    if "save" in plan:
-        toy = dataclasses.replace(toy, save=lambda state, directory: os.kill(os.getpid(), signal.SIGKILL))
-    fit(toy, KillerBatches(0, plan.get("batch", -1)), valid, KILLED, workdir)
+    elif kind == "killed when saving":
+        toy = dataclasses.replace(toy, save=kill)
+    fit(toy, data, valid, KILLED, workdir)
 
 
 if __name__ == "__main__":
     # Every process is a fork of this one, which has imported everything and started nothing.
-    for plan in json.loads(sys.argv[2]):
+    for workdir, kind, moment in json.loads(sys.argv[1]):
         process = os.fork()
         if not process:
-            child(Path(sys.argv[1]), plan)
-            sys.stdout.flush()
+            try:
+                child(Path(workdir), kind, moment)
+            except OSError as error:
+                print(error, file=sys.stderr)
+                os._exit(1)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
