@@ -3,6 +3,11 @@
 import dataclasses
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig, DataError, batches, validation_batches
 from mgjax.data.prompts import TextConfig
 
+ROOT = Path(__file__).parents[2]
 RATE = 100
 LENGTHS = (300, 1000, 40, 160, 500)  # samples of the pieces
 ROOM = 2048  # a sample of 16 bits says which piece it is from, and where from: piece * ROOM + place
@@ -178,6 +184,26 @@ def test_processes_give_what_threads_give(directory, train):
     resumed = batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT)
     resumed.set_state(state)
     assert_equal(take(resumed, 2), expected[6:])
+
+
+def test_processes_end_with_a_run_that_is_killed(directory, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import multiprocessing, os, signal, sys\n"
+        "from mgjax.data.corpus import Corpus\n"
+        "from mgjax.data.pipeline import DataConfig, batches\n"
+        "if __name__ == '__main__':\n"
+        "    config = DataConfig(batch_size=2, segment_seconds=1.0, num_workers=1)\n"
+        "    iterator = batches(Corpus.open(sys.argv[1]), config, seed=0)\n"
+        "    next(iterator)\n"
+        "    print(len(multiprocessing.active_children()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, script, directory]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # This waits until nobody holds the pipe of its output any longer: for the end of the worker too.
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "1\n"), done.stderr
 
 
 def test_seconds_are_drawn_equally_often_or_pieces_are(train):
