@@ -43,9 +43,7 @@ def runs(tmp_path_factory):
     assert result.returncode == 0, result.stderr
     codes = [int(line) for line in result.stdout.split()]
     assert codes == [0, -9, -9, 1, -9, -9, -9, 0], result.stderr
-    assert re.search(r"could not be written .* the last good one is that of step (6|9)\. ", result.stderr), (
-        result.stderr
-    )
+    assert re.search(r"could not be written .* last good one is that of step (6|9)\. ", result.stderr), result.stderr
     # Checkpoints are written in the background, so that of step 9 may be there or not when its process ends.
     resumed = [int(step) for step in re.findall(r"goes on from the checkpoint of step (\d+)", result.stderr)]
     assert resumed in ([3, 6, 6, 12, 14], [3, 6, 9, 12, 14], [3, 9, 9, 12, 14]), result.stderr
