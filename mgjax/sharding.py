@@ -33,6 +33,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"_proj/kernel$", P(None, "fsdp")),
     (r"lstm/.*_kernel$", P("fsdp", None)),
     (r"(encoder|decoder)/.*kernel$", P(None, "fsdp", None)),
+    (r"discriminator/.*kernel$", P("fsdp")),
+    (r"codebooks/(embed|embed_avg)$", P("fsdp", None)),
     (r"", P()),
 )
 

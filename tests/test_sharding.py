@@ -1,3 +1,5 @@
+import collections
+
 import jax
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ GOLDEN = {
     "codec/params/encoder/block3/down/kernel": P(None, "fsdp", None),
     "codec/params/encoder/lstm/layer0/hidden_kernel": P("fsdp", None),
     "codec/params/decoder/block0/up/kernel": P(None, "fsdp", None),
-    "codec/codebooks/embed": P(None, None, None),
+    "codec/codebooks/embed": P(None, "fsdp", None),
 }
 
 
@@ -52,16 +54,38 @@ def test_musicgen_small_is_split_as_written_down(mesh, shapes, path):
 
 
 def test_nothing_large_stays_whole_under_fsdp(shapes):
-    """Codebooks excepted: every device looks up all of them."""
     fsdp = sharding.make_mesh(1, 8, 1)
     whole = {path for path, shape in shapes.items() if not any(sharding.spec(path, shape, fsdp))}
-    assert max(4 * np.prod(shapes[path]) for path in whole if "codebooks" not in path) < 2**20
+    assert max(4 * np.prod(shapes[path]) for path in whole) < 2**20
 
 
 def test_a_tree_is_placed_by_its_paths(mesh, shapes):
     tree = nested({tuple(path.split("/")): jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
     placed = sharding.shardings(tree, mesh)
     assert placed["lm"]["layer3"]["ffn"]["up"]["kernel"].spec == P("fsdp", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        ("params/lm/layers/ffn/up/kernel", (24, 1024, 4096), P(None, "fsdp", "model")),
+        ("optimizer/1/0/nu/lm/layers/self_attn/qkv/kernel", (24, 8, 3, 8, 8), P(None, "fsdp", None, "model", None)),
+        ("optimizer/1/0/nu/lm/head/kernel", (), P()),  # a number that an optimiser keeps for each parameter
+        ("params/discriminator/stft1024/conv1/kernel", (3, 9, 32, 32), P(None, None, None, "fsdp")),
+        ("params/discriminator/stft1024/score/kernel", (3, 3, 32, 1), P(None, None, None, None)),
+        ("optimizer/discriminator/0/mu/scale0/conv1/kernel", (41, 4, 64), P(None, None, "fsdp")),
+        ("extra/codebooks/embed_avg", (4, 2048, 128), P(None, "fsdp", None)),
+        ("extra/codebooks/cluster_size", (4, 2048), P(None, None)),
+    ],
+)
+def test_rules_are_about_the_last_dimensions(mesh, path, shape, expected):
+    assert sharding.spec(path, shape, mesh) == expected
+
+
+def test_paths_go_through_fields_and_indices():
+    tree = {"a": [collections.namedtuple("Pair", "b c")(1, {"d": 2})]}
+    paths = [sharding.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    assert paths == ["a/0/b", "a/0/c/d"]
 
 
 def test_what_does_not_divide_stays_whole(mesh):
