@@ -275,7 +275,7 @@ def _time(seconds: float) -> str:
 
 def _fields(args: argparse.Namespace) -> Any:
     """What was said of the features of a dataset; None if nothing was."""
-    from mgjax.data.sources import Fields
+    from mgjax.data.datasets import Fields
 
     if not (args.audio_feature or args.source_rate or args.field):
         return None

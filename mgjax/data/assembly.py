@@ -26,7 +26,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import SPLITS, CorpusError, Description, shard_path
@@ -43,6 +43,7 @@ class BadPiece(ValueError):
     """A piece that is left out of the corpus, and why."""
 
 
+@runtime_checkable
 class Maker(Protocol):
     """Makes pieces out of sources; it is sent to the workers."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import assembly, sources
+from mgjax.data import assembly, datasets, sources
 from mgjax.data.assembly import BadPiece, Plan, Progress, Report
 from mgjax.data.audio import LoudnessMeter
 from mgjax.data.corpus import describe_audio
@@ -91,7 +91,7 @@ def build(
     min_seconds: float = 1.0,
     loudness: float | None = None,
     max_bad: float = 0.05,
-    fields: sources.Fields | None = None,
+    fields: datasets.Fields | None = None,
     num_shards: int | None = None,
     workers: int = 1,
     replace: bool = False,
@@ -122,17 +122,7 @@ def build(
       CorpusError: There is no music, or too much of it cannot be used.
       FileExistsError: There is something else in `directory`.
     """
-    if not 1 <= channels <= 2:
-        raise ValueError(f"channels must be 1 or 2, got {channels}")
-    if sample_rate < 1:
-        raise ValueError(f"sample_rate must be 1 or more, got {sample_rate}")
-    if not 0 <= valid < 1:
-        raise ValueError(f"valid must be a share from 0 to below 1, got {valid}")
-    maker = AudioMaker(sample_rate, channels, float(min_seconds), None if loudness is None else float(loudness))
-    found = sources.find(source, fields)
-    plan = Plan(
-        describe_audio(sample_rate, channels), maker, _shards(found, valid, num_shards), dataclasses.asdict(maker)
-    )
+    plan = make_plan(source, sample_rate, channels, valid, min_seconds, loudness, fields, num_shards)
     return assembly.assemble(
         Path(directory),
         plan,
@@ -142,6 +132,28 @@ def build(
         beam_options=beam_options,
         progress=progress,
     )
+
+
+def make_plan(
+    source: str | os.PathLike[str],
+    sample_rate: int,
+    channels: int,
+    valid: float,
+    min_seconds: float,
+    loudness: float | None,
+    fields: datasets.Fields | None = None,
+    num_shards: int | None = None,
+) -> Plan:
+    """What `build` makes, where each piece has its place; the arguments are those of `build`."""
+    if not 1 <= channels <= 2:
+        raise ValueError(f"channels must be 1 or 2, got {channels}")
+    if sample_rate < 1:
+        raise ValueError(f"sample_rate must be 1 or more, got {sample_rate}")
+    if not 0 <= valid < 1:
+        raise ValueError(f"valid must be a share from 0 to below 1, got {valid}")
+    maker = AudioMaker(sample_rate, channels, float(min_seconds), None if loudness is None else float(loudness))
+    shards = _shards(sources.find(source, fields), valid, num_shards)
+    return Plan(describe_audio(sample_rate, channels), maker, shards, dataclasses.asdict(maker))
 
 
 def _shards(

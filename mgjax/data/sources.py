@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import gzip
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import audio
+from mgjax.data import audio, datasets
 from mgjax.data.corpus import CorpusError
-from mgjax.data.metadata import Metadata, MetadataError
+from mgjax.data.datasets import DatasetSource, Fields
+from mgjax.data.metadata import Metadata
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
 MANIFESTS = (".csv", ".jsonl", ".jsonl.gz")
@@ -65,76 +65,6 @@ class FileSource:
         yield from audio.blocks(self.path, _BLOCK_SECONDS, sample_rate, channels)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """Which features of a dataset of tensorflow-datasets mean what; "a/b" is the feature b in a.
-
-    Attributes:
-      audio: The sound.
-      sample_rate: Its rate in hertz; None: the dataset says so itself.
-      metadata: (field of Metadata, feature) pairs.
-    """
-
-    audio: str = "audio"
-    sample_rate: int | None = None
-    metadata: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self):
-        known = [field.name for field in dataclasses.fields(Metadata)]
-        for name, _ in self.metadata:
-            if name not in known:
-                raise ValueError(f"there is no field {name!r} of metadata; choose from {', '.join(known)}")
-
-
-# What is known of some published datasets.
-KNOWN_FIELDS = {
-    "gtzan": Fields("audio", 22_050, (("genre", "label"),)),
-    "nsynth": Fields("audio", 16_000, (("instrument", "instrument/family"), ("name", "id"))),
-    "groove": Fields("audio", 16_000, (("genre", "style/primary"), ("bpm", "bpm"), ("name", "id"))),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetSource:
-    """An example of a dataset that tensorflow-datasets has prepared in `directory`."""
-
-    name: str
-    directory: str
-    split: str
-    number: int
-    fields: Fields
-
-    def metadata(self) -> Metadata:
-        """What is known of it.
-
-        Raises:
-          MetadataError: A feature is not what its field needs.
-        """
-        example, features = self._example(), _builder(self.directory).info.features
-        return Metadata.from_dict(
-            {field: _plain(_at(features, path), _at(example, path)) for field, path in self.fields.metadata}
-        )
-
-    def blocks(self, sample_rate: int, channels: int) -> Iterator[Float32[np.ndarray, "n c"]]:
-        """Its sound as one block of the rate and the channels that are asked for.
-
-        Raises:
-          ValueError: It has no sound that can be understood.
-        """
-        sound = np.asarray(_at(self._example(), self.fields.audio))
-        if np.issubdtype(sound.dtype, np.integer):  # tensorflow-datasets widens the 16 bits of a file to 64
-            sound = (sound / 32768).astype(np.float32)
-        feature = _at(_builder(self.directory).info.features, self.fields.audio)
-        rate = self.fields.sample_rate or getattr(feature, "sample_rate", None)
-        if not rate:
-            raise ValueError("the dataset does not tell the sample rate of its sound; give it (--source-rate)")
-        sound = audio.to_channels(audio.check(sound, self.name), channels)
-        yield audio.resample(sound, int(rate), sample_rate)
-
-    def _example(self) -> Mapping[str, Any]:
-        return _examples(self.directory, self.split)[self.number]
-
-
 Source = FileSource | DatasetSource
 
 
@@ -144,9 +74,8 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
     Args:
       source: A folder of sound files, each with a JSON file of the same stem beside it or without; a manifest
         (.csv, .jsonl or .jsonl.gz, audiocraft's data.jsonl.gz among them) with a column or key `path`, relative to the
-        manifest, and the fields of `Metadata`; a folder in which tensorflow-datasets has prepared a dataset; or
-        "tfds:NAME", one that it has prepared in its own folder.
-      fields: What the features of the dataset mean; None: as KNOWN_FIELDS has them, else the sound alone.
+        manifest, and the fields of `Metadata`; or a dataset that tensorflow-datasets has prepared, see `datasets.find`.
+      fields: What the features of such a dataset mean.
 
     Raises:
       FileNotFoundError: There is no such thing.
@@ -154,7 +83,7 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
     """
     text = os.fspath(source)
     if text.startswith("tfds:") or Path(text, "dataset_info.json").is_file():
-        found = _find_examples(text, fields)
+        found = datasets.find(text, fields)
     elif fields is not None:
         raise CorpusError(f"{text}: is no dataset of tensorflow-datasets, so it has no features to choose from")
     elif Path(text).is_dir():
@@ -230,66 +159,3 @@ def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.strip():
             row = json.loads(line)
             yield number, row if isinstance(row, dict) else {}
-
-
-def _find_examples(text: str, fields: Fields | None) -> list[Source]:
-    builder = _builder(text)
-    fields = fields or KNOWN_FIELDS.get(builder.name, Fields())
-    for path in (fields.audio, *(path for _, path in fields.metadata)):
-        try:
-            _at(builder.info.features, path)
-        except KeyError:
-            raise CorpusError(
-                f"{text}: has no feature {path!r}, but {', '.join(sorted(builder.info.features))}; say which is what "
-                "(--audio-feature, --field)"
-            ) from None
-    return [
-        DatasetSource(f"{split}/{number:08d}", str(builder.data_dir), split, number, fields)
-        for split in sorted(builder.info.splits)
-        for number in range(builder.info.splits[split].num_examples)
-    ]
-
-
-@functools.cache
-def _builder(text: str) -> Any:
-    """The dataset at "tfds:NAME" or in a folder."""
-    import tensorflow_datasets as tfds
-
-    try:
-        if text.startswith("tfds:"):
-            builder = tfds.builder(text.removeprefix("tfds:"), file_format="array_record")
-        else:
-            builder = tfds.builder_from_directory(text)
-    except Exception as error:  # tfds raises whatever its many builders raise
-        raise CorpusError(f"{text}: tensorflow-datasets cannot open it ({error})") from error
-    if not builder.is_prepared():
-        raise CorpusError(
-            f"{text}: is not prepared; where tensorflow-datasets can reach it, run `tfds build "
-            f"{text.removeprefix('tfds:')} --file_format=array_record`"
-        )
-    return builder
-
-
-@functools.lru_cache(maxsize=4)
-def _examples(directory: str, split: str) -> Any:
-    return _builder(directory).as_data_source(split)
-
-
-def _at(tree: Any, path: str) -> Any:
-    for name in path.split("/"):
-        tree = tree[name]
-    return tree
-
-
-def _plain(feature: Any, value: Any) -> Any:
-    """A value of a dataset as JSON has it; the name of a class instead of its number."""
-    if hasattr(feature, "int2str"):
-        return feature.int2str(int(value))
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise MetadataError(f"a feature is no text ({error})") from None
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    return [_plain(None, part) for part in value] if isinstance(value, list) else value

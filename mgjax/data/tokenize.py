@@ -9,19 +9,18 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
 
+from mgjax import formats
+from mgjax.codec.codec import Codec
+from mgjax.conditioning.text import Tokenizer
 from mgjax.data import assembly
 from mgjax.data.assembly import Plan, Progress, Report
 from mgjax.data.corpus import SPLITS, Corpus, CorpusError, Description, read_description
 from mgjax.data.corpus_writing import Piece
-
-if TYPE_CHECKING:
-    from mgjax.codec.codec import Codec
-    from mgjax.conditioning.text import Tokenizer
+from mgjax.interop import hub
 
 _BLOCK_SECONDS = 60.0
 
@@ -152,18 +151,12 @@ def tokenize(
 @functools.lru_cache(maxsize=1)
 def _load(codec_source: str, channels: int) -> Codec:
     """The codec, once in each process, so that its programs are compiled once."""
-    from mgjax import formats
-    from mgjax.codec.codec import Codec
-
     config, variables = formats.read_codec(codec_source)
     return Codec(config, variables, channels)
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(source: str) -> Tokenizer:
-    from mgjax.conditioning.text import Tokenizer
-    from mgjax.interop import hub
-
     if source == "bytes":
         return Tokenizer.bytes()
     return Tokenizer.from_directory(hub.fetch(source))

@@ -1,0 +1,242 @@
+"""Datasets that tensorflow-datasets has prepared, as sources of music.
+
+They are read from their files, since tensorflow-datasets itself opens none that holds sound where TensorFlow is not
+installed (its feature `Audio` needs it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from mgjax.data import audio
+from mgjax.data.corpus import CorpusError
+from mgjax.data.metadata import Metadata
+
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Which features of a dataset mean what; "a/b" is the feature b in a.
+
+    Attributes:
+      audio: The sound.
+      sample_rate: Its rate in hertz; None: as the dataset says.
+      metadata: (field of Metadata, feature) pairs.
+    """
+
+    audio: str = "audio"
+    sample_rate: int | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        known = [field.name for field in dataclasses.fields(Metadata)]
+        for name, _ in self.metadata:
+            if name not in known:
+                raise ValueError(f"there is no field {name!r} of metadata; choose from {', '.join(known)}")
+
+
+# What is known of some published datasets.
+KNOWN_FIELDS = {
+    "gtzan": Fields("audio", 22_050, (("genre", "label"),)),
+    "nsynth": Fields("audio", 16_000, (("instrument", "instrument/family"), ("name", "id"))),
+    "groove": Fields("audio", 16_000, (("genre", "style/primary"), ("bpm", "bpm"), ("name", "id"))),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSource:
+    """An example of a dataset in the folder `directory`."""
+
+    name: str
+    directory: str
+    split: str
+    number: int
+    fields: Fields
+
+    def metadata(self) -> Metadata:
+        """What is known of it.
+
+        Raises:
+          ValueError: A feature is not what its field needs, or the dataset is damaged.
+        """
+        dataset = _open(self.directory)
+        example = dataset.read(self.split, self.number)
+        return Metadata.from_dict({field: dataset.plain(example, path) for field, path in self.fields.metadata})
+
+    def blocks(self, sample_rate: int, channels: int) -> Iterator[Float32[np.ndarray, "n c"]]:
+        """Its sound as one block of the rate and the channels that are asked for.
+
+        Raises:
+          ValueError: It has no sound that can be understood, or the dataset is damaged.
+        """
+        dataset = _open(self.directory)
+        sound, rate = dataset.sound(dataset.read(self.split, self.number), self.fields.audio)
+        rate = self.fields.sample_rate or rate
+        if not rate:
+            raise ValueError("the dataset does not tell the sample rate of its sound; give it (--source-rate)")
+        yield audio.resample(audio.to_channels(audio.check(sound, self.name), channels), rate, sample_rate)
+
+
+def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
+    """All examples of a dataset, over all its splits.
+
+    Args:
+      source: A folder with dataset_info.json in it, or "tfds:NAME" or "tfds:NAME/CONFIG", which is looked for where
+        tensorflow-datasets puts it.
+      fields: What its features mean; None: as KNOWN_FIELDS has them, else the sound alone.
+
+    Raises:
+      CorpusError: It is not there, or in a form that cannot be read, or lacks a feature.
+    """
+    directory = _locate(source.removeprefix("tfds:")) if source.startswith("tfds:") else Path(source)
+    dataset = _open(str(directory.absolute()))
+    fields = fields or KNOWN_FIELDS.get(dataset.name, Fields())
+    for path in (fields.audio, *(path for _, path in fields.metadata)):
+        if path not in dataset.features:
+            raise CorpusError(
+                f"{source}: has no feature {path!r}, but {', '.join(sorted(dataset.features))}; say which is what "
+                "(--audio-feature, --field)"
+            )
+    return [
+        DatasetSource(f"{split}/{number:08d}", str(directory.absolute()), split, number, fields)
+        for split, shards in sorted(dataset.shards.items())
+        for number in range(sum(count for _, count in shards))
+    ]
+
+
+def _locate(name: str) -> Path:
+    """The newest version of a dataset among those that tensorflow-datasets has prepared."""
+    root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    found = [path.parent for path in (root / name).glob("**/dataset_info.json")]
+    if not found:
+        raise CorpusError(
+            f"tfds:{name}: is not in {root}; where tensorflow-datasets can reach it, run `tfds build {name} "
+            "--file_format=array_record`, or name another folder by TFDS_DATA_DIR"
+        )
+    configs = sorted({path.parent.relative_to(root).as_posix() for path in found})
+    if len(configs) > 1:
+        raise CorpusError(f"tfds:{name}: has several forms; choose from {', '.join(f'tfds:{c}' for c in configs)}")
+    return max(found, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split(".")])
+
+
+class _Dataset:
+    """A prepared dataset.
+
+    Attributes:
+      name: As tensorflow-datasets knows it.
+      features: What features.json says of each feature, under its path.
+      shards: The path and the number of records of each shard of each split.
+    """
+
+    def __init__(self, directory: Path):
+        info = json.loads((directory / "dataset_info.json").read_bytes())
+        self.name = info["name"]
+        if info.get("fileFormat") != "array_record":
+            raise CorpusError(
+                f"{directory}: holds {info.get('fileFormat', 'tfrecord')} files, only array_record is read; prepare it "
+                f"by `tfds build {self.name} --file_format=array_record`"
+            )
+        self._directory = directory
+        self.features = dict(_flat(json.loads((directory / "features.json").read_bytes())))
+        self.shards = {split["name"]: list(self._paths(split)) for split in info["splits"]}
+        self._readers: dict[Path, Any] = {}
+
+    def _paths(self, split: dict[str, Any]) -> Iterator[tuple[Path, int]]:
+        counts = [int(count) for count in split["shardLengths"]]
+        for i, count in enumerate(counts):
+            name = split.get("filepathTemplate", _TEMPLATE).format(
+                DATASET=self.name,
+                SPLIT=split["name"],
+                FILEFORMAT="array_record",
+                SHARD_X_OF_Y=f"{i:05d}-of-{len(counts):05d}",
+            )
+            yield self._directory / name, count
+
+    def read(self, split: str, number: int) -> Any:
+        """The features of an example, as tf.train.Example has them.
+
+        Raises:
+          ValueError: The record is damaged or missing.
+        """
+        from array_record.python import array_record_module
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        shards = iter(self.shards[split])
+        path, count = next(shards)
+        while number >= count:
+            number -= count
+            path, count = next(shards)
+        try:
+            if path not in self._readers:
+                self._readers[path] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+            return tf_example_pb2.Example.FromString(self._readers[path].read([number])[0]).features.feature
+        except Exception as error:  # array_record raises bare RuntimeErrors, protobuf errors of its own
+            raise ValueError(f"{path.name} cannot be read ({error})") from error
+
+    def sound(self, example: Any, path: str) -> tuple[Float32[np.ndarray, "..."], int | None]:
+        """The sound in a feature, and its rate in hertz if the dataset tells it."""
+        kind = self.features[path].get("audio") or self.features[path].get("tensor") or {}
+        values = _values(example, path)
+        if kind.get("lazyDecode") or kind.get("encoding", "none").lower() != "none" or isinstance(values, list):
+            raise ValueError(f"the feature {path} holds no plain samples")
+        sound = values.astype(np.float32)
+        if values.dtype == np.int64:  # tensorflow-datasets widens the 16 bits of a file
+            sound /= 32768
+        dimensions = kind.get("shape", {}).get("dimensions", [])
+        if len(dimensions) == 2:
+            sound = sound.reshape(-1, int(dimensions[1]))
+        return sound, int(kind.get("sampleRate", 0)) or None
+
+    def plain(self, example: Any, path: str) -> Any:
+        """The value of a feature as JSON has it; the name of a class instead of its number."""
+        values = _values(example, path)
+        if "classLabel" in self.features[path]:
+            names = _class_names(self._directory / f"{path.replace('/', '-')}.labels.txt")
+            return names[int(values[0])] if 0 <= int(values[0]) < len(names) else None
+        values = [value.decode() for value in values] if isinstance(values, list) else values.tolist()
+        return values[0] if len(values) == 1 else values
+
+
+@functools.lru_cache(maxsize=4)
+def _open(directory: str) -> _Dataset:
+    try:
+        return _Dataset(Path(directory))
+    except (KeyError, TypeError, json.JSONDecodeError, FileNotFoundError) as error:
+        raise CorpusError(
+            f"{directory}: is no dataset that a recent tensorflow-datasets has prepared ({error!r})"
+        ) from error
+
+
+@functools.lru_cache(maxsize=16)
+def _class_names(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _flat(feature: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The path of each feature, and what is said of it."""
+    if "featuresDict" not in feature:
+        yield path, feature
+        return
+    for name, inner in feature["featuresDict"]["features"].items():
+        yield from _flat(inner, f"{path}/{name}" if path else name)
+
+
+def _values(example: Any, path: str) -> np.ndarray | list[bytes]:
+    if path not in example:
+        return []
+    feature = example[path]
+    kind = feature.WhichOneof("kind")
+    if kind == "bytes_list":
+        return list(feature.bytes_list.value)
+    types = {"int64_list": np.int64, "float_list": np.float32}
+    return np.array(getattr(feature, kind).value, types[kind]) if kind else []

@@ -1,0 +1,61 @@
+"""Metadata of pieces, from the many forms in which it is found."""
+
+import pytest
+
+from mgjax.data.metadata import Metadata, MetadataError
+
+
+def test_reads_audiocrafts_fields_and_writes_them_again():
+    values = {
+        "title": "Rain",
+        "artist": "",
+        "key": "E minor",
+        "bpm": 92,
+        "genre": " jazz ",
+        "moods": ["calm", "blue"],
+        "keywords": "rain, late night; piano",
+        "description": "a slow piece",
+        "name": None,
+        "instrument": "Piano, Double bass",
+        "weight": 3,
+    }
+    found = Metadata.from_dict(values)
+    assert found == Metadata(
+        title="Rain",
+        key="E minor",
+        bpm=92.0,
+        genre="jazz",
+        moods=("calm", "blue"),
+        keywords=("rain", "late night", "piano"),
+        description="a slow piece",
+        instrument=("Piano", "Double bass"),
+    )
+    assert Metadata.from_json(found.to_json()) == found
+    assert "artist" not in found.to_dict()
+
+
+def test_reads_what_a_table_holds():
+    assert Metadata.from_dict({"bpm": "120", "moods": "", "title": "  "}) == Metadata(bpm=120.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "trouble"),
+    [
+        ({"bpm": "fast"}, "bpm: expected a number above 0, got 'fast'"),
+        ({"bpm": True}, "bpm: expected a number above 0, got True"),
+        ({"bpm": float("nan")}, "bpm"),
+        ({"title": 3}, "title: expected a text, got 3"),
+        ({"moods": [1]}, "moods: expected a list of texts"),
+        ({"instrument": {"a": 1}}, "instrument: expected a list of texts"),
+        (["title"], "expected an object of fields, got list"),
+    ],
+)
+def test_wrong_types_are_refused(values, trouble):
+    with pytest.raises(MetadataError, match=f"song.json: {trouble}"):
+        Metadata.from_dict(values, "song.json")
+
+
+@pytest.mark.parametrize("text", ["{", b"\xff", "[" * 100_000])
+def test_what_is_not_json_is_refused(text):
+    with pytest.raises(MetadataError, match=r"song.json: is not JSON"):
+        Metadata.from_json(text, "song.json")
