@@ -270,14 +270,14 @@ def _seconds(step: float, style: Style, bpm: int) -> float:
 
 def _perform(part: Part, events: list[Event], style: Style, bpm: int, rng: np.random.Generator) -> tuple[Note, ...]:
     """Events as notes in seconds, played by people."""
+    events = sorted(events, key=lambda event: (event.step, event.pitch))
+    early = np.clip(rng.normal(0, style.looseness, len(events)), -0.03, 0.03).tolist()
+    velocities = np.clip([event.velocity for event in events] + rng.normal(0, 4, len(events)), 20, 127)
     notes = []
     struck: dict[float, int] = {}
-    for event in sorted(events, key=lambda event: (event.step, event.pitch)):
-        order = struck[event.step] = struck.get(event.step, -1) + 1
-        start = _seconds(event.step, style, bpm)
+    for event, shift, velocity in zip(events, early, velocities.astype(int).tolist(), strict=True):
+        order = struck[event.step] = struck.get(event.step, -1) + 1  # of a strummed chord, from below
         end = _seconds(event.step + event.steps, style, bpm)
-        early = float(np.clip(rng.normal(0, style.looseness), -0.03, 0.03))
-        velocity = int(np.clip(event.velocity + rng.normal(0, 4), 20, 127))
-        begin = max(0.0, start + early + order * part.strum)
-        notes.append(Note(begin, max(end - begin, 0.03), event.pitch, velocity))
+        start = max(0.0, _seconds(event.step, style, bpm) + shift + order * part.strum)
+        notes.append(Note(start, max(end - start, 0.03), event.pitch, velocity))
     return tuple(notes)

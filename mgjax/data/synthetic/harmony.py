@@ -98,13 +98,17 @@ def scale_classes(tonic: int, mode: str) -> frozenset[int]:
 
 
 def chord_scale(scale: frozenset[int], over: Chord) -> frozenset[int]:
-    """The pitch classes to play over a chord: the scale, in which the chord's own tones replace their neighbours.
+    """The pitch classes to play over a chord: the scale, in which the chord's own tones take the place of others.
 
-    Over V7 in a minor key, for one, the leading note takes the place of the flat seventh.
+    Over V7 in a minor key, for one, the leading note takes the place of the flat seventh. The blues scale stays as it
+    is: its clash with the chords is the style.
     """
+    if len(scale) < 7:
+        return scale
     foreign = set(over.pitch_classes) - scale
-    replaced = {(tone + side) % 12 for tone in foreign for side in (-1, 1)} - set(over.pitch_classes)
-    return frozenset((scale - replaced) | foreign)
+    # Major thirds, sixths and sevenths are raised from the tone below, all else is lowered from the one above.
+    replaced = {(tone - 1 if (tone - over.root) % 12 in (4, 9, 11) else tone + 1) % 12 for tone in foreign}
+    return frozenset((scale - (replaced - set(over.pitch_classes))) | foreign)
 
 
 def nearest(pitch: float, classes: frozenset[int] | tuple[int, ...], low: int = 0, high: int = 127) -> int:

@@ -9,7 +9,6 @@ import numpy as np
 
 from mgjax.data import audio
 from mgjax.data.synthetic import captions, composition, rendering
-from mgjax.data.synthetic.form import pick
 from mgjax.data.synthetic.styles import STYLES
 
 
@@ -32,7 +31,7 @@ def compose(seed: int, index: int, *, style: str | None = None) -> Composition:
     Args:
       seed: 0 or more.
       index: 0 or more.
-      style: A name in `STYLES` to compose in; None for any.
+      style: A name in `STYLES` to compose in; None for whose turn it is.
 
     Raises:
       ValueError: A number is negative, or there is no such style.
@@ -42,9 +41,14 @@ def compose(seed: int, index: int, *, style: str | None = None) -> Composition:
     if style is not None and style not in STYLES:
         raise ValueError(f"unknown style {style!r}; choose from {', '.join(STYLES)}")
     rng = np.random.default_rng([seed, index])
-    any_style = pick(rng, tuple(STYLES))
-    score = composition.compose(STYLES[style or any_style], rng)
+    score = composition.compose(STYLES[style or _style_of(seed, index)], rng)
     return Composition(score, captions.metadata(score, f"synthetic-{seed}-{index:06d}", rng))
+
+
+def _style_of(seed: int, index: int) -> str:
+    """The styles take turns: each round has every one of them once, in an order of its own."""
+    number, place = divmod(index, len(STYLES))
+    return tuple(STYLES)[np.random.default_rng([seed, number, 1]).permutation(len(STYLES))[place]]
 
 
 def render(piece: Composition, sample_rate: int = 32000, channels: int = 1) -> audio.Audio:

@@ -60,7 +60,7 @@ def render(score: Score, sample_rate: int = 32000, channels: int = 1) -> audio.A
         sent += np.float32(_SENDS[role]) * placed
     share, seconds = score.style.room
     mix = dry + np.float32(share) * _room(sent, seconds, sample_rate)
-    return _trimmed(_mastered(mix, sample_rate), sample_rate)
+    return _trimmed(_mastered(_without_rumble(mix, sample_rate), sample_rate), sample_rate)
 
 
 def _play(track: Track, length: int, sample_rate: int) -> Stem:
@@ -86,7 +86,7 @@ def _play(track: Track, length: int, sample_rate: int) -> Stem:
     return stem
 
 
-def _released(sample: Stem, seconds: float, release: float, decay: float, sample_rate: int) -> Stem:
+def _released(sample: Stem, seconds: float, release: float, decay: float, sample_rate: int) -> Float32[np.ndarray, "m"]:
     """The beginning of a held note as one that ends after `seconds`."""
     release = min(max(release, 0.05), _RELEASE)
     end, stop = round(seconds * sample_rate), round((seconds + release) * sample_rate)
@@ -122,7 +122,7 @@ def _leveled(stem: Stem, decibels: float, sample_rate: int) -> Stem:
 def _gains(place: float) -> Float32[np.ndarray, "2"]:
     """Gains of the left and the right channel that keep the power."""
     angle = (place + 1) * np.pi / 4
-    return np.sqrt(2) * np.array([np.cos(angle), np.sin(angle)], np.float32)
+    return (np.sqrt(2) * np.array([np.cos(angle), np.sin(angle)])).astype(np.float32)
 
 
 def _room(sent: audio.Audio, seconds: float, sample_rate: int) -> audio.Audio:
@@ -135,13 +135,26 @@ def _room(sent: audio.Audio, seconds: float, sample_rate: int) -> audio.Audio:
     time = np.arange(length, dtype=np.float32)[:, None] / np.float32(sample_rate)
     echo = noise * 10 ** (-3 * time / np.float32(seconds))
     echo = np.concatenate([np.zeros((round(0.012 * sample_rate), echo.shape[1]), np.float32), echo])
-    size = -(-(len(sent) + len(echo)) // 65536) * 65536  # a length that factorises well
-    frequency = np.arange(size // 2 + 1, dtype=np.float32)[:, None] * np.float32(sample_rate / size)
-    filtered = np.fft.rfft(echo, size, axis=0) / (1 + np.square(frequency / 4000))
-    filtered *= np.square(frequency) / (np.square(frequency) + 150**2)
-    power = np.square(np.fft.irfft(filtered, size, axis=0)).sum() / echo.shape[1]
-    wet = np.fft.irfft(filtered * np.fft.rfft(sent, size, axis=0), size, axis=0)[: len(sent)]
+    size = _fourier_size(len(sent) + len(echo))
+    hertz = np.fft.rfftfreq(size, 1 / sample_rate)[:, None].astype(np.float32)
+    response = np.fft.rfft(echo, size, axis=0) / (1 + np.square(hertz / 4000))
+    response *= np.square(hertz) / (np.square(hertz) + 150**2)
+    power = np.square(np.fft.irfft(response, size, axis=0)).sum() / echo.shape[1]
+    wet = np.fft.irfft(response * np.fft.rfft(sent, size, axis=0), size, axis=0)[: len(sent)]
     return (wet / np.sqrt(power)).astype(np.float32)
+
+
+def _without_rumble(mix: audio.Audio, sample_rate: int) -> audio.Audio:
+    """The mix without what lies below hearing: some samples of the font are not centred on zero."""
+    size = _fourier_size(len(mix))
+    hertz = np.fft.rfftfreq(size, 1 / sample_rate)[:, None].astype(np.float32)
+    kept = np.square(hertz) / (np.square(hertz) + 20**2)
+    return np.fft.irfft(kept * np.fft.rfft(mix, size, axis=0), size, axis=0)[: len(mix)].astype(np.float32)
+
+
+def _fourier_size(length: int) -> int:
+    """The next length that factorises well."""
+    return -(-length // 65536) * 65536
 
 
 def _mastered(mix: audio.Audio, sample_rate: int) -> audio.Audio:
@@ -163,7 +176,7 @@ def _mastered(mix: audio.Audio, sample_rate: int) -> audio.Audio:
     return np.clip(loud * gain[:, None].astype(np.float32), -PEAK, PEAK)
 
 
-def _trimmed(sound: audio.Audio, sample_rate: int) -> audio.Audio:
+def _trimmed(sound: audio.Audio, sample_rate: int) -> Float32[np.ndarray, "m c"]:
     """The sound without the silence at its end, faded out over the last tenth of a second."""
     heard = np.flatnonzero(np.abs(sound).max(axis=1) > 3e-3)
     sound = sound[: heard[-1] + 1].copy()
