@@ -263,7 +263,9 @@ def _usage(corpus: Any, pieces: list[int]) -> Iterator[tuple[str, str]]:
 
 
 def _tell(output: Path, report: Any) -> None:
-    parts = [f"{report.pieces[split]} {split} pieces ({_time(report.seconds[split])})" for split in report.pieces]
+    parts = [
+        f"{count} {split} pieces ({_time(report.seconds[split])})" for split, count in report.pieces.items() if count
+    ]
     skipped = f"; {len(report.skipped)} skipped, see {output / 'report.json'}" if report.skipped else ""
     terminal.say(" and ".join(parts) + skipped)
     print(output)
