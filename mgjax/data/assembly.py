@@ -16,27 +16,19 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
-import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mgjax.data import corpus_writing
+from mgjax.data import corpus_writing, processes
 from mgjax.data.corpus import SPLITS, CorpusError, Description, shard_path
 from mgjax.data.corpus_writing import Piece, Shard, replacing
 
 Progress = Callable[[int, int], None]  # pieces done, pieces in all
 
 _POLL_SECONDS = 0.5
-_ATTEMPTS = 3  # that a run in which nothing gets done is repeated, after a worker died
-_WORKER_DIED = 75  # exit status of the process that runs the workers
 
 
 class BadPiece(ValueError):
@@ -148,9 +140,9 @@ def assemble(
     with _reporting(work, sum(len(job.sources) for job in jobs), progress):
         make = functools.partial(_make_shard, directory, plan.description, plan.maker)
         if beam_options or workers == 1:
-            _run(make, _missing(work, jobs), beam_options)
+            processes.run(make, _missing(work, jobs), beam_options)
         else:
-            _run_apart(make, work, jobs, workers)
+            processes.run_apart(make, lambda: _missing(work, jobs), workers, work / "workers.log")
     return _finish(directory, plan, jobs, max_bad)
 
 
@@ -297,103 +289,3 @@ def _reporting(work: Path, total: int, progress: Progress | None) -> Iterator[No
     finally:
         over.set()
         thread.join()
-
-
-def _run(make: Callable[[Job], None], jobs: Sequence[Job], options: Sequence[str]) -> None:
-    """Runs the pipeline from this process; with no options in it."""
-    if not jobs:
-        return
-    with _quiet():
-        import apache_beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-        local = ["--direct_running_mode=in_memory"]
-        # Named, because Beam's default first looks for another runner, which it would download.
-        runner = None if any(option.startswith("--runner") for option in options) else FnApiRunner()
-        pipeline = apache_beam.Pipeline(runner=runner, options=PipelineOptions([*(options or local)]))
-        # Without the shuffle all shards would go through one worker.
-        _ = pipeline | apache_beam.Create(jobs) | apache_beam.Reshuffle() | apache_beam.Map(make)
-        pipeline.run().wait_until_finish()
-
-
-def _run_apart(make: Callable[[Job], None], work: Path, jobs: Sequence[Job], workers: int) -> None:
-    """Runs the pipeline on several processes of this machine.
-
-    Beam's direct runner waits for ever when one of its processes dies. So it runs in a process of its own, which ends
-    as soon as that happens, and the shards that are missing are made by another.
-    """
-    log = work / "workers.log"
-    futile = 0
-    while missing := _missing(work, jobs):
-        status = _run_process(make, missing, workers, log)
-        if status not in (0, _WORKER_DIED):
-            lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-            raise CorpusError(f"the workers failed: {lines[-1]}. All they said is in {log}")
-        futile = 0 if len(_missing(work, jobs)) < len(missing) else futile + 1
-        if futile == _ATTEMPTS:
-            raise CorpusError(
-                f"workers died {_ATTEMPTS} times before they finished a shard, perhaps for want of memory: try fewer "
-                f"workers. All they said is in {log}; what is done is kept"
-            )
-
-
-def _run_process(make: Callable[[Job], None], jobs: Sequence[Job], workers: int, log: Path) -> int:
-    """The exit status of a process that runs the workers; it and they end when this process does."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share what accelerator there is
-    }
-    command = [sys.executable, "-c", "from mgjax.data import assembly; assembly._serve()"]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it died at once: the log says why
-                pickle.dump((make, list(jobs), workers), process.stdin)
-                process.stdin.flush()
-            return process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-
-
-def _serve() -> None:
-    """What the process does that runs the workers."""
-    make, jobs, workers = pickle.load(sys.stdin.buffer)
-
-    def end_with_parent() -> None:
-        sys.stdin.buffer.read()
-        os.killpg(0, signal.SIGKILL)
-
-    def end_with_worker(failure: threading.ExceptHookArgs) -> None:
-        sys.__excepthook__(failure.exc_type, failure.exc_value, failure.exc_traceback)
-        if failure.thread is not None and failure.thread.name == "run_worker":  # Beam's, one for each worker
-            os._exit(_WORKER_DIED)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    threading.excepthook = end_with_worker
-    _run(make, jobs, ["--direct_running_mode=multi_processing", f"--direct_num_workers={min(workers, len(jobs))}"])
-    os._exit(0)  # Beam's threads may linger
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Beam logs much, and adds a handler to the root logger when it is imported."""
-    root, beam = logging.getLogger(), logging.getLogger("apache_beam")
-    handler, level = logging.NullHandler(), beam.level
-    root.addHandler(handler)
-    beam.setLevel(logging.CRITICAL)
-    disabled = logging.root.manager.disable
-    try:
-        logging.disable(logging.WARNING)
-        yield
-    finally:
-        logging.disable(disabled)
-        beam.setLevel(level)
-        root.removeHandler(handler)

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_info, example_serializer, naming, splits
 
-from mgjax.data import assembly, audio, build, datasets, sources
+from mgjax.data import assembly, audio, build, datasets, processes, sources
 from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.data.metadata import Metadata
 
@@ -400,7 +400,7 @@ class Counted:
 
 def _run_here(monkeypatch):
     """Runs without Beam, which pickles the maker, so that it can be watched."""
-    monkeypatch.setattr(assembly, "_run", lambda make, jobs, options: [make(job) for job in jobs])
+    monkeypatch.setattr(processes, "run", lambda make, jobs, options: [make(job) for job in jobs])
 
 
 def test_an_interrupted_build_goes_on(songs, alone, tmp_path, monkeypatch):
@@ -440,11 +440,11 @@ def test_a_corpus_is_replaced_only_on_request(folder, songs, tmp_path, monkeypat
 
 
 def test_workers_that_fail_are_told_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(assembly, "_run_process", lambda make, jobs, workers, log: log.write_text("a\nno space\n"))
+    monkeypatch.setattr(processes, "_run_process", lambda make, jobs, workers, log: log.write_text("a\nno space\n"))
     _write(tmp_path / "a.wav", 4000, 1, 2)
     with pytest.raises(CorpusError, match=r"the workers failed: no space. All they said is in .*workers.log"):
         _build(tmp_path, tmp_path / "corpus", workers=2)
-    monkeypatch.setattr(assembly, "_run_process", lambda *_: assembly._WORKER_DIED)
+    monkeypatch.setattr(processes, "_run_process", lambda *_: processes._WORKER_DIED)
     with pytest.raises(CorpusError, match="workers died 3 times before they finished a shard"):
         _build(tmp_path, tmp_path / "corpus", workers=2)
 

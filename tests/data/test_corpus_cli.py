@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mgjax import cli
-from mgjax.data import assembly, audio, build, corpus_writing, synthetic, tokenize
+from mgjax.data import audio, build, corpus_writing, processes, synthetic, tokenize
 from mgjax.data.assembly import Report
 from mgjax.data.corpus import Corpus, Description, describe_audio
 from mgjax.data.corpus_writing import Piece
@@ -32,7 +32,7 @@ def error_of(capsys):
 
 
 def test_build_and_inspect_a_folder(capsys, monkeypatch):
-    monkeypatch.setattr(assembly, "_run", lambda make, jobs, options: [make(job) for job in jobs])
+    monkeypatch.setattr(processes, "run", lambda make, jobs, options: [make(job) for job in jobs])
     for i in range(4):
         sound = np.random.default_rng(i).uniform(-0.5, 0.5, (8000 + 4000 * i, 1)).astype(np.float32)
         Path("music").mkdir(exist_ok=True)

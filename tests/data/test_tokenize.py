@@ -15,7 +15,7 @@ from mgjax.codec import codec as codec_module
 from mgjax.codec.codec import Codec
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import CodecConfig
-from mgjax.data import assembly, corpus_writing, tokenize
+from mgjax.data import corpus_writing, processes, tokenize
 from mgjax.data.corpus import Corpus, CorpusError, describe_audio
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.metadata import Metadata
@@ -180,7 +180,7 @@ def test_a_damaged_corpus_stops_it(sound, codec_source, tmp_path, monkeypatch):
     def damaged(self, *_):
         raise CorpusError("shard 0 cannot be read")
 
-    monkeypatch.setattr(assembly, "_run", lambda make, jobs, options: [make(job) for job in jobs])
+    monkeypatch.setattr(processes, "run", lambda make, jobs, options: [make(job) for job in jobs])
     monkeypatch.setattr(Corpus, "read", damaged)
     with pytest.raises(CorpusError, match="shard 0 cannot be read"):
         tokenize.tokenize(sound, tmp_path / "codes", codec_source)

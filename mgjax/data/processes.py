@@ -1,0 +1,145 @@
+"""Running one function on many jobs as an Apache Beam pipeline: here, in processes of this machine, or elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mgjax.data.corpus import CorpusError
+
+_ATTEMPTS = 3  # that a run in which nothing gets done is repeated, after a worker died
+_WORKER_DIED = 75  # exit status of the process that runs the workers
+
+
+def run(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str] = ()) -> None:
+    """Calls `make` for each job, as a pipeline with these options of Beam; with none, in this process."""
+    if not jobs:
+        return
+    with _quiet():
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+        local = ["--direct_running_mode=in_memory"]
+        # Named, because Beam's default first looks for another runner, which it would download.
+        runner = None if any(option.startswith("--runner") for option in options) else FnApiRunner()
+        pipeline = apache_beam.Pipeline(runner=runner, options=PipelineOptions([*(options or local)]))
+        # Without the shuffle all shards would go through one worker.
+        _ = pipeline | apache_beam.Create(jobs) | apache_beam.Reshuffle() | apache_beam.Map(make)
+        failure = None
+        try:
+            pipeline.run().wait_until_finish()
+        except Exception as error:
+            failure = error
+        if failure is not None:
+            # Beam makes errors of its own of those of its workers, even of Ctrl-C.
+            own = failure.__context__ if "[while running" in str(failure) else None
+            raise own or failure
+
+
+def run_apart(make: Callable[[Any], None], missing: Callable[[], Sequence[Any]], workers: int, log: Path) -> None:
+    """Calls `make` on several processes of this machine until no job is `missing` any more.
+
+    Beam's direct runner waits for ever when one of its processes dies. So it runs in a process of its own, which ends
+    as soon as that happens, and the jobs that are missing then are run by another.
+
+    Args:
+      make: Does a job. It is pickled.
+      missing: Gives the jobs that are not done.
+      workers: Processes.
+      log: Takes what they print.
+
+    Raises:
+      CorpusError: A job failed, or workers die again and again.
+    """
+    futile = 0
+    while jobs := missing():
+        status = _run_process(make, jobs, workers, log)
+        if status > 0 and status != _WORKER_DIED:  # below 0, it was killed itself
+            lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+            raise CorpusError(f"the workers failed: {lines[-1]}. All they said is in {log}")
+        futile = 0 if len(missing()) < len(jobs) else futile + 1
+        if futile == _ATTEMPTS:
+            raise CorpusError(
+                f"workers died {_ATTEMPTS} times before they finished a shard, perhaps for want of memory: try fewer "
+                f"workers. All they said is in {log}; what is done is kept"
+            )
+
+
+def _run_process(make: Callable[[Any], None], jobs: Sequence[Any], workers: int, log: Path) -> int:
+    """The exit status of a process that runs the workers; it and they end when this process does."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share what accelerator there is
+    }
+    command = [sys.executable, "-c", "from mgjax.data import processes; processes._serve()"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it died at once: the log says why
+                pickle.dump((make, list(jobs), workers), process.stdin)
+                process.stdin.flush()
+            return process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
+
+def _serve() -> None:
+    """What the process does that runs the workers."""
+    make, jobs, workers = pickle.load(sys.stdin.buffer)
+
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()
+        os.killpg(0, signal.SIGKILL)
+
+    def end_with_worker(failure: threading.ExceptHookArgs) -> None:
+        sys.__excepthook__(failure.exc_type, failure.exc_value, failure.exc_traceback)
+        if failure.thread is not None and failure.thread.name == "run_worker":  # Beam's, one for each worker
+            os._exit(_WORKER_DIED)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.excepthook = end_with_worker
+    status = 1
+    try:
+        run(make, jobs, ["--direct_running_mode=multi_processing", f"--direct_num_workers={min(workers, len(jobs))}"])
+        status = 0
+    except Exception as error:
+        traceback.print_exc()
+        # What a worker says comes as one text, its error last, with Beam's name for the step behind it.
+        print(str(error).strip().split("\n")[-1].partition(" [while running")[0], file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)  # Beam's threads may linger
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Beam logs much, and adds a handler to the root logger when it is imported."""
+    root, beam = logging.getLogger(), logging.getLogger("apache_beam")
+    handler, level = logging.NullHandler(), beam.level
+    root.addHandler(handler)
+    beam.setLevel(logging.CRITICAL)
+    disabled = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        yield
+    finally:
+        logging.disable(disabled)
+        beam.setLevel(level)
+        root.removeHandler(handler)
