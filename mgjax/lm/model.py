@@ -43,8 +43,7 @@ class LM(nn.Module):
 
     `dtype` is the type of activations and cache (the parameters' own where None); positions, norms, attention weights
     and logits are float32 always. `scan_layers` is the training form, over parameters with their layers stacked (see
-    stack.py); it predicts whole sequences, and neither initialises nor generates. `remat`, one of REMAT, says what is
-    stored for the backward pass.
+    stack.py), which cannot generate. `remat`, one of REMAT, says what is stored for the backward pass.
     """
 
     config: LMConfig

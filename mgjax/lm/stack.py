@@ -12,10 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from mgjax.config import LMConfig
-from mgjax.lm.transformer import KeyValue, Layer
+from mgjax.lm.transformer import Index, KeyValue, Layer
 
 # What the backward pass finds stored of each layer, besides its input: all of it, the results of its products with
 # weights (attention is computed again), or nothing.
@@ -27,10 +27,15 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 
 
 class Stack(nn.Module):
-    """All layers, over stacked parameters. It does not initialise them: that is done layer by layer, then stacked."""
+    """All layers, over stacked parameters."""
 
     config: LMConfig
     remat: str = "none"
+
+    def setup(self):
+        if self.is_initializing():
+            for name, tree in self._initial(self.make_rng("params")).items():
+                self.put_variable("params", name, tree)
 
     def __call__(
         self,
@@ -57,10 +62,24 @@ class Stack(nn.Module):
 
         return jax.vmap(one)(self._params)
 
+    def _initial(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """New parameters of all layers, each as it initialises itself, in one program for all."""
+        dim = self.config.dim
+
+        def touch_all(layer: Layer) -> None:
+            memory = layer.cross_attn.project(jnp.zeros((1, 1, dim))) if self.config.cross_attention else None
+            there = jnp.ones((1, 1), bool)
+            layer(jnp.zeros((1, 1, dim)), there[None, None], memory, there, None, 0)
+
+        def one(index: Index, key: Key[Array, ""]) -> dict[str, Any]:
+            return Layer(self.config, index, parent=None).init(key, method=touch_all)["params"]
+
+        count = self.config.num_layers
+        return jax.vmap(one)(jnp.arange(count), jax.random.split(key, count))
+
     @property
     def _layer(self) -> Layer:
-        # The index of a layer matters only to its initialisation.
-        return Layer(self.config, 0, parent=None)
+        return Layer(self.config, 0, parent=None)  # whatever its index
 
     @property
     def _params(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mgjax.config import LMConfig
 from mgjax.nn import Dense, LayerNorm, attention, symmetric_uniform
 
+Index = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
+
 
 class KeyValue(NamedTuple):
     """Keys and values of one layer: what a self-attention cache holds, and what a condition turns into."""
@@ -38,7 +40,7 @@ class SelfAttention(nn.Module):
     """Causal self-attention, over its own input or over a cache that it first writes into."""
 
     config: LMConfig
-    layer: int
+    layer: Index
 
     @nn.compact
     def __call__(
@@ -77,7 +79,7 @@ class CrossAttention(nn.Module):
     """Attention to a condition, whose keys and values are computed once by `project`."""
 
     config: LMConfig
-    layer: int
+    layer: Index
 
     def setup(self):
         dim, heads = self.config.dim, (self.config.num_heads, self.config.head_dim)
@@ -98,7 +100,7 @@ class FeedForward(nn.Module):
     """Two matrices around an exact (erf) GELU."""
 
     config: LMConfig
-    layer: int
+    layer: Index
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -112,7 +114,7 @@ class Layer(nn.Module):
     """x + self-attention, x + cross-attention, x + feed-forward, each of a normalised x."""
 
     config: LMConfig
-    layer: int
+    layer: Index
 
     def setup(self):
         self.self_norm = LayerNorm()
@@ -139,7 +141,7 @@ class Layer(nn.Module):
         return x + self.ffn(self.ffn_norm(x)), memory
 
 
-def residual_init(layer: int, in_axis: int | tuple[int, ...] = 0) -> nn.initializers.Initializer:
+def residual_init(layer: Index, in_axis: int | tuple[int, ...] = 0) -> nn.initializers.Initializer:
     """The published initialisation of a matrix in a layer: truncated normal, narrower with depth.
 
     Standard deviation 1 / sqrt(fan_in) before the cut at three deviations, divided by sqrt(2 (layer + 1)).

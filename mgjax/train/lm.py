@@ -222,8 +222,8 @@ class _Step:
 
     def init(self, key: Array, pretrained: Any = None) -> TrainState:
         """The state before the first update: the published initialisation, or the weights to go on from."""
-        lm = initial(self.model.lm, key) if pretrained is None else pretrained["lm"]
-        params = {"lm": stack_layers(lm) if self.config.scan_layers else lm}
+        stacked = initial(self.model.lm, key) if pretrained is None else stack_layers(pretrained["lm"])
+        params = {"lm": stacked if self.config.scan_layers else unstack_layers(stacked)}
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -248,7 +248,7 @@ class _Step:
         average = None if state.average is None else state.average.update(config, params, step)
         metrics = {
             "loss": value,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": optim.schedule(config, self.config.loop.steps)(state.step),
         }
         for k, one in enumerate(sums / jnp.maximum(counts, 1.0)):
@@ -348,7 +348,7 @@ class _Step:
 
 
 def initial(config: LMConfig, key: Array) -> dict[str, Any]:
-    """New weights of a language model, layer by layer."""
+    """New weights of a language model, its layers stacked."""
 
     def touch_all(module: LM) -> Array:
         text = None
@@ -356,7 +356,7 @@ def initial(config: LMConfig, key: Array) -> dict[str, Any]:
             text = Condition(jnp.zeros((1, 1, config.text_dim)), jnp.ones((1, 1), bool))
         return module(jnp.zeros((1, 1, config.num_codebooks), jnp.int32), module.context(text))
 
-    return LM(config).init(key, method=touch_all)["params"]
+    return LM(config, scan_layers=True).init(key, method=touch_all)["params"]
 
 
 def weights_of(state: TrainState) -> dict[str, Any]:

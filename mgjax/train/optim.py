@@ -219,7 +219,7 @@ class Average:
 
         def taken(average: Average) -> Average:
             count = config.average_decay * average.count + 1
-            mixed = jax.tree.map(lambda old, new: old + (new - old) / count, average.weights, weights)
+            mixed = jax.tree.map(lambda old, new: (1 - 1 / count) * old + new / count, average.weights, weights)
             return Average(mixed, count)
 
         return jax.lax.cond(jnp.asarray(step) % config.average_every == 0, taken, lambda average: average, self)

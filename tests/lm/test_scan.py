@@ -32,7 +32,7 @@ def largest_difference(a, b):
     return max(jax.tree.leaves(shares))
 
 
-@pytest.fixture(scope="module", params=["cross", "none"])
+@pytest.fixture(scope="module")
 def unrolled(request):
     """The parameters, the condition, and what the plain model makes of them."""
     condition = text([3, 6], 8) if request.param == "cross" else None
@@ -43,7 +43,10 @@ def unrolled(request):
     return module.config, params, condition, value_and_gradient(module, params, TOKENS, condition)
 
 
-@pytest.mark.parametrize(("scan", "remat"), [(True, "none"), (True, "dots"), (True, "full"), (False, "full")])
+FORMS = [("cross", True, "none"), ("cross", True, "dots"), ("cross", False, "full"), ("none", True, "full")]
+
+
+@pytest.mark.parametrize(("unrolled", "scan", "remat"), FORMS, indirect=["unrolled"])
 def test_other_forms_predict_and_learn_the_same(unrolled, scan, remat):
     config, params, condition, ((value, logits), gradient) = unrolled
     given = stack_layers(params) if scan else params
@@ -96,3 +99,22 @@ def test_half_precision_compute_learns_in_float32(unrolled):
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
     assert 1e-4 < largest_difference(gradient, exact) < 0.1  # measured 0.017
+
+
+def test_new_weights_are_those_of_single_layers():
+    """Of the same shapes, narrower with depth where a matrix is a linear layer, and of each layer its own."""
+    module, params = make(dim=128, num_layers=3, ffn_dim=512)
+
+    def initialise(module):
+        return module(TOKENS, module.context(text([3, 6], 8)))
+
+    made = jax.jit(lambda key: LM(module.config, scan_layers=True).init(key, method=initialise))(jax.random.key(0))
+    layers = made["params"]["layers"]
+    assert jax.tree.map(jnp.shape, unstack_layers(made["params"])) == jax.tree.map(jnp.shape, params)
+    for i in range(3):
+        spread = 128**0.5 * float(np.std(layers["self_attn"]["out"]["kernel"][i]))
+        assert spread == pytest.approx(0.986 * (2 * (i + 1)) ** -0.5, rel=0.03)
+        spread = 128**0.5 * float(np.std(layers["cross_attn"]["kv"]["kernel"][i]))
+        assert spread == pytest.approx(3**-0.5, rel=0.03)
+    first, second = layers["self_attn"]["qkv"]["kernel"][:2]
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.02

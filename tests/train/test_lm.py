@@ -1,0 +1,220 @@
+"""Training of a toy language model: what is learned, and that what is saved is what was trained."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mgjax
+from mgjax.config import ConfigError
+from mgjax.data import corpus_writing
+from mgjax.data.corpus import Corpus, Description
+from mgjax.data.metadata import Metadata
+from mgjax.data.pipeline import DataConfig
+from mgjax.data.prompts import TextConfig
+from mgjax.initialize import DEBUG, random_variables
+from mgjax.lm.model import LM
+from mgjax.train import baselines, lm, start
+from mgjax.train.optim import OptimConfig
+from mgjax.train.task import LoopConfig
+
+RUN = lm.LMRun(
+    lm=dataclasses.replace(DEBUG.lm, text_dim=None),
+    codec="debug",
+    data=DataConfig(batch_size=8, segment_seconds=0.5, num_threads=0, prefetch=1),
+    text=TextConfig(max_tokens=16),
+    optim=OptimConfig(learning_rate=0.01, schedule="constant", warmup_steps=0, average_every=1),
+    loop=LoopConfig(steps=30, log_every=10, eval_every=0, show_every=0, save_every=100),
+    prompts=(),
+)
+TEXTS = ["slow waltz", None, "fast"]
+LENGTHS = [25, 9, 9]
+
+
+def codes(rows=3, frames=25, books=4, seed=0):
+    return np.random.default_rng(seed).integers(0, 64, (rows, frames, books)).astype(np.int32)
+
+
+def made(config, kind="tokens"):
+    """The parts of a model, its task, and a state with random weights, on one device."""
+    begun = lm.begin(config)
+    task = lm.task(config, begun, kind)
+    weights = begun.lm or random_variables(begun.config)["lm"]  # the published initialisation takes long to compile
+    return begun, task, jax.jit(task.init)(jax.random.key(0), {"lm": weights})
+
+
+def validated(task, state, batch):
+    sums = jax.device_get(jax.jit(task.eval_step)(state, task.frozen, batch))
+    return {name: sum.value() for name, sum in sums.items()}
+
+
+@pytest.mark.parametrize("fuse", ["cross", "prefix"])
+def test_what_is_loaded_predicts_as_what_was_validated(fuse, tmp_path):
+    """The validation's numbers, from the logits of the model that was saved, codebook by codebook in numpy."""
+    text_lm = dataclasses.replace(DEBUG.lm, text_fuse=fuse)
+    begun, task, state = made(dataclasses.replace(RUN, lm=text_lm, text_encoder="debug"))
+    batch = {"codes": codes(), "num_frames": np.array(LENGTHS, np.int32)}
+    batch["text_ids"], batch["text_mask"] = begun.tokenizer().encode(TEXTS)
+    found = validated(task, state, batch)
+    task.save(state, tmp_path / "model")
+    model = mgjax.load(tmp_path / "model")
+
+    lost = [[] for _ in range(4)]
+    for row, (text, length) in enumerate(zip(TEXTS, LENGTHS, strict=True)):
+        logits = np.asarray(model.logits(batch["codes"][row, :length], text)[0], np.float64)
+        chances = np.exp(logits - logits.max(-1, keepdims=True))
+        chances /= chances.sum(-1, keepdims=True)
+        for k in range(4):  # codebook k comes k steps late, and its last k frames of 25 are not learned
+            frames = np.arange(min(length, 25 - k))
+            lost[k] += list(-np.log(chances[frames, k, batch["codes"][row, frames, k]]))
+    for k in range(4):
+        assert found[f"cross_entropy_{k + 1}"] == pytest.approx(np.mean(lost[k]), rel=1e-5)  # measured 8.3e-8
+        assert found[f"perplexity_{k + 1}"] == pytest.approx(np.exp(np.mean(lost[k])), rel=1e-5)
+    assert found["cross_entropy"] == pytest.approx(np.mean([np.mean(one) for one in lost]), rel=1e-5)
+    home = json.loads((tmp_path / "model" / "provenance.json").read_text())
+    assert home["codec"]["hash"] == model.codec.hash
+    assert home["text_encoder"]["hash"] == begun.text_hash
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Pieces in which each frame follows from the one before: every code is 3 more, from any first frame."""
+    rng = np.random.default_rng(0)
+    description = Description(
+        kind="tokens", sample_rate=32_000, channels=1, frame_rate=50.0, num_codebooks=4, codebook_size=64,
+        codec_source="debug", codec_hash=mgjax.load_codec("debug").hash,
+    )  # fmt: skip
+
+    def pieces(count):
+        for i in range(count):
+            content = (rng.integers(0, 64, 4) + 3 * np.arange(60)[:, None]) % 64
+            yield corpus_writing.Piece(f"piece {i}", Metadata(description="a scale"), content.astype(np.uint16))
+
+    directory = tmp_path_factory.mktemp("corpus") / "scales"
+    corpus_writing.write(directory, description, {"train": list(pieces(24)), "valid": list(pieces(8))})
+    return directory
+
+
+def on(corpus, **changes):
+    return dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, corpora=(str(corpus),)), **changes)
+
+
+def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
+    """On a mesh of 2 x 2 x 2: better than what does not look back, on pieces that it has not seen."""
+    state = lm.run(on(corpus, loop=dataclasses.replace(RUN.loop, data=2, fsdp=2, model=2)), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    valid = lines[-1]["values"]
+    counts = [baselines.token_counts(Corpus.open(corpus, split)) for split in ("train", "valid")]
+    unigram = baselines.unigram(*counts)
+    assert np.abs(unigram - baselines.uniform(64)).max() < 0.01  # each code is as likely as any other
+    for k in range(4):
+        assert valid[f"cross_entropy_{k + 1}"] < 0.9 * unigram[k]
+    trained = lm.weights_of(state)["lm"]
+    assert trained["layers"]["ffn"]["up"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "model")
+    saved = mgjax.load(tmp_path / "model")
+    assert saved.config.window_seconds == 0.5
+    kernel = saved._params["lm"]["layer1"]["ffn"]["up"]["kernel"]
+    assert np.array_equal(kernel, np.asarray(trained["layers"]["ffn"]["up"]["kernel"])[1])
+
+
+def test_parts_of_a_batch_are_weighed_by_what_they_hold():
+    """The loss of an update in two parts, of 28 and of 34 frames, is that of the whole batch."""
+    config = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, accumulate=2))
+    _, task, state = made(config)
+    batch = {"codes": codes(rows=4), "num_frames": np.array([25, 25, 3, 9], np.int32)}
+    whole = validated(task, state, batch)
+    after, metrics = jax.jit(task.train_step)(state, task.frozen, batch)
+    assert metrics["loss"] == pytest.approx(whole["cross_entropy"], rel=1e-6)
+    for k in range(1, 5):
+        assert metrics[f"cross_entropy_{k}"] == pytest.approx(whole[f"cross_entropy_{k}"], rel=1e-6)
+    assert after.step == 1
+    jax.tree.map(np.testing.assert_array_equal, after.average.value(), after.params)  # the first is all there is
+
+
+def test_training_on_stereo_audio_is_training_on_its_codes():
+    """With the codec in the step, left and right coded apart; a mono model to go on from becomes a stereo model."""
+    config = dataclasses.replace(RUN, lm=None, init="debug", codec=None, channels=2)
+    begun, task, state = made(config, "audio")
+    audio = np.random.default_rng(0).normal(size=(3, 15_700, 2)).astype(np.float32) / 4
+    texts = dict(zip(("text_ids", "text_mask"), begun.tokenizer().encode(TEXTS), strict=True))
+    lengths = np.array([15_700, 6_000, 1], np.int32)
+    heard = validated(task, state, {"audio": audio, "num_samples": lengths} | texts)
+    frames = np.array([25, 10, 1], np.int32)
+    read = validated(task, state, {"codes": begun.codec.encode(audio), "num_frames": frames} | texts)
+    assert heard == pytest.approx(read, rel=1e-6)
+    assert "cross_entropy_8" in read
+
+
+def test_a_mono_model_becomes_a_stereo_model():
+    """Left and right are predicted alike. With embeddings of half the size, left equal to right is heard as mono."""
+    variables = random_variables(DEBUG, place=lambda path, array: array)["lm"]
+    config, params = start.to_stereo(DEBUG.lm, variables)
+    assert config.delays == (0, 0, 1, 1, 2, 2, 3, 3)
+    half = params | {"embed": {"embedding": params["embed"]["embedding"] / 2}}
+
+    @jax.jit
+    def both(mono, stereo, tokens):
+        def logits(config, params, tokens):
+            module = LM(config)
+            context = module.apply({"params": params}, None, batch=2, method="context")
+            return module.apply({"params": params}, tokens, context)
+
+        return logits(DEBUG.lm, mono, tokens), logits(config, stereo, jnp.repeat(tokens, 2, axis=2))
+
+    mono, stereo = both(variables, half, jnp.asarray(codes(rows=2, frames=7)))
+    assert np.array_equal(stereo[:, :, 0::2], stereo[:, :, 1::2])
+    assert np.abs(stereo[:, :, 0::2] - mono).max() < 1e-5  # measured 9.5e-7
+
+
+def test_model_operations():
+    """6 for each weight of a product and each code step, and for each pair of steps that attention compares."""
+    begun, task, _ = made(RUN)
+    found = task.flops({"codes": codes(rows=3), "num_frames": np.array([25, 25, 25], np.int32)})
+    d, f, steps = 32, 64, 25
+    weights = 2 * (4 * d * d + 2 * d * f) + d * 4 * 64
+    assert found == 3 * (6 * weights * steps + 2 * 12 * d * steps * steps)
+    assert begun.config.lm.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": None}, "give lm and codec"),
+        ({"init": "debug", "codec": None}, "leave lm out"),
+        ({"lm": dataclasses.replace(RUN.lm, num_chroma=12)}, "melody models"),
+        ({"lm": DEBUG.lm}, "reads text of width 16, the text encoder gives None"),
+        ({"channels": 2}, "writes 4 codebooks, but the codec reads 2 x 4"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        lm.begin(dataclasses.replace(RUN, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, "dtype must be one of"),
+        ({"remat": "some"}, "remat must be one of"),
+        ({"channels": 3}, "channels must be one of"),
+        ({"window_seconds": 0.0}, "window_seconds must be above 0"),
+        ({"optim": OptimConfig(accumulate=3)}, "must divide data.batch_size"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(RUN, **changes)
+
+
+def test_codes_of_another_codec_are_refused(tmp_path):
+    description = Description(
+        kind="tokens", sample_rate=32_000, channels=1, frame_rate=50.0, num_codebooks=4, codebook_size=64,
+        codec_source="elsewhere", codec_hash="0123456789ab",
+    )  # fmt: skip
+    piece = corpus_writing.Piece("piece", Metadata(), codes()[0].astype(np.uint16))
+    corpus_writing.write(tmp_path / "corpus", description, {"train": [piece], "valid": [piece]})
+    with pytest.raises(ConfigError, match="made with another codec"):
+        lm.run(on(tmp_path / "corpus"), tmp_path / "run")
