@@ -26,9 +26,9 @@ LEVELS = [
     ["nn", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],
     ["lm.*"],
-    ["checkpoint interop.*", "data.corpus data.prompts data.pipeline", "evaluate.*"],
+    ["checkpoint interop.*", "data.corpus data.corpus_writing data.prompts data.pipeline", "evaluate.*"],
     ["api checks formats initialize __init__"],
-    ["train.*", "data.build data.tokenize"],
+    ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize"],
     ["cli cli.*"],
 ]
 
