@@ -16,7 +16,7 @@ from mgjax.cli import terminal
 
 _LOOKED_AT = 1000  # pieces, at most, that `inspect` reads
 _TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
-_SYNTHETIC = ("symusic", "pretty_midi")
+_SYNTHETIC = ("pretty_midi",)
 
 
 def add_command(commands: Any) -> None:

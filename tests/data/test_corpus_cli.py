@@ -174,7 +174,7 @@ def test_the_command_line_is_checked(capsys, argv):
     [
         ("build a b", "apache_beam", "this needs apache_beam, not installed here; run: pip install 'mgjax[train]'"),
         ("inspect a", "array_record", "pip install 'mgjax[train]'"),
-        ("synthesize a", "symusic", "pip install 'mgjax[synthetic]'"),
+        ("synthesize a", "pretty_midi", "pip install 'mgjax[synthetic]'"),
     ],
 )
 def test_a_missing_extra_is_named(capsys, monkeypatch, argv, missing, advice):
