@@ -5,7 +5,7 @@
 The same command goes on where a run in that folder was stopped. `configs/codec.py` says what there is to run.
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mgjax.cli import terminal
@@ -15,6 +15,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The folder for checkpoints, curv
 
 
 def main(_: list[str]) -> int:
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every step that it takes
     from mgjax.train import codec
     from mgjax.train.configs import from_config_dict
 
