@@ -29,7 +29,7 @@ LEVELS = [
     ["checkpoint interop.*", "data.corpus data.corpus_writing data.prompts data.pipeline", "evaluate.*"],
     ["api checks formats initialize __init__"],
     ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize"],
-    ["cli cli.*"],
+    ["cli cli.* __main__"],
 ]
 
 # Families that may use less than all that is below them: only these levels, and these modules.
@@ -37,7 +37,7 @@ NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"]
 
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
-    "train": "train.* data.corpus data.build data.tokenize data.pipeline",
+    "train": "train.* data.corpus data.corpus_writing data.datasets data.pipeline data.processes",
     "synthetic": "data.synthetic.*",
 }
 
