@@ -244,12 +244,13 @@ class _Step:
 
         value, sums, gradient = optim.gradients(loss, state.params, pieces, config.accumulate)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+        rate = optim.learning_rate(config, self.config.loop.steps, optimizer, state.step)
         params, step = optax.apply_updates(state.params, updates), state.step + 1
         average = None if state.average is None else state.average.update(config, params, step)
         metrics = {
             "loss": value,
             "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": optim.schedule(config, self.config.loop.steps)(state.step),
+            "learning_rate": rate,
         }
         for k, one in enumerate(sums / jnp.maximum(counts, 1.0)):
             metrics[f"cross_entropy_{k + 1}"] = one
@@ -314,7 +315,8 @@ class _Step:
 
     def show(self, state: TrainState, batch: Batch) -> dict[str, Sound]:
         """Music that the averaged weights make of the run's prompts."""
-        model = MusicGen(self.checkpoint(state, self.config.dtype))
+        weights = self.checkpoint(state, self.config.dtype)
+        model = MusicGen(dataclasses.replace(weights, variables=jax.tree.map(jnp.asarray, weights.variables)))
         texts = [text if self.model.text else None for text in self.config.prompts]
         sampling = model.config.sampling
         if not any(texts):
@@ -329,9 +331,10 @@ class _Step:
         if jax.process_index() == 0:
             write_model(directory, model)
             config, begun = self.config, self.begun
+            text = {"source": config.text_encoder or config.init, "hash": begun.text_hash}
             home = {
                 "codec": {"source": config.codec or config.init, "hash": begun.codec.hash},
-                "text_encoder": {"source": config.text_encoder or config.init, "hash": begun.text_hash},
+                "text_encoder": text if begun.text is not None else None,
                 "init": config.init,
                 "corpora": list(config.data.corpora),
                 "updates": int(state.step),
@@ -339,12 +342,12 @@ class _Step:
             (Path(directory) / _HOME).write_text(json.dumps(home, indent=2) + "\n")
 
     def checkpoint(self, state: TrainState, dtype: str = "float32") -> Checkpoint:
-        """The model with the averaged weights, on this process alone."""
+        """The model with the averaged weights, as numpy has them: on this process alone."""
         lm = jax.tree.map(lambda leaf: _on_host(leaf).astype(dtype), weights_of(state)["lm"])
         variables = {"lm": unstack_layers(lm) if self.config.scan_layers else lm, "codec": self.begun.codec.variables}
         if self.begun.text is not None:
             variables["text"] = self.begun.text
-        return Checkpoint(self.model, jax.tree.map(jnp.asarray, variables), self.begun.tokenizer_files)
+        return Checkpoint(self.model, variables, self.begun.tokenizer_files)
 
 
 def initial(config: LMConfig, key: Array) -> dict[str, Any]:

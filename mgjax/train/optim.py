@@ -137,6 +137,11 @@ def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     return optax.chain(clip, update)
 
 
+def learning_rate(config: OptimConfig, total_steps: int, state: Any, step: Array | int) -> Float[Array, ""]:
+    """The learning rate of update number `step`, with what the optimiser whose `state` it is has found out about it."""
+    return schedule(config, total_steps)(step) * optax.tree.get(state, "estim_lr", jnp.float32(1))
+
+
 def _ready_to_rest(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same D-Adaptation or Prodigy, for schedules that begin at 0.
 

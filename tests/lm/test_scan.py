@@ -89,16 +89,20 @@ def test_stacking_and_back():
 
 @pytest.mark.parametrize("unrolled", ["cross"], indirect=True)
 def test_half_precision_compute_learns_in_float32(unrolled):
-    """Activations in bfloat16, over float32 weights: logits and gradients are float32, and close."""
-    config, params, condition, _ = unrolled
-    params = jax.tree.map(lambda x: x / 3 if x.ndim > 1 else x, params)
-    given = stack_layers(params)
-    _, exact = value_and_gradient(LM(config, scan_layers=True), given, TOKENS, condition)
+    """Activations in bfloat16, over float32 weights: logits and gradients are float32, and the logits are close."""
+    config, params, condition, ((_, exact), _) = unrolled
     half = LM(config, jnp.dtype("bfloat16"), scan_layers=True)
-    (_, logits), gradient = value_and_gradient(half, given, TOKENS, condition)
-    assert logits.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
-    assert 1e-4 < largest_difference(gradient, exact) < 0.1  # measured 0.017
+    given = stack_layers(params)
+    shapes = jax.eval_shape(functools.partial(value_and_gradient, half), given, TOKENS, condition)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+    @jax.jit
+    def logits(params):
+        told = half.apply({"params": params}, condition, batch=2, method="context")
+        return half.apply({"params": params}, TOKENS, told)
+
+    difference = np.abs(logits(given) - exact).mean() / np.std(exact)
+    assert 1e-3 < difference < 0.1  # measured 0.016
 
 
 def test_new_weights_are_those_of_single_layers():

@@ -169,6 +169,13 @@ def test_a_mono_model_becomes_a_stereo_model():
     assert np.abs(stereo[:, :, 0::2] - mono).max() < 1e-5  # measured 9.5e-7
 
 
+def test_prompts_are_played():
+    config = dataclasses.replace(RUN, prompts=("a waltz", "techno"), prompt_seconds=0.1, dtype="bfloat16")
+    _, task, state = made(config)
+    sounds = task.show(state, {})
+    assert [(sound.audio.shape, sound.sample_rate) for sound in sounds.values()] == [((3200, 1), 32_000)] * 2
+
+
 def test_model_operations():
     """6 for each weight of a product and each code step, and for each pair of steps that attention compares."""
     begun, task, _ = made(RUN)

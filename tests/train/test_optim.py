@@ -108,6 +108,7 @@ def test_optimisers_that_find_their_rate(name):
     assert np.array_equal(trail[0], start)
     assert np.abs(x - target).max() < 0.01  # measured 7e-4 and 6e-6
     assert state[1].estim_lr > 0.1
+    assert optim.learning_rate(config, 300, state, 5) == state[1].estim_lr  # the highest, right after the warm-up
 
 
 def test_the_average_is_that_of_the_published_recipe():
