@@ -192,8 +192,6 @@ def _clear(directory: Path) -> None:
 def _make_shard(directory: Path, description: Description, maker: Maker, job: Job) -> None:
     """Makes one shard and its part; runs on a worker."""
     work = directory / "unfinished"
-    if _part_path(work, job).exists():
-        return
     skipped = []
 
     def pieces() -> Iterator[Piece]:
