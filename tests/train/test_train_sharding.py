@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_task
@@ -19,6 +20,7 @@ from mgjax.train import codec, lm
 from mgjax.train.loop import LoopConfig, fit
 from mgjax.train.optim import OptimConfig
 from mgjax.train.programs import Programs
+from mgjax.train.state import TrainState
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "model": (1, 1, 8)}
 
@@ -175,3 +177,18 @@ def test_a_run_goes_on_over_other_devices(tmp_path):
     for one, other in zip(eight, four, strict=True):
         assert one == pytest.approx(other, rel=1e-5)  # measured 1.4e-7
     assert eight[4:] != four[4:]  # they were not copied
+
+
+def test_a_state_is_made_where_it_belongs():
+    def init(key):
+        weights = {"lm": {"ffn": {"up": {"kernel": jax.random.normal(key, (16, 16))}}}}
+        return TrainState(jnp.int32(0), weights, (), weights, {})
+
+    programs = Programs(
+        dataclasses.replace(toy_task.task(), init=init), LoopConfig(), sharding.make_mesh(data=2, fsdp=4)
+    )
+    state = programs.init()
+    for leaf in (state.params, state.average):
+        kernel = leaf["lm"]["ffn"]["up"]["kernel"]
+        assert kernel.sharding.spec == P("fsdp", "model")
+        assert kernel.addressable_shards[0].data.shape == (4, 16)
