@@ -60,15 +60,23 @@ def eight_by_1024(config: ConfigDict) -> None:
 def mini(config: ConfigDict) -> None:
     """A codec that two CPU cores can train: 16 kHz, 50 frames a second of 4 codes out of 512, 1.8 kb/s."""
     config.model.sample_rate = 16_000
-    config.model.num_filters = 16
+    config.model.num_filters = 8
     config.model.ratios = (8, 5, 4, 2)
     config.model.num_lstm_layers = 1
     config.model.latent_dim = 64
     config.model.codebook_size = 512
     config.model.bandwidths = (1.8,)
-    config.discriminator.stft_filters = 8
+    config.discriminator.stft_filters = 16
+    config.discriminator.stft_sizes = (512,)
+    config.discriminator.start = 1000
+    config.optim.learning_rate = 1e-3
     config.data.batch_size = 8
-    config.loop.steps = 20_000
+    config.data.valid_rounds = 8
+    config.loop.steps = 3000
+    config.loop.log_every = 20
+    config.loop.eval_every = 250
+    config.loop.save_every = 250
+    config.loop.show_every = 1000
 
 
 def debug(config: ConfigDict) -> None:

@@ -1,0 +1,84 @@
+"""From nothing to music, by the commands that a user types: synthesize, build, train, tokenize, train, generate."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mgjax
+from mgjax.data import audio
+
+ROOT = Path(__file__).parents[1]
+
+CODEC = """
+model.sample_rate=16000 model.ratios=(8,5,4,2) model.codebook_size=32 model.num_lstm_layers=1
+discriminator.stft_sizes=(256,) discriminator.start=10 optim.learning_rate=2e-3 data.batch_size=4 data.num_threads=1
+loop.steps=60 loop.log_every=5 loop.eval_every=30 loop.save_every=30 loop.show_every=60
+"""
+LM = """
+lm.codebook_size=32 data.batch_size=8 data.num_threads=1 text.max_tokens=64
+loop.steps=60 loop.log_every=5 loop.eval_every=30 loop.save_every=30 loop.show_every=60 optim.learning_rate=1e-2
+"""
+
+
+def run(folder, *command):
+    """Runs a command as a user would, on one device."""
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    words = [str(word) for word in command]
+    result = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result
+
+
+def train(folder, kind, workdir, settings, *more):
+    flags = [f"--config.{setting}" for setting in [*settings.split(), *more]]
+    config = f"--config={ROOT}/configs/{kind}.py:debug"
+    run(folder, ROOT / "launch" / f"train_{kind}.py", config, f"--workdir={workdir}", *flags)
+    return [json.loads(line) for line in (folder / workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def values(lines, split, name):
+    return [line["values"][name] for line in lines if line["split"] == split]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("end-to-end")
+
+
+def test_from_nothing_to_music(folder):
+    corpus = ("-m", "mgjax", "corpus")
+    run(folder, *corpus, "synthesize", "music", "--hours", "0.05", "--sample-rate", "16000")
+    run(folder, *corpus, "build", "music", "sound", "--sample-rate", "16000", "--valid", "0.2")
+
+    lines = train(folder, "codec", "codec", CODEC, "data.corpora=('sound',)")
+    mel = values(lines, "train", "mel")
+    assert np.mean(mel[-3:]) < 0.6 * mel[0]
+    distance = values(lines, "valid", "mel_distance")
+    assert distance[-1] < distance[0]
+    usage = [values(lines, "valid", f"usage_{k}")[-1] for k in range(1, 5)]
+    assert min(usage) > 0.5, usage
+
+    run(folder, *corpus, "tokenize", "sound", "tokens", "--codec", "codec/best")
+    assert "4 codebooks" in run(folder, *corpus, "inspect", "tokens").stdout
+
+    lines = train(folder, "lm", "lm", LM, "codec=codec/best", "data.corpora=('tokens',)")
+    loss = values(lines, "train", "loss")
+    assert loss[0] == pytest.approx(np.log(32), abs=0.6)
+    assert np.mean(loss[-3:]) < loss[0] - 0.4
+    held_out = values(lines, "valid", "cross_entropy")
+    assert held_out[-1] < np.log(32) - 0.3
+
+    run(folder, "-m", "mgjax", "generate", "a slow waltz", "--model", "lm/best", "--seconds", "1", "--out", "waltz.wav")
+    music, rate = audio.read(folder / "waltz.wav")
+    assert (rate, music.shape) == (16000, (16000, 1))
+    assert np.abs(music).max() > 1e-3
+
+    model = mgjax.load(folder / "lm" / "best")
+    assert model.codec.hash == mgjax.load_codec(folder / "codec" / "best").hash
+    again = model.codec.decode(model.codec.encode(music, sample_rate=rate))
+    assert again.shape == (1, 16000, 1)
