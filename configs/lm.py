@@ -97,13 +97,17 @@ def mini(config: ConfigDict) -> None:
         LMConfig(dim=256, num_layers=4, num_heads=4, ffn_dim=1024, codebook_size=512, text_dim=16)
     )
     config.text_encoder = "debug"
-    config.data.batch_size = 16
+    config.data.batch_size = 8
     config.data.segment_seconds = 8.0
-    config.text.max_tokens = 64
+    config.data.valid_rounds = 2
+    config.text.max_tokens = 256  # of bytes
     config.optim.learning_rate = 1e-3
-    config.optim.warmup_steps = 200
-    config.loop.steps = 10_000
-    config.scan_layers = False
+    config.optim.warmup_steps = 100
+    config.loop.steps = 1200
+    config.loop.log_every = 20
+    config.loop.eval_every = 100
+    config.loop.save_every = 100
+    config.loop.show_every = 600
 
 
 def debug(config: ConfigDict) -> None:
@@ -113,7 +117,7 @@ def debug(config: ConfigDict) -> None:
     config.text_encoder = "debug"
     config.data.batch_size = 4
     config.data.segment_seconds = 2.0
-    config.text.max_tokens = 32
+    config.text.max_tokens = 256  # of bytes
     config.optim.learning_rate = 3e-3
     config.optim.warmup_steps = 10
     config.prompt_seconds = 2.0

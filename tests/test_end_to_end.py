@@ -20,7 +20,7 @@ discriminator.stft_sizes=(256,) discriminator.start=10 optim.learning_rate=2e-3 
 loop.steps=60 loop.log_every=5 loop.eval_every=30 loop.save_every=30 loop.show_every=60
 """
 LM = """
-lm.codebook_size=32 data.batch_size=8 data.num_threads=1 text.max_tokens=64
+lm.codebook_size=32 data.batch_size=8 data.num_threads=1
 loop.steps=60 loop.log_every=5 loop.eval_every=30 loop.save_every=30 loop.show_every=60 optim.learning_rate=1e-2
 """
 
