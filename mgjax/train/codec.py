@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, Float, Int
 
 from mgjax.checkpoint import write_codec
@@ -25,10 +26,11 @@ from mgjax.config import CodecConfig, ConfigError
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.train import optim
-from mgjax.train.loop import LoopConfig, Task, fit
+from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.optim import Average, OptimConfig
 from mgjax.train.state import TrainState
+from mgjax.train.task import LoopConfig, Task
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -123,7 +125,7 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
         return validation_batches(corpora["valid"], config.data, shard=shard)
 
-    return fit(task(config), train_data, valid_data, config.loop, workdir)
+    return fit(task(config), train_data, valid_data, config.loop, workdir, run=config)
 
 
 def _check(corpus: Corpus, model: CodecConfig) -> None:
@@ -211,7 +213,7 @@ class _Step:
         counts = rvq_training.histogram(quantized.codes, config.model.codebook_size)
         metrics = values | {
             "commitment": commitment,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "perplexity": jnp.mean(rvq_training.perplexity(counts)),
         }
         return TrainState(
@@ -393,17 +395,16 @@ def products(function: Callable, *arguments: Any) -> float:
     def count(jaxpr: Any) -> float:
         total = 0.0
         for equation in jaxpr.eqns:
-            inner = [count(sub) for sub in jax.core.jaxprs_in_params(equation.params)]
+            inner = [count(sub) for sub in jaxprs_in_params(equation.params)]
             total += sum(inner) * equation.params.get("length", 1)
-            shape = equation.outvars[0].aval.shape
             if equation.primitive.name == "dot_general":
                 (contracted, _), _ = equation.params["dimension_numbers"]
                 left = equation.invars[0].aval.shape
-                total += 2.0 * np.prod(shape) * np.prod([left[axis] for axis in contracted])
+                total += 2.0 * equation.outvars[0].aval.size * np.prod([left[axis] for axis in contracted])
             elif equation.primitive.name == "conv_general_dilated":
                 numbers = equation.params["dimension_numbers"].rhs_spec
                 kernel = equation.invars[1].aval.shape
-                total += 2.0 * np.prod(shape) * np.prod([kernel[axis] for axis in numbers[1:]])
+                total += 2.0 * equation.outvars[0].aval.size * np.prod([kernel[axis] for axis in numbers[1:]])
         return total
 
     return count(jax.make_jaxpr(function)(*arguments).jaxpr)
