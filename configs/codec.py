@@ -66,13 +66,12 @@ def mini(config: ConfigDict) -> None:
     config.model.latent_dim = 64
     config.model.codebook_size = 512
     config.model.bandwidths = (1.8,)
-    config.discriminator.stft_filters = 16
+    config.discriminator.stft_filters = 8
     config.discriminator.stft_sizes = (512,)
-    config.discriminator.start = 1000
     config.optim.learning_rate = 1e-3
     config.data.batch_size = 8
     config.data.valid_rounds = 8
-    config.loop.steps = 3000
+    config.loop.steps = 2400
     config.loop.log_every = 20
     config.loop.eval_every = 250
     config.loop.save_every = 250

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 CODEC = """
 model.sample_rate=16000 model.ratios=(8,5,4,2) model.codebook_size=32 model.num_lstm_layers=1
-discriminator.stft_sizes=(256,) discriminator.start=10 optim.learning_rate=2e-3 data.batch_size=4 data.num_threads=1
+discriminator.stft_sizes=(256,) optim.learning_rate=2e-3 data.batch_size=4 data.num_threads=1
 loop.steps=60 loop.log_every=5 loop.eval_every=30 loop.save_every=30 loop.show_every=60
 """
 LM = """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 _TINY = 1e-12
 
@@ -28,7 +28,6 @@ def combine(
     *,
     decay: float,
     total_norm: float = 1.0,
-    active: Mapping[str, Bool[Array, ""]] | None = None,
 ) -> tuple[Float[Array, "b n c"], State]:
     """The gradient that goes back into the generator, and the next state.
 
@@ -41,20 +40,12 @@ def combine(
       state: From `begin`, or from the call before.
       decay: Of the moving average.
       total_norm: The norm that a row of the result would have on average if the gradients were parallel.
-      active: Losses that may be left out of this batch, and whether they are in it; such a loss takes no share, and
-        its average stays.
     """
-    active = active or {}
-    shares = {name: weights[name] * active.get(name, True) for name in gradients}
-    everything = sum(shares.values())
-    combined, following = jnp.float32(0), dict(state)
+    everything = sum(weights[name] for name in gradients)
+    combined, following = jnp.float32(0), {}
     for name, gradient in gradients.items():
         norm = jnp.mean(jnp.sqrt(jnp.sum(jnp.square(gradient), axis=(1, 2))))
-        last, here = state[name], active.get(name, True)
-        following[name] = {
-            "total": jnp.where(here, decay * last["total"] + norm, last["total"]),
-            "weight": jnp.where(here, decay * last["weight"] + 1, last["weight"]),
-        }
-        average = following[name]["total"] / jnp.maximum(following[name]["weight"], _TINY)
-        combined += gradient * (total_norm * shares[name] / everything / (_TINY + average))
+        total, weight = decay * state[name]["total"] + norm, decay * state[name]["weight"] + 1
+        following[name] = {"total": total, "weight": weight}
+        combined += gradient * (total_norm * weights[name] / everything / (_TINY + total / weight))
     return combined, following

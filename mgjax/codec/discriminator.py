@@ -33,8 +33,6 @@ class DiscriminatorConfig:
 
     Attributes:
       families: Of "stft", "scale" and "period"; each has an adversarial and a feature loss of its own.
-      start: The first step at which they judge and learn; before it the codec learns from the other losses alone,
-        in steps that take a fraction of the time.
       slope: Of the leaky ReLU, below zero.
       stft_sizes: Windows of the spectrograms in samples, one discriminator each.
       stft_filters: Channels of its layers.
@@ -46,7 +44,6 @@ class DiscriminatorConfig:
     """
 
     families: tuple[str, ...] = ("stft",)
-    start: int = 0
     slope: float = 0.3
     stft_sizes: tuple[int, ...] = (1024, 2048, 512, 256, 128)
     stft_filters: int = 32
@@ -61,8 +58,8 @@ class DiscriminatorConfig:
             raise ConfigError(f"discriminator.families must be different ones of {FAMILIES}, got {self.families}")
         if any(size < 16 or size % 4 for size in self.stft_sizes) or not self.stft_sizes:
             raise ConfigError(f"discriminator.stft_sizes must be multiples of 4 from 16 on, got {self.stft_sizes}")
-        if not self.periods or min(self.periods) < 1 or self.num_scales < 1 or self.start < 0:
-            raise ConfigError(f"discriminator: periods and num_scales must be 1 or more, start 0 or more, got {self}")
+        if not self.periods or min(self.periods) < 1 or self.num_scales < 1:
+            raise ConfigError(f"discriminator: periods and num_scales must be 1 or more, got {self}")
         if min(self.stft_filters, self.scale_filters, self.period_filters, self.max_filters) < 1:
             raise ConfigError(f"discriminator: filters must be 1 or more, got {self}")
 

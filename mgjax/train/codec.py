@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, Float, Int
 
 from mgjax.checkpoint import write_codec
@@ -26,6 +25,7 @@ from mgjax.config import CodecConfig, ConfigError
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.train import optim
+from mgjax.train.flops import products
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.optim import Average, OptimConfig
@@ -192,26 +192,24 @@ class _Step:
 
         (generated, commitment), pull, quantized = jax.vjp(generate, state.params["codec"], has_aux=True)
         values, gradients = self.compare(generated, audio)
-        params, optimizer, active = dict(state.params), dict(state.optimizer), {}
+        params, optimizer = dict(state.params), dict(state.optimizer)
         if config.judged:
-            judging = state.step >= config.discriminator.start
-            learned = self.judge(judging, params["discriminator"], optimizer["discriminator"], generated, audio)
+            learned = self.judge(params["discriminator"], optimizer["discriminator"], generated, audio)
             params["discriminator"], optimizer["discriminator"], judged_values, judged_gradients = learned
             values, gradients = values | judged_values, gradients | judged_gradients
-            active = {name: judging for name in judged_gradients}
         direction, balance = balancer.combine(
             gradients,
             config.weights,
             state.extra["balancer"],
             decay=config.loss.balancer_decay,
             total_norm=config.loss.total_norm,
-            active=active,
         )
         (gradient,) = pull((direction, jnp.float32(config.loss.commitment)))
         params["codec"], optimizer["codec"] = self.update(params["codec"], optimizer["codec"], gradient)
         step = state.step + 1
         counts = rvq_training.histogram(quantized.codes, config.model.codebook_size)
         metrics = values | {
+            "loss": sum(weight * values[name] for name, weight in config.weights.items()),
             "commitment": commitment,
             "gradient_norm": optax.tree.norm(gradient),
             "perplexity": jnp.mean(rvq_training.perplexity(counts)),
@@ -282,37 +280,17 @@ class _Step:
         return values, gradients
 
     def judge(
-        self,
-        judging: Array,
-        weights: Any,
-        optimizer: Any,
-        generated: Float[Array, "b n c"],
-        audio: Float[Array, "b n c"],
+        self, weights: Any, optimizer: Any, generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]
     ) -> tuple[Any, Any, Metrics, dict]:
-        """The discriminators after an update, then the losses and gradients that they give the codec.
-
-        Where they are not `judging` yet, nothing is changed and all the rest is zero.
-        """
-
-        def judge() -> tuple[Any, Any, Metrics, dict]:
-            values, gradient = jax.grad(self.discriminate, has_aux=True)(weights, generated, audio)[::-1]
-            new_weights, new_optimizer = self.update(weights, optimizer, gradient)
-            judged, pull = jax.vjp(lambda x: self.deceive(new_weights, x, audio), generated)
-            gradients = {}
-            for name in judged.keys() & self.config.weights.keys():
-                one = {other: jnp.float32(other == name) for other in judged}
-                (gradients[name],) = pull(one)
-            return new_weights, new_optimizer, values | judged, gradients
-
-        def rest() -> tuple[Any, Any, Metrics, dict]:
-            _, _, values, gradients = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(judge)
-            )
-            return weights, optimizer, values, gradients
-
-        if self.config.discriminator.start == 0:
-            return judge()
-        return jax.lax.cond(judging, judge, rest)
+        """The discriminators after an update, then the losses and gradients that they give the codec."""
+        gradient, values = jax.grad(self.discriminate, has_aux=True)(weights, generated, audio)
+        weights, optimizer = self.update(weights, optimizer, gradient)
+        judged, pull = jax.vjp(lambda x: self.deceive(weights, x, audio), generated)
+        gradients = {}
+        for name in judged.keys() & self.config.weights.keys():
+            one = {other: jnp.float32(other == name) for other in judged}
+            (gradients[name],) = pull(one)
+        return weights, optimizer, values | judged, gradients
 
     def discriminate(
         self, weights: Any, generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]
@@ -387,24 +365,3 @@ class _Step:
         if config.judged:
             total += 10 * products(self.discriminator.apply, {"params": state.params["discriminator"]}, audio)
         return total
-
-
-def products(function: Callable, *arguments: Any) -> float:
-    """The floating point operations of all convolutions and matrix products of `function` (two for each product)."""
-
-    def count(jaxpr: Any) -> float:
-        total = 0.0
-        for equation in jaxpr.eqns:
-            inner = [count(sub) for sub in jaxprs_in_params(equation.params)]
-            total += sum(inner) * equation.params.get("length", 1)
-            if equation.primitive.name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                left = equation.invars[0].aval.shape
-                total += 2.0 * equation.outvars[0].aval.size * np.prod([left[axis] for axis in contracted])
-            elif equation.primitive.name == "conv_general_dilated":
-                numbers = equation.params["dimension_numbers"].rhs_spec
-                kernel = equation.invars[1].aval.shape
-                total += 2.0 * equation.outvars[0].aval.size * np.prod([kernel[axis] for axis in numbers[1:]])
-        return total
-
-    return count(jax.make_jaxpr(function)(*arguments).jaxpr)

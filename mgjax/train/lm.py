@@ -34,7 +34,7 @@ from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.stack import REMAT, stack_layers, unstack_layers
 from mgjax.train import optim, start
-from mgjax.train.codec import products
+from mgjax.train.flops import products
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.optim import Average, OptimConfig

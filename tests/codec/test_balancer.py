@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mgjax.codec import balancer
@@ -13,8 +12,8 @@ _DECAY = 0.9
 
 
 @functools.partial(jax.jit, static_argnames="total_norm")
-def _combine(gradients, state, active=None, total_norm=1.0):
-    return balancer.combine(gradients, _WEIGHTS, state, decay=_DECAY, total_norm=total_norm, active=active)
+def _combine(gradients, state, total_norm=1.0):
+    return balancer.combine(gradients, _WEIGHTS, state, decay=_DECAY, total_norm=total_norm)
 
 
 def _gradients(step):
@@ -57,17 +56,6 @@ def test_weights_are_shares_whatever_the_scales_of_the_losses():
     found, _ = _combine(alone, balancer.begin(_WEIGHTS))
     for i, weight in enumerate(_WEIGHTS.values()):
         np.testing.assert_allclose(_norms(found[:, i : i + 1]), weight / 5.5, rtol=1e-5)
-
-
-def test_a_loss_that_is_left_out_takes_no_share_and_keeps_its_average():
-    _, state = _combine(_gradients(0), balancer.begin(_WEIGHTS))
-    gradients = _gradients(1)
-    found, after = _combine(gradients, state, {"a": jnp.bool_(False)})
-    assert float(after["a"]["total"]) == float(state["a"]["total"])
-    assert float(after["b"]["weight"]) == np.float32(1.9)
-    without = {name: value for name, value in gradients.items() if name != "a"}
-    expected, _ = _combine(without, {name: state[name] for name in without})
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_loss_without_gradient_adds_nothing():

@@ -147,7 +147,7 @@ def test_many_devices_learn_a_language_model_as_one_does():
     state = drawn(shapes(task))
     alone, _ = curve(task, batches, one_device(), state)
     losses, state = curve(task, batches, sharding.make_mesh(2, 2, 2), state)
-    # Measured: 2e-7; by hand also 2e-7 over data, 3e-7 over fsdp and 1e-7 over model, 8 devices each.
+    # Measured: 2e-7; by hand also 4e-7 over data, 5e-7 over fsdp and 2e-7 over model, 8 devices each.
     np.testing.assert_allclose(losses, alone, rtol=1e-4)
     assert losses[-1] < 0.96 * losses[0]
     assert state.average.weights["lm"]["layers"]["ffn"]["up"]["kernel"].sharding.spec == P(None, "fsdp", "model")
