@@ -268,7 +268,7 @@ def _checksum(state: TrainState) -> UInt32[Array, ""]:
 
 def _shapes(tree: Any) -> dict[str, tuple]:
     """The shapes and types of a tree's arrays by their paths, of metadata and of arrays alike."""
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.tree.serialize_tree(tree, keep_empty_nodes=False))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
 
 

@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toy_task import arrays
 
@@ -16,9 +17,10 @@ from mgjax.train.state import TrainState
 
 
 def state(step, size=4096):
-    """A state whose numbers depend on the step."""
+    """A state whose numbers depend on the step, with an optimiser of which the first part has none."""
     noise = np.random.default_rng(step).standard_normal(size).astype(np.float32)
-    return TrainState(jnp.int32(step), {"lm": {"w": jnp.asarray(noise)}}, (), None, {"seen": jnp.ones(3, bool)})
+    optimizer = (optax.EmptyState(), optax.ScaleByScheduleState(jnp.int32(step)))
+    return TrainState(jnp.int32(step), {"lm": {"w": jnp.asarray(noise)}}, optimizer, None, {"seen": jnp.ones(3, bool)})
 
 
 @pytest.fixture
