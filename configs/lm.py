@@ -103,6 +103,8 @@ def mini(config: ConfigDict) -> None:
     config.text.max_tokens = 256  # of bytes
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 100
+    config.optim.average_every = 1  # a short run forgets its beginning sooner
+    config.scan_layers = False
     config.loop.steps = 1200
     config.loop.log_every = 20
     config.loop.eval_every = 100
@@ -120,6 +122,8 @@ def debug(config: ConfigDict) -> None:
     config.text.max_tokens = 256  # of bytes
     config.optim.learning_rate = 3e-3
     config.optim.warmup_steps = 10
+    config.optim.average_every = 1
+    config.optim.average_decay = 0.9
     config.prompt_seconds = 2.0
     config.loop.steps = 100
     config.loop.log_every = 10
