@@ -18,12 +18,15 @@ _CONFIG = QuantizerConfig()
 _K, _V, _D = 3, 8, 4
 
 
-@functools.partial(jax.jit, static_argnums=3)
+_QUICKLY = {"xla_backend_optimization_level": 0}  # compiled in half the time, into what takes a little longer
+
+
+@functools.partial(jax.jit, static_argnums=3, compiler_options=_QUICKLY)
 def _quantize(latents, codebooks, key, config):
     return rvq_training.quantize(latents, codebooks, key, config)
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=4, compiler_options=_QUICKLY)
 def _update(codebook, x, codes, key, config):
     return rvq_training.update(codebook, x, codes, key, config)
 

@@ -2,6 +2,7 @@ import io
 import json
 import random
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import transformers
+from transformers.utils import sentencepiece_model_pb2_new
 
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import BUCKETS, Tokenizer
@@ -62,7 +64,10 @@ def vocabulary(tmp_path_factory):
     )
     spiece, fast = tmp_path_factory.mktemp("spiece"), tmp_path_factory.mktemp("fast")
     (spiece / "spiece.model").write_bytes(model.getvalue())
-    transformers.T5Tokenizer.from_pretrained(spiece).save_pretrained(fast)
+    with pytest.MonkeyPatch.context() as patch:
+        # sentencepiece's own messages need a newer protobuf than apache-beam allows; transformers brings them too.
+        patch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", sentencepiece_model_pb2_new)
+        transformers.T5Tokenizer.from_pretrained(spiece).save_pretrained(fast)
     assert not (fast / "spiece.model").exists()
     return spiece, fast
 

@@ -35,7 +35,9 @@ RUN = CodecRun(
     loss=LossConfig(mel_sizes=(64,), num_mels=8),
     quantizer=QuantizerConfig(decay=0.9),
     discriminator=DiscriminatorConfig(stft_sizes=(64,), stft_filters=4),
-    optim=dataclasses.replace(codec.PUBLISHED, learning_rate=3e-3),
+    # Adam makes full steps of gradients that are nothing but rounding, as that of the last bias of a discriminator at the
+    # start: with the published eps of 1e-8 two meshes would not learn the same.
+    optim=dataclasses.replace(codec.PUBLISHED, learning_rate=3e-3, eps=1e-5),
     loop=LoopConfig(steps=3, log_every=1, eval_every=0, show_every=2, save_every=100),
 )  # fmt: skip
 
@@ -83,11 +85,11 @@ def validated(config, state, seed=100):
 
 @pytest.fixture(scope="module")
 def trained():
-    """The first state, the one after 60 updates, and all metrics."""
+    """The first state, the one after 40 updates, and all metrics."""
     task, step, _ = programs(RUN)
     state = first = begin(RUN)
     history = []
-    for i in range(60):
+    for i in range(40):
         state, metrics = step(state, task.frozen, batch(i))
         history.append({name: float(value) for name, value in metrics.items()})
     return first, state, history
@@ -95,7 +97,7 @@ def trained():
 
 def test_a_run_learns(trained):
     _, state, history = trained
-    assert int(state.step) == 60
+    assert int(state.step) == 40
     assert set(history[0]) == {
         "l1", "mel", "adversarial_stft", "feature_stft", "discriminator_stft", "commitment", "gradient_norm",
         "perplexity", "loss",
@@ -159,14 +161,12 @@ def test_the_codecs_gradient_is_the_balanced_one_and_the_commitments(trained):
 def test_eight_devices_do_as_one(trained):
     first, _, history = trained
     task, step, _ = programs(RUN)
-    mesh = sharding.make_mesh(data=4, fsdp=2)
+    mesh = sharding.make_mesh(data=8)
     state = jax.device_put(first, sharding.shardings(first, mesh))
-    for i in range(3):
+    for i in range(2):
         state, metrics = step(state, task.frozen, jax.device_put(batch(i), sharding.rows(8, mesh)))
         for name, value in metrics.items():
-            # Adam turns the rounding of small gradients into steps of full length, which this norm sees first.
-            rel = 1e-3 if name == "gradient_norm" else 1e-4
-            assert float(value) == pytest.approx(history[i][name], rel=rel, abs=1e-6), (i, name)
+            assert float(value) == pytest.approx(history[i][name], rel=1e-4, abs=1e-6), (i, name)
 
 
 def test_what_is_saved_is_what_was_validated(trained, tmp_path):
