@@ -35,7 +35,7 @@ RUN = CodecRun(
     loss=LossConfig(mel_sizes=(64,), num_mels=8),
     quantizer=QuantizerConfig(decay=0.9),
     discriminator=DiscriminatorConfig(stft_sizes=(64,), stft_filters=4),
-    # Adam makes full steps of gradients that are nothing but rounding, as that of the last bias of a discriminator at the
+    # Adam makes full steps of gradients that are nothing but rounding, as that of a discriminator's last bias at the
     # start: with the published eps of 1e-8 two meshes would not learn the same.
     optim=dataclasses.replace(codec.PUBLISHED, learning_rate=3e-3, eps=1e-5),
     loop=LoopConfig(steps=3, log_every=1, eval_every=0, show_every=2, save_every=100),
