@@ -92,7 +92,11 @@ def stereo(config: ConfigDict) -> None:
 
 
 def mini(config: ConfigDict) -> None:
-    """A model that two CPU cores can train on the codes of `configs/codec.py:mini`: 4.7 million weights."""
+    """A model that two CPU cores can train on the codes of `configs/codec.py:mini`.
+
+    An update takes 2 s on two cores that other work shares. Expect a held-out cross-entropy of 5.97 nats after 360
+    updates, where predicting each code by how often it occurs gives 6.02. All 1200 have not been run.
+    """
     config.lm = to_config_dict(
         LMConfig(dim=256, num_layers=4, num_heads=4, ffn_dim=1024, codebook_size=512, text_dim=16)
     )
