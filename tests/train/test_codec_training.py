@@ -35,9 +35,9 @@ RUN = CodecRun(
     loss=LossConfig(mel_sizes=(64,), num_mels=8),
     quantizer=QuantizerConfig(decay=0.9),
     discriminator=DiscriminatorConfig(stft_sizes=(64,), stft_filters=4),
-    # Adam makes full steps of gradients that are nothing but rounding, as that of a discriminator's last bias at the
-    # start: with the published eps of 1e-8 two meshes would not learn the same.
-    optim=dataclasses.replace(codec.PUBLISHED, learning_rate=3e-3, eps=1e-5),
+    # With the published eps of 1e-8 Adam makes full steps of gradients that are nothing but rounding, as that of a
+    # discriminator's last bias at the start, and two meshes would not learn the same.
+    optim=dataclasses.replace(codec.PUBLISHED, learning_rate=3e-3, eps=1e-4),
     loop=LoopConfig(steps=3, log_every=1, eval_every=0, show_every=2, save_every=100),
 )  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_a_run_learns(trained):
     }  # fmt: skip
     assert all(np.isfinite(value) for metrics in history for value in metrics.values())
     early, late = (np.mean([metrics["mel"] for metrics in some]) for some in (history[:5], history[-5:]))
-    assert late < 0.6 * early  # measured 0.3
+    assert late < 0.4 * early  # measured 0.17
     assert history[-1]["discriminator_stft"] < 2  # what it is as long as nothing is told apart
     found = validated(RUN, state)
     assert found["usage_1"] == found["usage_2"] == 1
@@ -166,7 +166,8 @@ def test_eight_devices_do_as_one(trained):
     for i in range(2):
         state, metrics = step(state, task.frozen, jax.device_put(batch(i), sharding.rows(8, mesh)))
         for name, value in metrics.items():
-            assert float(value) == pytest.approx(history[i][name], rel=1e-4, abs=1e-6), (i, name)
+            # Measured: 1e-6; the adversarial loss is a mean of scores of 0.05 that nearly cancel.
+            assert float(value) == pytest.approx(history[i][name], rel=1e-4, abs=1e-5), (i, name)
 
 
 def test_what_is_saved_is_what_was_validated(trained, tmp_path):
