@@ -41,7 +41,7 @@ def test_gradients_are_divided_by_an_unbiased_average_of_their_norms():
             average = np.sum(ages * history[name]) / np.sum(ages)
             expected += gradients[name] * 3.0 * (weight / sum(_WEIGHTS.values())) / average
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        assert error < 1e-5, (step, error)  # measured 7e-8
+        assert error < 1e-5, (step, error)
 
 
 def test_weights_are_shares_whatever_the_scales_of_the_losses():

@@ -22,7 +22,7 @@ _CONFIG = DiscriminatorConfig(
     period_filters=4,
     max_filters=32,
 )
-_TOLERANCE = 1e-4  # relative; measured 5e-7 for scores and maps, 1e-6 for gradients
+_TOLERANCE = 1e-4  # relative
 
 
 def _audio(channels=2):

@@ -149,7 +149,7 @@ def test_the_codecs_gradient_is_the_balanced_one_and_the_commitments(trained):
 
     gradient, quantized = expected(first.params["codec"], after.params["discriminator"])
     norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(gradient)))
-    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)  # measured 1e-7
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
     adam = after.optimizer["codec"][1][0]
     for moment, leaf in zip(jax.tree.leaves(adam.mu), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(moment, 0.5 * leaf, rtol=1e-4, atol=1e-6 * norm)
