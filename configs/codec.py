@@ -60,7 +60,7 @@ def eight_by_1024(config: ConfigDict) -> None:
 def mini(config: ConfigDict) -> None:
     """A codec that two CPU cores can train: 16 kHz, 50 frames a second of 4 codes out of 512, 1.8 kb/s.
 
-    An update takes 0.7 s on two idle cores. On an hour of synthetic music expect a held-out SI-SNR of 1.3 dB and a mel
+    An update takes 0.7 s on two cores. On an hour of synthetic music expect a held-out SI-SNR of 1.3 dB and a mel
     distance of 0.72 after 1000 updates, and 90 % of the codes in use after 1500.
     """
     config.model.sample_rate = 16_000
