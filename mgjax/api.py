@@ -22,13 +22,14 @@ from mgjax.codec.codec import Codec
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import Sampling, to_json
+from mgjax.config import Sampling
 from mgjax.interop.table import Place
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm import pattern as patterns
 from mgjax.lm.generate import generate, windows
 from mgjax.lm.model import LM, Context
 from mgjax.lm.sample import Draws, Layout, capacity_for
+from mgjax.strict_json import to_json
 
 Progress = Callable[[int, int], None]
 Texts = str | None | Sequence[str | None]

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.config import CodecConfig, ConfigError, ModelConfig, from_dict
+from mgjax.config import CodecConfig, ModelConfig
 from mgjax.interop import shapes, table, weights
 from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.strict_json import ConfigError, from_dict
 
 VERSION = 1
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -8,16 +8,17 @@ half understood.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import types
-import typing
-from typing import Any
 
-
-class ConfigError(ValueError):
-    """A configuration that does not describe a model that can be built."""
-
+from mgjax.conditioner_config import (
+    ClapConditionConfig,
+    LabelConfig,
+    MelodyConfig,
+    NumberConfig,
+    StyleConfig,
+    T5Config,
+)
+from mgjax.strict_json import ConfigError, one_of, positive
 
 PATTERNS = ("delay", "parallel", "flattened", "coarse_first", "musiclm")  # made by lm/pattern.py
 
@@ -55,9 +56,9 @@ class CodecConfig:
     bandwidths: tuple[float, ...] = (2.2,)
 
     def __post_init__(self):
-        _one_of("norm", self.norm, ("weight_norm", "time_group_norm", "none"))
-        _one_of("pad_mode", self.pad_mode, ("reflect", "constant"))
-        _positive(self, "sample_rate", "channels", "num_filters", "latent_dim", "num_codebooks", "codebook_size")
+        one_of("norm", self.norm, ("weight_norm", "time_group_norm", "none"))
+        one_of("pad_mode", self.pad_mode, ("reflect", "constant"))
+        positive(self, "sample_rate", "channels", "num_filters", "latent_dim", "num_codebooks", "codebook_size")
         if not self.ratios or min(self.ratios) < 1:
             raise ConfigError(f"ratios must be one or more whole numbers above 0, got {self.ratios}")
 
@@ -81,24 +82,27 @@ class CodecConfig:
         return int(max(1, math.floor(bandwidth * 1000 / (math.ceil(self.frame_rate) * bits_per_frame))))
 
 
-@dataclasses.dataclass(frozen=True)
-class T5Config:
-    """The encoder of T5 (Raffel et al. 2020). The defaults are t5-base; FLAN-T5 has `activation="gated-gelu"`."""
+FUSES = ("cross", "prefix", "sum", "interpolate")
 
-    vocab_size: int = 32_128
-    dim: int = 768
-    head_dim: int = 64
-    ffn_dim: int = 3072
-    num_layers: int = 12
-    num_heads: int = 12
-    num_buckets: int = 32
-    max_distance: int = 128
-    norm_eps: float = 1e-6
-    activation: str = "relu"  # "relu" (v1.0) or "gated-gelu" (v1.1, FLAN)
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """A condition of the language model: a sequence of vectors, projected to its width, and how it enters.
+
+    Attributes:
+      name: "text", "melody", "style", "clap", or the name of a label or a number.
+      dim: Width of the vectors.
+      fuse: "cross", attended to in every layer; "prefix", before the music; "sum", one vector, added to every step;
+        "interpolate", added to the steps that it is simultaneous with.
+    """
+
+    name: str
+    dim: int
+    fuse: str = "cross"
 
     def __post_init__(self):
-        _one_of("activation", self.activation, ("relu", "gated-gelu"))
-        _positive(self, "vocab_size", "dim", "head_dim", "ffn_dim", "num_layers", "num_heads")
+        one_of("fuse", self.fuse, FUSES)
+        positive(self, "dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,21 +117,18 @@ class LMConfig:
     codebook_size: int = 2048
     pattern: str = "delay"  # one of PATTERNS
     delays: tuple[int, ...] = (0, 1, 2, 3)
-    text_dim: int | None = 768  # width of the text encoder's output; None: no text
-    text_fuse: str = "cross"  # "cross" (cross-attention) or "prefix" (before the music, as in the melody models)
-    num_chroma: int = 0  # pitch classes of the melody prefix; 0: no melody
-    chroma_frames: int = 235  # length of the melody prefix
+    conditions: tuple[Fused, ...] = (Fused("text", 768),)  # what steers it; prefixes stand in this order
 
     def __post_init__(self):
-        _one_of("text_fuse", self.text_fuse, ("cross", "prefix"))
-        _positive(self, "dim", "num_layers", "num_heads", "ffn_dim", "num_codebooks", "codebook_size")
-        _one_of("pattern", self.pattern, PATTERNS)
+        positive(self, "dim", "num_layers", "num_heads", "ffn_dim", "num_codebooks", "codebook_size")
+        one_of("pattern", self.pattern, PATTERNS)
         if self.dim % self.num_heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
         if self.dim % 2 or self.dim < 4:
             raise ConfigError(f"dim must be even and at least 4, for its sines and cosines, got {self.dim}")
-        if self.text_dim is not None and self.text_dim < 1:
-            raise ConfigError(f"text_dim must be 1 or more, or None for no text, got {self.text_dim}")
+        names = [condition.name for condition in self.conditions]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"two conditions have one name: {names}")
         ascending = list(self.delays) == sorted(self.delays) and min(self.delays, default=0) >= 0
         if self.pattern == "delay" and (len(self.delays) != self.num_codebooks or not ascending):
             raise ConfigError(f"{self.num_codebooks} codebooks need as many delays, ascending, got {self.delays}")
@@ -143,7 +144,11 @@ class LMConfig:
 
     @property
     def cross_attention(self) -> bool:
-        return self.text_dim is not None and self.text_fuse == "cross"
+        return any(condition.fuse == "cross" for condition in self.conditions)
+
+    def condition(self, name: str) -> Fused | None:
+        """How the condition of that name enters; None where the model has no such condition."""
+        return next((condition for condition in self.conditions if condition.name == name), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,31 +156,54 @@ class Sampling:
     """How codes are drawn from the model's predictions.
 
     Attributes:
-      temperature: Above 1 is wilder, below 1 is safer; 0 always takes the likeliest code (greedy).
+      temperature: Above 1 is wilder, below 1 is safer; 0 always takes the likeliest code (greedy). One for all
+        codebooks, or one for each.
       top_k: Draw only from the k likeliest codes; 0 for all. Ignored where top_p is set.
       top_p: Draw only from the likeliest codes that together hold this probability; 0 for off.
-      guidance: How strongly the conditions steer (classifier-free guidance, Ho & Salimans 2022); 1 for off.
+      guidance: How strongly the conditions steer (classifier-free guidance, Ho & Salimans 2022); 1 for off. A list of
+        (seconds, strength) changes it as the music goes on, evenly from each point to the next.
+      text_guidance: How strongly the text steers apart from all else (double guidance, Rouard et al. 2024, section
+        3.3): `guidance` is then the strength of all conditions together. None for no such difference.
     """
 
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0
     top_k: int = 250
     top_p: float = 0.0
-    guidance: float = 3.0
+    guidance: float | tuple[tuple[float, float], ...] = 3.0
+    text_guidance: float | None = None
 
     def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        if not temperatures or not all(math.isfinite(one) and one >= 0 for one in temperatures):
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
         if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k must be a whole number, 0 (all codes) or above, got {self.top_k}")
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p must be from 0 (off) to 1, got {self.top_p}")
-        if not math.isfinite(self.guidance):
+        points = self.guidance_points
+        if not points or not all(math.isfinite(number) for point in points for number in point):
             raise ValueError(f"guidance must be a finite number, got {self.guidance}")
+        times = [seconds for seconds, _ in points]
+        if times != sorted(set(times)) or times[0] < 0:
+            raise ValueError(f"the times of guidance must be 0 or above and rise, got {self.guidance}")
+        if self.text_guidance is not None and not math.isfinite(self.text_guidance):
+            raise ValueError(f"text_guidance must be a finite number, got {self.text_guidance}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether guidance makes any difference."""
+        strengths = [1.0, *(strength for _, strength in self.guidance_points)]
+        return len(set(strengths)) > 1 or self.text_guidance not in (None, 1)
+
+    @property
+    def guidance_points(self) -> tuple[tuple[float, float], ...]:
+        """Guidance as (seconds, strength)."""
+        return self.guidance if isinstance(self.guidance, tuple) else ((0.0, self.guidance),)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole system: language model, codec and text encoder.
+    """A whole system: language model, codec and the encoders of its conditions, None or empty where it has none.
 
     `channels` 2 is stereo by a mono codec on the left and the right channel, with the codebooks interleaved
     (left 1, right 1, left 2, ...). `window_seconds` is the longest stretch that the language model was trained on.
@@ -189,9 +217,14 @@ class ModelConfig:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     tokenizer: str = "sentencepiece"  # "sentencepiece" (T5's, from the model's files) or "bytes" (needs no files)
     license: str = "unknown"
+    melody: MelodyConfig | None = None
+    style: StyleConfig | None = None
+    clap: ClapConditionConfig | None = None
+    labels: tuple[LabelConfig, ...] = ()
+    numbers: tuple[NumberConfig, ...] = ()
 
     def __post_init__(self):
-        _one_of("tokenizer", self.tokenizer, ("sentencepiece", "bytes"))
+        one_of("tokenizer", self.tokenizer, ("sentencepiece", "bytes"))
         if self.channels % self.codec.channels:
             raise ConfigError(f"{self.channels} channels cannot be coded by a codec of {self.codec.channels}")
         streams = self.channels // self.codec.channels
@@ -205,65 +238,19 @@ class ModelConfig:
                 f"the language model's codebooks hold {self.lm.codebook_size} codes, "
                 f"the codec's {self.codec.codebook_size}"
             )
-        if (self.lm.text_dim is None) != (self.text is None) or (self.text and self.text.dim != self.lm.text_dim):
-            raise ConfigError(
-                f"the language model reads text of width {self.lm.text_dim}, the text encoder gives "
-                f"{self.text.dim if self.text else None}"
-            )
+        given = self.condition_dims
+        read = {condition.name: condition.dim for condition in self.lm.conditions}
+        if given != read:
+            raise ConfigError(f"the language model reads the conditions {read}, the model's encoders give {given}")
 
-
-def to_json(config: Any) -> str:
-    """`config` (any dataclass of this file) as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_dict(cls: type, values: Any, where: str = "") -> Any:
-    """A `cls` from plain values, the inverse of `dataclasses.asdict`.
-
-    Raises:
-      ConfigError: A key is unknown or a value has the wrong type; the message names the path to it.
-    """
-    where = where or cls.__name__
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected an object, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{where}: unknown keys {unknown}; known are {sorted(hints)}")
-    try:
-        return cls(**{name: _coerce(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-    except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` asks for; JSON knows neither tuples nor the difference of 2 and 2.0."""
-    options = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        if value is None and types.NoneType in options:
-            return None
-        return _coerce(next(option for option in options if option is not types.NoneType), value, where)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
-        return tuple(_coerce(options[0], item, where) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
-
-
-def _one_of(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {choices}, got {value!r}")
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be 1 or more, got {getattr(config, name)}")
+    @property
+    def condition_dims(self) -> dict[str, int]:
+        """The name of every condition, and the width of the vectors that its encoder gives."""
+        dims = {
+            "text": self.text and self.text.dim,
+            "melody": self.melody and self.melody.num_bins,
+            "style": self.style and self.style.dim,
+            "clap": self.clap and self.clap.clap.dim,
+        }
+        dims |= {one.name: one.dim for one in (*self.labels, *self.numbers)}
+        return {name: dim for name, dim in dims.items() if dim is not None}

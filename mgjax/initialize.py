@@ -7,7 +7,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, T5Config
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.interop.shapes import model_shapes
 from mgjax.interop.table import Place, nested
 

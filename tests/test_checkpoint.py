@@ -11,7 +11,8 @@ import pytest
 
 from mgjax import checkpoint
 from mgjax.checkpoint import Checkpoint
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling, T5Config
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
 from mgjax.interop import shapes, weights
 from mgjax.interop.table import flattened, nested
 from mgjax.interop.torch_file import CheckpointError

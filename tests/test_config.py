@@ -3,7 +3,9 @@ import json
 
 import pytest
 
-from mgjax.config import CodecConfig, ConfigError, LMConfig, ModelConfig, T5Config, from_dict, to_json
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
+from mgjax.strict_json import ConfigError, from_dict, to_json
 
 
 def test_a_config_comes_back_from_json():

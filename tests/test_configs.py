@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 from mgjax.train.codec import CodecRun
 from mgjax.train.configs import from_config_dict, to_config_dict
 from mgjax.train.lm import LMRun

@@ -20,8 +20,15 @@ PACKAGE = ROOT / "mgjax"
 # other. A whole name goes before a pattern.
 LEVELS = [
     [
-        *("config", "sharding", "interop.torch_file", "data.__init__", "interop.__init__", "train.__init__"),
-        *("data.audio", "data.metadata"),
+        *(
+            "config conditioner_config",
+            "sharding",
+            "interop.torch_file",
+            "data.__init__",
+            "interop.__init__",
+            "train.__init__",
+        ),
+        *("data.audio", "data.metadata", "strict_json"),
     ],
     ["nn", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mgjax
-from mgjax import config
+from mgjax import config, strict_json
 from mgjax.cli import terminal
 from mgjax.cli.recipe import Recipe, Wish, read_recipe, read_wishes, settled, sha256, slug
 from mgjax.data import audio
@@ -246,7 +246,7 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
     if recipe.loudness is not None:
         piece = audio.normalize_loudness(piece, sample_rate, recipe.loudness)
     audio.write(path, piece, sample_rate)
-    path.with_suffix(".json").write_text(config.to_json(recipe), encoding="utf-8")
+    path.with_suffix(".json").write_text(strict_json.to_json(recipe), encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from mgjax import config
+from mgjax import config, strict_json
 
 _PROMPT_KEYS = ("prompt", "text", "description")
 
@@ -67,7 +67,7 @@ def read_recipe(path: Path) -> Recipe:
       OSError: There is no such file.
       ValueError: It is something else; the message says what does not fit.
     """
-    return config.from_dict(Recipe, _json(path.read_text(encoding="utf-8"), str(path)), str(path))
+    return strict_json.from_dict(Recipe, _json(path.read_text(encoding="utf-8"), str(path)), str(path))
 
 
 def read_wishes(path: Path) -> list[Wish]:
@@ -110,7 +110,7 @@ def _wish(line: str, where: str) -> Wish:
     found = [key for key in _PROMPT_KEYS if key in values]
     if len(found) != 1:
         raise ValueError(f"{where}: expected exactly one of {', '.join(_PROMPT_KEYS)}, got {found or 'none'}")
-    return config.from_dict(Wish, {"prompt": values.pop(found[0])} | values, where)
+    return strict_json.from_dict(Wish, {"prompt": values.pop(found[0])} | values, where)
 
 
 def _json(text: str, where: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from mgjax.codec.chunks import Chunks
 from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
-from mgjax.config import CodecConfig, to_json
+from mgjax.config import CodecConfig
+from mgjax.strict_json import to_json
 
 Audio = Float[np.ndarray | jax.Array, "..."]  # [n], [n, c] or [b, n, c]
 Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]

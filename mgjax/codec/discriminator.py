@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mgjax.codec.spectrogram import stft
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 
 FAMILIES = ("stft", "scale", "period")
 

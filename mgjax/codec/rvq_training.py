@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mgjax.codec import rvq
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 
 Codebooks = dict[str, Float[Array, "..."]]  # embed k v d, embed_avg k v d, cluster_size k v, inited k
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from mgjax.config import T5Config
+from mgjax.conditioner_config import T5Config
 from mgjax.nn import Dense, RMSNorm, attention
 
 

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt16
 
-from mgjax.config import ConfigError, from_dict
 from mgjax.data.metadata import Metadata
+from mgjax.strict_json import ConfigError, from_dict
 
 VERSION = 1
 SPLITS = ("train", "valid")

@@ -24,10 +24,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from mgjax.config import ConfigError
 from mgjax.data.corpus import Corpus
 from mgjax.data.metadata import Metadata
 from mgjax.data.prompts import TextConfig, assemble, plain
+from mgjax.strict_json import ConfigError
 
 Batch = dict[str, np.ndarray]
 Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.config import ConfigError
 from mgjax.data.metadata import Metadata
+from mgjax.strict_json import ConfigError
 
 FIELDS = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # of the metadata, those that describe the sound
 

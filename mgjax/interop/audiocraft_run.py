@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.config import CodecConfig, ConfigError, LMConfig, ModelConfig, Sampling, T5Config, from_dict
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
 from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.strict_json import ConfigError, from_dict
 
 _CHROMA_HOP = 4096  # samples; a quarter of the spectrogram's window of 2 ** 14
 

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, read_json, replacing
-from mgjax.config import CodecConfig, ConfigError, LMConfig, ModelConfig, Sampling, T5Config, from_dict
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
 from mgjax.interop import names, shapes, table, weights
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.interop.weight_norm import unfold
+from mgjax.strict_json import ConfigError, from_dict
 
 # Positions are computed, and some old files hold them; a whole T5 has a decoder too, which music does not need.
 _IGNORED = (r"\.embed_positions\.weights?$",)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, T5Config
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.interop.shapes import LSTM, Conv, codec_modules, gated
 from mgjax.interop.table import CONV, CONV_TRANSPOSED, FLAG, GAIN, LINEAR, LINEAR_OUT, PLAIN, Layout, Rule
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, T5Config
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.interop.torch_file import Shape
 
 Shapes = dict[str, Shape]

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from mgjax.config import ConfigError, LMConfig
+from mgjax.config import LMConfig
+from mgjax.strict_json import ConfigError
 
 Layout = Int32[np.ndarray, "s k"]
 

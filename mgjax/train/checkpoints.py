@@ -22,9 +22,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationPolicy
 
-from mgjax.config import ConfigError
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.sharding import path_of
+from mgjax.strict_json import ConfigError
 from mgjax.train.state import TrainState
 
 log = logging.getLogger("mgjax")

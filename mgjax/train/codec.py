@@ -21,9 +21,10 @@ from mgjax.codec.discriminator import Discriminator, DiscriminatorConfig
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.losses import LossConfig
 from mgjax.codec.rvq_training import Quantized, QuantizerConfig
-from mgjax.config import CodecConfig, ConfigError
+from mgjax.config import CodecConfig
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
+from mgjax.strict_json import ConfigError
 from mgjax.train import optim
 from mgjax.train.flops import products
 from mgjax.train.loop import fit

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
-from mgjax.config import from_dict
+from mgjax.strict_json import from_dict
 
 Run = TypeVar("Run")
 

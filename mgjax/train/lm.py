@@ -25,7 +25,7 @@ from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.config import ConfigError, LMConfig
+from mgjax.config import LMConfig
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.data.prompts import TextConfig
@@ -33,6 +33,7 @@ from mgjax.lm import loss as losses
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.stack import REMAT, stack_layers, unstack_layers
+from mgjax.strict_json import ConfigError
 from mgjax.train import optim, start
 from mgjax.train.flops import products
 from mgjax.train.loop import fit

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from mgjax import sharding
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
 from mgjax.train.programs import Programs
 from mgjax.train.report import Report

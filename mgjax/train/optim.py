@@ -17,7 +17,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float
 
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "prodigy")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from mgjax import sharding
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 from mgjax.train.report import peak_flops
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task

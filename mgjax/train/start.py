@@ -12,10 +12,12 @@ import numpy as np
 
 from mgjax import checkpoint, formats, initialize
 from mgjax.codec.codec import Codec
+from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import ConfigError, LMConfig, ModelConfig, T5Config, to_json
+from mgjax.config import LMConfig, ModelConfig
 from mgjax.interop import hub, huggingface
 from mgjax.interop.torch_file import CheckpointError
+from mgjax.strict_json import ConfigError, to_json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jaxtyping import Array
 
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
 

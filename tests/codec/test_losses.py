@@ -11,7 +11,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from mgjax.codec import losses, spectrogram
 from mgjax.codec.losses import LossConfig
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 
 _RATE = 16_000
 

@@ -12,9 +12,9 @@ import sentencepiece
 import transformers
 from transformers.utils import sentencepiece_model_pb2_new
 
+from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import BUCKETS, Tokenizer
-from mgjax.config import T5Config
 from mgjax.interop.torch_file import CheckpointError
 
 CORPUS = """a slow waltz on accordion with walking bass and soft brushes 80s synth pop driving drums heavy guitar lo-fi

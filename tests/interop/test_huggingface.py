@@ -26,7 +26,8 @@ from tiny_transformers import (
 )
 
 from mgjax import checkpoint
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling, T5Config
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
 from mgjax.interop import huggingface, shapes
 from mgjax.interop.table import nested
 from mgjax.interop.torch_file import CheckpointError

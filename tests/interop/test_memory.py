@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, T5Config
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.interop import huggingface, names, shapes, torch_file, weights
 from mgjax.interop.torch_file import Tensor
 

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, T5Config
+from mgjax.conditioner_config import T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.interop import names, shapes
 
 SIZES = {

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.config import PATTERNS, ConfigError, LMConfig
+from mgjax.config import PATTERNS, LMConfig
 from mgjax.lm import pattern as patterns
+from mgjax.strict_json import ConfigError
 
 S = 99  # the special token, printed in the golden matrices
 

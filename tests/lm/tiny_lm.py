@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.condition import Condition
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, T5Config
+from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.initialize import random_variables
 from mgjax.lm.model import LM
 

@@ -10,8 +10,8 @@ import pytest
 from toy_task import arrays
 
 from mgjax import sharding
-from mgjax.config import ConfigError
 from mgjax.interop.torch_file import CheckpointError
+from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints
 from mgjax.train.state import TrainState
 

@@ -15,11 +15,12 @@ from mgjax.codec.discriminator import DiscriminatorConfig
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.losses import LossConfig
 from mgjax.codec.rvq_training import QuantizerConfig
-from mgjax.config import CodecConfig, ConfigError
+from mgjax.config import CodecConfig
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import describe_audio
 from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
+from mgjax.strict_json import ConfigError
 from mgjax.train import codec, flops
 from mgjax.train.codec import CodecRun
 from mgjax.train.optim import Average, OptimConfig

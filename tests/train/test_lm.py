@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax.config import ConfigError
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Corpus, Description
 from mgjax.data.metadata import Metadata
@@ -17,6 +16,7 @@ from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.lm.model import LM
+from mgjax.strict_json import ConfigError
 from mgjax.train import baselines, lm, start
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig

@@ -9,7 +9,7 @@ import optax
 import pytest
 import torch
 
-from mgjax.config import ConfigError
+from mgjax.strict_json import ConfigError
 from mgjax.train import optim
 from mgjax.train.optim import Average, OptimConfig
 

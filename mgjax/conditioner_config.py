@@ -1,0 +1,247 @@
+"""What the encoders of conditions are: text, melody, style, the joint space of CLAP, labels and numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from mgjax.strict_json import ConfigError, one_of, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The encoder of T5 (Raffel et al. 2020). The defaults are t5-base; FLAN-T5 has `activation="gated-gelu"`."""
+
+    vocab_size: int = 32_128
+    dim: int = 768
+    head_dim: int = 64
+    ffn_dim: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    num_buckets: int = 32
+    max_distance: int = 128
+    norm_eps: float = 1e-6
+    activation: str = "relu"  # "relu" (v1.0) or "gated-gelu" (v1.1, FLAN)
+
+    def __post_init__(self):
+        one_of("activation", self.activation, ("relu", "gated-gelu"))
+        positive(self, "vocab_size", "dim", "head_dim", "ffn_dim", "num_layers", "num_heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class MelodyConfig:
+    """The chromagram of a melody (Copet et al. 2023, section 2.3). The defaults are those of the published models.
+
+    Attributes:
+      num_bins: Pitch classes: 12 semitones of an octave, or another number of equal parts.
+      sample_rate: That the audio is brought to, in hertz.
+      fft_size: Samples of a window, and of its Fourier transform.
+      hop_length: Samples between two windows.
+      num_frames: The length of the prefix; shorter melodies are repeated, longer ones cut.
+      bottleneck: What is kept, so that the model cannot simply copy: "dominant", the strongest pitch class of each
+        frame alone; "suppress", all but the bins of the spectrogram that dominate their frame; "none", all.
+      null: What stands for no melody: "silence", the chromagram of silence, as in the published models; or "nothing".
+    """
+
+    num_bins: int = 12
+    sample_rate: int = 32_000
+    fft_size: int = 16_384
+    hop_length: int = 4096
+    num_frames: int = 235
+    bottleneck: str = "dominant"
+    null: str = "silence"
+
+    def __post_init__(self):
+        one_of("bottleneck", self.bottleneck, ("dominant", "suppress", "none"))
+        one_of("null", self.null, ("silence", "nothing"))
+        positive(self, "num_bins", "sample_rate", "fft_size", "hop_length", "num_frames")
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of the chromagram per second."""
+        return self.sample_rate / self.hop_length
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig:
+    """A closed vocabulary, of which a piece may have none, one or several: genre, mood, instrument."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def __post_init__(self):
+        _named(self.name)
+        if not self.values or len(set(self.values)) != len(self.values):
+            raise ConfigError(f"the values of the label {self.name} must be one or more, all different")
+
+    @property
+    def dim(self) -> int:
+        return len(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberConfig:
+    """A quantity that a piece may have, such as its tempo, on a logarithmic scale from `low` to `high`."""
+
+    name: str
+    low: float
+    high: float
+    dim: int = 16
+
+    def __post_init__(self):
+        _named(self.name)
+        positive(self, "dim")
+        if not 0 < self.low < self.high < math.inf:
+            raise ConfigError(f"the number {self.name} must have 0 < low < high, got {self.low} and {self.high}")
+
+
+def _named(name: str) -> None:
+    if not name.isidentifier() or name in ("text", "melody", "style", "clap"):
+        raise ConfigError(f"a label's name must be a word of its own, such as genre or bpm, got {name!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class HubertConfig:
+    """A HuBERT-type encoder of audio (Hsu et al. 2021). The defaults are MERT-v1-95M (Li et al. 2023)."""
+
+    sample_rate: int = 24_000
+    conv_dims: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_bias: bool = False
+    conv_norm: str = "group"  # "group" (after the first convolution) or "layer" (after each)
+    dim: int = 768
+    ffn_dim: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    position_kernel: int = 128
+    position_groups: int = 16
+    pre_norm: bool = False  # "stable" layer norm: before each part of a layer rather than after
+    norm_eps: float = 1e-5
+    normalize: bool = True  # each clip is brought to mean 0 and variance 1
+
+    def __post_init__(self):
+        one_of("conv_norm", self.conv_norm, ("group", "layer"))
+        positive(self, "sample_rate", "dim", "ffn_dim", "num_layers", "num_heads", "position_kernel", "position_groups")
+        if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
+            raise ConfigError("conv_dims, conv_kernels and conv_strides must be of one length")
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of features per second."""
+        return self.sample_rate / math.prod(self.conv_strides)
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleConfig:
+    """The style conditioner (Rouard et al. 2024). The defaults are those of musicgen-style.
+
+    Attributes:
+      features: The encoder of the excerpt; None to read the codes of the model's own codec instead.
+      num_code_streams: Of these codes, how many codebooks are read.
+      code_size: Of these codes, how many there are in a codebook.
+      dim: Width of the transformer and of what it gives.
+      num_codebooks: Levels of the residual vector quantizer, the bottleneck.
+      eval_codebooks: How many of them are used at generation.
+      downsample: Every so-many-th frame is kept.
+      seconds: The length of the excerpt.
+    """
+
+    features: HubertConfig | None = dataclasses.field(default_factory=HubertConfig)
+    num_code_streams: int = 4
+    code_size: int = 2048
+    dim: int = 512
+    ffn_dim: int = 2048
+    num_layers: int = 8
+    num_heads: int = 8
+    num_codebooks: int = 6
+    codebook_size: int = 1024
+    eval_codebooks: int = 3
+    downsample: int = 15
+    seconds: float = 3.0
+
+    def __post_init__(self):
+        positive(self, "num_code_streams", "code_size", "dim", "ffn_dim", "num_layers", "num_heads", "num_codebooks")
+        positive(self, "codebook_size", "eval_codebooks", "downsample")
+        if self.dim % self.num_heads or self.dim % 2:
+            raise ConfigError(f"dim must be even and a multiple of num_heads, got {self.dim} and {self.num_heads}")
+        if self.eval_codebooks > self.num_codebooks:
+            raise ConfigError(f"eval_codebooks {self.eval_codebooks} is above num_codebooks {self.num_codebooks}")
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(f"seconds must be above 0, got {self.seconds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClapTextConfig:
+    """CLAP's text tower: RoBERTa (Liu et al. 2019)."""
+
+    vocab_size: int = 50_265
+    dim: int = 768
+    ffn_dim: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    max_positions: int = 514
+    pad_token: int = 1
+    norm_eps: float = 1e-12
+
+    def __post_init__(self):
+        positive(self, "vocab_size", "dim", "ffn_dim", "num_layers", "num_heads", "max_positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClapAudioConfig:
+    """CLAP's audio tower: HTSAT (Chen et al. 2022), without fusion of long clips, and its log-mel spectrogram."""
+
+    sample_rate: int = 48_000
+    fft_size: int = 1024
+    hop_length: int = 480
+    num_mels: int = 64
+    lowest_hz: float = 50.0
+    highest_hz: float = 14_000.0
+    seconds: float = 10.0
+    image_size: int = 256
+    patch_size: int = 4
+    window: int = 8
+    dim: int = 96  # of the first stage; each stage is twice as wide as the one before
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        positive(self, "sample_rate", "fft_size", "hop_length", "num_mels", "image_size", "patch_size", "window", "dim")
+        if len(self.depths) != len(self.num_heads) or not self.depths:
+            raise ConfigError("depths and num_heads must be of one length")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClapConfig:
+    """LAION-CLAP (Wu et al. 2023): two towers into one space. The defaults are laion/clap-htsat-unfused."""
+
+    text: ClapTextConfig = dataclasses.field(default_factory=ClapTextConfig)
+    audio: ClapAudioConfig = dataclasses.field(default_factory=ClapAudioConfig)
+    dim: int = 512  # of the joint space
+
+    def __post_init__(self):
+        positive(self, "dim")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClapConditionConfig:
+    """The condition that is learned from audio and given as text, through CLAP's joint space (Copet et al. 2023, 2.3).
+
+    Attributes:
+      clap: The two towers.
+      num_codebooks: Levels of the residual vector quantizer between them and the language model; 0 for none.
+      codebook_size: Codes of each level.
+    """
+
+    clap: ClapConfig = dataclasses.field(default_factory=ClapConfig)
+    num_codebooks: int = 12
+    codebook_size: int = 1024
+
+    def __post_init__(self):
+        positive(self, "codebook_size")
+        if self.num_codebooks < 0:
+            raise ConfigError(f"num_codebooks must be 0 (no quantizer) or more, got {self.num_codebooks}")
