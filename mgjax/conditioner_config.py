@@ -39,7 +39,7 @@ class MelodyConfig:
       hop_length: Samples between two windows.
       num_frames: The length of the prefix; shorter melodies are repeated, longer ones cut.
       bottleneck: What is kept, so that the model cannot simply copy: "dominant", the strongest pitch class of each
-        frame alone; "suppress", all but the bins of the spectrogram that dominate their frame; "none", all.
+        frame alone; "suppress", all but the strongest frequency of each frame of the spectrogram; "none", all.
       null: What stands for no melody: "silence", the chromagram of silence, as in the published models; or "nothing".
     """
 
@@ -71,8 +71,8 @@ class LabelConfig:
 
     def __post_init__(self):
         _named(self.name)
-        if not self.values or len(set(self.values)) != len(self.values):
-            raise ConfigError(f"the values of the label {self.name} must be one or more, all different")
+        if not self.values or len({value.strip().casefold() for value in self.values}) != len(self.values):
+            raise ConfigError(f"the values of the label {self.name} must be one or more, and differ in more than case")
 
     @property
     def dim(self) -> int:
@@ -125,6 +125,13 @@ class HubertConfig:
         positive(self, "sample_rate", "dim", "ffn_dim", "num_layers", "num_heads", "position_kernel", "position_groups")
         if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
             raise ConfigError("conv_dims, conv_kernels and conv_strides must be of one length")
+        if min(self.conv_dims + self.conv_kernels + self.conv_strides) < 1:
+            raise ConfigError("conv_dims, conv_kernels and conv_strides must be 1 or more")
+        if self.dim % self.num_heads or self.dim % self.position_groups:
+            raise ConfigError(
+                f"dim must be a multiple of num_heads and of position_groups, got {self.dim}, {self.num_heads} and "
+                f"{self.position_groups}"
+            )
 
     @property
     def frame_rate(self) -> float:
@@ -137,7 +144,8 @@ class StyleConfig:
     """The style conditioner (Rouard et al. 2024). The defaults are those of musicgen-style.
 
     Attributes:
-      features: The encoder of the excerpt; None to read the codes of the model's own codec instead.
+      features: The encoder of the excerpt; None to read the codes of the model's own codec instead. The published model
+        was trained on features of audio as it is, although MERT itself wants each clip normalised.
       num_code_streams: Of these codes, how many codebooks are read.
       code_size: Of these codes, how many there are in a codebook.
       dim: Width of the transformer and of what it gives.
@@ -147,8 +155,8 @@ class StyleConfig:
       seconds: The length of the excerpt.
     """
 
-    features: HubertConfig | None = dataclasses.field(default_factory=HubertConfig)
-    num_code_streams: int = 4
+    features: HubertConfig | None = dataclasses.field(default_factory=lambda: HubertConfig(normalize=False))
+    num_code_streams: int = 3
     code_size: int = 2048
     dim: int = 512
     ffn_dim: int = 2048
@@ -180,29 +188,44 @@ class ClapTextConfig:
     ffn_dim: int = 3072
     num_layers: int = 12
     num_heads: int = 12
-    max_positions: int = 514
+    max_positions: int = 514  # the first pad_token + 1 of them are no position of a text
     pad_token: int = 1
     norm_eps: float = 1e-12
 
     def __post_init__(self):
         positive(self, "vocab_size", "dim", "ffn_dim", "num_layers", "num_heads", "max_positions")
+        if self.dim % self.num_heads:
+            raise ConfigError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
+        if not 0 <= self.pad_token < min(self.vocab_size, self.max_positions):
+            raise ConfigError(f"pad_token must be a token and below max_positions, got {self.pad_token}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClapAudioConfig:
-    """CLAP's audio tower: HTSAT (Chen et al. 2022), without fusion of long clips, and its log-mel spectrogram."""
+    """CLAP's audio tower: HTSAT (Chen et al. 2022), without fusion of long clips, and its log-mel spectrogram.
+
+    The defaults are HTSAT-tiny; HTSAT-base has `dim` 128 and `depths` 2, 2, 12, 2. The spectrogram's time is cut into
+    `image_size / num_mels` parts, which on top of each other make a square image of `image_size`.
+
+    Attributes:
+      seconds: The clip that the tower hears at once.
+      patch_size: Side of the squares of the image that become a vector each.
+      window: Side of the squares of vectors that attend to each other.
+      dim: Width of the first stage; each stage is twice as wide as the one before, and half as long a side.
+      depths: Layers of each stage.
+    """
 
     sample_rate: int = 48_000
     fft_size: int = 1024
     hop_length: int = 480
     num_mels: int = 64
-    lowest_hz: float = 50.0
+    lowest_hz: float = 50.0  # of the published models; the feature extractor of transformers alone begins at 0
     highest_hz: float = 14_000.0
     seconds: float = 10.0
     image_size: int = 256
     patch_size: int = 4
     window: int = 8
-    dim: int = 96  # of the first stage; each stage is twice as wide as the one before
+    dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
     mlp_ratio: float = 4.0
@@ -211,8 +234,43 @@ class ClapAudioConfig:
 
     def __post_init__(self):
         positive(self, "sample_rate", "fft_size", "hop_length", "num_mels", "image_size", "patch_size", "window", "dim")
-        if len(self.depths) != len(self.num_heads) or not self.depths:
-            raise ConfigError("depths and num_heads must be of one length")
+        if len(self.depths) != len(self.num_heads) or not self.depths or min(self.depths + self.num_heads) < 1:
+            raise ConfigError(f"depths and num_heads must be of one length, all above 0: {self.depths}, {self.num_heads}")
+        if any(dim % heads for dim, heads in zip(self.dims, self.num_heads, strict=True)):
+            raise ConfigError(f"the stages are {self.dims} wide, which num_heads {self.num_heads} do not divide")
+        if self.image_size % self.num_mels:
+            raise ConfigError(f"image_size must be a multiple of num_mels, got {self.image_size} and {self.num_mels}")
+        smallest, rest = divmod(self.image_size, self.patch_size * 2 ** (len(self.depths) - 1))
+        if rest or smallest < self.window:
+            raise ConfigError(
+                f"an image of {self.image_size}, in patches of {self.patch_size} and halved for each of "
+                f"{len(self.depths)} stages, must come out even and not below the window of {self.window}"
+            )
+        if not 0 <= self.lowest_hz < self.highest_hz <= self.sample_rate / 2:
+            raise ConfigError(
+                f"frequencies must be 0 <= lowest_hz < highest_hz <= half the sample rate of {self.sample_rate}, got "
+                f"{self.lowest_hz:g} and {self.highest_hz:g}"
+            )
+        if not self.fft_size // 2 < self.num_samples < self.hop_length * self.most_frames:
+            raise ConfigError(
+                f"{self.seconds:g} seconds do not fit: a clip must be longer than half a window of {self.fft_size} "
+                f"samples and at most {self.most_frames} frames of {self.hop_length}"
+            )
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The width of each stage."""
+        return tuple(self.dim * 2**i for i in range(len(self.depths)))
+
+    @property
+    def num_samples(self) -> int:
+        """The length of a clip."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def most_frames(self) -> int:
+        """Frames of a spectrogram that fills the image; shorter ones are stretched."""
+        return self.image_size**2 // self.num_mels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""Conditions of few words: labels of a closed vocabulary (genre, mood, key, instrument) and numbers (tempo)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mgjax.conditioner_config import LabelConfig, NumberConfig
+from mgjax.conditioning.condition import Condition
+from mgjax.data.metadata import Metadata
+from mgjax.strict_json import ConfigError
+
+# Names of conditions that differ from that of the field of the metadata.
+_FIELDS = {"mood": "moods", "keyword": "keywords", "instruments": "instrument", "tempo": "bpm"}
+
+
+def label_vectors(values_per_row: Sequence[Any], config: LabelConfig) -> Condition:
+    """The labels of each row as a vector `[b, 1, n]`: 1 for those that it has, 0 for the others.
+
+    Args:
+      values_per_row: A value of the vocabulary, upper or lower case, several of them, or None or () for none: then
+        the row's mask is False.
+      config: The vocabulary.
+
+    Raises:
+      TypeError, ValueError: A value is no text, or not in the vocabulary.
+    """
+    known = _numbers(config)
+    tokens = np.zeros((len(values_per_row), 1, config.dim), np.float32)
+    for row, values in enumerate(values_per_row):
+        for value in _several(values, config):
+            number = known.get(_plain(value))
+            if number is None:
+                raise ValueError(f"{config.name} {value!r} is not known{_hint(value, config.values)}")
+            tokens[row, 0, number] = 1
+    return Condition(jnp.asarray(tokens), jnp.asarray(tokens.any(axis=2)))
+
+
+def number_vectors(values_per_row: Sequence[Any], config: NumberConfig) -> Condition:
+    """The number of each row as a vector `[b, 1, dim]`: cos(pi k u), k from 0, for u from 0 at `low` to 1 at `high`.
+
+    u is even in ratios, as tempi are heard: 60 to 120 is as far as 120 to 240.
+
+    Args:
+      values_per_row: A number, or None: then the row's mask is False.
+      config: The range.
+
+    Raises:
+      TypeError, ValueError: A value is no number, or out of range.
+    """
+    mask = np.array([[value is not None] for value in values_per_row], bool).reshape(-1, 1)
+    numbers = np.array([config.low if value is None else _number(value, config) for value in values_per_row])
+    places = np.log(numbers / config.low) / np.log(config.high / config.low)
+    tokens = np.cos(np.pi * np.arange(config.dim) * places.reshape(-1, 1, 1)) * mask[..., None]
+    return Condition(jnp.asarray(tokens, jnp.float32), jnp.asarray(mask))
+
+
+def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What each row is asked to be, by the names of the conditions.
+
+    Args:
+      labels: A dict for all rows, such as {"genre": "waltz", "bpm": 120}; a list with one or None for each; or None.
+      batch: Rows.
+      names: The model's labels and numbers.
+
+    Raises:
+      TypeError, ValueError: It is none of these, there is not one for each row, or a name is not known.
+    """
+    if labels is None:
+        return [{} for _ in range(batch)]
+    rows = [labels] if isinstance(labels, Mapping) else labels
+    is_list = isinstance(rows, Sequence) and not isinstance(rows, str)
+    if not is_list or not all(row is None or isinstance(row, Mapping) for row in rows):
+        raise TypeError(f'labels must be a dict, such as {{"genre": "waltz"}}, or a list of them, got {labels!r}')
+    for name in (name for row in rows for name in row or ()):
+        if not names:
+            raise ValueError(f"this model has no labels, got {name!r}: describe the music in the text")
+        if name not in names:
+            raise ValueError(f"this model has no label {name!r}{_hint(str(name), names)}")
+    if len(rows) not in (1, batch):
+        raise ValueError(f"{len(rows)} dicts of labels do not fit {batch} rows: give one dict, or one for each row")
+    return [dict(row or {}) for row in (rows if len(rows) == batch else list(rows) * batch)]
+
+
+def from_metadata(fields: Mapping[str, Any], config: LabelConfig | NumberConfig) -> tuple[str, ...] | float | None:
+    """What a piece is to `config` in training: its values of the vocabulary, or its number; () or None for none.
+
+    The condition is called as the field of the metadata, or mood, keyword, instruments or tempo. What is out of the
+    vocabulary or the range is left out: much of what stands in metadata is no more than a slip.
+
+    Args:
+      fields: Of a `Metadata`.
+      config: What is asked for.
+
+    Raises:
+      ConfigError: Metadata have no such field.
+    """
+    name = _FIELDS.get(config.name, config.name)
+    known = [field.name for field in dataclasses.fields(Metadata)]
+    if name not in known:
+        raise ConfigError(f"metadata have no field for the label {config.name!r}{_hint(config.name, known)}")
+    value = fields.get(name)
+    if isinstance(config, NumberConfig):
+        try:
+            return None if value is None else _number(value, config)
+        except (TypeError, ValueError):
+            return None
+    vocabulary = _numbers(config)
+    given = [value] if isinstance(value, str) else value or ()
+    numbers = sorted({vocabulary[_plain(name)] for name in given if _plain(name) in vocabulary})
+    return tuple(config.values[number] for number in numbers)
+
+
+def _numbers(config: LabelConfig) -> dict[str, int]:
+    return {_plain(value): number for number, value in enumerate(config.values)}
+
+
+def _plain(value: str) -> str:
+    return value.strip().casefold()
+
+
+def _several(values: Any, config: LabelConfig) -> Sequence[str]:
+    if values is None or isinstance(values, str):
+        return [] if values is None else [values]
+    if not isinstance(values, list | tuple | set | frozenset) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{config.name} must be a text, or a list of them, got {values!r}")
+    return list(values)
+
+
+def _number(value: Any, config: NumberConfig) -> float:
+    allowed = f"{config.name} must be a number from {config.low:g} to {config.high:g}"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{allowed}, got {value!r}")
+    if not (math.isfinite(value) and config.low <= value <= config.high):
+        raise ValueError(f"{allowed}, got {value}")
+    return float(value)
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """The nearest of the known names, then all of them."""
+    plain = {_plain(value): value for value in known}
+    near = difflib.get_close_matches(_plain(name), plain, n=1)
+    guess = f" Did you mean {plain[near[0]]!r}?" if near else ""
+    return f".{guess} Known are {', '.join(known)}"
