@@ -1,0 +1,217 @@
+"""HuBERT (Hsu et al. 2021), an encoder of audio: the features that MERT (Li et al. 2023) learned from music."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mgjax.conditioner_config import HubertConfig
+from mgjax.nn import Dense, LayerNorm, attention
+
+_FEATURE_EPS = 1e-5  # of the norms between the convolutions
+_NORMALIZE_EPS = 1e-7
+
+
+class Hubert(nn.Module):
+    """The encoder's last hidden states, float32 [b, t, d], of audio float32 [b, n] at `config.sample_rate`.
+
+    All clips of a batch have one length; `num_frames` says how many frames they give. `dtype` is that of the matrix
+    products and convolutions; the residual stream, the norms and the softmax are float32.
+
+    Raises:
+      ValueError: The audio is shorter than a frame.
+    """
+
+    config: HubertConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, audio: Float[Array, "b n"]) -> Float[Array, "b t d"]:
+        config = self.config
+        _check_length(config, audio.shape[1])
+        x = _normalized(audio) if config.normalize else audio
+        x = _features(config, self.dtype, x.astype(jnp.float32)[:, :, None])
+        x = LayerNorm(config.norm_eps, name="features_norm")(x)
+        x = _dense(config.conv_dims[-1], config.dim, self.dtype, "features_proj")(x)
+        x = x + _Positions(config, self.dtype, name="positions")(x)
+        # Where the layers normalise what they return, the stream enters them normalised; else it is normalised last.
+        norm = LayerNorm(config.norm_eps, name="norm")
+        x = x if config.pre_norm else norm(x)
+        for i in range(config.num_layers):
+            x = _Layer(config, self.dtype, name=f"layer{i}")(x)
+        return norm(x) if config.pre_norm else x
+
+
+def num_frames(config: HubertConfig, num_samples: int) -> int:
+    """How many frames of features `num_samples` samples give; 0 or below where there are too few."""
+    for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True):
+        num_samples = (num_samples - kernel) // stride + 1
+    return num_samples
+
+
+def _check_length(config: HubertConfig, num_samples: int) -> None:
+    if num_frames(config, num_samples) >= 1:
+        return
+    shortest = 1
+    for kernel, stride in zip(reversed(config.conv_kernels), reversed(config.conv_strides), strict=True):
+        shortest = (shortest - 1) * stride + kernel
+    raise ValueError(
+        f"the audio has {num_samples} samples, and one frame of features needs {shortest} "
+        f"({1000 * shortest / config.sample_rate:.0f} ms at {config.sample_rate} Hz): give a longer piece"
+    )
+
+
+def _normalized(audio: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    centred = audio - jnp.mean(audio, axis=1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=1, keepdims=True) + _NORMALIZE_EPS)
+
+
+def _features(config: HubertConfig, dtype: Any, x: Float[Array, "b n 1"]) -> Float[Array, "b t c"]:
+    """Convolutions that turn samples into frames."""
+    for i, (dim, width, stride) in enumerate(
+        zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
+    ):
+        x = _Conv(dim, width, stride, use_bias=config.conv_bias, dtype=dtype, name=f"conv{i}")(x)
+        if config.conv_norm == "layer":
+            x = LayerNorm(_FEATURE_EPS, name=f"conv{i}_norm")(x)
+        elif i == 0:
+            x = _TimeNorm(name="conv0_norm")(x)
+        x = jax.nn.gelu(x, approximate=False)
+    return x
+
+
+class _Conv(nn.Module):
+    """A convolution over time, without padding or with `padding` zeros before and after. Returns float32."""
+
+    dim: int
+    width: int
+    stride: int = 1
+    groups: int = 1
+    padding: tuple[int, int] = (0, 0)
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b t d"]:
+        shape = (self.width, x.shape[-1] // self.groups, self.dim)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride,),
+            (self.padding,),
+            dimension_numbers=("NHC", "HIO", "NHC"),
+            feature_group_count=self.groups,
+            precision="highest",
+        ).astype(jnp.float32)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.dim,))
+            y = y + bias.astype(jnp.float32)[None, None]
+        return y
+
+
+class _TimeNorm(nn.Module):
+    """Each channel of each clip brought to mean 0 and variance 1 over time."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        centred = x - jnp.mean(x, axis=1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + _FEATURE_EPS)
+        return y * scale.astype(jnp.float32)[None, None] + bias.astype(jnp.float32)[None, None]
+
+
+class _Positions(nn.Module):
+    """What stands for positions: a wide convolution, so that each frame knows its surroundings."""
+
+    config: HubertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        width, groups = self.config.position_kernel, self.config.position_groups
+        padding = (width // 2, width - 1 - width // 2)
+        conv = _Conv(self.config.dim, width, groups=groups, padding=padding, dtype=self.dtype, name="conv")
+        return jax.nn.gelu(conv(x), approximate=False)
+
+
+class _Layer(nn.Module):
+    """Self-attention and feed-forward, each added to its input and normalised before (`pre_norm`) or after."""
+
+    config: HubertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        parts = {"attn": _SelfAttention, "ffn": _FeedForward}
+        for name, part in parts.items():
+            norm = LayerNorm(self.config.norm_eps, name=f"{name}_norm")
+            layer = part(self.config, self.dtype, name=name)
+            x = x + layer(norm(x)) if self.config.pre_norm else norm(x + layer(x))
+        return x
+
+
+class _SelfAttention(nn.Module):
+    config: HubertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        dim, heads = self.config.dim, self.config.num_heads
+        shape = (heads, dim // heads)
+        qkv = Dense((dim,), (3, *shape), use_bias=True, dtype=self.dtype, name="qkv")(x)
+        y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], scale=shape[1] ** -0.5)
+        return Dense(shape, (dim,), use_bias=True, dtype=self.dtype, result_dtype=jnp.float32, name="out")(y)
+
+
+class _FeedForward(nn.Module):
+    config: HubertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        y = _dense(self.config.dim, self.config.ffn_dim, self.dtype, "up")(x)
+        return _dense(self.config.ffn_dim, self.config.dim, self.dtype, "down")(jax.nn.gelu(y, approximate=False))
+
+
+def _dense(inputs: int, outputs: int, dtype: Any, name: str) -> Dense:
+    return Dense((inputs,), (outputs,), use_bias=True, dtype=dtype, result_dtype=jnp.float32, name=name)
+
+
+def hubert_shapes(config: HubertConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of `Hubert`, by its path."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(path: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+        shapes[f"{path}/kernel"] = kernel
+        if bias is not None:
+            shapes[f"{path}/bias"] = bias
+
+    def add_norm(path: str, dim: int) -> None:
+        shapes.update({f"{path}/scale": (dim,), f"{path}/bias": (dim,)})
+
+    inputs = 1
+    for i, (outputs, width) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
+        add(f"conv{i}", (width, inputs, outputs), (outputs,) if config.conv_bias else None)
+        if i == 0 or config.conv_norm == "layer":
+            add_norm(f"conv{i}_norm", outputs)
+        inputs = outputs
+    d, h, e, f = config.dim, config.num_heads, config.dim // config.num_heads, config.ffn_dim
+    add_norm("features_norm", inputs)
+    add("features_proj", (inputs, d), (d,))
+    add("positions/conv", (config.position_kernel, d // config.position_groups, d), (d,))
+    add_norm("norm", d)
+    for i in range(config.num_layers):
+        add(f"layer{i}/attn/qkv", (d, 3, h, e), (3, h, e))
+        add(f"layer{i}/attn/out", (h, e, d), (d,))
+        add(f"layer{i}/ffn/up", (d, f), (f,))
+        add(f"layer{i}/ffn/down", (f, d), (d,))
+        add_norm(f"layer{i}/attn_norm", d)
+        add_norm(f"layer{i}/ffn_norm", d)
+    return shapes

@@ -1,0 +1,185 @@
+"""The style conditioner (Rouard et al. 2024): a few seconds of music as a few vectors that cannot hold its melody.
+
+Features of an excerpt (of MERT, see hubert.py, or the codec's codes) pass a small transformer, a batch normalisation
+and a residual vector quantizer, and every so-many-th frame is kept. The bottleneck is what makes it a style: fewer
+codebooks say less of the excerpt.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mgjax.conditioner_config import StyleConfig
+from mgjax.nn import Dense, LayerNorm, attention, sinusoidal_positions
+
+_MOMENTUM = 0.1  # the share of a batch in the running statistics
+_BATCH_EPS = 1e-5
+_SILENCE = 1e-5  # of full scale; samples below are no sound
+
+Inputs = Float[Array, "b t d"] | Int[Array, "b t k"]  # features, or codes
+
+
+class StyleConditioner(nn.Module):
+    """The style, float32 [b, ceil(t / downsample), dim], of an excerpt's features [b, t, d] or codes [b, t, k].
+
+    Of the codes the first `config.num_code_streams` codebooks are read. All is float32: codes are hard decisions.
+
+    Collections: "params"; "batch_stats", the running `mean` and `var` of the batch normalisation; "codebooks", the
+    quantizer in the form of `mgjax.codec.rvq_training`.
+
+    Training takes the parts one by one, since its quantizer learns as it goes: `latents(..., training=True)` with
+    `mutable=["batch_stats"]`, then `rvq_training.quantize` of all codebooks, then `keep`.
+    """
+
+    config: StyleConfig
+
+    def setup(self):
+        config = self.config
+        self.encoder = _Encoder(config)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, (config.dim,))
+        self.var = self.variable("batch_stats", "var", jnp.ones, (config.dim,))
+        sizes = (config.num_codebooks, config.codebook_size)
+        embed, embed_avg, cluster_size, inited = (*sizes, config.dim), (*sizes, config.dim), sizes, sizes[:1]
+        self.embed = self.variable("codebooks", "embed", jnp.zeros, embed)
+        self.variable("codebooks", "embed_avg", jnp.zeros, embed_avg)
+        self.variable("codebooks", "cluster_size", jnp.zeros, cluster_size)
+        self.variable("codebooks", "inited", jnp.zeros, inited)
+
+    def __call__(self, inputs: Inputs) -> Float[Array, "b l d"]:
+        """The style through the first `config.eval_codebooks` codebooks, as at generation."""
+        latents = self.latents(inputs)
+        return keep(quantized(latents, self.embed.value[: self.config.eval_codebooks]), self.config)
+
+    def latents(self, inputs: Inputs, training: bool = False) -> Float[Array, "b t d"]:
+        """What the quantizer is given: the transformer's output, normalised.
+
+        In training by the mean and variance of the batch, which also move the running ones, else by the running ones.
+        All rows count, so they should all hold an excerpt: a style is dropped from training by its mask, later.
+        """
+        x = self.encoder(inputs)
+        mean, var = self.mean.value, self.var.value
+        if training:
+            mean, var = jnp.mean(x, axis=(0, 1)), jnp.var(x, axis=(0, 1))
+            if not self.is_initializing():
+                count = x.shape[0] * x.shape[1]
+                fixed = jax.lax.stop_gradient((mean, var * (count / max(count - 1, 1))))  # without bias, as in torch
+                self.mean.value += _MOMENTUM * (fixed[0] - self.mean.value)
+                self.var.value += _MOMENTUM * (fixed[1] - self.var.value)
+        return (x - mean[None, None]) * jax.lax.rsqrt(var + _BATCH_EPS)[None, None]
+
+
+def quantized(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> Float[Array, "b t d"]:
+    """The sum of the nearest codewords, each codebook's nearest to what the ones before it leave."""
+
+    def level(carry: tuple[Array, Array], codebook: Array) -> tuple[tuple[Array, Array], None]:
+        rest, total = carry
+        products = jnp.einsum("btd,vd->btv", rest, codebook, precision="highest")
+        distances = jnp.sum(jnp.square(codebook), axis=-1)[None, None] - 2 * products
+        words = jnp.take(codebook, jnp.argmin(distances, axis=-1), axis=0)
+        return (rest - words, total + words), None
+
+    start = (latents, jnp.zeros_like(latents))
+    return jax.lax.scan(level, start, embed.astype(jnp.float32))[0][1]
+
+
+def keep(latents: Float[Array, "b t d"], config: StyleConfig) -> Float[Array, "b l d"]:
+    """Every `config.downsample`-th frame, from the first."""
+    return latents[:, :: config.downsample]
+
+
+class _Encoder(nn.Module):
+    """Features or codes through the transformer, which looks both ways and has no norm at its end."""
+
+    config: StyleConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Float[Array, "b t d"]:
+        config = self.config
+        if config.features is not None:
+            x = Dense((config.features.dim,), (config.dim,), use_bias=True, name="embed")(inputs.astype(jnp.float32))
+        else:
+            x = _CodeEmbedding(config, name="embed")(inputs)
+        x = x + sinusoidal_positions(jnp.arange(x.shape[1])[None], config.dim)
+        for i in range(config.num_layers):
+            x = _Layer(config, name=f"layer{i}")(x)
+        return x
+
+
+class _CodeEmbedding(nn.Module):
+    """The sum of a learned vector for each of the first codes of a frame."""
+
+    config: StyleConfig
+
+    @nn.compact
+    def __call__(self, codes: Int[Array, "b t k"]) -> Float[Array, "b t d"]:
+        k, v = self.config.num_code_streams, self.config.code_size
+        table = self.param("embedding", nn.initializers.normal(1.0), (k, v, self.config.dim)).astype(jnp.float32)
+        rows = codes[:, :, :k] + (jnp.arange(k) * v)[None, None]
+        return jnp.sum(jnp.take(table.reshape(k * v, -1), rows, axis=0), axis=2)
+
+
+class _Layer(nn.Module):
+    """x + self-attention, x + feed-forward, each of a normalised x, without biases."""
+
+    config: StyleConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        dim, wide = self.config.dim, self.config.ffn_dim
+        heads = (self.config.num_heads, dim // self.config.num_heads)
+        qkv = Dense((dim,), (3, *heads), name="qkv")(LayerNorm(name="attn_norm")(x))
+        y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], scale=heads[1] ** -0.5)
+        x = x + Dense(heads, (dim,), name="out")(y)
+        y = Dense((dim,), (wide,), name="up")(LayerNorm(name="ffn_norm")(x))
+        return x + Dense((wide,), (dim,), name="down")(jax.nn.gelu(y, approximate=False))
+
+
+def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> np.ndarray:
+    """A piece of `seconds` seconds of `audio` [n] or [n, c], with the same axes: the same for the same seed.
+
+    Pieces without any sound are never chosen. Audio shorter than the piece is repeated until it is long enough.
+
+    Raises:
+      ValueError: The audio is of another shape, empty, not finite or silent throughout.
+    """
+    audio = np.asarray(audio)
+    length = round(seconds * sample_rate)
+    if audio.ndim not in (1, 2):
+        raise ValueError(f"the audio of a style must be [samples] or [samples, channels], got {list(audio.shape)}")
+    if audio.size == 0 or length < 1:
+        raise ValueError("there is no style: the audio has no samples. Give a piece of music")
+    if not np.isfinite(audio).all():
+        raise ValueError("the audio of a style holds NaN or infinity: it is damaged. Write the file again")
+    sounds = np.abs(audio).reshape(len(audio), -1).max(axis=1) > _SILENCE
+    if not sounds.any():
+        raise ValueError("the audio of a style is silent: there is nothing to follow. Give a piece with sound")
+    if len(audio) < length:
+        whole = -(-length // len(audio))
+        return np.concatenate([audio] * whole)[:length]
+    counts = np.concatenate([[0], np.cumsum(sounds)])
+    starts = np.flatnonzero(counts[length:] > counts[:-length])
+    start = starts[np.random.default_rng(seed).integers(len(starts))]
+    return audio[start : start + length]
+
+
+def style_shapes(config: StyleConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of `StyleConditioner`, by its path: "params/...", "batch_stats/...", "codebooks/..."."""
+    d, h, e, f = config.dim, config.num_heads, config.dim // config.num_heads, config.ffn_dim
+    encoder: dict[str, tuple[int, ...]] = {}
+    if config.features is not None:
+        encoder |= {"embed/kernel": (config.features.dim, d), "embed/bias": (d,)}
+    else:
+        encoder["embed/embedding"] = (config.num_code_streams, config.code_size, d)
+    for i in range(config.num_layers):
+        layer = {"qkv/kernel": (d, 3, h, e), "out/kernel": (h, e, d), "up/kernel": (d, f), "down/kernel": (f, d)}
+        layer |= {f"{norm}/{part}": (d,) for norm in ("attn_norm", "ffn_norm") for part in ("scale", "bias")}
+        encoder |= {f"layer{i}/{path}": shape for path, shape in layer.items()}
+    shapes = {f"params/encoder/{path}": shape for path, shape in encoder.items()}
+    k, v = config.num_codebooks, config.codebook_size
+    shapes |= {"batch_stats/mean": (d,), "batch_stats/var": (d,)}
+    codebooks = {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
+    return shapes | {f"codebooks/{name}": shape for name, shape in codebooks.items()}

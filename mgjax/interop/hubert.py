@@ -1,0 +1,161 @@
+"""HuBERT and MERT as transformers writes them: config.json, preprocessor_config.json and the weights.
+
+MERT comes with code of its own, which is never run: without its constant-Q part and DeepNorm it is a HuBERT.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgjax.checkpoint import read_json
+from mgjax.conditioner_config import HubertConfig
+from mgjax.conditioning.hubert import hubert_shapes
+from mgjax.interop import table, weights
+from mgjax.interop.table import CONV, LINEAR, LINEAR_OUT, Layout, Rule
+from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.strict_json import ConfigError, from_dict
+
+_FLAT = Layout(lambda shape: (math.prod(shape),))
+
+# Our field -> their field and the value that transformers takes where a config.json does not say.
+_FIELDS = {
+    "conv_dims": ("conv_dim", [512] * 7),
+    "conv_kernels": ("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
+    "conv_strides": ("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
+    "conv_bias": ("conv_bias", False),
+    "conv_norm": ("feat_extract_norm", "group"),
+    "dim": ("hidden_size", 768),
+    "ffn_dim": ("intermediate_size", 3072),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "position_kernel": ("num_conv_pos_embeddings", 128),
+    "position_groups": ("num_conv_pos_embedding_groups", 16),
+    "pre_norm": ("do_stable_layer_norm", False),
+    "norm_eps": ("layer_norm_eps", 1e-5),
+}
+# What their field has to be, and what it is about.
+_FIXED = {
+    "feature_extractor_cqt": (False, "a constant-Q transform beside the convolutions"),
+    "deepnorm": (False, "DeepNorm"),
+    "hidden_act": ("gelu", "another activation"),
+    "feat_extract_activation": ("gelu", "another activation"),
+    "feat_proj_layer_norm": (True, "features that are not normalised"),
+    "conv_pos_batch_norm": (False, "batch normalisation before the positions"),
+    "adapter_attn_dim": (None, "adapters"),
+}
+_IGNORED = (r"^masked_spec_embed$", r"^feature_extractor_cqt\.")
+_POSITIONS = "encoder.pos_conv_embed.conv"
+
+
+def read_hubert(
+    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
+) -> tuple[HubertConfig, dict[str, Any]]:
+    """The config and the parameters of the HubertModel or MERT in `directory`; no code that lies there is run.
+
+    `dtype` and `place` are those of `table.load`.
+
+    Raises:
+      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
+    """
+    config, match = match_hubert(Path(directory))
+    return config, table.load(match, dtype=dtype, place=place)
+
+
+def match_hubert(directory: Path) -> tuple[HubertConfig, table.Match]:
+    """The config of the encoder in `directory`, and what `table.load` needs to read it."""
+    config = _config(directory)
+    tensors = _folded(weights.find(directory))
+    return config, table.match(hubert(config), tensors, hubert_shapes(config), where=str(directory), ignored=_IGNORED)
+
+
+def _config(directory: Path) -> HubertConfig:
+    path = directory / "config.json"
+    values = read_json(path)
+    if values.get("model_type") not in ("hubert", "mert_model"):
+        raise CheckpointError(
+            f"{path}: model_type is {values.get('model_type')!r}; expected 'hubert' or 'mert_model'. Give the folder "
+            "of a HuBERT-type encoder, such as m-a-p/MERT-v1-95M"
+        )
+    for name, (expected, about) in _FIXED.items():
+        if values.get(name, expected) != expected:
+            raise CheckpointError(
+                f"{path}: {name} is {values[name]!r}, which asks for {about}; only {expected!r} is supported. "
+                "m-a-p/MERT-v1-95M, which musicgen-style was trained with, does without"
+            )
+    fields = {ours: values.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
+    front = directory / "preprocessor_config.json"
+    audio = read_json(front) if front.is_file() else {}
+    fields["normalize"] = audio.get("do_normalize", True)
+    fields["sample_rate"] = values.get("sample_rate", audio.get("sampling_rate", 16_000))
+    try:
+        return from_dict(HubertConfig, fields)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the weight norm of the positions' convolution folded into one kernel."""
+    renamed = {
+        re.sub(r"\.parametrizations\.weight\.original0$", ".weight_g", name): tensor for name, tensor in tensors.items()
+    }
+    renamed = {
+        re.sub(r"\.parametrizations\.weight\.original1$", ".weight_v", name): tensor for name, tensor in renamed.items()
+    }
+    size, direction = (renamed.pop(f"{_POSITIONS}.weight_{part}", None) for part in "gv")
+    if direction is None or size is None or len(direction.shape) != 3 or size.shape != (1, 1, direction.shape[2]):
+        raise CheckpointError(
+            f"the weights hold no {_POSITIONS}.weight_g and weight_v that fit each other: this is not a HuBERT, or the "
+            "file is damaged. Fetch it again"
+        )
+
+    def read() -> np.ndarray:
+        # One length for each tap of the kernel, over what goes in and out.
+        wide = direction.read().astype(np.float64)
+        length = np.sqrt(np.sum(np.square(wide), axis=(0, 1), keepdims=True))
+        return (wide * (size.read().astype(np.float64) / length)).astype(np.float32)
+
+    kernel = Tensor(direction.shape, np.dtype(np.float32), direction.file, read)
+    return renamed | {f"{_POSITIONS}.weight": kernel}
+
+
+def hubert(config: HubertConfig) -> Iterator[Rule]:
+    """A HubertModel, with the weight norm folded."""
+    for i in range(len(config.conv_dims)):
+        there = f"feature_extractor.conv_layers.{i}"
+        yield Rule((f"conv{i}/kernel",), (f"{there}.conv.weight",), CONV)
+        if config.conv_bias:
+            yield Rule((f"conv{i}/bias",), (f"{there}.conv.bias",))
+        if i == 0 or config.conv_norm == "layer":
+            yield from _norm(f"conv{i}_norm", f"{there}.layer_norm")
+    yield from _norm("features_norm", "feature_projection.layer_norm")
+    yield from _linear("features_proj", "feature_projection.projection")
+    yield Rule(("positions/conv/kernel",), (f"{_POSITIONS}.weight",), CONV)
+    yield Rule(("positions/conv/bias",), (f"{_POSITIONS}.bias",))
+    yield from _norm("norm", "encoder.layer_norm")
+    for i in range(config.num_layers):
+        here, there = f"layer{i}", f"encoder.layers.{i}"
+        projections = [f"{there}.attention.{name}_proj" for name in "qkv"]
+        yield Rule((f"{here}/attn/qkv/kernel",), tuple(f"{name}.weight" for name in projections), LINEAR)
+        yield Rule((f"{here}/attn/qkv/bias",), tuple(f"{name}.bias" for name in projections), _FLAT)
+        yield from _linear(f"{here}/attn/out", f"{there}.attention.out_proj", LINEAR_OUT)
+        yield from _linear(f"{here}/ffn/up", f"{there}.feed_forward.intermediate_dense")
+        yield from _linear(f"{here}/ffn/down", f"{there}.feed_forward.output_dense")
+        yield from _norm(f"{here}/attn_norm", f"{there}.layer_norm")
+        yield from _norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
+
+
+def _linear(target: str, source: str, layout: Layout = LINEAR) -> Iterator[Rule]:
+    yield Rule((f"{target}/kernel",), (f"{source}.weight",), layout)
+    yield Rule((f"{target}/bias",), (f"{source}.bias",))
+
+
+def _norm(target: str, source: str) -> Iterator[Rule]:
+    yield Rule((f"{target}/scale",), (f"{source}.weight",))
+    yield Rule((f"{target}/bias",), (f"{source}.bias",))

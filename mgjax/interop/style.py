@@ -1,0 +1,97 @@
+"""The style conditioner in audiocraft: its arrays inside the language model's file, and its part of xp.cfg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mgjax.conditioner_config import HubertConfig, StyleConfig
+from mgjax.interop.table import FLAG, LINEAR, LINEAR_OUT, Layout, Rule
+from mgjax.interop.torch_file import CheckpointError
+from mgjax.strict_json import ConfigError, from_dict
+
+PREFIX = "condition_provider.conditioners.self_wav."
+
+# A count of batches, which means nothing with a constant momentum.
+IGNORED = (r"^condition_provider\.conditioners\.self_wav\.batch_norm\.num_batches_tracked$",)
+
+_TRANSFORMERS = {
+    "xsmall": {"dim": 256, "num_heads": 8, "num_layers": 4},
+    "default": {"dim": 512, "num_heads": 8, "num_layers": 8},
+    "large": {"dim": 1024, "num_heads": 16, "num_layers": 24},
+}
+
+# Our field -> theirs, and the value that audiocraft takes where xp.cfg does not say.
+_FIELDS = {
+    "num_code_streams": ("encodec_n_q", 4),
+    "num_codebooks": ("n_q_out", 6),
+    "codebook_size": ("bins", 1024),
+    "eval_codebooks": ("eval_q", 3),
+    "downsample": ("ds_factor", 15),
+    "seconds": ("length", 3.0),
+}
+
+
+def audiocraft_style(config: StyleConfig) -> Iterator[Rule]:
+    """The style conditioner in audiocraft's language model, under the paths of `style_shapes`.
+
+    Its `output_proj` belongs to the language model here, and its feature extractor is not in the file.
+    """
+    yield from (rule.within("", PREFIX) for rule in _rules(config))
+
+
+def _rules(config: StyleConfig) -> Iterator[Rule]:
+    encoder = "params/encoder"
+    if config.features is not None:
+        yield Rule((f"{encoder}/embed/kernel",), ("embed.weight",), LINEAR)
+        yield Rule((f"{encoder}/embed/bias",), ("embed.bias",))
+    else:
+        tables = tuple(f"embed.{k}.weight" for k in range(config.num_code_streams))
+        yield Rule((f"{encoder}/embed/embedding",), tables, stacked=True)
+    for i in range(config.num_layers):
+        here, there = f"{encoder}/layer{i}", f"transformer.layers.{i}"
+        yield Rule((f"{here}/qkv/kernel",), (f"{there}.self_attn.in_proj_weight",), LINEAR)
+        yield Rule((f"{here}/out/kernel",), (f"{there}.self_attn.out_proj.weight",), LINEAR_OUT)
+        yield Rule((f"{here}/up/kernel",), (f"{there}.linear1.weight",), LINEAR)
+        yield Rule((f"{here}/down/kernel",), (f"{there}.linear2.weight",), LINEAR)
+        for norm, theirs in (("attn_norm", "norm1"), ("ffn_norm", "norm2")):
+            yield Rule((f"{here}/{norm}/scale",), (f"{there}.{theirs}.weight",))
+            yield Rule((f"{here}/{norm}/bias",), (f"{there}.{theirs}.bias",))
+    for name in ("mean", "var"):
+        yield Rule((f"batch_stats/{name}",), (f"batch_norm.running_{name}",))
+    for name in ("embed", "embed_avg", "cluster_size", "inited"):
+        sources = tuple(f"rvq.vq.layers.{q}._codebook.{name}" for q in range(config.num_codebooks))
+        yield Rule((f"codebooks/{name}",), sources, FLAG if name == "inited" else Layout(), stacked=True)
+
+
+def style_config(run: Mapping[str, Any]) -> StyleConfig:
+    """The style conditioner that xp.cfg (with its references resolved) describes.
+
+    Raises:
+      CheckpointError: xp.cfg describes no style conditioner, or one of another kind.
+    """
+    conditioner = run.get("conditioners", {}).get("self_wav", {})
+    if not isinstance(conditioner, Mapping) or conditioner.get("model") != "style":
+        raise CheckpointError(
+            "xp.cfg describes no style conditioner: expected conditioners.self_wav.model to be 'style'"
+        )
+    style = conditioner.get("style") or {}
+    choices = {"model_name": ("mert", ("mert", "encodec")), "batch_norm": (True, (True,))}
+    choices["transformer_scale"] = ("default", tuple(_TRANSFORMERS))
+    for name, (default, known) in choices.items():
+        if style.get(name, default) not in known:
+            raise CheckpointError(
+                f"conditioners.self_wav.style.{name} is {style[name]!r} in xp.cfg; supported: "
+                f"{', '.join(map(repr, known))}"
+            )
+    fields = {ours: style.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
+    fields |= _TRANSFORMERS[style.get("transformer_scale", "default")]
+    fields["ffn_dim"] = 4 * fields["dim"]
+    # It was trained on features of MERT-v1-95M, of audio as it is.
+    from_codes = style.get("model_name") == "encodec"
+    fields["features"] = None if from_codes else HubertConfig(normalize=False)
+    fields["code_size"] = run.get("transformer_lm", {}).get("card", 2048)  # of the codec that the model writes for
+    try:
+        return from_dict(StyleConfig, fields)
+    except ConfigError as error:
+        raise CheckpointError(f"xp.cfg does not describe a style conditioner: {error}") from None
