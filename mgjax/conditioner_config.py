@@ -235,7 +235,9 @@ class ClapAudioConfig:
     def __post_init__(self):
         positive(self, "sample_rate", "fft_size", "hop_length", "num_mels", "image_size", "patch_size", "window", "dim")
         if len(self.depths) != len(self.num_heads) or not self.depths or min(self.depths + self.num_heads) < 1:
-            raise ConfigError(f"depths and num_heads must be of one length, all above 0: {self.depths}, {self.num_heads}")
+            raise ConfigError(
+                f"depths and num_heads must be of one length, all above 0: {self.depths}, {self.num_heads}"
+            )
         if any(dim % heads for dim, heads in zip(self.dims, self.num_heads, strict=True)):
             raise ConfigError(f"the stages are {self.dims} wide, which num_heads {self.num_heads} do not divide")
         if self.image_size % self.num_mels:

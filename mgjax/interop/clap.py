@@ -1,0 +1,215 @@
+"""CLAP as transformers writes it: a directory that holds a ClapModel without fusion."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mgjax.checkpoint import read_json
+from mgjax.conditioner_config import ClapAudioConfig, ClapConfig, ClapTextConfig
+from mgjax.interop import table, weights
+from mgjax.interop.clap_shapes import clap_shapes
+from mgjax.interop.table import LINEAR, LINEAR_OUT, PLAIN, Layout, Rule
+from mgjax.interop.torch_file import CheckpointError
+from mgjax.strict_json import ConfigError, from_dict
+
+# Computed here, and the scales of the training's loss.
+_IGNORED = (
+    r"\.(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$",
+    r"^logit_scale_[at]$",
+)
+
+_HEADS = Layout(lambda shape: (math.prod(shape),))
+_FIRST_ROW = Layout(lambda shape: (1, *shape))
+_SQUARES = Layout(lambda shape: (1, *shape), (3, 0, 1, 2))  # (side, side, out) <-> (out, 1, side, side)
+
+# Our field -> their field and the value that transformers takes where a config.json does not say.
+_TEXT_FIELDS = {
+    "vocab_size": ("vocab_size", 50_265),
+    "dim": ("hidden_size", 768),
+    "ffn_dim": ("intermediate_size", 3072),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "max_positions": ("max_position_embeddings", 514),
+    "pad_token": ("pad_token_id", 1),
+    "norm_eps": ("layer_norm_eps", 1e-12),
+}
+_AUDIO_FIELDS = {
+    "num_mels": ("num_mel_bins", 64),
+    "image_size": ("spec_size", 256),
+    "patch_size": ("patch_size", 4),
+    "window": ("window_size", 8),
+    "dim": ("patch_embeds_hidden_size", 96),
+    "depths": ("depths", [2, 2, 6, 2]),
+    "num_heads": ("num_attention_heads", [4, 8, 16, 32]),
+    "mlp_ratio": ("mlp_ratio", 4.0),
+    "qkv_bias": ("qkv_bias", True),
+    "norm_eps": ("layer_norm_eps", 1e-5),
+}
+_FEATURE_FIELDS = {
+    "sample_rate": ("sampling_rate", 48_000),
+    "fft_size": ("fft_window_size", 1024),
+    "hop_length": ("hop_length", 480),
+    "num_mels": ("feature_size", 64),
+    "lowest_hz": ("frequency_min", 0),
+    "highest_hz": ("frequency_max", 14_000),
+    "seconds": ("max_length_s", 10),
+}
+# What is not a choice here.
+_TEXT_FIXED = {"hidden_act": "gelu", "type_vocab_size": 1}
+_AUDIO_FIXED = {
+    "hidden_act": "gelu",
+    "patch_embed_input_channels": 1,
+    "flatten_patch_embeds": True,
+    "enable_patch_layer_norm": True,
+}
+_FEATURE_FIXED = {"truncation": "rand_trunc", "padding": "repeatpad", "top_db": None, "padding_value": 0}
+
+
+def read_clap(
+    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
+) -> tuple[ClapConfig, dict[str, Any]]:
+    """The config and the variables of the ClapModel in `directory`: {"text": of ClapText, "audio": of ClapAudio}.
+
+    `dtype` and `place` are those of `table.load`. The spectrogram is what preprocessor_config.json says, and without
+    that file the one of the published models.
+
+    Raises:
+      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    match = table.match(
+        _rules(config), weights.find(directory), clap_shapes(config), where=str(directory), ignored=_IGNORED
+    )
+    return config, table.load(match, dtype=dtype, place=place)
+
+
+def _read_config(directory: Path) -> ClapConfig:
+    path = directory / "config.json"
+    values = read_json(path)
+    if values.get("model_type") != "clap":
+        raise CheckpointError(f"{path}: describes the model type {values.get('model_type')!r}; expected 'clap'")
+    text, audio = (values.get(part) or {} for part in ("text_config", "audio_config"))
+    if audio.get("enable_fusion"):
+        raise CheckpointError(
+            f"{path}: this CLAP fuses parts of long clips (enable_fusion), which is not supported. Use a model without "
+            "fusion, such as laion/clap-htsat-unfused or laion/larger_clap_music"
+        )
+    _require(path, text, _TEXT_FIXED)
+    _require(path, audio, _AUDIO_FIXED | {"patch_stride": _pair(audio.get("patch_size", 4))})
+    _require(path, values, {"projection_hidden_act": "relu"})
+    theirs = {
+        "text": _from_theirs(_TEXT_FIELDS, text),
+        "audio": _from_theirs(_AUDIO_FIELDS, audio) | _features(directory, audio.get("num_mel_bins", 64)),
+        "dim": values.get("projection_dim", 512),
+    }
+    theirs["audio"]["patch_size"] = _pair(theirs["audio"]["patch_size"])[0]
+    try:
+        config = from_dict(ClapConfig, theirs)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    _require(path, {"hidden_size": audio.get("hidden_size", 768)}, {"hidden_size": config.audio.dims[-1]})
+    return config
+
+
+def _features(directory: Path, num_mels: int) -> dict[str, Any]:
+    """What the file of the feature extractor says of the spectrogram; nothing where there is no such file."""
+    path = directory / "preprocessor_config.json"
+    if path.is_file():
+        values = read_json(path)
+    elif (directory / "processor_config.json").is_file():  # since transformers 5
+        path = directory / "processor_config.json"
+        values = read_json(path).get("feature_extractor") or {}
+    else:
+        return {}
+    _require(path, values, _FEATURE_FIXED | {"feature_size": num_mels})
+    return _from_theirs(_FEATURE_FIELDS, values)
+
+
+def _require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    for name, expected in fixed.items():
+        found = _pair(values[name]) if name == "patch_stride" and name in values else values.get(name, expected)
+        if found != expected:
+            raise CheckpointError(f"{path}: {name} is {found!r}; only {expected!r} is supported in this model")
+
+
+def _pair(size: Any) -> list[Any]:
+    """A length and width, of which transformers takes one number or both."""
+    return list(size) if isinstance(size, list) else [size, size]
+
+
+def _from_theirs(fields: Mapping[str, tuple[str, Any]], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {ours: values.get(theirs, default) for ours, (theirs, default) in fields.items()}
+
+
+def _rules(config: ClapConfig) -> Iterator[Rule]:
+    yield from (rule.within("text/params/roberta/", "text_model.") for rule in _text(config.text))
+    yield from (rule.within("audio/", "audio_model.audio_encoder.") for rule in _audio(config.audio))
+    for tower in ("text", "audio"):
+        for name, theirs in (("up", "linear1"), ("out", "linear2")):
+            yield from _linear(f"{tower}/params/projection/{name}", f"{tower}_projection.{theirs}")
+
+
+def _text(config: ClapTextConfig) -> Iterator[Rule]:
+    for name, theirs in (("embed", "word"), ("positions", "position")):
+        yield _one(f"{name}/embedding", f"embeddings.{theirs}_embeddings.weight")
+    yield _one("token_type", "embeddings.token_type_embeddings.weight", _FIRST_ROW)
+    yield from _norm("embed_norm", "embeddings.LayerNorm")
+    yield from _linear("pool", "pooler.dense")
+    for i in range(config.num_layers):
+        here, there = f"block{i}", f"encoder.layer.{i}"
+        yield from _block(here, there, qkv_bias=True)
+        yield from _norm(f"{here}/attn_norm", f"{there}.attention.output.LayerNorm")
+        yield from _norm(f"{here}/ffn_norm", f"{there}.output.LayerNorm")
+
+
+def _audio(config: ClapAudioConfig) -> Iterator[Rule]:
+    for name in ("mean", "var"):
+        yield _one(f"stats/htsat/mel_norm/{name}", f"batch_norm.running_{name}")
+    params = "params/htsat"
+    yield from _norm(f"{params}/mel_norm", "batch_norm")
+    yield _one(f"{params}/patch/kernel", "patch_embed.proj.weight", _SQUARES)
+    yield _one(f"{params}/patch/bias", "patch_embed.proj.bias")
+    yield from _norm(f"{params}/patch_norm", "patch_embed.norm")
+    yield from _norm(f"{params}/final_norm", "norm")
+    for i, depth in enumerate(config.depths):
+        if i > 0:
+            here, there = f"{params}/stage{i}_merge", f"layers.{i - 1}.downsample"
+            yield _one(f"{here}/reduce/kernel", f"{there}.reduction.weight", LINEAR)
+            yield from _norm(f"{here}/norm", f"{there}.norm")
+        for j in range(depth):
+            here, there = f"{params}/stage{i}_block{j}", f"layers.{i}.blocks.{j}"
+            yield from _block(here, there, qkv_bias=config.qkv_bias)
+            yield _one(f"{here}/attn/position_bias", f"{there}.attention.self.relative_position_bias_table")
+            yield from _norm(f"{here}/attn_norm", f"{there}.layernorm_before")
+            yield from _norm(f"{here}/ffn_norm", f"{there}.layernorm_after")
+
+
+def _block(here: str, there: str, *, qkv_bias: bool) -> Iterator[Rule]:
+    """What the layers of both towers call the same."""
+    for name in ("query", "key", "value"):
+        yield _one(f"{here}/attn/{name}/kernel", f"{there}.attention.self.{name}.weight", LINEAR)
+        if qkv_bias:
+            yield _one(f"{here}/attn/{name}/bias", f"{there}.attention.self.{name}.bias", _HEADS)
+    yield _one(f"{here}/attn/out/kernel", f"{there}.attention.output.dense.weight", LINEAR_OUT)
+    yield _one(f"{here}/attn/out/bias", f"{there}.attention.output.dense.bias")
+    yield from _linear(f"{here}/ffn/up", f"{there}.intermediate.dense")
+    yield from _linear(f"{here}/ffn/down", f"{there}.output.dense")
+
+
+def _linear(target: str, source: str) -> Iterator[Rule]:
+    yield _one(f"{target}/kernel", f"{source}.weight", LINEAR)
+    yield _one(f"{target}/bias", f"{source}.bias")
+
+
+def _norm(target: str, source: str) -> Iterator[Rule]:
+    yield _one(f"{target}/scale", f"{source}.weight")
+    yield _one(f"{target}/bias", f"{source}.bias")
+
+
+def _one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
+    return Rule((target,), (source,), layout)
