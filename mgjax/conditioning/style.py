@@ -11,16 +11,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.conditioner_config import StyleConfig
+from mgjax.conditioning.condition import Condition
 from mgjax.nn import Dense, LayerNorm, attention, sinusoidal_positions
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
 _SILENCE = 1e-5  # of full scale; samples below are no sound
 
-Inputs = Float[Array, "b t d"] | Int[Array, "b t k"]  # features, or codes
+Inputs = Float[Array, "b t c"] | Int[Array, "b t k"]  # features, or codes
 
 
 class StyleConditioner(nn.Module):
@@ -84,6 +85,13 @@ def quantized(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> F
 
     start = (latents, jnp.zeros_like(latents))
     return jax.lax.scan(level, start, embed.astype(jnp.float32))[0][1]
+
+
+def condition(style: Float[Array, "b l d"], there: Bool[Array, " b"]) -> Condition:
+    """The style of a batch as a condition. Rows that are not `there` are null: the published models see zero vectors
+    there, as many as in the other rows (one where no row has a style), and attend to them."""
+    mask = jnp.broadcast_to(there[:, None], style.shape[:2])
+    return Condition(jnp.where(mask[:, :, None], style, 0.0), mask, attended=jnp.ones_like(mask))
 
 
 def keep(latents: Float[Array, "b t d"], config: StyleConfig) -> Float[Array, "b l d"]:
