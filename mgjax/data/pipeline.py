@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import multiprocessing
-import os
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +23,7 @@ from jaxtyping import Bool, Float64, Int32, Int64
 
 from mgjax.data.corpus import Corpus
 from mgjax.data.metadata import Metadata
+from mgjax.data.parent import end_with_parent
 from mgjax.data.prompts import TextConfig, assemble, plain
 from mgjax.strict_json import ConfigError
 
@@ -199,17 +197,7 @@ def _read(dataset: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
         flags.FLAGS.mark_as_parsed()
     each = max(1, config.prefetch // (2 * config.num_workers))  # a process has a queue of this size at both its ends
     processes = grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=each)
-    return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes, _end_with_parent)
-
-
-def _end_with_parent(worker: int, num_workers: int) -> None:
-    """Has a process of grain's end with the one that started it, even if that is killed: it would wait for ever."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes, end_with_parent)
 
 
 class _Pieces:

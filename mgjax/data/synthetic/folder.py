@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mgjax.data import audio
+from mgjax.data.parent import end_with_parent
 from mgjax.data.synthetic.pieces import compose, render
 from mgjax.data.synthetic.rendering import soundfont
 
@@ -79,7 +81,7 @@ def write_folder(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(".synthetic-*.tmp"):  # of a call that was killed
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
     jobs = (_Job(directory, seed, index, sample_rate, channels) for index in _indices(seed, hours))
     pieces = written = 0
     seconds = 0.0
@@ -107,7 +109,7 @@ def _worked_off(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[bool, floa
         yield from map(_write_piece, jobs)
         return
     # Not forked: the caller may hold threads, JAX's for one.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, end_with_parent) as pool:
         yield from pool.imap(_write_piece, jobs)
 
 
@@ -125,7 +127,8 @@ def _write_piece(job: _Job) -> tuple[bool, float, str]:
     sidecar.unlink(missing_ok=True)
     samples = render(piece, job.sample_rate, job.channels)
     audio.write(sound, samples, job.sample_rate)
-    temporary = sidecar.with_name(f".{sidecar.name}.tmp")
+    # A name of its own, as that of the sound has: another call may write the same piece.
+    temporary = sidecar.with_name(f".{sidecar.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, sidecar)
     return True, len(samples) / job.sample_rate, piece.score.style.name
