@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,7 +136,7 @@ def _number(value: Any, config: NumberConfig) -> float:
     allowed = f"{config.name} must be a number from {config.low:g} to {config.high:g}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{allowed}, got {value!r}")
-    if not (math.isfinite(value) and config.low <= value <= config.high):
+    if not config.low <= value <= config.high:
         raise ValueError(f"{allowed}, got {value}")
     return float(value)
 
