@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         theirs, ours = build(Path(directory))
     texts = [PROMPT] * args.batch
-    ids, mask = (torch.tensor(part).long() for part in ours._tokenizer.encode(texts))
+    ids, mask = (torch.tensor(part).long() for part in ours.tokenizer.encode(texts))
     ids, mask = ids[:, : mask.sum(1).max()], mask[:, : mask.sum(1).max()]
     silence = transformers.models.encodec.modeling_encodec.EncodecDecoderOutput(torch.zeros(args.batch, 1, 640))
     theirs.audio_encoder.decode = lambda *inputs, **options: silence

@@ -14,7 +14,7 @@ and 96 A100 GPUs (small, medium, large). None of the three has been run here.
 from ml_collections import ConfigDict
 
 from mgjax import initialize
-from mgjax.config import LMConfig
+from mgjax.config import Fused, LMConfig
 from mgjax.train.configs import to_config_dict
 from mgjax.train.lm import LMRun
 
@@ -112,7 +112,7 @@ def mini(config: ConfigDict) -> None:
     been run.
     """
     config.lm = to_config_dict(
-        LMConfig(dim=256, num_layers=4, num_heads=4, ffn_dim=1024, codebook_size=512, text_dim=16)
+        LMConfig(dim=256, num_layers=4, num_heads=4, ffn_dim=1024, codebook_size=512, conditions=(Fused("text", 16),))
     )
     config.text_encoder = "debug"
     config.data.batch_size = 8

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,20 +19,24 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from mgjax import checks, formats, sharding
 from mgjax.checkpoint import Checkpoint
 from mgjax.codec.codec import Codec
+from mgjax.conditioner import Conditioner, Row, Span
 from mgjax.conditioning.condition import Condition
-from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import Sampling
 from mgjax.interop.table import Place
-from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm import pattern as patterns
-from mgjax.lm.generate import generate, windows
+from mgjax.lm.generate import Steering as WindowSteering
+from mgjax.lm.generate import Window, cut, generate, windows
 from mgjax.lm.model import LM, Context
 from mgjax.lm.sample import Draws, Layout, capacity_for
+from mgjax.melody import prepare
+from mgjax.separate import Separate
+from mgjax.steering import Steering
 from mgjax.strict_json import to_json
 
 Progress = Callable[[int, int], None]
-Texts = str | None | Sequence[str | None]
+Text = str | None | Sequence[tuple[float, str | None]]  # the last one changes as the music goes on
+Texts = Text | Sequence[Text]
 
 _HASHED_NUMBERS = 1024  # of each array
 
@@ -61,7 +65,7 @@ class MusicGen:
         self._lm = LM(model.config.lm)
         self._params = {name: tree for name, tree in model.variables.items() if name != "codec"}
         self._tokenizer_files = model.tokenizer
-        self._compat = compat
+        self._conditioner = Conditioner(model.config, self._params, model.tokenizer, compat)
         self._mesh = mesh
 
     @property
@@ -89,6 +93,11 @@ class MusicGen:
         """The type of the weights and activations: "float32", "bfloat16" or "float16"."""
         return str(self._params["lm"]["head"]["kernel"].dtype)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What cuts texts into the pieces that the text encoder knows."""
+        return self._conditioner.tokenizer
+
     @functools.cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits that tell models apart, from their shape and a sample of every array."""
@@ -108,7 +117,8 @@ class MusicGen:
         of sums.
 
         Args:
-          texts: What to play, one per row. None or "" leaves it to the model.
+          texts: What to play, one per row. None or "" leaves it to the model. A list of (seconds, text) changes it as
+            the music goes on.
           **options: As for `stream_codes`: seconds, seed, sampling, prompt, ...
 
         Raises:
@@ -131,9 +141,16 @@ class MusicGen:
         *,
         seconds: float = 8.0,
         seed: int | Sequence[int] = 0,
-        sampling: Sampling | None = None,
+        sampling: Sampling | Sequence[Sampling] | None = None,
         prompt: Any = None,
         prompt_sample_rate: int | None = None,
+        negative: str | Sequence[str | None] | None = None,
+        blend: float = 0.0,
+        melody: Any = None,
+        melody_sample_rate: int | None = None,
+        separate: Separate | None = None,
+        chroma: Float[np.ndarray, "b f p"] | None = None,
+        labels: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         window: float | None = None,
         stride: float | None = None,
         progress: Progress | None = None,
@@ -146,42 +163,53 @@ class MusicGen:
           texts: As for `generate`.
           seconds: Length of the whole result, the prompt included. Cut to whole frames.
           seed: A whole number, or one for each row.
-          sampling: How to draw; the checkpoint's own default where None.
+          sampling: How to draw, one for all rows or one for each; the checkpoint's own default where None.
           prompt: Audio to continue: [n], [n, c] or [b, n, c], one for all rows or one for each.
           prompt_sample_rate: Of the prompt, in hertz; the model's where None.
+          negative: What the music is to keep away from, one text for all rows or one for each. It works through
+            guidance.
+          blend: Seconds that a change of text takes; 0 for at once.
+          melody: For melody models, audio whose melody to follow from the start of the result, the prompt included:
+            [n], [n, c], [b, n, c], or a list with an array or None for each row. It is repeated where it is short.
+          melody_sample_rate: Of the melody, in hertz; the model's where None.
+          separate: How to take the melody out of a mix: "demucs", or a function of audio [n, c] and its rate that gives
+            the part of it that carries the melody. None for the mix as it is.
+          chroma: Instead of a melody, the strength of each pitch class over time: [1 or b, frames, pitch classes].
+          labels: Values of the model's labels by name, such as {"genre": "waltz", "bpm": 120}, for all rows or each.
           window: Seconds of music that the model looks at once; what it was trained on where None.
           stride: Seconds by which each window is later than the one before; where None 18, or 0.6 of a window
             below 30.
           progress: Called with the frames made so far and the frames in all.
         """
-        sampling = sampling or self.config.sampling
-        texts = checks.texts(texts)
-        seeds = checks.seeds(seed, len(texts))
+        texts = checks.texts(texts, self.frame_rate)
+        batch = len(texts)
+        samplings = checks.samplings(sampling or self.config.sampling, batch, self.num_codebooks)
+        seeds = checks.seeds(seed, batch)
         num_frames = checks.num_frames(seconds, self.frame_rate)
         spans = checks.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
-        given = np.zeros((len(texts), 0, self.num_codebooks), np.int32)
+        given = np.zeros((batch, 0, self.num_codebooks), np.int32)
         if prompt is not None:
-            given = checks.prompt_codes(self.codec, prompt, prompt_sample_rate, len(texts))
+            given = checks.prompt_codes(self.codec, prompt, prompt_sample_rate, batch)
             checks.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
-        if not all(texts) and sampling.guidance != 1:
+        steering = Steering(
+            texts,
+            self._rows(batch, melody, melody_sample_rate, separate, chroma, labels),
+            checks.plain_texts(negative, batch, "negative"),
+            samplings,
+            checks.blend(blend, self.frame_rate),
+            self.frame_rate,
+        )
+        if steering.unsteered and any(one.is_guided for one in samplings):
             warnings.warn("a text is empty: nothing steers the music there, and guidance has no effect", stacklevel=2)
-        # Where nothing steers, the null rows would repeat the others.
-        guided = any(texts) and sampling.guidance != 1
-        context = self._context(texts, guided)
-        layout = None
-        if self._mesh is not None:
-            num_rows = context.prefix_mask.shape[0]
-            cache = sharding.cache(num_rows, self.config.lm.num_heads, self._mesh)
-            layout = Layout(sharding.rows(len(texts), self._mesh), cache)
+        plan = cut(windows(num_frames, given.shape[1], *spans), steering.cuts())
         return generate(
             self._lm,
             self._params["lm"],
-            lambda window: context,
+            self._steer(steering, num_frames > spans[0]),
             given,
-            windows(num_frames, given.shape[1], *spans),
-            Draws.of(sampling, seeds),
+            plan,
+            Draws.of(samplings, seeds, self.num_codebooks),
             progress,
-            layout,
         )
 
     def logits(
@@ -189,14 +217,18 @@ class MusicGen:
         codes: Int[np.ndarray, "..."],
         texts: Texts,
         *,
+        melody: Any = None,
+        melody_sample_rate: int | None = None,
+        separate: Separate | None = None,
         chroma: Float[np.ndarray, "b f p"] | None = None,
+        labels: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
     ) -> Float[Array, "b t k v"]:
         """The model's prediction of every code given the codes before it in the sequence (teacher-forced), float32.
 
         Args:
           codes: [t, k] or [b, t, k], as `codec.encode` gives them.
           texts: One for all rows, or one for each.
-          chroma: For melody models, the strength of each pitch class over time; the null melody where None.
+          melody, melody_sample_rate, separate, chroma, labels: As for `stream_codes`.
         """
         codes = checks.codes(codes, self.num_codebooks, self.codebook_size)
         seconds, num_frames = codes.shape[1] / self.frame_rate, codes.shape[1]
@@ -205,7 +237,12 @@ class MusicGen:
                 f"the codes last {seconds:g} seconds, and the model sees {self.config.window_seconds:g} at once: score "
                 "them in parts"
             )
-        context = self._context(checks.texts(texts, codes.shape[0]), guided=False, chroma=chroma)
+        batch = codes.shape[0]
+        others = self._rows(batch, melody, melody_sample_rate, separate, chroma, labels)
+        texts = checks.plain_texts(texts, batch, "texts")
+        rows = [dataclasses.replace(row, text=text) for row, text in zip(others, texts, strict=True)]
+        span = Span(0.0, self.config.window_seconds, False)
+        context = self._context([rows], self._conditioner.encode(texts), span)
         pattern = patterns.from_config(self.config.lm)
         tokens = np.asarray(pattern.build(jnp.asarray(codes), self.config.lm.special_token))
         # Few lengths, few programs: what stands after the music is not seen from before.
@@ -233,88 +270,55 @@ class MusicGen:
         """Arrays with one row per piece of music, spread over the mesh where there is one."""
         if self._mesh is None:
             return jax.tree.map(jnp.asarray, rows)
-        return jax.tree.map(lambda x: jax.device_put(x, sharding.rows(x.shape[0], self._mesh)), rows)
+        return jax.tree.map(
+            lambda x: jax.device_put(x, sharding.rows(x.shape[0], self._mesh)) if np.ndim(x) else x, rows
+        )
 
-    def _context(
-        self, texts: list[str | None], guided: bool, chroma: Float[np.ndarray, "b f p"] | None = None
-    ) -> Context:
-        """The conditions of the texts, followed by as many null rows for guidance."""
-        config = self.config.lm
-        copies = 2 if guided else 1
-        text = attended = None
-        # Without any text, cross-attention would give zero in every row: it is left out.
-        if config.text_dim is not None and (any(texts) or not config.cross_attention):
-            ids, mask = self._tokenize(texts)
-            encoded = _encode_text(T5Encoder(self.config.text), self._params["text"], ids, mask)
-            text = Condition(jnp.tile(encoded, (copies, 1, 1)), jnp.asarray(_with_null(mask, copies)))
-            attended = self._attended(mask, copies)
-        melody = None
-        if config.num_chroma:
-            melody = self._melody(chroma, len(texts), copies)
-        elif chroma is not None:
+    def _rows(self, batch: int, melody: Any, rate: Any, separate: Any, chroma: Any, labels: Any) -> list[Row]:
+        """What each row is told besides its text."""
+        config = self.config.melody
+        if config is None and (melody is not None or chroma is not None):
             raise ValueError("this model was not trained with melodies: use a melody model, such as musicgen-melody")
-        text, melody, attended = self._place_rows((text, melody, attended))
-        return _make_context(self._lm, self._params["lm"], text, melody, attended, copies * len(texts))
+        if melody is not None and chroma is not None:
+            raise ValueError("melody and chroma say the same in two ways: give one of them")
+        melodies, chromas = [None] * batch, [None] * batch
+        if melody is not None:
+            rate = self.sample_rate if rate is None else rate
+            melodies = prepare(melody, rate, batch, config, separate=separate)
+        if chroma is not None:
+            chromas = checks.chroma(chroma, batch, config.num_frames, config.num_bins)
+        values = checks.labels(labels, batch, self.config)
+        return [
+            Row(melody=one, chroma=array, labels=names)
+            for one, array, names in zip(melodies, chromas, values, strict=True)
+        ]
 
-    def _attended(self, mask: np.ndarray, copies: int) -> np.ndarray | None:
-        """Which positions of the text are attended to, padding included where the published models do that.
+    def _steer(self, steering: Steering, beyond: bool) -> Callable[[Window], WindowSteering]:
+        """What steers each window."""
+        texts = self._conditioner.encode(steering.all_texts)
 
-        In the melody models the text stands before the music, and a null text is as many zero vectors as the text that
-        it stands for has tokens: masking them would move the music. audiocraft pads all rows to the longest.
-        """
-        lengths = np.maximum(mask.sum(axis=1), 1)
-        if self._compat == "audiocraft":
-            lengths = np.full_like(lengths, lengths.max())
-        elif self.config.lm.cross_attention:
+        def steer(window: Window) -> WindowSteering:
+            part = steering.part(window.offset + window.given, window.offset, window.num_frames)
+            span = Span(window.offset / self.frame_rate, self.config.window_seconds, beyond)
+            return WindowSteering(self._context(part.sets, texts, span), part.strengths, self._layout(part.sets))
+
+        return steer
+
+    def _layout(self, sets: Sequence[Sequence[Row]]) -> Layout | None:
+        if self._mesh is None:
             return None
-        return np.tile(np.arange(mask.shape[1]) < lengths[:, None], (copies, 1))
+        cache = sharding.cache(len(sets) * len(sets[0]), self.config.lm.num_heads, self._mesh)
+        return Layout(sharding.rows(len(sets[0]), self._mesh), cache)
 
-    def _melody(self, chroma: np.ndarray | None, batch: int, copies: int) -> Condition:
-        """The melody prefix. The null melody is the first pitch class throughout: what silence gives."""
-        shape = (self.config.lm.chroma_frames, self.config.lm.num_chroma)
-        null = np.zeros((batch, *shape), np.float32)
-        null[:, :, 0] = 1
-        given = null if chroma is None else checks.chroma(chroma, batch, *shape)
-        tokens = np.concatenate([given, null][:copies])
-        return Condition(jnp.asarray(tokens), jnp.ones(tokens.shape[:2], bool))
-
-    def _tokenize(self, texts: list[str | None]) -> tuple[np.ndarray, np.ndarray]:
-        return self._tokenizer.encode(texts)
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        if self.config.tokenizer == "bytes":
-            tokenizer = Tokenizer.bytes()
-        elif self._tokenizer_files is not None:
-            tokenizer = Tokenizer.from_directory(self._tokenizer_files)
-        else:
-            raise CheckpointError(
-                "this model came without a tokenizer, so it cannot read texts: put spiece.model or tokenizer.json "
-                "(those of t5-base for the published models) into its folder"
-            )
-        known = self.config.text.vocab_size
-        if tokenizer.vocab_size > known:
-            raise CheckpointError(
-                f"the tokenizer in {self._tokenizer_files} has {tokenizer.vocab_size} tokens, and the text encoder "
-                f"knows {known}: they do not belong together"
-            )
-        return tokenizer
-
-
-def _with_null(mask: np.ndarray, copies: int) -> np.ndarray:
-    return np.concatenate([mask, np.zeros_like(mask)][:copies])
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _encode_text(module: T5Encoder, params: dict, ids: Array, mask: Array) -> Float[Array, "b l d"]:
-    return module.apply({"params": params}, ids, mask)
+    def _context(self, sets: Sequence[Sequence[Row]], texts: Any, span: Span) -> Context:
+        """The conditions of a batch, then of the same rows with less, as the language model reads them."""
+        conditions = self._place_rows(self._conditioner.conditions(sets, texts, span))
+        return _make_context(self._lm, self._params["lm"], conditions, len(sets) * len(sets[0]))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "batch"))
-def _make_context(
-    module: LM, params: dict, text: Condition | None, melody: Condition | None, attended: Array | None, batch: int
-) -> Context:
-    return module.apply({"params": params}, text, melody, batch=batch, attended=attended, method="context")
+def _make_context(module: LM, params: dict, conditions: dict[str, Condition], batch: int) -> Context:
+    return module.apply({"params": params}, conditions, batch=batch, method="context")
 
 
 @functools.partial(jax.jit, static_argnames="module")

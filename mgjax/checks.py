@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
+
+from mgjax.conditioning.labels import label_vectors, number_vectors, row_values
+from mgjax.config import ModelConfig, Sampling
+from mgjax.steering import Change
 
 # The published systems move on by 18 of 30 seconds.
 _STRIDE_SECONDS = 18.0
@@ -19,18 +24,89 @@ _MOST_WINDOWS = 10  # times the window of training
 _SEEDS = 2**32
 
 
-def texts(texts: Any, batch: int | None = None) -> list[str | None]:
-    """A list of texts, one per row: a single text is a batch of one, or is used for all of `batch` rows."""
-    rows = [texts] if texts is None or isinstance(texts, str) else texts
-    if not isinstance(rows, Sequence) or not all(row is None or isinstance(row, str) for row in rows):
-        raise TypeError(f"texts must be a string, None, or a list of them, got {texts!r}")
+def texts(texts: Any, frame_rate: float) -> list[list[Change]]:
+    """The texts of each row in the order of time: a single text, or one that changes, is a batch of one."""
+    rows = [texts] if _is_text(texts) or _is_schedule(texts) else texts
+    if not isinstance(rows, Sequence) or not all(_is_text(row) or _is_schedule(row) for row in rows):
+        raise TypeError(
+            f"texts must be a string, None, a list of (seconds, text), or a list with one of these for each row, got "
+            f"{texts!r}"
+        )
     if not rows:
         raise ValueError("there is no text: give at least one (None for music without a description)")
-    if batch is None or len(rows) == batch:
-        return list(rows)
-    if len(rows) == 1:
-        return list(rows) * batch
-    raise ValueError(f"{len(rows)} texts do not fit {batch} rows: give one text, or one for each row")
+    return [_changes(row, frame_rate) if _is_schedule(row) else [Change(0, row or None)] for row in rows]
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and all(_is_change(one) for one in value)
+
+
+def _is_change(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and isinstance(value[0], int | float | np.integer | np.floating)
+        and not isinstance(value[0], bool)
+        and _is_text(value[1])
+    )
+
+
+def _changes(schedule: Sequence[Any], frame_rate: float) -> list[Change]:
+    times = [float(seconds) for seconds, _ in schedule]
+    rising = all(before < after for before, after in itertools.pairwise(times))
+    if not rising or not all(math.isfinite(time) and time >= 0 for time in times):
+        raise ValueError(f"the times of texts must be 0 or above and rise, got {times}")
+    changes = [Change(round(time * frame_rate), text or None) for time, (_, text) in zip(times, schedule, strict=True)]
+    return changes if changes[0].frame == 0 else [Change(0, None), *changes]
+
+
+def plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
+    """One text for each row, from one for all or one for each; messages call them `name`."""
+    rows = [texts] if _is_text(texts) else texts
+    if not isinstance(rows, Sequence) or not all(_is_text(row) for row in rows):
+        raise TypeError(f"{name} must be a string, None, or a list of them, got {texts!r}")
+    if len(rows) not in (1, batch):
+        raise ValueError(f"{len(rows)} {name} do not fit {batch} rows: give one text, or one for each row")
+    return [row or None for row in (list(rows) if len(rows) == batch else list(rows) * batch)]
+
+
+def samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
+    """How to draw each row, from one for all or one for each."""
+    rows = [sampling] if isinstance(sampling, Sampling) else sampling
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Sampling) for row in rows):
+        raise TypeError(f"sampling must be a mgjax.Sampling or a list of them, got {sampling!r}")
+    if len(rows) not in (1, batch):
+        raise ValueError(f"{len(rows)} samplings do not fit {batch} rows: give one, or one for each row")
+    for row in rows:
+        if isinstance(row.temperature, tuple) and len(row.temperature) != num_codebooks:
+            raise ValueError(f"the model has {num_codebooks} codebooks: give one temperature, or as many, got {row}")
+    return list(rows) if len(rows) == batch else list(rows) * batch
+
+
+def blend(seconds: Any, frame_rate: float) -> int:
+    """How many frames a change of text takes."""
+    try:
+        value = float(seconds)
+    except (TypeError, ValueError):
+        raise TypeError(f"blend must be a number of seconds, got {seconds!r}") from None
+    if not 0 <= value < _MOST_SECONDS:
+        raise ValueError(f"blend must be 0 (at once) or more seconds, got {seconds}")
+    return round(value * frame_rate)
+
+
+def labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]]:
+    """The values of each row's labels and numbers by name, all of them known to the model."""
+    known = (*config.labels, *config.numbers)
+    rows = row_values(labels, batch, [one.name for one in known])
+    for one in config.labels:
+        label_vectors([row.get(one.name) for row in rows], one)
+    for one in config.numbers:
+        number_vectors([row.get(one.name) for row in rows], one)
+    return rows
 
 
 def seeds(seed: Any, batch: int) -> list[int]:

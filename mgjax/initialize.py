@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig
-from mgjax.interop.shapes import model_shapes
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.interop.shapes import Shapes, model_shapes
 from mgjax.interop.table import Place, nested
 
 # Every part of a MusicGen at a thousandth of its size. It makes noise, at the rate and in the form of the real ones.
 DEBUG = ModelConfig(
-    lm=LMConfig(dim=32, num_layers=2, num_heads=2, ffn_dim=64, codebook_size=64, text_dim=16),
+    lm=LMConfig(dim=32, num_layers=2, num_heads=2, ffn_dim=64, codebook_size=64, conditions=(Fused("text", 16),)),
     codec=CodecConfig(num_filters=4, latent_dim=16, codebook_size=64),
     text=T5Config(vocab_size=300, dim=16, head_dim=8, ffn_dim=32, num_layers=2, num_heads=2),
     tokenizer="bytes",
@@ -25,7 +25,12 @@ DEBUG = ModelConfig(
 def random_variables(
     config: ModelConfig, seed: int = 0, *, dtype: str | None = None, place: Place | None = None
 ) -> dict:
-    """Variables {"lm", "codec", "text"} of a model, each array scaled so that signals keep their size.
+    """Variables {"lm", "codec", "text", ...} of a model; the arguments are those of `random_arrays`."""
+    return random_arrays(model_shapes(config), seed, dtype=dtype, place=place)
+
+
+def random_arrays(shapes: Shapes, seed: int = 0, *, dtype: str | None = None, place: Place | None = None) -> dict:
+    """A tree of arrays, each scaled so that signals keep their size.
 
     Made by numpy, because initialising module by module costs JAX a minute. Training starts from the modules' own
     initialisation instead. `dtype` and `place` are those of `interop.table.load`.
@@ -33,10 +38,11 @@ def random_variables(
     rng = np.random.default_rng(seed)
     place = place or (lambda path, array: jnp.asarray(array))
     placed = {}
-    for name, shape in model_shapes(config).items():
+    for name, shape in shapes.items():
         path = tuple(name.split("/"))
         array = _random(name, shape, rng)
-        placed[path] = place(path, array if path[0] == "codec" else array.astype(jnp.dtype(dtype or "float32")))
+        exact = path[0] == "codec" or "codebooks" in path
+        placed[path] = place(path, array if exact else array.astype(jnp.dtype(dtype or "float32")))
     return nested(placed)
 
 

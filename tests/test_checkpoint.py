@@ -12,13 +12,22 @@ import pytest
 from mgjax import checkpoint
 from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.interop import shapes, weights
 from mgjax.interop.table import flattened, nested
 from mgjax.interop.torch_file import CheckpointError
 
 CONFIG = ModelConfig(
-    LMConfig(dim=8, num_layers=1, num_heads=2, ffn_dim=12, num_codebooks=2, codebook_size=4, delays=(0, 3), text_dim=6),
+    LMConfig(
+        dim=8,
+        num_layers=1,
+        num_heads=2,
+        ffn_dim=12,
+        num_codebooks=2,
+        codebook_size=4,
+        delays=(0, 3),
+        conditions=(Fused("text", 6),),
+    ),
     CodecConfig(sample_rate=80, num_filters=2, ratios=(2, 2), latent_dim=3, num_codebooks=2, codebook_size=4),
     T5Config(vocab_size=5, dim=6, head_dim=2, ffn_dim=7, num_layers=1, num_heads=2),
     window_seconds=12.5,
@@ -67,7 +76,7 @@ def test_round_trip(model, directory):
 
 
 def test_without_text_and_tokenizer(directory):
-    lm = dataclasses.replace(CONFIG.lm, text_dim=None)
+    lm = dataclasses.replace(CONFIG.lm, conditions=())
     config = dataclasses.replace(CONFIG, lm=lm, text=None)
     model = Checkpoint(config, arrays(shapes.model_shapes(config)))
     checkpoint.write_model(directory, model)

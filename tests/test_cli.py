@@ -360,7 +360,7 @@ TINY = CodecConfig(
 def codec(request):
     chunks = {"norm": "none", "normalize": True, "chunk_seconds": 0.25, "chunk_overlap": 0.1}
     config = dataclasses.replace(TINY, **(chunks if request.param == "chunks" else {}))
-    lm = LMConfig(dim=4, num_layers=1, num_heads=1, num_codebooks=2, codebook_size=16, delays=(0, 1), text_dim=None)
+    lm = LMConfig(dim=4, num_layers=1, num_heads=1, num_codebooks=2, codebook_size=16, delays=(0, 1), conditions=())
     return Codec(config, random_variables(ModelConfig(lm, config, text=None))["codec"])
 
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.strict_json import ConfigError, from_dict, to_json
 
 
@@ -16,7 +16,7 @@ def test_a_config_comes_back_from_json():
         license="Apache-2.0",
     )
     assert from_dict(ModelConfig, json.loads(to_json(config))) == config
-    silent = dataclasses.replace(config, text=None, lm=dataclasses.replace(config.lm, text_dim=None))
+    silent = dataclasses.replace(config, text=None, lm=dataclasses.replace(config.lm, conditions=()))
     assert from_dict(ModelConfig, json.loads(to_json(silent))) == silent
 
 
@@ -51,8 +51,8 @@ def test_errors_name_the_path():
         (LMConfig, {"pattern": "bogus"}, "pattern must be one of"),
         (LMConfig, {"delays": (0, 1)}, "4 codebooks need as many delays"),
         (LMConfig, {"delays": (3, 2, 1, 0)}, "ascending"),
-        (LMConfig, {"text_dim": 0}, "text_dim"),
-        (LMConfig, {"text_fuse": "sum"}, "text_fuse must be one of"),
+        (Fused, {"name": "text", "dim": 0}, "dim"),
+        (Fused, {"name": "text", "dim": 8, "fuse": "add"}, "fuse must be one of"),
         (LMConfig, {"num_layers": 0}, "num_layers must be 1 or more"),
         (T5Config, {"activation": "tanh"}, "activation must be one of"),
         (CodecConfig, {"ratios": ()}, "ratios"),

@@ -28,13 +28,13 @@ LEVELS = [
             "interop.__init__",
             "train.__init__",
         ),
-        *("data.audio", "data.metadata", "strict_json"),
+        *("data.audio", "data.metadata", "data.parent", "strict_json"),
     ],
     ["nn", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],
     ["lm.*"],
     ["checkpoint interop.*", "data.corpus data.corpus_writing data.prompts data.pipeline", "evaluate.*"],
-    ["api checks formats initialize __init__"],
+    ["api checks conditioner formats initialize melody separate steering __init__"],
     ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize"],
     ["cli cli.* __main__"],
 ]
@@ -46,6 +46,7 @@ NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"]
 EXTRAS = {
     "train": "train.* data.corpus data.corpus_writing data.datasets data.pipeline data.processes",
     "synthetic": "data.synthetic.*",
+    "separate": "separate",
 }
 
 # Where a distribution's name is not what is imported.

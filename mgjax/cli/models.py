@@ -84,14 +84,13 @@ def describe(model: config.ModelConfig) -> list[tuple[str, str]]:
     lm, codec = model.lm, model.codec
     steps = round(model.window_seconds * codec.frame_rate)
     cache = 2 * lm.num_layers * lm.dim * steps
-    hears = ["text"] * (model.text is not None) + ["melody"] * (lm.num_chroma > 0)
     return [
         ("licence", model.license),
         (
             "sound",
             f"{codec.sample_rate} Hz, {({1: 'mono', 2: 'stereo'}).get(model.channels, f'{model.channels} channels')}",
         ),
-        ("follows", " and ".join(hears) or "nothing but chance"),
+        ("follows", ", ".join(model.condition_dims) or "nothing but chance"),
         ("window", f"{model.window_seconds:g} s are heard at once"),
         ("codes", f"{codec.frame_rate:g} frames a second, {lm.num_codebooks} codebooks of {lm.codebook_size}"),
         ("size", f"{lm.num_layers} layers, width {lm.dim}, {lm.num_heads} heads"),

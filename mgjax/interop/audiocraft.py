@@ -54,14 +54,14 @@ def read_model(
     state, run, lm_config = _read_lm(path)
     codec_config, codec = _match_codec(Path(directory), fetch)
     text_config, text, tokenizer = None, None, None
-    if lm_config.text_dim is not None:
+    if fused := lm_config.condition("text"):
         named = audiocraft_run.named_text_encoder(run)
         folder = fetch(str(text_encoder or named))
         text_config, text = huggingface.match_text_encoder(folder)
         tokenizer = find_tokenizer(folder)
-        if text_config.dim != lm_config.text_dim:
+        if text_config.dim != fused.dim:
             raise CheckpointError(
-                f"{path}: reads text of width {lm_config.text_dim} (it was made with {named}), but the text encoder "
+                f"{path}: reads text of width {fused.dim} (it was made with {named}), but the text encoder "
                 f"in {folder} gives width {text_config.dim}; give text_encoder= another one"
             )
     config = audiocraft_run.model_config(path, run, lm_config, codec_config, text_config)
@@ -78,7 +78,7 @@ def read_config(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> Mo
     _, run, lm_config = _read_lm(path)
     codec_config, _ = _match_codec(Path(directory), fetch)
     text_config = None
-    if lm_config.text_dim is not None:
+    if lm_config.condition("text"):
         named = audiocraft_run.named_text_encoder(run)
         text_config = audiocraft_run.T5.get(named) or huggingface.match_text_encoder(fetch(named))[0]
     return audiocraft_run.model_config(path, run, lm_config, codec_config, text_config)

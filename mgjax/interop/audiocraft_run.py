@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
+from mgjax.conditioner_config import MelodyConfig, T5Config
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
+from mgjax.interop import names
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.strict_json import ConfigError, from_dict
-
-_CHROMA_HOP = 4096  # samples; a quarter of the spectrogram's window of 2 ** 14
 
 # What the published models have, and the only thing that is supported.
 _FIXED = {
@@ -128,9 +127,6 @@ def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> L
     embed, up = state.get("emb.0.weight"), state.get("transformer.layers.0.linear1.weight")
     if embed is None or up is None or len(embed.shape) != 2 or len(up.shape) != 2:
         raise CheckpointError(f"{path}: holds no language model (no emb.0.weight, no transformer.layers.0)")
-    conditioner = "condition_provider.conditioners"
-    text = state.get(f"{conditioner}.description.output_proj.weight")
-    chroma = state.get(f"{conditioner}.self_wav.output_proj.weight")
     crossed = "transformer.layers.0.cross_attention.in_proj_weight" in state
     try:
         dim = _at(run, "transformer_lm.dim", embed.shape[1])
@@ -143,16 +139,30 @@ def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> L
             "num_codebooks": count,
             "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
             "delays": _at(run, "codebooks_pattern.delay.delays") or list(range(count)),
-            "text_dim": text.shape[-1] if text else None,
-            "text_fuse": "cross" if crossed or text is None else "prefix",
-            "num_chroma": chroma.shape[-1] if chroma else 0,
+            "conditions": _conditions(state, "cross" if crossed else "prefix"),
         }
-        if chroma:
-            samples = (_at(run, "dataset.segment_duration") or 30) * _at(run, "sample_rate", 32_000)
-            fields["chroma_frames"] = int(samples / _CHROMA_HOP) + 1
         return from_dict(LMConfig, fields)
     except (ValueError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: its xp.cfg does not describe a language model: {error}") from None
+
+
+def _conditions(state: Mapping[str, Tensor], text_fuse: str) -> tuple[Fused, ...]:
+    """What the language model reads. A melody always stands before the music, and before the text."""
+    fused = []
+    for name, fuse in (("melody", "prefix"), ("text", text_fuse)):
+        weight = state.get(f"condition_provider.conditioners.{names.AUDIOCRAFT_CONDITIONERS[name]}.output_proj.weight")
+        if weight is not None:
+            fused.append(Fused(name, weight.shape[-1], fuse))
+    return tuple(fused)
+
+
+def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> MelodyConfig | None:
+    """The chromagram that the model reads, if it does."""
+    fused = lm.condition("melody")
+    if fused is None:
+        return None
+    samples = (_at(run, "dataset.segment_duration") or 30) * codec.sample_rate
+    return MelodyConfig(fused.dim, codec.sample_rate, num_frames=int(samples / MelodyConfig.hop_length) + 1)
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -189,6 +199,7 @@ def model_config(
             channels=codec.channels * max(1, lm.num_codebooks // codec.num_codebooks),
             window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
             sampling=Sampling(guidance=float(_at(run, "classifier_free_guidance.inference_coef", 3.0))),
+            melody=melody_config(run, lm, codec),
         )
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -209,8 +220,9 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
     """The xp.cfg from which audiocraft builds the language model."""
     lm = config.lm
     conditioners, dropped = {}, {}
-    if lm.num_chroma:
-        chroma = {"sample_rate": config.codec.sample_rate, "n_chroma": lm.num_chroma, "radix2_exp": 14, "argmax": True}
+    if config.melody:
+        chroma = {"sample_rate": config.codec.sample_rate, "n_chroma": config.melody.num_bins, "radix2_exp": 14}
+        chroma |= {"argmax": True}
         conditioners["self_wav"] = {"model": "chroma_stem", "chroma_stem": chroma | {"match_len_on_eval": True}}
         dropped = {"args": {"active_on_eval": False}, "text": {}, "wav": {"self_wav": 0.5}}
     if text_encoder:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, read_json, replacing
-from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
+from mgjax.conditioner_config import MelodyConfig, T5Config
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.interop import names, shapes, table, weights
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.interop.weight_norm import unfold
@@ -178,15 +178,22 @@ def read_config(directory: Path) -> ModelConfig:
 
     codec, text = _codec_config(values["audio_encoder"], path), _t5_config(values["text_encoder"], path)
     channels = decoder.get("audio_channels", 1)
-    lm = _from_theirs(_LM_FIELDS, decoder) | {"text_dim": text.dim}
+    lm = _from_theirs(_LM_FIELDS, decoder)
     lm["delays"] = _delays(channels, lm["num_codebooks"])
-    if kind == "musicgen_melody":
-        lm |= {"text_fuse": "prefix", "num_chroma": values.get("num_chroma", 12)}
-        lm["chroma_frames"] = values.get("chroma_length", 235)
-    return _checked(
-        path,
-        lambda: ModelConfig(from_dict(LMConfig, lm), codec, text, channels=channels, sampling=_sampling(directory)),
-    )
+
+    def build() -> ModelConfig:
+        melody, conditions = None, (Fused("text", text.dim),)
+        if kind == "musicgen_melody":
+            melody = MelodyConfig(
+                num_bins=values.get("num_chroma", 12),
+                num_frames=values.get("chroma_length", 235),
+                sample_rate=codec.sample_rate,
+            )
+            conditions = (Fused("melody", melody.num_bins, "prefix"), Fused("text", text.dim, "prefix"))
+        config = from_dict(LMConfig, lm | {"conditions": conditions})
+        return ModelConfig(config, codec, text, channels=channels, sampling=_sampling(directory), melody=melody)
+
+    return _checked(path, build)
 
 
 def _delays(channels: int, num_codebooks: int) -> tuple[int, ...]:
@@ -276,9 +283,15 @@ def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: di
 
 def _model_values(config: ModelConfig) -> dict[str, Any]:
     lm = config.lm
-    melody = lm.num_chroma > 0
+    melody = config.melody
     _require(config.text is not None, "a text encoder")
-    _require(lm.text_fuse == ("prefix" if melody else "cross"), "text as a prefix with a melody, else cross-attention")
+    fused = [(condition.name, condition.fuse) for condition in lm.conditions]
+    if melody:
+        _require(fused == [("melody", "prefix"), ("text", "prefix")], "a melody and then text as a prefix")
+        usual = MelodyConfig(melody.num_bins, config.codec.sample_rate, num_frames=melody.num_frames)
+        _require(melody == usual, f"the melody {usual}")
+    else:
+        _require(fused == [("text", "cross")], "text by cross-attention, and no other condition but a melody")
     _require(
         config.channels in (1, 2) and config.codec.channels == 1, "one channel, or two that a mono codec codes apart"
     )
@@ -304,7 +317,7 @@ def _model_values(config: ModelConfig) -> dict[str, Any]:
         "audio_encoder": _codec_values(config.codec),
         "decoder": decoder,
     }
-    return values | ({"num_chroma": lm.num_chroma, "chroma_length": lm.chroma_frames} if melody else {})
+    return values | ({"num_chroma": melody.num_bins, "chroma_length": melody.num_frames} if melody else {})
 
 
 def _codec_values(config: CodecConfig) -> dict[str, Any]:
@@ -329,7 +342,9 @@ def _require(condition: bool, expected: str) -> None:
 def _generation_values(config: ModelConfig) -> dict[str, Any]:
     special = config.lm.special_token
     values = {"bos_token_id": special, "decoder_start_token_id": special, "pad_token_id": special}
-    values["do_sample"] = config.sampling.temperature > 0
+    guidance, temperature = config.sampling.guidance, config.sampling.temperature
+    _require(not isinstance(guidance, tuple) and not isinstance(temperature, tuple), "one guidance and one temperature")
+    values["do_sample"] = temperature > 0
     values["max_length"] = int(config.window_seconds * config.codec.frame_rate)
     for ours, theirs in _SAMPLING_FIELDS.items():
         values[theirs] = getattr(config.sampling, ours)
@@ -341,16 +356,16 @@ def _generation_values(config: ModelConfig) -> dict[str, Any]:
 
 
 def _preprocessor_values(config: ModelConfig) -> dict[str, Any]:
-    if not config.lm.num_chroma:
+    if not config.melody:
         return _feature_extractor_values(config.codec, config.channels) | {"processor_class": "MusicgenProcessor"}
     return {
         "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
         "processor_class": "MusicgenMelodyProcessor",
-        "feature_size": config.lm.num_chroma,
-        "num_chroma": config.lm.num_chroma,
+        "feature_size": config.melody.num_bins,
+        "num_chroma": config.melody.num_bins,
         "sampling_rate": config.codec.sample_rate,
-        "hop_length": 4096,
-        "n_fft": 16384,
+        "hop_length": config.melody.hop_length,
+        "n_fft": config.melody.fft_size,
         "chunk_length": int(config.window_seconds),
         "stem_indices": [3, 2],
         "padding_side": "right",
@@ -373,9 +388,8 @@ def _feature_extractor_values(codec: CodecConfig, channels: int) -> dict[str, An
 
 
 def _absent_projections(config: LMConfig) -> list[str]:
-    """The projections that transformers leaves out because their input is as wide as the model."""
-    widths = {"text_proj": config.text_dim, "chroma_proj": config.num_chroma}
-    return [name for name, width in widths.items() if width == config.dim]
+    """The conditions whose projections transformers leaves out because their input is as wide as the model."""
+    return [condition.name for condition in config.conditions if condition.dim == config.dim]
 
 
 def _identities(config: LMConfig) -> dict[str, Tensor]:
@@ -391,11 +405,11 @@ def _identities(config: LMConfig) -> dict[str, Tensor]:
 
 def _check_identities(config: LMConfig, lm: dict[str, Any]) -> None:
     for name in _absent_projections(config):
-        kernel, bias = (np.asarray(lm[name][part]) for part in ("kernel", "bias"))
+        kernel, bias = (np.asarray(lm[f"{name}_proj"][part]) for part in ("kernel", "bias"))
         if not np.array_equal(kernel, np.eye(len(kernel))) or bias.any():
             raise CheckpointError(
-                f"transformers has no {name} between equal widths ({config.dim}), and this model's changes its input. "
-                "Save it in mgjax form instead"
+                f"transformers has no projection of the {name} between equal widths ({config.dim}), and this model's "
+                "changes its input. Save it in mgjax form instead"
             )
 
 

@@ -17,7 +17,9 @@ ALIASES = {
     r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight",
 }
 
-HUGGINGFACE_PROJECTIONS = {"text_proj": "enc_to_dec_proj", "chroma_proj": "audio_enc_to_dec_proj"}
+HUGGINGFACE_PROJECTIONS = {"text": "enc_to_dec_proj", "melody": "audio_enc_to_dec_proj"}
+# audiocraft calls a condition by the field of the metadata that it reads.
+AUDIOCRAFT_CONDITIONERS = {"text": "description", "melody": "self_wav", "style": "self_wav", "clap": "description"}
 
 
 def _one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
@@ -67,10 +69,8 @@ def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
         yield from _norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
         yield _one(f"{here}/ffn/up/kernel", f"{there}.fc1.weight", LINEAR)
         yield _one(f"{here}/ffn/down/kernel", f"{there}.fc2.weight", LINEAR)
-    if config.text_dim is not None:
-        yield from _linear("text_proj", HUGGINGFACE_PROJECTIONS["text_proj"])
-    if config.num_chroma:
-        yield from _linear("chroma_proj", HUGGINGFACE_PROJECTIONS["chroma_proj"])
+    for condition in config.conditions:
+        yield from _linear(f"{condition.name}_proj", HUGGINGFACE_PROJECTIONS[condition.name])
 
 
 def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
@@ -92,10 +92,9 @@ def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
         yield from _norm(f"{here}/ffn_norm", f"{there}.norm2")
         yield _one(f"{here}/ffn/up/kernel", f"{there}.linear1.weight", LINEAR)
         yield _one(f"{here}/ffn/down/kernel", f"{there}.linear2.weight", LINEAR)
-    if config.text_dim is not None:
-        yield from _linear("text_proj", "condition_provider.conditioners.description.output_proj")
-    if config.num_chroma:
-        yield from _linear("chroma_proj", "condition_provider.conditioners.self_wav.output_proj")
+    for condition in config.conditions:
+        theirs = AUDIOCRAFT_CONDITIONERS.get(condition.name, condition.name)
+        yield from _linear(f"{condition.name}_proj", f"condition_provider.conditioners.{theirs}.output_proj")
 
 
 def t5(config: T5Config) -> Iterator[Rule]:

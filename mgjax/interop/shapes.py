@@ -48,10 +48,8 @@ def lm_shapes(config: LMConfig) -> Shapes:
             shapes[f"layer{i}/cross_attn/out/kernel"] = (h, e, d)
         shapes[f"layer{i}/ffn/up/kernel"] = (d, f)
         shapes[f"layer{i}/ffn/down/kernel"] = (f, d)
-    if config.text_dim is not None:
-        shapes |= {"text_proj/kernel": (config.text_dim, d), "text_proj/bias": (d,)}
-    if config.num_chroma:
-        shapes |= {"chroma_proj/kernel": (config.num_chroma, d), "chroma_proj/bias": (d,)}
+    for condition in config.conditions:
+        shapes |= {f"{condition.name}_proj/kernel": (condition.dim, d), f"{condition.name}_proj/bias": (d,)}
     return shapes
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
@@ -23,12 +23,16 @@ _FIRST_CAPACITY = 512
 
 
 class Window(NamedTuple):
-    """A stretch of the piece that the model sees at once, in frames: it starts at `offset`, and its first `given`
-    frames are known."""
+    """A stretch of the piece that the model sees at once, in frames.
+
+    It starts at `offset`, its first `given` frames are known, and those before `until` are made; the others are only
+    there for the codes that a pattern draws early.
+    """
 
     offset: int
     num_frames: int
     given: int
+    until: int
 
 
 def windows(num_frames: int, prompt_frames: int, window_frames: int, stride_frames: int) -> list[Window]:
@@ -42,41 +46,70 @@ def windows(num_frames: int, prompt_frames: int, window_frames: int, stride_fram
             f"stride must be above 0 and below the window, got a stride of {stride_frames} frames "
             f"and a window of {window_frames} frames"
         )
-    plan = [Window(0, min(num_frames, window_frames), prompt_frames)]
+    first = min(num_frames, window_frames)
+    plan = [Window(0, first, prompt_frames, first)]
     while (done := plan[-1].offset + plan[-1].num_frames) < num_frames:
         offset = plan[-1].offset + stride_frames
-        plan.append(Window(offset, min(num_frames - offset, window_frames), done - offset))
+        size = min(num_frames - offset, window_frames)
+        plan.append(Window(offset, size, done - offset, size))
     return plan
+
+
+def cut(plan: list[Window], frames: Iterable[int]) -> list[Window]:
+    """The same windows, cut where something changes: what is made before one of `frames` is given to what follows.
+
+    Where nothing changes after all, the same codes are drawn as without the cut, up to rounding.
+    """
+    pieces = []
+    for window in plan:
+        within = {frame - window.offset for frame in frames}
+        ends = [*sorted(end for end in within if window.given < end < window.until), window.until]
+        starts = [window.given, *ends[:-1]]
+        pieces += [window._replace(given=start, until=end) for start, end in zip(starts, ends, strict=True)]
+    return pieces
+
+
+class Steering(NamedTuple):
+    """What steers a window.
+
+    Attributes:
+      context: The conditions of the batch, followed by lesser ones of the same rows for guidance.
+      strengths: How strong guidance is at each frame; see `sample.guide`.
+      layout: Where these rows lie on many devices; None for one.
+    """
+
+    context: Context
+    strengths: Float[np.ndarray, "f r b"]
+    layout: Layout | None = None
 
 
 def generate(
     module: LM,
     params: dict,
-    context_for: Callable[[Window], Context],
+    steer: Callable[[Window], Steering],
     prompt: Int[np.ndarray, "b p k"],
     plan: list[Window],
     draws: Draws,
     progress: Callable[[int, int], None] | None = None,
-    layout: Layout | None = None,
 ) -> Iterator[Int[np.ndarray, "b t k"]]:
     """Yields the codes of the piece in order, the prompt's included, as soon as all codebooks of a frame are known.
 
     Args:
-      context_for: The conditions of a window, with null rows after the others for guidance.
+      steer: The conditions of a window.
       prompt: Codes that the piece starts with (no frames for none).
-      plan: What `windows` gave.
+      plan: What `windows` and `cut` gave.
       draws: How to sample.
       progress: Called with the frames made so far and in all, after each chunk.
-      layout: Where the pieces lie on many devices; None for one.
     """
     pattern = patterns.from_config(module.config)
-    total = plan[-1].offset + plan[-1].num_frames
+    total = plan[-1].offset + plan[-1].until
     known = prompt  # what the next window starts from
     handed_out = 0
     for window, following in zip(plan, [*plan[1:], None], strict=True):
         steps = pattern.steps(window.num_frames)
-        for tokens, num_complete in _decode(module, params, context_for(window), known, window, draws, layout):
+        for tokens, num_complete in _decode(module, params, steer(window), known, window, draws):
             # The frames of a code that is not known yet stand after `num_complete`.
+            num_complete = min(num_complete, window.until)
             codes = tokens[:, steps, np.arange(pattern.num_codebooks)][:, :num_complete]
             made = window.offset + num_complete
             if made > handed_out:
@@ -91,20 +124,22 @@ def generate(
 def _decode(
     module: LM,
     params: dict,
-    context: Context,
+    steering: Steering,
     given: Int[np.ndarray, "b p k"],
     window: Window,
     draws: Draws,
-    layout: Layout | None,
 ) -> Iterator[tuple[Int[np.ndarray, "b s k"], int]]:
     """Yields, chunk by chunk, the steps of one window and how many of its frames are complete."""
     pattern = patterns.from_config(module.config)
     frames = pattern.layout(window.num_frames)
     complete = pattern.frames_complete(window.num_frames)
-    last_step = len(frames) - 1
+    last_step = int(np.argmax(complete >= window.until))
     first_step = pattern.first_step(window.num_frames, window.given)
-    # Times of steps are unique over all windows, so that no two codes are drawn with the same random numbers.
+    # Times of steps are unique over all windows, so that no two codes are drawn with the same random numbers. A code
+    # that is drawn again after a cut gets the same ones.
     clock = jnp.int32(pattern.num_steps(window.offset) if window.offset else 0)
+    context, layout = steering.context, steering.layout
+    strengths = steering.strengths[np.maximum(frames.max(axis=1), 0)]  # a step is as new as the newest of its codes
 
     codes = np.pad(given, ((0, 0), (0, window.num_frames - window.given), (0, 0)))
     tokens = np.array(pattern.build(jnp.asarray(codes), module.config.special_token))
@@ -120,7 +155,7 @@ def _decode(
 
     def after(step: int) -> int:
         """The last step of the chunk after `step`: one that completes a whole number of chunks of frames."""
-        target = min(complete[step] + _CHUNK_FRAMES, window.num_frames)
+        target = min(complete[step] + _CHUNK_FRAMES, window.until)
         return min(int(np.argmax(complete >= target)), step + _CHUNK_STEPS, last_step)
 
     step = first_step - 1
@@ -132,8 +167,8 @@ def _decode(
         if step >= capacity:
             capacity = capacity_for(step + 1)
             state = grow(state, placed(tokens), layout)
-        may_draw = fitted(free, 0)
-        state = advance(module, params, context, state, may_draw, draws, jnp.int32(step), clock, layout)
+        tables = fitted(free, 0), draws, fitted(strengths, 0)
+        state = advance(module, params, context, state, *tables, jnp.int32(step), clock, layout)
         made = np.asarray(state.tokens)[:, : len(frames)]
         tokens[:, : made.shape[1]] = made
         yield tokens, int(complete[step])

@@ -6,18 +6,38 @@ Three ways in, all of the same weights: `__call__` predicts a whole sequence at 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.conditioning.condition import Condition
-from mgjax.config import LMConfig
+from mgjax.config import FUSES, LMConfig
 from mgjax.lm.stack import REMAT, Stack
 from mgjax.lm.transformer import KeyValue, Layer
 from mgjax.nn import Dense, LayerNorm, sinusoidal_positions, symmetric_uniform
 
 Cache = tuple[KeyValue, ...]  # one of each layer; the slots are the prefix, then the steps of the music
+
+
+@struct.dataclass
+class Added:
+    """A condition that is added to the steps of the music.
+
+    Attributes:
+      vectors: One for the whole piece, or one after the other.
+      rate: How many of them pass per step; 0 for one for all.
+    """
+
+    vectors: Float[Array, "b a d"]
+    rate: Float[Array, ""]
+
+    def at(self, steps: Int[Array, " s"]) -> Float[Array, "b s d"]:
+        """What is added to each of `steps`. Step 1 is the first with a code: it gets the first vector."""
+        index = jnp.floor((steps - 1) * self.rate).astype(jnp.int32)
+        return jnp.take(self.vectors, jnp.clip(index, 0, self.vectors.shape[1] - 1), axis=1)
 
 
 @struct.dataclass
@@ -30,12 +50,14 @@ class Context:
       cross: Keys and values for cross-attention, one pair per layer (empty for none). In training form one pair for all
         layers, stacked.
       cross_mask: Which of them are there. A row without any gets exactly zero from cross-attention.
+      added: What is added to the embedded steps.
     """
 
     prefix: Float[Array, "b p d"]
     prefix_mask: Bool[Array, "b p"]
     cross: tuple[KeyValue, ...] | KeyValue
     cross_mask: Bool[Array, "b l"]
+    added: tuple[Added, ...] = ()
 
 
 class LM(nn.Module):
@@ -65,10 +87,8 @@ class LM(nn.Module):
                 setattr(self, f"layer{i}", kind(config, i))
         self.out_norm = LayerNorm()
         self.head = Dense((config.dim,), streams, result_dtype=jnp.float32, kernel_init=narrow)
-        if config.text_dim is not None:
-            self.text_proj = _projection(config.text_dim, config.dim)
-        if config.num_chroma:
-            self.chroma_proj = _projection(config.num_chroma, config.dim)
+        for condition in config.conditions:
+            setattr(self, f"{condition.name}_proj", _projection(condition.dim, config.dim))
 
     def __call__(self, tokens: Int[Array, "b s k"], context: Context) -> Float[Array, "b s k v"]:
         """Logits of the step after each of `s` steps, float32."""
@@ -80,46 +100,40 @@ class LM(nn.Module):
         x, _ = self._transform(x, mask, context, None, 0)
         return self._logits(x[:, context.prefix.shape[1] :])
 
-    def context(
-        self,
-        text: Condition | None,
-        chroma: Condition | None = None,
-        *,
-        batch: int = 1,
-        attended: Bool[Array, "b l"] | None = None,
-    ) -> Context:
+    def context(self, conditions: Mapping[str, Condition], *, batch: int = 1) -> Context:
         """Conditions as the transformer reads them.
 
         Args:
-          text: The text encoder's output; None for no text in the whole batch, which skips cross-attention.
-          chroma: Pitch classes of the melody, for models with a melody prefix.
-          batch: Number of rows where there is neither.
-          attended: Which positions of the text are attended to. Where that is more than `text.mask`, the rest are
-            zero vectors, as the published models see padding; by default it is `text.mask`.
+          conditions: By name, those of `config.conditions` that there are; without any for cross-attention that is
+            skipped.
+          batch: Number of rows where there is none.
         """
-        prefixes: list[Condition] = []
-        cross: tuple[KeyValue, ...] | KeyValue = ()
-        cross_mask = jnp.zeros((batch, 0), bool)
-        if chroma is not None:
-            prefixes.append(_silence(self.chroma_proj(chroma.tokens.astype(self._dtype)), chroma.mask))
-        if text is not None:
-            # Zeroed after the projection, not before: the bias must not be left in a null row.
-            projected = _silence(self.text_proj(text.tokens.astype(self._dtype)), text.mask)
-            if attended is not None:
-                projected = projected.replace(mask=attended)
-            if self.config.cross_attention:
-                cross = self._project(projected.tokens)
-                cross_mask = projected.mask
-            else:
-                prefixes.append(projected)
-        if not prefixes:
-            empty = jnp.zeros((cross_mask.shape[0], 0, self.config.dim), self._dtype)
-            return Context(empty, jnp.zeros(empty.shape[:2], bool), cross, cross_mask)
-        prefix = jnp.concatenate([part.tokens for part in prefixes], axis=1)
-        prefix_mask = jnp.concatenate([part.mask for part in prefixes], axis=1)
-        if not cross:
-            cross_mask = jnp.zeros((prefix.shape[0], 0), bool)
-        return Context(prefix, prefix_mask, cross, cross_mask)
+        unknown = conditions.keys() - {fused.name for fused in self.config.conditions}
+        if unknown:
+            raise ValueError(f"the model has no conditions {sorted(unknown)}")
+        rows = next((condition.mask.shape[0] for condition in conditions.values()), batch)
+        # An empty piece, so that there is something to join.
+        nothing = Condition(jnp.zeros((rows, 0, self.config.dim), self._dtype), jnp.zeros((rows, 0), bool))
+        parts = {fuse: [nothing] for fuse in FUSES}
+        for fused in self.config.conditions:
+            if fused.name in conditions:
+                parts[fused.fuse].append(self._projected(fused.name, conditions[fused.name]))
+        prefix, cross = _joined(parts["prefix"]), _joined(parts["cross"])
+        for part in parts["interpolate"][1:]:
+            if part.rate is None:
+                raise ValueError("a condition that goes along with the music needs a rate")
+        added = [Added(jnp.sum(part.tokens, axis=1, keepdims=True), jnp.float32(0)) for part in parts["sum"][1:]]
+        added += [Added(part.tokens, jnp.float32(part.rate)) for part in parts["interpolate"][1:]]
+        memories = self._project(cross.tokens) if cross.mask.shape[1] else ()
+        return Context(prefix.tokens, prefix.mask, memories, cross.mask, tuple(added))
+
+    def _projected(self, name: str, condition: Condition) -> Condition:
+        """The condition in the model's width."""
+        projected = getattr(self, f"{name}_proj")(condition.tokens.astype(self._dtype))
+        # Zeroed after the projection, not before: the bias must not be left in a null row.
+        projected = jnp.where(condition.mask[..., None], projected, jnp.zeros_like(projected))
+        mask = condition.mask if condition.attended is None else condition.attended
+        return Condition(projected, mask, rate=condition.rate)
 
     def begin(self, context: Context, capacity: int) -> Cache:
         """A cache with room for `capacity` steps of music, after the prefix has been read."""
@@ -157,7 +171,10 @@ class LM(nn.Module):
         """Embeddings and positions. Positions count the prefix, slots that are not there excepted."""
         offset = jnp.sum(context.prefix_mask, axis=1, dtype=jnp.int32) + step
         positions = offset[:, None] + jnp.arange(tokens.shape[1])[None, :]
-        return (self.embed(tokens) + sinusoidal_positions(positions, self.config.dim)).astype(self._dtype)
+        x = self.embed(tokens)
+        for one in context.added:
+            x = x + one.at(step + jnp.arange(tokens.shape[1]))
+        return (x + sinusoidal_positions(positions, self.config.dim)).astype(self._dtype)
 
     def _prefix_positions(self, context: Context) -> Float[Array, "b p d"]:
         positions = jnp.maximum(jnp.cumsum(context.prefix_mask, axis=1) - 1, 0)
@@ -208,8 +225,9 @@ def _projection(width: int, dim: int) -> Dense:
     return Dense((width,), (dim,), use_bias=True, kernel_init=uniform, bias_init=uniform)
 
 
-def _silence(tokens: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Condition:
-    return Condition(jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens)), mask)
+def _joined(parts: list[Condition]) -> Condition:
+    tokens = jnp.concatenate([part.tokens for part in parts], axis=1)
+    return Condition(tokens, jnp.concatenate([part.mask for part in parts], axis=1))
 
 
 def _slots(context: Context, num_steps: int) -> Bool[Array, "b m"]:

@@ -7,10 +7,12 @@ tokens, the prompt) is laid down before it starts and never overwritten.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -28,23 +30,21 @@ _GREEDY = 1e-6  # a temperature at which nothing but the likeliest code has a ch
 
 @struct.dataclass
 class Draws:
-    """The numbers of `Sampling` for each row of a batch, and each row's random key."""
+    """The numbers of `Sampling` that are about drawing, for each row of a batch, and each row's random key."""
 
-    temperature: Float[Array, "b"]
+    temperature: Float[Array, "b k"]
     top_k: Int[Array, "b"]
     top_p: Float[Array, "b"]
-    guidance: Float[Array, "b"]
     key: Key[Array, "b"]
 
     @classmethod
-    def of(cls, sampling: Sampling, seeds: list[int]) -> Draws:
-        """The same sampling for every row, and a key from each row's own seed."""
-        rows = len(seeds)
+    def of(cls, samplings: Sequence[Sampling], seeds: Sequence[int], num_codebooks: int) -> Draws:
+        """Each row's sampling, and a key from each row's own seed."""
+        temperatures = [np.broadcast_to(sampling.temperature, num_codebooks) for sampling in samplings]
         return cls(
-            temperature=jnp.full(rows, sampling.temperature, jnp.float32),
-            top_k=jnp.full(rows, sampling.top_k, jnp.int32),
-            top_p=jnp.full(rows, sampling.top_p, jnp.float32),
-            guidance=jnp.full(rows, sampling.guidance, jnp.float32),
+            temperature=jnp.asarray(np.stack(temperatures), jnp.float32),
+            top_k=jnp.asarray([sampling.top_k for sampling in samplings], jnp.int32),
+            top_p=jnp.asarray([sampling.top_p for sampling in samplings], jnp.float32),
             key=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
         )
 
@@ -55,7 +55,8 @@ class State:
 
     Attributes:
       tokens: What is known so far, laid out in steps; its length is the capacity, not the length of the music.
-      cache: Keys and values of the steps that have been read. With guidance, rows b to 2b are the null condition's.
+      cache: Keys and values of the steps that have been read. With guidance, the rows of the first b are those of the
+        full conditions, then come those of lesser ones.
       step: The last step whose tokens are known, and the next to be read.
     """
 
@@ -109,6 +110,7 @@ def advance(
     state: State,
     free: Bool[Array, "s k"],
     draws: Draws,
+    strengths: Float[Array, "s r b"],
     until: Int[Array, ""],
     clock: Int[Array, ""],
     layout: Layout | None = None,
@@ -117,20 +119,18 @@ def advance(
 
     Args:
       free: Which codes of each step are drawn; the others keep what `state.tokens` holds.
+      strengths: Of guidance at each step; see `guide`.
       until: The last step to draw, below the capacity.
       clock: The time of step 0: random numbers are drawn by time, which goes on from window to window.
     """
-    guided = context.prefix_mask.shape[0] == 2 * state.tokens.shape[0]
 
     def one_step(state: State) -> State:
         tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
         rows = _rows(tokens, context)
         logits, cache = module.apply({"params": params}, rows, context, state.cache, state.step, method="extend")
-        logits = logits[:, 0]
-        if guided:
-            logits = guide(logits, draws.guidance)
         step = state.step + 1
-        drawn = draw(logits, draws, step + clock)
+        at_step = jax.lax.dynamic_index_in_dim(strengths, step, keepdims=False)
+        drawn = draw(guide(logits[:, 0], at_step), draws, step + clock)
         given = jax.lax.dynamic_slice_in_dim(state.tokens, step, 1, axis=1)
         may_draw = jax.lax.dynamic_slice_in_dim(free, step, 1, axis=0)[None]
         tokens = jnp.where(may_draw, drawn[:, None], given)
@@ -157,10 +157,21 @@ def _laid_out(state: State, layout: Layout | None) -> State:
     return State(place(state.tokens, layout.tokens), cache, state.step)
 
 
-def guide(logits: Float[Array, "two_b k v"], guidance: Float[Array, "b"]) -> Float[Array, "b k v"]:
-    """Classifier-free guidance (Ho & Salimans 2022, equation 6) of rows [conditioned; null]."""
-    conditioned, null = jnp.split(logits, 2)
-    return null + guidance[:, None, None] * (conditioned - null)
+def guide(logits: Float[Array, "rows k v"], strengths: Float[Array, "r b"]) -> Float[Array, "b k v"]:
+    """Logits that go from lesser conditions through fuller ones, and beyond.
+
+    With one strength this is classifier-free guidance (Ho & Salimans 2022, equation 6), with two the double guidance of
+    Rouard et al. 2024 (section 3.3).
+
+    Args:
+      logits: Of b rows with all conditions, of the same with fewer of them, and so on to those with none.
+      strengths: Of the step to all conditions from those next to them, ..., to the first from the last. 1 leaves the
+        fuller ones as they are.
+    """
+    guided, *lesser = jnp.split(logits, len(strengths) + 1)
+    for base, strength in zip(lesser, strengths, strict=True):
+        guided = base + strength[:, None, None] * (guided - base)
+    return guided
 
 
 def draw(logits: Float[Array, "b k v"], draws: Draws, time: Int[Array, ""]) -> Int[Array, "b k"]:
@@ -169,7 +180,7 @@ def draw(logits: Float[Array, "b k v"], draws: Draws, time: Int[Array, ""]) -> I
     Each row draws from its own key and the time alone, so that it does not depend on its batch. Codes that tie with
     the last one kept by top-k or top-p are kept too.
     """
-    temperature = draws.temperature[:, None, None]
+    temperature = draws.temperature[:, :, None]
     random = temperature > _GREEDY
     scaled = logits / jnp.where(random, temperature, 1.0)
     lowest = _threshold(scaled, draws.top_k[:, None, None], draws.top_p[:, None, None])
@@ -193,6 +204,6 @@ def _threshold(logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p:
 
 
 def _rows(tokens: Int[Array, "b s k"], context: Context) -> Int[Array, "rows s k"]:
-    """The tokens once for each row of the context: twice with guidance."""
+    """The tokens once for each row of the context: more than once with guidance."""
     copies = context.prefix_mask.shape[0] // tokens.shape[0]
     return jnp.concatenate([tokens] * copies) if copies > 1 else tokens

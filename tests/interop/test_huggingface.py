@@ -27,7 +27,7 @@ from tiny_transformers import (
 
 from mgjax import checkpoint
 from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.interop import huggingface, shapes
 from mgjax.interop.table import nested
 from mgjax.interop.torch_file import CheckpointError
@@ -44,7 +44,7 @@ def test_config(read, saved):
     codec = CodecConfig(
         sample_rate=320, num_filters=4, ratios=(4, 2), latent_dim=8, codebook_size=32, bandwidths=(0.8,)
     )
-    lm = LMConfig(dim=24, num_layers=2, num_heads=2, ffn_dim=48, codebook_size=32, text_dim=16)
+    lm = LMConfig(dim=24, num_layers=2, num_heads=2, ffn_dim=48, codebook_size=32, conditions=(Fused("text", 16),))
     text = T5Config(vocab_size=64, dim=16, head_dim=8, ffn_dim=32, num_layers=2, num_heads=2, num_buckets=8)
     assert read.config == ModelConfig(lm, codec, text)
     assert read.tokenizer == saved
@@ -208,9 +208,10 @@ def test_stereo(tmp_path):
 def test_melody(tmp_path):
     model = melody()
     read = huggingface.read_model(save(model, tmp_path / "melody"), place=as_numpy)
-    assert (read.config.lm.num_chroma, read.config.lm.chroma_frames, read.config.lm.text_fuse) == (12, 7, "prefix")
+    assert (read.config.melody.num_bins, read.config.melody.num_frames) == (12, 7)
+    assert [(one.name, one.fuse) for one in read.config.lm.conditions] == [("melody", "prefix"), ("text", "prefix")]
     weight = model.audio_enc_to_dec_proj.weight.detach().numpy()
-    np.testing.assert_array_equal(read.variables["lm"]["chroma_proj"]["kernel"], weight.T)
+    np.testing.assert_array_equal(read.variables["lm"]["melody_proj"]["kernel"], weight.T)
     check_round_trip(model, read, tmp_path)
 
 
@@ -464,8 +465,8 @@ def test_another_model_has_no_text_encoder(copied):
     [
         (dict(lm=dict(pattern="parallel")), "delay pattern"),
         (dict(lm=dict(delays=(0, 2, 4, 6))), "delay pattern"),
-        (dict(text=None, lm=dict(text_dim=None)), "text encoder"),
-        (dict(lm=dict(text_fuse="prefix")), "cross-attention"),
+        (dict(text=None, lm=dict(conditions=())), "text encoder"),
+        (dict(lm=dict(conditions=(Fused("text", 16, "prefix"),))), "cross-attention"),
     ],
 )
 def test_what_transformers_does_not_know_is_not_written(read, tmp_path, change, message):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.interop import huggingface, names, shapes, torch_file, weights
 from mgjax.interop.torch_file import Tensor
 
 CONFIG = ModelConfig(
-    LMConfig(dim=1024, num_layers=3, text_dim=16),
+    LMConfig(dim=1024, num_layers=3, conditions=(Fused("text", 16),)),
     CodecConfig(num_filters=8),
     T5Config(vocab_size=64, dim=16, ffn_dim=16, num_layers=1, num_heads=1),
 )

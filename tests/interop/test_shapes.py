@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mgjax.conditioner_config import T5Config
-from mgjax.config import CodecConfig, LMConfig, ModelConfig
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.interop import names, shapes
 
 SIZES = {
@@ -14,7 +14,7 @@ SIZES = {
     "medium": dict(dim=1536, num_layers=48, num_heads=24, ffn_dim=6144),
     "large": dict(dim=2048, num_layers=48, num_heads=32, ffn_dim=8192),
 }
-MELODY = dict(text_fuse="prefix", num_chroma=12)
+MELODY = dict(conditions=(Fused("melody", 12, "prefix"), Fused("text", 768, "prefix")))
 STEREO = dict(num_codebooks=8, delays=(0, 0, 1, 1, 2, 2, 3, 3))
 
 # Name -> fields, parameters in millions of the whole and of its decoder, tensors of a file of transformers 5.23.
@@ -47,7 +47,7 @@ def test_published_counts(name):
     tree = shapes.model_shapes(config)
     # The codebooks are state, not parameters; the projections stand outside of the decoder.
     assert round(count(tree, skip=("codec/codebooks",)) / 1e6, 1) == whole
-    assert round(count(shapes.lm_shapes(config.lm), skip=("text_proj", "chroma_proj")) / 1e6, 1) == decoder
+    assert round(count(shapes.lm_shapes(config.lm), skip=("text_proj", "melody_proj")) / 1e6, 1) == decoder
     # T5's embedding has two names.
     assert sum(len(rule.sources) for rule in names.huggingface(config)) + 1 == tensors
 
@@ -82,7 +82,7 @@ TABLES |= {
 }
 TABLES["t5"] = names.t5, shapes.text_shapes, T5Config()
 TABLES["t5-gated"] = names.t5, shapes.text_shapes, T5Config(activation="gated-gelu")
-TABLES["no-text"] = names.audiocraft_lm, shapes.lm_shapes, LMConfig(text_dim=None)
+TABLES["no-text"] = names.audiocraft_lm, shapes.lm_shapes, LMConfig(conditions=())
 
 
 @pytest.mark.parametrize("case", TABLES)

@@ -7,7 +7,7 @@ import pytest
 from tiny_lm import chroma, context, make, text
 
 from mgjax.conditioning.condition import Condition
-from mgjax.config import LMConfig
+from mgjax.config import Fused, LMConfig
 from mgjax.interop.shapes import lm_shapes
 from mgjax.lm.model import LM
 from mgjax.nn import sinusoidal_positions
@@ -20,7 +20,7 @@ def cross():
 
 @pytest.fixture(scope="module")
 def prefixed():
-    return make(text_fuse="prefix", num_chroma=3, chroma_frames=5)
+    return make(conditions=(Fused("melody", 3, "prefix"), Fused("text", 8, "prefix")))
 
 
 def tokens(b, s, seed=0):
@@ -51,8 +51,7 @@ def test_step_by_step_equals_all_at_once(form, request):
     """With a prompt read in one go, then single steps, with padding in the text and, where there is one, the prefix."""
     model = request.getfixturevalue(form)
     module, params = model
-    conditions = [text([3, 6], 8)] + ([chroma(2)] if form == "prefixed" else [])
-    told = context(model, *conditions)
+    told = context(model, text=text([3, 6], 8), **({"melody": chroma(2)} if form == "prefixed" else {}))
     music = tokens(2, 12)
     whole = logits(model, music, told)
 
@@ -71,11 +70,11 @@ def test_step_by_step_equals_all_at_once(form, request):
 def test_a_row_does_not_see_its_padding(form, request):
     """Alone and unpadded, or beside a longer text: positions, too, count only what is there."""
     model = request.getfixturevalue(form)
-    more = [chroma(2)] if form == "prefixed" else []
-    one = [Condition(part.tokens[:1], part.mask[:1]) for part in more]
+    more = {"melody": chroma(2)} if form == "prefixed" else {}
+    one = {name: Condition(part.tokens[:1], part.mask[:1]) for name, part in more.items()}
     music = tokens(2, 6)
-    together = logits(model, music, context(model, text([3, 7], 16), *more))
-    alone = logits(model, music[:1], context(model, text([3], 3), *one))
+    together = logits(model, music, context(model, text=text([3, 7], 16), **more))
+    alone = logits(model, music[:1], context(model, text=text([3], 3), **one))
     assert np.abs(together[:1] - alone).max() < 1e-4  # measured 1.3e-5
 
 
@@ -85,16 +84,15 @@ def test_null_text_is_no_text_at_all(cross):
     null = text([0, 4], 5)
     params = {**cross[1], "text_proj": {**cross[1]["text_proj"], "bias": jnp.ones(32)}}
     biased = (cross[0], params)
-    with_null = logits(biased, music, context(biased, null))
-    without = logits(biased, music, context(biased, None, batch=2))
+    with_null = logits(biased, music, context(biased, text=null))
+    without = logits(biased, music, context(biased, batch=2))
     assert np.array_equal(with_null[0], without[0])
     assert np.abs(with_null[1] - without[1]).max() > 0.1
 
 
 def test_text_comes_between_melody_and_music(prefixed):
-    told = context(prefixed, text([4], 4), chroma(1))
-    module, params = prefixed
-    melody = module.apply({"params": params}, None, chroma(1), method="context").prefix
+    told = context(prefixed, text=text([4], 4), melody=chroma(1))
+    melody = context(prefixed, melody=chroma(1)).prefix
     assert told.prefix.shape == (1, 9, 32)
     assert np.array_equal(told.prefix[:, :5], melody)
     assert not told.cross
@@ -106,15 +104,16 @@ def test_bfloat16_stays_close(form, request):
     module, params = request.getfixturevalue(form)
     params = jax.tree.map(lambda x: x / 3 if x.ndim > 1 else x, params)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    conditions = [text([4], 4)] + ([chroma(1)] if form == "prefixed" else [])
-    exact = logits((module, params), tokens(1, 12), context((module, params), *conditions))
-    told = context((module, half), *conditions)
+    conditions = {"text": text([4], 4)} | ({"melody": chroma(1)} if form == "prefixed" else {})
+    exact = logits((module, params), tokens(1, 12), context((module, params), **conditions))
+    told = context((module, half), **conditions)
     close = logits((module, half), tokens(1, 12), told)
     assert close.dtype == np.float32
     assert np.abs(close - exact).max() < 0.1  # measured 0.03 at a standard deviation of 1
     assert module.apply({"params": half}, told, 4, method="begin")[0].key.dtype == jnp.bfloat16
 
 
+MELODY = (Fused("melody", 12, "prefix"), Fused("text", 768, "prefix"))
 SIZES = {"small": (1024, 24, 16, 4096), "medium": (1536, 48, 24, 6144), "large": (2048, 48, 32, 8192)}
 # The decoder's parameters in millions, from reference/musicgen.md section 1: by size, codebooks and cross-attention.
 COUNTS = {
@@ -142,13 +141,12 @@ def test_published_sizes(size, codebooks, cross_attention):
         ffn_dim=wide,
         num_codebooks=codebooks,
         delays=tuple(range(codebooks)),
-        text_fuse="cross" if cross_attention else "prefix",
-        num_chroma=0 if cross_attention else 12,
+        conditions=(Fused("text", 768),) if cross_attention else MELODY,
     )
 
     def initialise(module):
-        melody = None if cross_attention else Condition(jnp.zeros((1, 1, 12)), jnp.ones((1, 1), bool))
-        told = module.context(Condition(jnp.zeros((1, 1, 768)), jnp.ones((1, 1), bool)), melody)
+        there = jnp.ones((1, 1), bool)
+        told = module.context({one.name: Condition(jnp.zeros((1, 1, one.dim)), there) for one in config.conditions})
         return module(jnp.zeros((1, 1, codebooks), jnp.int32), told)
 
     params = jax.eval_shape(lambda: LM(config).init(jax.random.key(0), method=initialise))["params"]
@@ -164,7 +162,7 @@ def test_initialisation_is_the_published_one():
     module, _ = make(dim=128, num_layers=3, ffn_dim=512)
 
     def initialise(module):
-        told = module.context(Condition(jnp.zeros((1, 1, 8)), jnp.ones((1, 1), bool)))
+        told = module.context({"text": Condition(jnp.zeros((1, 1, 8)), jnp.ones((1, 1), bool))})
         return module(jnp.zeros((1, 1, 4), jnp.int32), told)
 
     params = jax.jit(lambda key: module.init(key, method=initialise))(jax.random.key(0))["params"]

@@ -6,14 +6,14 @@ from tiny_lm import context, make, text
 
 from mgjax.config import Sampling
 from mgjax.lm import pattern
-from mgjax.lm.generate import Window, generate, windows
+from mgjax.lm.generate import Steering, Window, generate, windows
 from mgjax.lm.sample import CAPACITIES, Draws, capacity_for, draw, guide
 
 
 def frequencies(logits, sampling, count=4000):
     """How often each code is drawn, over many rows with seeds of their own."""
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, 1, len(logits)))
-    codes = draw(rows, Draws.of(sampling, list(range(count))), jnp.int32(3))
+    codes = draw(rows, Draws.of([sampling] * count, list(range(count)), 1), jnp.int32(3))
     return np.bincount(np.asarray(codes).ravel(), minlength=len(logits)) / count
 
 
@@ -50,7 +50,7 @@ def test_guidance_goes_from_the_null_prediction_through_the_conditioned_one():
     conditioned, null = jnp.full((1, 1, 2), 3.0), jnp.full((1, 1, 2), 1.0)
     both = jnp.concatenate([conditioned, null])
     for scale, expected in ((0.0, 1.0), (1.0, 3.0), (3.0, 7.0), (-1.0, -1.0)):
-        assert np.all(guide(both, jnp.array([scale])) == expected)
+        assert np.all(guide(both, jnp.array([[scale]])) == expected)
 
 
 def test_capacities_are_few_and_enough():
@@ -68,11 +68,16 @@ def made(model, num_frames, *, lengths=(3, 5), prompt=None, seeds=(1, 2), sampli
     if guided:
         null = text((0,) * rows, 6)
         told = jax.tree.map(lambda *x: jnp.concatenate(x), told, null)
-    told = context(model, told)
+    told = context(model, text=told)
     prompt = np.zeros((rows, 0, module.config.num_codebooks), np.int32) if prompt is None else prompt
     plan = windows(num_frames, prompt.shape[1], window, stride)
-    draws = Draws.of(sampling or Sampling(), list(seeds))
-    return list(generate(module, params, lambda window: told, prompt, plan, draws))
+    sampling = sampling or Sampling()
+    draws = Draws.of([sampling] * rows, list(seeds), 4)
+
+    def steer(window):
+        return Steering(told, np.full((window.num_frames, int(guided), rows), sampling.guidance, np.float32))
+
+    return list(generate(module, params, steer, prompt, plan, draws))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ def test_greedy_codes_are_those_that_the_model_predicts(name):
     assert codes.shape == (2, 20, 4)
     layout = pattern.from_config(module.config)
     tokens = layout.build(jnp.asarray(codes), module.config.special_token)
-    logits = module.apply({"params": params}, tokens, context((module, params), text((3, 5), 6)))
+    logits = module.apply({"params": params}, tokens, context((module, params), text=text((3, 5), 6)))
     predicted, known = layout.revert_logits(logits, 20)
     assert known.all()
     assert np.array_equal(np.argmax(predicted, axis=-1), codes)
@@ -132,10 +137,14 @@ def test_a_longer_cache_changes_nothing(model, monkeypatch):
 
 
 def test_windows_cover_the_piece():
-    assert windows(100, 0, 150, 90) == [Window(0, 100, 0)]
-    assert windows(150, 10, 150, 90) == [Window(0, 150, 10)]
-    assert windows(151, 0, 150, 90) == [Window(0, 150, 0), Window(90, 61, 60)]
-    assert windows(330, 20, 150, 90) == [Window(0, 150, 20), Window(90, 150, 60), Window(180, 150, 60)]
+    assert windows(100, 0, 150, 90) == [Window(0, 100, 0, 100)]
+    assert windows(150, 10, 150, 90) == [Window(0, 150, 10, 150)]
+    assert windows(151, 0, 150, 90) == [Window(0, 150, 0, 150), Window(90, 61, 60, 61)]
+    assert windows(330, 20, 150, 90) == [
+        Window(0, 150, 20, 150),
+        Window(90, 150, 60, 150),
+        Window(180, 150, 60, 150),
+    ]
 
 
 def test_each_window_continues_the_one_before(model):

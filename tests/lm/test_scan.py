@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_lm import make, text
 
+from mgjax.config import Fused
 from mgjax.lm.model import LM
 from mgjax.lm.stack import stack_layers, unstack_layers
 
@@ -35,10 +36,10 @@ def largest_difference(a, b):
 @pytest.fixture(scope="module")
 def unrolled(request):
     """The parameters, the condition, and what the plain model makes of them."""
-    condition = text([3, 6], 8) if request.param == "cross" else None
-    changes = {} if condition else {"text_dim": 8, "text_fuse": "prefix"}
+    condition = {"text": text([3, 6], 8)} if request.param == "cross" else {}
+    changes = {} if condition else {"conditions": (Fused("text", 8, "prefix"),)}
     module, params = make(**changes)
-    if condition is None:
+    if not condition:
         params = {name: tree for name, tree in params.items() if name != "text_proj"}
     return module.config, params, condition, value_and_gradient(module, params, TOKENS, condition)
 
@@ -110,7 +111,7 @@ def test_new_weights_are_those_of_single_layers():
     module, params = make(dim=128, num_layers=3, ffn_dim=512)
 
     def initialise(module):
-        return module(TOKENS, module.context(text([3, 6], 8)))
+        return module(TOKENS, module.context({"text": text([3, 6], 8)}))
 
     made = jax.jit(lambda key: LM(module.config, scan_layers=True).init(key, method=initialise))(jax.random.key(0))
     layers = made["params"]["layers"]

@@ -7,21 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.condition import Condition
-from mgjax.config import CodecConfig, LMConfig, ModelConfig
-from mgjax.initialize import random_variables
+from mgjax.config import Fused, LMConfig
+from mgjax.initialize import random_arrays
+from mgjax.interop.shapes import lm_shapes
 from mgjax.lm.model import LM
 
-CONFIG = LMConfig(dim=32, num_layers=2, num_heads=4, ffn_dim=64, codebook_size=20, text_dim=8)
+CONFIG = LMConfig(dim=32, num_layers=2, num_heads=4, ffn_dim=64, codebook_size=20, conditions=(Fused("text", 8),))
 
 
 def make(**changes):
     """A module and its parameters."""
     config = dataclasses.replace(CONFIG, **changes)
-    codec = CodecConfig(num_codebooks=config.num_codebooks, codebook_size=config.codebook_size)
-    variables = random_variables(ModelConfig(lm=config, codec=codec, text=T5Config(dim=8)))
-    return LM(config), jax.tree.map(lambda x: jnp.asarray(3 * x if x.ndim > 1 else x), variables["lm"])
+    params = random_arrays(lm_shapes(config))
+    return LM(config), jax.tree.map(lambda x: jnp.asarray(3 * x if x.ndim > 1 else x), params)
 
 
 def text(lengths, length, seed=0):
@@ -37,9 +36,9 @@ def chroma(batch, seed=0):
 
 
 @functools.partial(jax.jit, static_argnames=("module", "batch"))
-def _context(module, params, *conditions, **options):
-    return module.apply({"params": params}, *conditions, **options, method="context")
+def _context(module, params, conditions, batch):
+    return module.apply({"params": params}, conditions, batch=batch, method="context")
 
 
-def context(model, *conditions, **options):
-    return _context(*model, *conditions, **options)
+def context(model, batch=1, **conditions):
+    return _context(*model, conditions, batch)

@@ -19,7 +19,7 @@ GREEDY = {"temperature": 0.0, "top_k": 0}
 
 def tokens(model, texts):
     """Ids and mask for transformers, without the bucket's padding."""
-    ids, mask = model._tokenizer.encode(texts)
+    ids, mask = model.tokenizer.encode(texts)
     longest = mask.sum(axis=1).max()
     return torch.tensor(ids[:, :longest]).long(), torch.tensor(mask[:, :longest]).long()
 
@@ -95,9 +95,9 @@ def melody(build):
 def test_melody_logits_equal_those_of_transformers(melody):
     """One text and one chromagram before the music; a batch is as many such rows."""
     reference, model = melody
-    config = model.config.lm
+    config = model.config.melody
     codes = random_codes(model, 2, 30)
-    chroma = np.random.default_rng(2).random((2, config.chroma_frames, config.num_chroma), np.float32)
+    chroma = np.random.default_rng(2).random((2, config.num_frames, config.num_bins), np.float32)
     logits = np.asarray(model.logits(codes, PROMPTS[:2], chroma=chroma))
     for row in range(2):
         one = slice(row, row + 1)
@@ -112,9 +112,9 @@ def test_melody_batches_can_be_those_of_the_original(build):
     """With compat="audiocraft" padding moves the music and is attended to, as transformers does in melody models."""
     reference, directory = build(melody=True)
     model = mgjax.load(directory, compat="audiocraft")
-    config = model.config.lm
+    config = model.config.melody
     codes = random_codes(model, 3, 20)
-    chroma = np.zeros((3, config.chroma_frames, config.num_chroma), np.float32)
+    chroma = np.zeros((3, config.num_frames, config.num_bins), np.float32)
     chroma[:, :, 0] = 1  # the null melody
     expected = theirs(reference, model, codes, PROMPTS, input_features=torch.tensor(chroma))
     error = np.abs(np.asarray(model.logits(codes, PROMPTS)) - expected).max()

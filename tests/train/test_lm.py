@@ -22,7 +22,7 @@ from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig
 
 RUN = lm.LMRun(
-    lm=dataclasses.replace(DEBUG.lm, text_dim=None),
+    lm=dataclasses.replace(DEBUG.lm, conditions=()),
     codec="debug",
     data=DataConfig(batch_size=8, segment_seconds=0.5, num_threads=0, prefetch=1),
     text=TextConfig(max_tokens=16),
@@ -54,7 +54,7 @@ def validated(task, state, batch):
 @pytest.mark.parametrize("fuse", ["cross", "prefix"])
 def test_what_is_loaded_predicts_as_what_was_validated(fuse, tmp_path):
     """The validation's numbers, from the logits of the model that was saved, codebook by codebook in numpy."""
-    text_lm = dataclasses.replace(DEBUG.lm, text_fuse=fuse)
+    text_lm = dataclasses.replace(DEBUG.lm, conditions=(Fused("text", 16, fuse),))
     begun, task, state = made(dataclasses.replace(RUN, lm=text_lm, text_encoder="debug"))
     batch = {"codes": codes(), "num_frames": np.array(LENGTHS, np.int32)}
     batch["text_ids"], batch["text_mask"] = begun.tokenizer().encode(TEXTS)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from mgjax import sharding
 from mgjax.codec.discriminator import DiscriminatorConfig
-from mgjax.config import LMConfig, ModelConfig
+from mgjax.config import Fused, LMConfig, ModelConfig
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.train import codec, lm
 from mgjax.train.loop import LoopConfig, fit
@@ -129,7 +129,9 @@ def test_many_devices_learn_what_one_learns(alone, name):
 
 def test_many_devices_learn_a_language_model_as_one_does():
     """The real one, tiny, with text, lengths and an average."""
-    lm_config = LMConfig(dim=32, num_layers=2, num_heads=8, ffn_dim=64, codebook_size=64, text_dim=16)
+    lm_config = LMConfig(
+        dim=32, num_layers=2, num_heads=8, ffn_dim=64, codebook_size=64, conditions=(Fused("text", 16),)
+    )
     model = dataclasses.replace(DEBUG, lm=lm_config, text=dataclasses.replace(DEBUG.text, num_layers=1))
     optim = OptimConfig(learning_rate=3e-3, schedule="constant", warmup_steps=0, average_decay=0.9)
     begun = SimpleNamespace(config=model, lm=None, text=random_variables(model)["text"])

@@ -1,0 +1,167 @@
+"""A model's encoders: what the rows of a batch are told, as the conditions that its language model reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from mgjax.conditioner_config import MelodyConfig
+from mgjax.conditioning.condition import Condition
+from mgjax.conditioning.labels import label_vectors, number_vectors
+from mgjax.conditioning.t5 import T5Encoder
+from mgjax.conditioning.text import BUCKETS, Tokenizer
+from mgjax.config import ModelConfig
+from mgjax.interop.torch_file import CheckpointError
+from mgjax.melody import Melody, windowed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """What one row of a batch is told; None or empty for nothing.
+
+    Attributes:
+      text: A description.
+      melody: A melody to follow.
+      chroma: Its chromagram instead.
+      style: What the style conditioner made of an excerpt.
+      labels: Values of the model's labels and numbers by name.
+    """
+
+    text: str | None = None
+    melody: Melody | None = None
+    chroma: Float[np.ndarray, "f p"] | None = None
+    style: Float[np.ndarray, "l d"] | None = None
+    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.labels) or any(x is not None for x in (self.melody, self.chroma, self.style))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Span:
+    """The stretch of a piece that conditions are for, in seconds; `beyond` where the whole piece is longer."""
+
+    offset: float
+    seconds: float
+    beyond: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Texts:
+    """Encoded texts: each one's place among them, what became of it, and which positions are there."""
+
+    places: dict[str, int]
+    tokens: Float[Array, "u l d"]
+    mask: Bool[np.ndarray, "u l"]
+
+
+class Conditioner:
+    """The encoders of a model.
+
+    With `compat="audiocraft"` padding is attended to, as in the original, so that a row depends on its batch.
+    """
+
+    def __init__(
+        self, config: ModelConfig, variables: Mapping[str, Any], tokenizer_files: Path | None, compat: str | None
+    ):
+        self._config = config
+        self._variables = variables
+        self._tokenizer_files = tokenizer_files
+        self._compat = compat
+
+    def encode(self, texts: Sequence[str | None]) -> _Texts:
+        """Every different text, encoded once."""
+        different = list(dict.fromkeys(text for text in texts if text))
+        config = self._config.text
+        if config is None or not different:
+            shape = (1, BUCKETS[0])
+            return _Texts({}, jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool))
+        ids, mask = self.tokenizer.encode(different)
+        tokens = _encode_text(T5Encoder(config), self._variables["text"], ids, mask)
+        return _Texts({text: place for place, text in enumerate(different)}, tokens, mask)
+
+    def conditions(self, sets: Sequence[Sequence[Row]], texts: _Texts, span: Span) -> dict[str, Condition]:
+        """What the language model reads of a batch in `span`, by name.
+
+        Args:
+          sets: The batch with all its conditions, then, for guidance, the same rows with fewer.
+          texts: What `encode` made of all the texts in them.
+          span: What the conditions are for.
+        """
+        rows = [row for one in sets for row in one]
+        found: dict[str, Condition] = {}
+        if self._config.text is not None:
+            text = self._text(rows, len(sets[0]), texts)
+            # Without any text, cross-attention would give zero in every row: it is left out.
+            if any(row.text for row in rows) or self._config.lm.condition("text").fuse == "prefix":
+                found["text"] = text
+        if self._config.melody is not None:
+            found["melody"] = self._melody(rows, span, self._config.melody)
+        for label in self._config.labels:
+            found[label.name] = label_vectors([row.labels.get(label.name) for row in rows], label)
+        for number in self._config.numbers:
+            found[number.name] = number_vectors([row.labels.get(number.name) for row in rows], number)
+        return found
+
+    def _text(self, rows: Sequence[Row], batch: int, texts: _Texts) -> Condition:
+        index = np.array([texts.places.get(row.text or "", 0) for row in rows])
+        there = np.array([bool(row.text) for row in rows])
+        mask = texts.mask[index] & there[:, None]
+        tokens = jnp.take(texts.tokens, index, axis=0)
+        return Condition(tokens, jnp.asarray(mask), attended=self._attended(mask, batch))
+
+    def _melody(self, rows: Sequence[Row], span: Span, config: MelodyConfig) -> Condition:
+        tokens, mask = windowed([row.melody for row in rows], span.offset, span.seconds, span.beyond, config)
+        for i, row in enumerate(rows):
+            if row.chroma is not None:
+                tokens[i], mask[i] = np.roll(row.chroma, -round(span.offset * config.frame_rate), axis=0), True
+        rate = config.frame_rate / self._config.codec.frame_rate
+        return Condition(jnp.asarray(tokens), jnp.asarray(mask), rate=rate)
+
+    def _attended(self, mask: np.ndarray, batch: int) -> Array | None:
+        """Which positions of the text are attended to, padding included where the published models do that.
+
+        In the melody models the text stands before the music, and a null text is as many zero vectors as the text that
+        it stands for has tokens: masking them would move the music. audiocraft pads all rows to the longest.
+        """
+        lengths = mask.sum(axis=1)
+        stands_for = np.tile(lengths[:batch], len(lengths) // batch)
+        lengths = np.maximum(np.where(lengths > 0, lengths, stands_for), 1)
+        if self._compat == "audiocraft":
+            lengths = np.full_like(lengths, lengths.max())
+        elif self._config.lm.condition("text").fuse != "prefix":
+            return None
+        return jnp.asarray(np.arange(mask.shape[1]) < lengths[:, None])
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What cuts texts into the pieces that the text encoder knows."""
+        if self._config.tokenizer == "bytes":
+            tokenizer = Tokenizer.bytes()
+        elif self._tokenizer_files is not None:
+            tokenizer = Tokenizer.from_directory(self._tokenizer_files)
+        else:
+            raise CheckpointError(
+                "this model came without a tokenizer, so it cannot read texts: put spiece.model or tokenizer.json "
+                "(those of t5-base for the published models) into its folder"
+            )
+        known = self._config.text.vocab_size
+        if tokenizer.vocab_size > known:
+            raise CheckpointError(
+                f"the tokenizer in {self._tokenizer_files} has {tokenizer.vocab_size} tokens, and the text encoder "
+                f"knows {known}: they do not belong together"
+            )
+        return tokenizer
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _encode_text(module: T5Encoder, params: dict, ids: Array, mask: Array) -> Float[Array, "b l d"]:
+    return module.apply({"params": params}, ids, mask)
