@@ -20,6 +20,7 @@ from mgjax.nn import Dense, LayerNorm, attention, sinusoidal_positions
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
 _SILENCE = 1e-5  # of full scale; samples below are no sound
+_DRAWS = 100  # of a piece, until one has a sound in it
 
 Inputs = Float[Array, "b t c"] | Int[Array, "b t k"]  # features, or codes
 
@@ -168,9 +169,9 @@ def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> n
     if len(audio) < length:
         whole = -(-length // len(audio))
         return np.concatenate([audio] * whole)[:length]
-    counts = np.concatenate([[0], np.cumsum(sounds)])
-    starts = np.flatnonzero(counts[length:] > counts[:-length])
-    start = starts[np.random.default_rng(seed).integers(len(starts))]
+    starts = np.random.default_rng(seed).integers(len(audio) - length + 1, size=_DRAWS)
+    around_a_sound = np.clip(np.argmax(sounds) - length // 2, 0, len(audio) - length)
+    start = next((start for start in starts if sounds[start : start + length].any()), around_a_sound)
     return audio[start : start + length]
 
 
