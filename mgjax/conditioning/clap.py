@@ -113,7 +113,7 @@ class Clap:
             )
         self.config, self.variables, self.tokenizer = config, variables, tokenizer
 
-    def embed_text(self, texts: str | Sequence[str]) -> Float32[np.ndarray, "b d"]:
+    def embed_text(self, texts: str | Sequence[str | None]) -> Float32[np.ndarray, "b d"]:
         """The joint embeddings of the texts, of length 1.
 
         Raises:

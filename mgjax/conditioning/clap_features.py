@@ -12,14 +12,15 @@ from jaxtyping import Array, Float, Float32
 from mgjax.conditioner_config import ClapAudioConfig
 
 _FLOOR = 1e-10  # of the power in a band: -100 dB
-_OVERLAP_SECONDS = 1.0
+_OVERLAP = 10  # a clip's tenth: a second of ten
 
 
 def clips(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array, "p b clip"]:
     """Audio of any length as pieces of `config.seconds`.
 
     Shorter audio is repeated as often as it fits whole, then filled up with zeros. Longer audio is cut into pieces of
-    which each begins a second before the one before ends; the last is the end of the audio, and begins earlier still.
+    which each begins a tenth of a clip (a second) before the one before ends; the last ends with the audio, and so may
+    begin earlier still.
     """
     n, size = audio.shape[1], config.num_samples
     if n == 0:
@@ -27,8 +28,7 @@ def clips(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array, "
     if n <= size:
         repeated = jnp.tile(audio, (1, size // n))
         return jnp.pad(repeated, ((0, 0), (0, size - repeated.shape[1])))[None]
-    step = max(1, size - round(_OVERLAP_SECONDS * config.sample_rate))
-    starts = [*range(0, n - size, step), n - size]
+    starts = [*range(0, n - size, size - size // _OVERLAP), n - size]
     return jnp.stack([audio[:, start : start + size] for start in starts])
 
 

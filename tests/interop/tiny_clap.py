@@ -1,13 +1,10 @@
-"""A tiny random CLAP of transformers, its directory and its tokenizer."""
+"""A tiny random CLAP of transformers, and its directory."""
 
-import json
 import warnings
 from pathlib import Path
 
 import torch
 import transformers
-
-CORPUS = ["a slow waltz on accordion", "Fast drums, é and 日本!", "waltz waltz slow slow 120 bpm", "  two  spaces\n"]
 
 
 def clap_config(text=None, audio=None, **changes):
@@ -15,10 +12,10 @@ def clap_config(text=None, audio=None, **changes):
         vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=90, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    # 24 mel bands, an image of 96 in 16 x 16 patches of 6, windows of 4 with shifts in both stages.
+    # 24 mel bands, an image of 96 in 16 x 16 patches of 6, windows of 4 with shifts in the second stage.
     audio_fields = dict(
         num_mel_bins=24, spec_size=96, patch_size=6, patch_stride=[6, 6], window_size=4, patch_embeds_hidden_size=8,
-        hidden_size=16, depths=[2, 3], num_attention_heads=[2, 4], mlp_ratio=2.0, hidden_dropout_prob=0.0,
+        hidden_size=16, depths=[1, 2], num_attention_heads=[2, 4], mlp_ratio=2.0, hidden_dropout_prob=0.0,
     )  # fmt: skip
     return transformers.ClapConfig(
         text_config=text_fields | (text or {}), audio_config=audio_fields | (audio or {}), projection_dim=12, **changes
@@ -57,21 +54,3 @@ def save(model, directory, features=None) -> Path:
         model.save_pretrained(directory)
         (features or extractor()).save_pretrained(directory)
     return Path(directory)
-
-
-def write_vocabulary(directory, size=330) -> None:
-    """vocab.json and merges.txt of a vocabulary learned from CORPUS, with RoBERTa's special tokens at their places."""
-    import tokenizers
-
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    model.train_from_iterator(CORPUS * 3, trainer)
-    learned = json.loads(model.to_str())["model"]
-    Path(directory, "vocab.json").write_text(json.dumps(learned["vocab"]))
-    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in learned["merges"]]
-    Path(directory, "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")

@@ -1,0 +1,182 @@
+"""CLAP's own properties; that it equals transformers is in tests/interop/test_clap_weights.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mgjax.codec import rvq, rvq_training
+from mgjax.conditioner_config import ClapAudioConfig, ClapConditionConfig, ClapConfig, ClapTextConfig
+from mgjax.conditioning.clap import (
+    Clap,
+    ClapAudio,
+    ClapText,
+    _embed_text,
+    condition,
+    embed_audio,
+    init_codebooks,
+    quantized,
+    similarity,
+)
+from mgjax.conditioning.clap_text import ClapTokenizer
+from mgjax.conditioning.htsat import _bicubic
+
+TINY = ClapConfig(
+    text=ClapTextConfig(vocab_size=300, dim=16, ffn_dim=24, num_layers=2, num_heads=2, max_positions=90),
+    audio=ClapAudioConfig(
+        sample_rate=16_000, fft_size=256, hop_length=160, num_mels=16, lowest_hz=0.0, highest_hz=8000.0, seconds=0.2,
+        image_size=32, patch_size=2, window=4, dim=8, depths=(1, 2), num_heads=(2, 2),
+    ),
+    dim=12,
+)  # fmt: skip
+BYTES = ClapTokenizer(lambda text: [3 + byte for byte in text.encode()], 0, 1, 2, 3 + 256)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random, and large enough for the inputs to matter."""
+    ids, mask = jnp.zeros((1, 77), jnp.int32), jnp.ones((1, 77), bool)
+    shapes = {
+        "text": jax.eval_shape(ClapText(TINY).init, jax.random.key(0), ids, mask),
+        "audio": jax.eval_shape(ClapAudio(TINY).init, jax.random.key(1), jnp.zeros((1, 21, 16))),
+    }
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        return (rng.standard_normal(leaf.shape) * 0.4 + (path[-1].key == "scale")).astype(np.float32)
+
+    made = jax.tree_util.tree_map_with_path(draw, shapes)
+    made["audio"]["stats"]["htsat"]["mel_norm"] = {"mean": np.full(16, -30.0), "var": np.full(16, 200.0)}
+    return made
+
+
+@pytest.fixture(scope="module")
+def clap(variables):
+    return Clap(TINY, variables, BYTES)
+
+
+def sounds(length):
+    time = np.arange(length) / 16_000
+    noise = np.random.default_rng(0).standard_normal(length)
+    return np.float32([0.1 * noise, np.sin(2 * np.pi * 440 * time), 1e-3 * np.sin(2 * np.pi * 3000 * time)])
+
+
+def test_texts(clap):
+    """Their embeddings differ, have length 1, and depend neither on the other texts nor on how wide the padding is."""
+    texts = ["slow waltz", "slow walts", "drums"]
+    together = clap.embed_text(texts)
+    assert np.abs(np.linalg.norm(together, axis=1) - 1).max() < 1e-6
+    assert min(np.abs(together[i] - together[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
+    assert np.array_equal(clap.embed_text(["a long text about anything", "x", "slow walts"])[2], together[1])
+    ids, mask = BYTES.encode(["drums"])
+    alone = _embed_text(TINY, clap.variables["text"], ids[:, :7], mask[:, :7])
+    assert np.abs(np.asarray(alone)[0] - together[2]).max() < 2e-6  # measured 1.8e-7
+
+
+def test_what_stands_at_padding_does_not_matter(variables):
+    ids, mask = BYTES.encode(["drums", None, "b"])
+    other = np.where(mask, ids, 77).astype(np.int32)
+    first, second = (_embed_text(TINY, variables["text"], tokens, mask) for tokens in (ids, other))
+    assert np.array_equal(first[0], second[0])
+    assert np.isfinite(first).all()
+
+
+def test_sounds(clap):
+    """Rows stand for themselves, and different sounds have different embeddings."""
+    audio = sounds(3200)
+    together = clap.embed_audio(audio[..., None], 16_000)
+    assert np.abs(np.linalg.norm(together, axis=1) - 1).max() < 1e-6
+    for row, sound in enumerate(audio):
+        assert np.abs(clap.embed_audio(sound, 16_000) - together[row]).max() < 2e-6  # measured 1.2e-7
+    assert min(np.abs(together[i] - together[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
+
+
+def test_channels_and_rates(clap):
+    """Stereo is mixed down; a sound at another rate is brought to CLAP's."""
+    mono = sounds(3200)[1]
+    stereo = np.stack([1.5 * mono, 0.5 * mono], axis=1)
+    expected = clap.embed_audio(mono, 16_000)
+    assert np.abs(clap.embed_audio(stereo, 16_000) - expected).max() < 1e-5
+    fast = np.sin(2 * np.pi * 440 * np.arange(6400) / 32_000).astype(np.float32)
+    near = np.abs(clap.embed_audio(fast, 32_000) - expected).max()
+    assert near < 0.2 * np.abs(clap.embed_audio(fast[:3200], 16_000) - expected).max()
+
+
+def test_wrong_use_of_the_towers(clap, variables):
+    for texts in ("", [], ["a", None]):
+        with pytest.raises(ValueError, match="none of them empty"):
+            clap.embed_text(texts)
+    with pytest.raises(ValueError, match="no sound in it"):
+        clap.embed_audio(np.zeros(0, np.float32), 16_000)
+    with pytest.raises(ValueError, match="NaN"):
+        clap.embed_audio(np.full(100, np.nan, np.float32), 16_000)
+    with pytest.raises(ValueError, match="does not belong to the text tower"):
+        Clap(TINY, variables, dataclasses.replace(BYTES, vocab_size=301))
+    with pytest.raises(ValueError, match="at most 88 tokens, got 89"):
+        jax.eval_shape(ClapText(TINY).apply, variables["text"], jnp.zeros((1, 89), jnp.int32), jnp.ones((1, 89), bool))
+    with pytest.raises(ValueError, match="up to 64 frames of 16 mel bands, got 65 of 16"):
+        jax.eval_shape(ClapAudio(TINY).apply, variables["audio"], jnp.zeros((1, 65, 16)))
+
+
+def test_similarity():
+    text = jnp.array([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    audio = jnp.array([[0.0, 3.0], [1.0, 1.0], [-1.0, 0.0]])
+    assert np.allclose(similarity(text, audio), [0, 1, -1], atol=1e-6)
+
+
+CONFIG = ClapConditionConfig(TINY, num_codebooks=3, codebook_size=8)
+
+
+def embeddings(rows):
+    x = np.random.default_rng(0).standard_normal((rows, 12)).astype(np.float32)
+    return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+
+def test_condition_is_what_the_codec_would_decode():
+    embed = 0.5 * jax.random.normal(jax.random.key(0), (3, 8, 12))
+    x = embeddings(20)
+    expected = jax.jit(lambda x, embed: rvq.dequantize(rvq.quantize(x[:, None], embed), embed)[:, 0])(x, embed)
+    given = jnp.arange(20) != 4
+    made = jax.jit(condition)(x, given, {"embed": embed})
+    assert made.tokens.shape == (20, 1, 12)
+    assert np.abs(np.asarray(made.tokens[:, 0]) - np.asarray(expected)).max() < 1e-6
+    assert np.array_equal(made.mask[:, 0], given)
+    assert np.array_equal(condition(x, given).tokens[:, 0], x)
+
+
+def test_codebooks_learn_as_those_of_the_codec():
+    """Ten steps of the codec's own training bring what is decoded near what came in."""
+    codebooks, x = init_codebooks(CONFIG), embeddings(16)
+    assert codebooks["embed"].shape == (3, 8, 12)
+    learn = jax.jit(lambda codebooks, key: rvq_training.quantize(x[:, None], codebooks, key, quantizer))
+    quantizer = rvq_training.QuantizerConfig(kmeans_iterations=5)
+    for i in range(10):
+        result = learn(codebooks, jax.random.key(i))
+        assert jax.tree.map(jnp.shape, result.codebooks) == jax.tree.map(jnp.shape, codebooks)
+        codebooks = result.codebooks
+    assert np.mean(np.square(quantized(x, codebooks["embed"]) - x)) < 0.3 * np.mean(np.square(x))
+
+
+def test_embeds_in_a_compiled_step_on_many_devices(clap, variables):
+    expected = np.tile(clap.embed_audio(sounds(3200)[..., None], 16_000), (3, 1))[:8]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    audio = jax.device_put(np.tile(sounds(3200), (3, 1))[:8], rows)
+    got = jax.jit(embed_audio, static_argnums=0)(TINY, variables["audio"], audio)
+    assert len(got.sharding.device_set) == 8
+    assert np.abs(np.asarray(got) - expected).max() < 2e-6  # measured 1.2e-7
+
+
+@pytest.mark.parametrize(("size", "target"), [(1, 8), (2, 7), (100, 384), (1001, 1024)])
+def test_stretching_equals_torch(size, target):
+    rows = np.random.default_rng(0).standard_normal((size, 3)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(rows)[None, None], (target, 3), mode="bicubic", align_corners=True
+    )
+    indices, weights = _bicubic(size, target)
+    assert (
+        np.abs(np.einsum("tpm,tp->tm", rows[indices], weights) - expected[0, 0].numpy()).max() < 5e-6
+    )  # measured 1.2e-6
