@@ -49,7 +49,12 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return None
         listed = isinstance(value, list | tuple)
         given = [option for option in options if option is not types.NoneType]
-        return _coerce(next((o for o in given if (typing.get_origin(o) is tuple) == listed), given[0]), value, where)
+        fitting = [option for option in given if (typing.get_origin(option) is tuple) == listed] or given
+        return _coerce(next((option for option in fitting if option is type(value)), fitting[0]), value, where)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected an object, got {value!r}")
+        return {name: _coerce(options[1], item, f"{where}.{name}") for name, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple:

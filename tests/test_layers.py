@@ -20,15 +20,8 @@ PACKAGE = ROOT / "mgjax"
 # other. A whole name goes before a pattern.
 LEVELS = [
     [
-        *(
-            "config conditioner_config",
-            "sharding",
-            "interop.torch_file",
-            "data.__init__",
-            "interop.__init__",
-            "train.__init__",
-        ),
-        *("data.audio", "data.metadata", "data.parent", "strict_json"),
+        *("config conditioner_config strict_json", "sharding", "interop.torch_file"),
+        *("data.__init__", "interop.__init__", "train.__init__", "data.audio", "data.metadata", "data.parent"),
     ],
     ["nn", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],

@@ -13,7 +13,7 @@ from typing import Any
 
 import mgjax
 from mgjax import config, strict_json
-from mgjax.cli import terminal
+from mgjax.cli import steer, terminal
 from mgjax.cli.recipe import Recipe, Wish, read_recipe, read_wishes, settled, sha256, slug
 from mgjax.data import audio
 
@@ -23,12 +23,14 @@ examples:
   mgjax generate "80s synth pop" "calm piano, rain" --seconds 30 --out songs
   mgjax generate --prompts ideas.txt --format flac --out songs
   mgjax generate "the same, with drums" --continue demo.wav --seconds 20
+  mgjax generate "calm piano" --then 10 "with drums" --blend 2 --seconds 20
+  mgjax generate "a brass band" --melody tune.wav --model facebook/musicgen-melody
   mgjax generate --again songs/calm-piano-rain-1.json --out copy.wav
 
 Beside each sound file lies a .json of the same name that says how it was made; --again makes it once more.
 """
 
-_SAMPLING = ("temperature", "top_k", "top_p", "guidance")
+_SAMPLING = ("temperature", "top_k", "top_p", "guidance", "text_guidance")
 
 
 def add_command(commands: Any) -> None:
@@ -63,6 +65,8 @@ def add_command(commands: Any) -> None:
         help="begin with the end of that sound, where it is longer than the model hears at once",
     )
 
+    steer.add_options(parser)
+
     where = parser.add_argument_group("where to put it")
     where.add_argument("--out", type=Path, metavar="FILE|DIR", help="a file, or a folder for several (this folder)")
     where.add_argument("--format", choices=[suffix[1:] for suffix in audio.FORMATS], help="kind of file (wav)")
@@ -77,9 +81,20 @@ def add_command(commands: Any) -> None:
         "or a folder (debug)",
     )
     how.add_argument(
-        "--temperature", type=float, metavar="T", help="above 1 wilder, below 1 tamer, 0 without chance (1)"
+        "--temperature",
+        type=steer.numbers,
+        metavar="T",
+        help="above 1 wilder, below 1 tamer, 0 without chance (1); with commas, one for each codebook",
     )
-    how.add_argument("--guidance", type=float, metavar="G", help="how strictly to follow the words, 1 for loosely (3)")
+    how.add_argument(
+        "--guidance",
+        type=steer.strengths,
+        metavar="G",
+        help="how strictly to follow what steers it, 1 for loosely (3); 0:3,20:5 rises from 3 to 5 in 20 seconds",
+    )
+    how.add_argument(
+        "--text-guidance", type=float, metavar="G", help="how strictly to follow the words beside melody or style"
+    )
     how.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest sounds, 0 for all (250)")
     how.add_argument(
         "--top-p", type=float, metavar="P", help="instead: from the likeliest that together hold P (0: off)"
@@ -103,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
     config.Sampling(**sampling)
     plan = _plan_again(args) if "again" in args else _plan(args)
     paths = _outputs(args, plan)
+    steer.existing([recipe for _, recipe in plan])
     first = plan[0][1]
     opening = _Opening.read(first) if first.continued else None
 
@@ -134,7 +150,7 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
         common["continued"] = os.path.abspath(args.continued)
         common["continued_sha256"] = sha256(args.continued)
     plan = []
-    for i, wish in enumerate(wishes):
+    for i, (wish, steered) in enumerate(zip(wishes, steer.asked(args, wishes), strict=True)):
         seed = getattr(args, "seed", 0) + i if wish.seed is None else wish.seed
         recipe = Recipe(
             prompt=wish.prompt,
@@ -144,6 +160,7 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
             text_encoder=settled(getattr(args, "text_encoder", None)),
             format=_format(args, "wav"),
             **common,
+            **steered,
         )
         plan.append((wish.name or f"{slug(wish.prompt)}-{seed}", recipe))
     return plan
@@ -156,6 +173,7 @@ def _plan_again(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
     if extra:
         raise ValueError(f"--again takes everything from {args.again}; leave out {', '.join(extra)}")
     recipe = read_recipe(args.again)
+    steer.warn_of_changes(recipe)
     return [(args.again.stem, dataclasses.replace(recipe, format=_format(args, recipe.format)))]
 
 
@@ -229,7 +247,7 @@ def _play(
     first = recipes[0]
     seconds = sum(recipe.seconds for recipe in recipes)
     return model.generate(
-        [recipe.prompt for recipe in recipes],
+        [steer.texts(recipe) for recipe in recipes],
         seconds=first.seconds,
         seed=[recipe.seed for recipe in recipes],
         sampling=first.sampling,
@@ -238,6 +256,7 @@ def _play(
         window=first.window,
         stride=first.stride,
         progress=lambda frames, total: progress.reach(done + seconds * frames / total),
+        **steer.options(recipes, model),
     )
 
 

@@ -29,6 +29,15 @@ class Recipe:
     seed: int
     model: str
     sampling: config.Sampling | None = None  # None until the model has been asked for its own
+    then: tuple[tuple[float, str], ...] = ()  # later prompts, and when they begin
+    blend: float = 0.0
+    negative: str | None = None
+    melody: str | None = None  # the sound whose melody the piece follows
+    melody_sha256: str | None = None
+    separate: bool = False
+    style: str | None = None  # the sound in whose style the piece is
+    style_sha256: str | None = None
+    labels: dict[str, str | float | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     continued: str | None = None  # the sound that the piece begins with
     continued_sha256: str | None = None
     trim_prompt: bool = False
@@ -52,6 +61,11 @@ class Wish:
     seconds: float | None = None
     seed: int | None = None
     name: str | None = None
+    then: tuple[tuple[float, str], ...] | None = None
+    negative: str | None = None
+    melody: str | None = None
+    style: str | None = None
+    labels: dict[str, str | float | tuple[str, ...]] | None = None
 
     def __post_init__(self):
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):

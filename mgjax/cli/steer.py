@@ -1,0 +1,158 @@
+"""What steers a piece besides its prompt, on the command line: later prompts, melody, style, labels, what to avoid."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgjax.cli import terminal
+from mgjax.cli.recipe import Recipe, Wish, sha256
+from mgjax.data import audio
+
+_SOUNDS = ("melody", "style")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this file to those of `generate`."""
+    steer = parser.add_argument_group("what steers it")
+    steer.add_argument(
+        "--then",
+        nargs=2,
+        action="append",
+        metavar=("S", "PROMPT"),
+        help='from second S on, another prompt: --then 10 "with drums" --then 20 "a quiet end"',
+    )
+    steer.add_argument("--blend", type=float, metavar="S", help="seconds that a change of prompt takes (0)")
+    steer.add_argument("--negative", metavar="PROMPT", help="what to keep away from")
+    steer.add_argument(
+        "--melody",
+        action="append",
+        metavar="FILE",
+        help="follow the melody of this sound, for models that can; once for all prompts, or once for each",
+    )
+    steer.add_argument(
+        "--separate", action="store_true", help="take the melody out of a mix, by Demucs (extra `separate`)"
+    )
+    steer.add_argument(
+        "--style", action="append", metavar="FILE", help="play in the style of this sound, for models that can"
+    )
+    steer.add_argument(
+        "--label",
+        type=_label,
+        action="append",
+        metavar="NAME=VALUE",
+        help="for models with labels: --label genre=waltz --label bpm=120 (mgjax info lists them)",
+    )
+
+
+def asked(args: argparse.Namespace, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
+    """The fields of each wish's recipe that are about this, from the command line and the file of prompts."""
+    common = {name: getattr(args, name) for name in ("blend", "negative", "separate") if name in args}
+    common["then"] = tuple((_seconds(when), text) for when, text in getattr(args, "then", []))
+    common["labels"] = _labels(getattr(args, "label", []))
+    fields = []
+    for number, wish in enumerate(wishes):
+        one = dict(common)
+        for name in ("then", "negative", "labels"):
+            if getattr(wish, name) is not None:
+                one[name] = getattr(wish, name)
+        for name in _SOUNDS:
+            path = getattr(wish, name) or _for_prompt(name, getattr(args, name, []), number, len(wishes))
+            if path is not None:
+                one |= {name: os.path.abspath(path), f"{name}_sha256": sha256(path)}
+        fields.append(one)
+    return fields
+
+
+def options(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
+    """The arguments of `model.generate` for a batch of recipes."""
+    found: dict[str, Any] = {"negative": [recipe.negative for recipe in recipes], "blend": recipes[0].blend}
+    if any(recipe.labels for recipe in recipes):
+        found["labels"] = [dict(recipe.labels) for recipe in recipes]
+    for name in _SOUNDS:
+        paths = [getattr(recipe, name) for recipe in recipes]
+        if any(paths):
+            # Each file has a rate of its own: all are brought to the model's.
+            read = {path: _read(path, model.sample_rate) for path in set(paths) - {None}}
+            found[name] = [path and read[path] for path in paths]
+            found[f"{name}_sample_rate"] = model.sample_rate
+    if found.get("melody") and recipes[0].separate:
+        found["separate"] = "demucs"
+    return found
+
+
+def texts(recipe: Recipe) -> Any:
+    """The recipe's prompt, with those that come later."""
+    return [(0.0, recipe.prompt), *recipe.then] if recipe.then else recipe.prompt
+
+
+def warn_of_changes(recipe: Recipe) -> None:
+    """Says so where a sound that the recipe names is not what it was."""
+    for name in _SOUNDS:
+        path, known = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
+        if path and known and known != sha256(path):
+            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
+
+
+def numbers(text: str) -> float | tuple[float, ...]:
+    """An argparse type: a number, or several between commas."""
+    parts = tuple(float(part) for part in text.split(","))
+    return parts if len(parts) > 1 else parts[0]
+
+
+def strengths(text: str) -> float | tuple[tuple[float, float], ...]:
+    """An argparse type: a number, or numbers with the second from which each counts: "0:3,20:5"."""
+    if ":" not in text:
+        return float(text)
+    points = [part.split(":") for part in text.split(",")]
+    return tuple((float(when), float(strength)) for when, strength in points)
+
+
+def _for_prompt(name: str, paths: Sequence[str], number: int, count: int) -> str | None:
+    if not paths:
+        return None
+    if len(paths) not in (1, count):
+        raise ValueError(f"--{name} is there {len(paths)} times for {count} prompts: give it once, or once for each")
+    return paths[number] if len(paths) == count else paths[0]
+
+
+def _read(path: str, sample_rate: int) -> audio.Audio:
+    sound, found = audio.read(path)
+    return audio.resample(sound, found, sample_rate)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return terminal.positive(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise ValueError(f"--then takes a time in seconds above 0 and a prompt, got {text!r}") from None
+
+
+def _label(text: str) -> tuple[str, str | float]:
+    """An argparse type: a label's name and its value, a number where it looks like one."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def _labels(pairs: Sequence[tuple[str, str | float]]) -> dict[str, Any]:
+    """Several values of one name together."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        found[name] = (*found[name], value) if name in found else (value,)
+    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+
+
+def existing(recipes: Sequence[Recipe]) -> None:
+    """Raises FileNotFoundError unless the sounds are there, before a model is loaded."""
+    for path in {getattr(recipe, name) for recipe in recipes for name in _SOUNDS} - {None}:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: there is no such file")
