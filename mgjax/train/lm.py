@@ -283,16 +283,17 @@ class _Step:
         """The cross-entropy of each codebook, summed over what counts."""
         steps = pieces["steps"]
         variables = {"params": params["lm"]}
-        text = attended = None
+        conditions = {}
         if self.model.text is not None:
             ids, mask = pieces["text_ids"], pieces["text_mask"]
-            text = Condition(T5Encoder(self.model.text).apply({"params": frozen["text"]}, ids, mask), mask)
-            if not self.model.lm.cross_attention:
+            tokens = T5Encoder(self.model.text).apply({"params": frozen["text"]}, ids, mask)
+            attended = None
+            if self.model.lm.condition("text").fuse == "prefix":
                 # A null text before the music is one zero vector, as the published models saw it.
                 lengths = jnp.maximum(jnp.sum(mask, axis=1), 1)
                 attended = jnp.arange(mask.shape[1])[None] < lengths[:, None]
-        rows = steps.inputs.shape[0]
-        context = self.lm.apply(variables, text, batch=rows, attended=attended, method="context")
+            conditions["text"] = Condition(tokens, mask, attended)
+        context = self.lm.apply(variables, conditions, batch=steps.inputs.shape[0], method="context")
         return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0]
 
     def flops(self, batch: Batch) -> float:
@@ -355,10 +356,11 @@ def initial(config: LMConfig, key: Array) -> dict[str, Any]:
     """New weights of a language model, its layers stacked."""
 
     def touch_all(module: LM) -> Array:
-        text = None
-        if config.text_dim is not None:
-            text = Condition(jnp.zeros((1, 1, config.text_dim)), jnp.ones((1, 1), bool))
-        return module(jnp.zeros((1, 1, config.num_codebooks), jnp.int32), module.context(text))
+        conditions = {
+            fused.name: Condition(jnp.zeros((1, 1, fused.dim)), jnp.ones((1, 1), bool), rate=1.0)
+            for fused in config.conditions
+        }
+        return module(jnp.zeros((1, 1, config.num_codebooks), jnp.int32), module.context(conditions))
 
     return LM(config, scan_layers=True).init(key, method=touch_all)["params"]
 

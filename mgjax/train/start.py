@@ -115,8 +115,6 @@ def read(
         lm, extra = found, {"tokenizer": base.tokenizer, "sampling": base.sampling, "license": base.license}
     if made.config.chunk_seconds is not None:
         raise ConfigError("this codec codes chunks of audio apart: its codes are no sequence that a model could learn")
-    if lm.num_chroma:
-        raise ConfigError("melody models (num_chroma above 0) cannot be trained yet: set num_chroma to 0")
     config = ModelConfig(
         lm=lm, codec=made.folded_config, text=text_config, channels=channels, window_seconds=window_seconds, **extra
     )

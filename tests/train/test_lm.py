@@ -14,6 +14,7 @@ from mgjax.data.corpus import Corpus, Description
 from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
+from mgjax.config import Fused
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.lm.model import LM
 from mgjax.strict_json import ConfigError
@@ -159,7 +160,7 @@ def test_a_mono_model_becomes_a_stereo_model():
     def both(mono, stereo, tokens):
         def logits(config, params, tokens):
             module = LM(config)
-            context = module.apply({"params": params}, None, batch=2, method="context")
+            context = module.apply({"params": params}, {}, batch=2, method="context")
             return module.apply({"params": params}, tokens, context)
 
         return logits(DEBUG.lm, mono, tokens), logits(config, stereo, jnp.repeat(tokens, 2, axis=2))
@@ -191,8 +192,7 @@ def test_model_operations():
     [
         ({"codec": None}, "give lm and codec"),
         ({"init": "debug", "codec": None}, "leave lm out"),
-        ({"lm": dataclasses.replace(RUN.lm, num_chroma=12)}, "melody models"),
-        ({"lm": DEBUG.lm}, "reads text of width 16, the text encoder gives None"),
+        ({"lm": DEBUG.lm}, "reads the conditions {'text': 16}, the model's encoders give {}"),
         ({"channels": 2}, "writes 4 codebooks, but the codec reads 2 x 4"),
     ],
 )
