@@ -36,6 +36,7 @@ def add_command(commands: Any) -> None:
     _add_build(actions)
     _add_tokenize(actions)
     _add_inspect(actions)
+    _add_vocabulary(actions)
     _add_synthesize(actions)
 
 
@@ -110,6 +111,20 @@ def _add_inspect(actions: Any) -> None:
     inspect.set_defaults(run=run_inspect)
     inspect.add_argument("corpus", type=Path, metavar="DIR")
     inspect.add_argument("--examples", type=int, default=3, metavar="N", help="captions to show (3)")
+
+
+def _add_vocabulary(actions: Any) -> None:
+    vocabulary = actions.add_parser(
+        "vocabulary",
+        help="learn the vocabulary of a new text encoder from the texts of corpora",
+        description="Learns a vocabulary, as a text encoder that is trained from scratch needs one, from the "
+        "descriptions and the other metadata of all pieces that are trained on.",
+    )
+    vocabulary.set_defaults(run=run_vocabulary)
+    vocabulary.add_argument("corpora", type=Path, nargs="+", metavar="CORPUS", help="of sound or of codes")
+    vocabulary.add_argument("--size", type=terminal.count, default=2000, metavar="N", help="pieces of text (2000)")
+    vocabulary.add_argument("--out", type=Path, required=True, metavar="DIR", help="where spiece.model is written")
+    vocabulary.add_argument("--force", action="store_true", help="replace a vocabulary that is there already")
 
 
 def _add_synthesize(actions: Any) -> None:
@@ -192,6 +207,21 @@ def run_inspect(args: argparse.Namespace) -> None:
     print(args.corpus)
     for name, value in lines:
         print(f"  {name:<16}{value}")
+
+
+def run_vocabulary(args: argparse.Namespace) -> None:
+    """Learns a vocabulary from the texts of `args.corpora`."""
+    _need(_TRAIN, "train")
+    from mgjax.data import vocabulary
+    from mgjax.data.corpus import Corpus
+
+    corpora = [Corpus.open(directory) for directory in args.corpora]
+    with _bar("vocabulary") as progress:
+        texts = vocabulary.texts_of(corpora, progress)
+        found = vocabulary.train(texts, args.size, args.out, replace=args.force)
+    fewer = f"; the texts do not hold {args.size}" if found < args.size else ""
+    terminal.say(f"{found} pieces of text{fewer}")
+    print(args.out)
 
 
 def run_synthesize(args: argparse.Namespace) -> None:

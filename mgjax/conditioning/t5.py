@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mgjax.conditioner_config import T5Config
-from mgjax.nn import Dense, RMSNorm, attention
+from mgjax.nn import Dense, Initializer, RMSNorm, attention
 
 
 class T5Encoder(nn.Module):
@@ -20,6 +20,9 @@ class T5Encoder(nn.Module):
     Padding (mask False) is never looked at, so a row does not depend on its length or on the other rows; the vectors
     at padding are finite but mean nothing. `dtype` is that of the matrix products. The residual stream, the norms and
     the softmax are float32, because the published weights drive the stream beyond what float16 holds.
+
+    New weights are drawn as in the code of the paper: the missing division of the scores by sqrt(e) is made up for by
+    smaller queries.
     """
 
     config: T5Config
@@ -29,7 +32,9 @@ class T5Encoder(nn.Module):
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         config = self.config
         embed = nn.Embed(config.vocab_size, config.dim, embedding_init=nn.initializers.normal(1.0), name="embed")
-        relative_bias = nn.Embed(config.num_buckets, config.num_heads, name="relative_bias")
+        relative_bias = nn.Embed(
+            config.num_buckets, config.num_heads, embedding_init=_normal(config.dim), name="relative_bias"
+        )
         x = embed(ids).astype(jnp.float32)
         bias = _by_distance(relative_bias(_buckets(ids.shape[1], config)).astype(jnp.float32))
         for i in range(config.num_layers):
@@ -59,9 +64,13 @@ class _SelfAttention(nn.Module):
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"], bias: Float[Array, "1 h l l"]
     ) -> Float[Array, "b l d"]:
         d, h, e = self.config.dim, self.config.num_heads, self.config.head_dim
-        query, key, value = (Dense((d,), (h, e), dtype=self.dtype, name=name)(x) for name in ("query", "key", "value"))
+        query, key, value = (
+            Dense((d,), (h, e), dtype=self.dtype, kernel_init=_normal(fan_in), name=name)(x)
+            for name, fan_in in {"query": d * e, "key": d, "value": d}.items()
+        )
         y = attention(query, key, value, mask=mask[:, None, None, :], bias=bias)  # T5 does not divide by sqrt(e)
-        return Dense((h, e), (d,), dtype=self.dtype, result_dtype=jnp.float32, name="out")(y)
+        out_init = _normal(h * e)
+        return Dense((h, e), (d,), dtype=self.dtype, result_dtype=jnp.float32, kernel_init=out_init, name="out")(y)
 
 
 class _FeedForward(nn.Module):
@@ -71,12 +80,17 @@ class _FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         d, f = self.config.dim, self.config.ffn_dim
-        y = Dense((d,), (f,), dtype=self.dtype, name="up")(x)
+        y = Dense((d,), (f,), dtype=self.dtype, kernel_init=_normal(d), name="up")(x)
         if self.config.activation == "gated-gelu":
-            y = y * jax.nn.gelu(Dense((d,), (f,), dtype=self.dtype, name="gate")(x), approximate=True)
+            gate = Dense((d,), (f,), dtype=self.dtype, kernel_init=_normal(d), name="gate")
+            y = y * jax.nn.gelu(gate(x), approximate=True)
         else:
             y = jax.nn.relu(y)
-        return Dense((f,), (d,), dtype=self.dtype, result_dtype=jnp.float32, name="down")(y)
+        return Dense((f,), (d,), dtype=self.dtype, result_dtype=jnp.float32, kernel_init=_normal(f), name="down")(y)
+
+
+def _normal(fan_in: int) -> Initializer:
+    return nn.initializers.normal(fan_in**-0.5)
 
 
 def _buckets(length: int, config: T5Config) -> Int32[np.ndarray, " distances"]:

@@ -19,9 +19,8 @@ def make_config(activation: str) -> T5Config:
     )  # fmt: skip
 
 
-def make_reference(config: T5Config) -> transformers.T5EncoderModel:
-    torch.manual_seed(0)
-    reference = transformers.T5EncoderModel(
+def make_transformers(config: T5Config) -> transformers.T5EncoderModel:
+    return transformers.T5EncoderModel(
         transformers.T5Config(
             vocab_size=config.vocab_size,
             d_model=config.dim,
@@ -35,6 +34,11 @@ def make_reference(config: T5Config) -> transformers.T5EncoderModel:
             feed_forward_proj=config.activation,
         )
     ).eval()
+
+
+def make_reference(config: T5Config) -> transformers.T5EncoderModel:
+    torch.manual_seed(0)
+    reference = make_transformers(config)
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.4)
@@ -140,3 +144,25 @@ def test_t5_base_has_its_published_size():
         T5Encoder(T5Config()).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
     )
     assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 2) == 109.63
+
+
+def test_new_weights_are_spread_as_in_transformers():
+    """Each array's standard deviation, and a mean of zero, within what so many draws leave to chance."""
+    config = T5Config(
+        vocab_size=500, dim=64, head_dim=24, ffn_dim=160, num_layers=1, num_heads=3, num_buckets=500,
+        activation="gated-gelu",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = to_params(make_transformers(config), config)
+    batch = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+    ours = jax.jit(T5Encoder(config).init)(jax.random.key(0), *batch)["params"]
+    theirs, ours = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (theirs, ours))
+    assert theirs.keys() == ours.keys()
+    for path, expected in theirs.items():
+        if path.endswith("scale"):
+            assert np.array_equal(ours[path], expected)
+            continue
+        found, spread = np.asarray(ours[path]), np.std(expected)
+        assert np.std(found) == pytest.approx(spread, rel=8 / expected.size**0.5), path  # 5.7 standard deviations
+        assert abs(np.mean(found)) < 5.7 * spread / expected.size**0.5, path
+        assert np.abs(found).max() > 2.5 * spread, path  # a normal distribution, not cut off

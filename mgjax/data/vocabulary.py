@@ -1,0 +1,117 @@
+"""A vocabulary of its own for a text encoder that is trained from scratch, learned from the texts of corpora.
+
+It is a unigram model of sentencepiece (Kudo 2018), as T5 has one, with T5's special tokens. What no piece covers is
+spelled in bytes, so that no text loses anything, whatever it was learned from.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from mgjax.conditioning.text import SPECIAL
+from mgjax.data.corpus import Corpus
+from mgjax.data.corpus_writing import replacing
+from mgjax.data.prompts import TextConfig, assemble
+
+FILE = "spiece.model"
+
+# All that training may say of a piece at once: its description, and every field that is known.
+_EVERYTHING = TextConfig(merge_text_p=1.0, drop_desc_p=0.0, keep_other_p=1.0, word_dropout=0.0)
+
+_RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"  # sentencepiece leaves out texts with this character, its mark of an edge
+
+
+class VocabularyError(ValueError):
+    """A vocabulary that cannot be learned."""
+
+
+def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
+    """For each piece with metadata that training may read, all of it in one text: the description and the fields.
+
+    Args:
+      corpora: Whose pieces.
+      progress: Called with the number of pieces that are done, and of all.
+    """
+    rng = np.random.default_rng(0)  # the order of the fields
+    done, total = 0, sum(map(len, corpora))
+    for corpus in corpora:
+        for piece in range(len(corpus)):
+            text = assemble(corpus.metadata(piece), _EVERYTHING, rng)
+            done += 1
+            if progress:
+                progress(done, total)
+            if text:
+                yield text
+
+
+def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, replace: bool = False) -> int:
+    """The number of pieces of the vocabulary that `directory` then holds in spiece.model.
+
+    The same texts in the same order give the same file. `Tokenizer.from_directory` reads it.
+
+    Args:
+      texts: What it is learned from.
+      size: How many pieces to find, the 3 special tokens and 256 bytes included. Few texts may not hold as many: then
+        all that they hold are taken.
+      directory: Made if missing.
+      replace: Whether to write over a vocabulary that is there.
+
+    Raises:
+      VocabularyError: There are no texts, or `size` is too small for them.
+      FileExistsError: There is a vocabulary already.
+    """
+    path = Path(directory, FILE)
+    if path.exists() and not replace:
+        raise FileExistsError(f"{path} exists, and models may have been trained with it: give another folder")
+    plain = (text.encode(errors="replace").decode().replace(_RESERVED, " ") for text in texts)
+    sentences = [sentence for text in plain if (sentence := " ".join(text.split()))]
+    if not sentences:
+        raise VocabularyError(
+            "there are no texts to learn a vocabulary from: the pieces need descriptions, or a key, genre, moods, "
+            "keywords or instruments"
+        )
+    content = _learned(sentences, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content)
+    return sentencepiece.SentencePieceProcessor(model_proto=content).GetPieceSize()
+
+
+def _learned(sentences: list[str], size: int) -> bytes:
+    pad, end, unknown = SPECIAL
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=size,
+            hard_vocab_limit=False,  # fewer pieces where there are no more
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            pad_piece=pad,
+            eos_piece=end,
+            unk_piece=unknown,
+            byte_fallback=True,
+            max_sentence_length=2**30,  # the most there is; longer texts would be left out
+            num_threads=1,  # sums of several threads would depend on their number
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if needed is None:
+            raise VocabularyError(f"sentencepiece could not learn a vocabulary of these texts ({error})") from error
+        raise VocabularyError(
+            f"{size} pieces are too few: {needed[1]} is the least for these texts, which are 3 special tokens, 256 "
+            "bytes and the characters that occur"
+        ) from None
+    return model.getvalue()
