@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from mgjax import checkpoint, formats, initialize
+from mgjax import formats
 from mgjax.codec.codec import Codec
-from mgjax.conditioner_config import T5Config
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, T5Config
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import LMConfig, ModelConfig
-from mgjax.interop import hub, huggingface
 from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError, to_json
+from mgjax.strict_json import ConfigError
+from mgjax.train import text as text_encoders
+from mgjax.train.text import TextEncoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +27,7 @@ class Start:
       config: What the model will be.
       codec: For as many channels as the model has.
       lm: The language model's weights to go on from (numpy, layer by layer), or None.
-      text: The text encoder's weights (numpy), or None where the model reads no text.
+      text: The text encoder's weights (numpy), or None where the model reads no text or will learn to by a new one.
       tokenizer_files: The folder that holds the tokenizer's files, or None.
     """
 
@@ -40,13 +39,8 @@ class Start:
 
     @property
     def text_hash(self) -> str | None:
-        """Twelve hexadecimal digits that tell text encoders apart, made of the config and the weights."""
-        if self.text is None:
-            return None
-        digest = hashlib.sha256(to_json(self.config.text).encode())
-        for path, array in jax.tree_util.tree_leaves_with_path(self.text):
-            digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:12]
+        """Twelve hexadecimal digits that tell text encoders apart; None where `text` is."""
+        return None if self.text is None else text_encoders.hash_of(self.config.text, self.text)
 
     def tokenizer(self) -> Tokenizer | None:
         """What cuts texts for the text encoder; None where the model reads no text."""
@@ -76,6 +70,11 @@ def read(
     text_encoder: str | None,
     channels: int,
     window_seconds: float,
+    melody: MelodyConfig | None = None,
+    labels: tuple[LabelConfig, ...] = (),
+    numbers: tuple[NumberConfig, ...] = (),
+    new_text: T5Config | None = None,
+    vocabulary: str | None = None,
 ) -> Start:
     """The parts from their sources, each a directory, a Hub id or "debug".
 
@@ -84,8 +83,11 @@ def read(
       lm: What the language model is; None for that of `init`.
       codec: A codec or a model that has one; None for that of `init`.
       text_encoder: A T5 or a model that has one; None for that of `init`, and for none where there is no `init`.
+      new_text: What a new text encoder is, in a model that is new too; None for none.
+      vocabulary: That of the new text encoder; see `text.new`.
       channels: Of the audio. A mono model to go on from becomes a stereo model for 2.
       window_seconds: The longest stretch of music that the model is trained on.
+      melody, labels, numbers: What the language model reads besides text; None and () for what `init` has.
 
     Raises:
       CheckpointError: There is nothing readable at a source.
@@ -94,13 +96,13 @@ def read(
     if init is None:
         if lm is None or codec is None:
             raise ConfigError("give lm and codec, what to train and on which codes; or init, a model to go on from")
-        text_config, text, files, kind = _text_encoder(text_encoder)
+        reader = text_encoders.new(new_text, vocabulary) if new_text else text_encoders.read(text_encoder)
         made = Codec(*formats.read_codec(codec), channels=channels)
-        weights, extra = None, {"tokenizer": kind}
+        weights, extra = None, {"tokenizer": reader.tokenizer, "melody": melody, "labels": labels, "numbers": numbers}
     else:
         given = formats.read(init, place=lambda path, array: array, text_encoder=text_encoder)
         base, weights = given.config, given.variables["lm"]
-        text_config, text, files = base.text, given.variables.get("text"), given.tokenizer
+        reader = TextEncoder(base.text, given.variables.get("text"), given.tokenizer)
         if codec is None:
             made = Codec(base.codec, given.variables["codec"], channels=channels)
         else:
@@ -112,13 +114,17 @@ def read(
             raise ConfigError(f"{init} has {base.channels} channels and cannot become a model of {channels}")
         if lm not in (None, found):
             raise ConfigError(f"lm differs from that of {init}, which is {found}: leave lm out (None), or init")
-        lm, extra = found, {"tokenizer": base.tokenizer, "sampling": base.sampling, "license": base.license}
+        for name, asked in {"melody": melody, "labels": labels, "numbers": numbers}.items():
+            if asked and asked != getattr(base, name):
+                raise ConfigError(f"{name} differs from that of {init}, which is {getattr(base, name)}: leave it out")
+        kept = ("tokenizer", "sampling", "license", "melody", "style", "clap", "labels", "numbers")
+        lm, extra = found, {name: getattr(base, name) for name in kept}
     if made.config.chunk_seconds is not None:
         raise ConfigError("this codec codes chunks of audio apart: its codes are no sequence that a model could learn")
     config = ModelConfig(
-        lm=lm, codec=made.folded_config, text=text_config, channels=channels, window_seconds=window_seconds, **extra
+        lm=lm, codec=made.folded_config, text=reader.config, channels=channels, window_seconds=window_seconds, **extra
     )
-    return Start(config, made, weights, text, files)
+    return Start(config, made, weights, reader.weights, reader.tokenizer_files)
 
 
 def to_stereo(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, Any]]:
@@ -131,24 +137,3 @@ def to_stereo(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[
     embedding = np.repeat(params["embed"]["embedding"], 2, axis=0)
     kernel = np.repeat(params["head"]["kernel"], 2, axis=1)
     return stereo, params | {"embed": {"embedding": embedding}, "head": {"kernel": kernel}}
-
-
-def _text_encoder(source: str | None) -> tuple[T5Config | None, dict[str, Any] | None, Path | None, str]:
-    """Config, weights, the folder of the tokenizer's files, and the kind of tokenizer."""
-    if source is None:
-        return None, None, None, "sentencepiece"
-
-    def place(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-        return array
-
-    if source == "debug":
-        config = initialize.DEBUG
-        return config.text, initialize.random_variables(config, place=place)["text"], None, config.tokenizer
-    directory = hub.fetch(source)
-    if checkpoint.read_json(directory / "config.json").get("format") != "mgjax":
-        config, weights = huggingface.read_text_encoder(directory, place=place)
-        return config, weights, checkpoint.find_tokenizer(directory), "sentencepiece"
-    model = checkpoint.read_model(directory, place=place)
-    if model.config.text is None:
-        raise ConfigError(f"{source} reads no text: give a model that does, or a T5, as text_encoder")
-    return model.config.text, model.variables["text"], model.tokenizer, model.config.tokenizer

@@ -1,0 +1,128 @@
+"""The text encoder of a run: one that can read already, left as it is or trained on, or a new one that learns to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mgjax import checkpoint, initialize
+from mgjax.conditioner_config import T5Config
+from mgjax.conditioning.t5 import T5Encoder
+from mgjax.conditioning.text import Tokenizer
+from mgjax.interop import hub, huggingface
+from mgjax.interop.torch_file import CheckpointError
+from mgjax.strict_json import ConfigError, to_json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """What reads texts, or None and None where nothing does.
+
+    Attributes:
+      config: What it is.
+      weights: Numpy arrays; None for a new one, whose weights `initial` draws.
+      tokenizer_files: The folder that holds the tokenizer's files, or None.
+      tokenizer: Its kind: "sentencepiece" or "bytes".
+    """
+
+    config: T5Config | None = None
+    weights: dict[str, Any] | None = None
+    tokenizer_files: Path | None = None
+    tokenizer: str = "sentencepiece"
+
+
+def check(
+    *, init: str | None, text_encoder: str | None, new_text: T5Config | None, vocabulary: str | None, train_text: bool
+) -> None:
+    """Raises ConfigError where these settings of a run contradict each other."""
+    if new_text is None:
+        if vocabulary is not None:
+            raise ConfigError(
+                "vocabulary is that of a new text encoder, and there is none: set new_text, or leave vocabulary out"
+            )
+        if train_text and init is None and text_encoder is None:
+            raise ConfigError("there is no text encoder to train: set text_encoder, new_text or init, or no train_text")
+        return
+    for name, value in (("text_encoder", text_encoder), ("init", init)):
+        if value is not None:
+            raise ConfigError(f"new_text is a new text encoder, and {name} brings one: leave one of the two out")
+    if not train_text:
+        raise ConfigError("a new text encoder (new_text) knows nothing and has to be trained: set train_text")
+
+
+def read(source: str | None) -> TextEncoder:
+    """The text encoder at `source`: a directory or the Hub id of a T5 or of a model that has one; "debug"; or None.
+
+    Raises:
+      CheckpointError: There is nothing readable.
+      ConfigError: The model there reads no text.
+    """
+    if source is None:
+        return TextEncoder()
+
+    def place(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+        return array
+
+    if source == "debug":
+        config = initialize.DEBUG
+        weights = initialize.random_variables(config, place=place)["text"]
+        return TextEncoder(config.text, weights, None, config.tokenizer)
+    directory = hub.fetch(source)
+    if checkpoint.read_json(directory / "config.json").get("format") != "mgjax":
+        config, weights = huggingface.read_text_encoder(directory, place=place)
+        return TextEncoder(config, weights, checkpoint.find_tokenizer(directory))
+    model = checkpoint.read_model(directory, place=place)
+    if model.config.text is None:
+        raise ConfigError(f"{source} reads no text: give a model that does, or a T5, as text_encoder")
+    return TextEncoder(model.config.text, model.variables["text"], model.tokenizer, model.config.tokenizer)
+
+
+def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
+    """A text encoder without weights yet.
+
+    Args:
+      config: What it will be. A `vocab_size` that is left at T5's own becomes that of the vocabulary.
+      vocabulary: A folder with a spiece.model, as `mgjax corpus vocabulary` writes it; None or "bytes" for bytes.
+
+    Raises:
+      CheckpointError: There is no vocabulary.
+      ConfigError: The vocabulary has more pieces than `config.vocab_size`.
+    """
+    if vocabulary in (None, "bytes"):
+        found, files, kind = Tokenizer.bytes(), None, "bytes"
+    else:
+        files, kind = checkpoint.find_tokenizer(Path(vocabulary)), "sentencepiece"
+        if files is None:
+            raise CheckpointError(
+                f"{vocabulary} holds no vocabulary: make one by `mgjax corpus vocabulary CORPUS --out {vocabulary}`, "
+                'or set vocabulary to "bytes", which needs none'
+            )
+        found = Tokenizer.from_directory(files)
+    if config.vocab_size == T5Config().vocab_size:
+        config = dataclasses.replace(config, vocab_size=found.vocab_size)
+    if config.vocab_size < found.vocab_size:
+        raise ConfigError(
+            f"new_text.vocab_size must be {found.vocab_size} or more, as many pieces as the vocabulary "
+            f"({vocabulary or 'bytes'}) has, got {config.vocab_size}"
+        )
+    return TextEncoder(config, None, files, kind)
+
+
+def initial(config: T5Config, key: Array) -> dict[str, Any]:
+    """New weights of a text encoder."""
+    return T5Encoder(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]
+
+
+def hash_of(config: T5Config, weights: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that tell text encoders apart, made of the config and the weights (on this host)."""
+    digest = hashlib.sha256(to_json(config).encode())
+    for path, array in jax.tree_util.tree_leaves_with_path(weights):
+        digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:12]
