@@ -159,7 +159,8 @@ def test_torch_files_are_read(saved, tmp_path):
 def test_narrow_weights(saved):
     """What is computed with them is float32, so that their rounding is all that moves the embeddings."""
     config, variables = read_clap(saved, dtype=jnp.bfloat16, place=as_numpy)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"bfloat16"}
+    for tower in variables.values():
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(tower["params"])} == {"bfloat16"}
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), variables)
     got, expected = (np.asarray(embed_mels(config, given, spectrograms(321))) for given in (variables, wide))
     assert np.array_equal(got, expected)
