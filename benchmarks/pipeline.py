@@ -22,6 +22,7 @@ import numpy as np
 
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import corpus_writing
+from mgjax.data.conditions import Told
 from mgjax.data.corpus import Corpus, Description, describe_audio
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.metadata import Metadata
@@ -88,7 +89,7 @@ def write(directory: Path, num_pieces: int) -> tuple[Corpus, Corpus]:
 
 
 def read(corpus: Corpus, config: DataConfig, text: TextConfig | None) -> BatchIterator:
-    return batches(corpus, config, seed=0, tokenize=Tokenizer.bytes().encode, text=text)
+    return batches(corpus, config, seed=0, told=Told(text, Tokenizer.bytes().encode))
 
 
 def batches_a_second(iterator: BatchIterator, seconds: float) -> float:

@@ -14,6 +14,7 @@ and 96 A100 GPUs (small, medium, large). None of the three has been run here.
 from ml_collections import ConfigDict
 
 from mgjax import initialize
+from mgjax.conditioner_config import MelodyConfig
 from mgjax.config import Fused, LMConfig
 from mgjax.train.configs import to_config_dict
 from mgjax.train.lm import LMRun
@@ -59,22 +60,30 @@ def large(config: ConfigDict) -> None:
     config.lm.num_layers = 48
     config.lm.num_heads = 32
     config.lm.ffn_dim = 8192
-    config.text.condition_dropout = 0.2
+    config.dropout.conditions = 0.2
     config.text.word_dropout = 0.2
     config.optim.max_grad_norm = 3.0
     config.loop.fsdp = 16
 
 
 def melody(config: ConfigDict) -> None:
-    """musicgen-melody: medium, with text and the melody's pitch classes before the music.
+    """musicgen-melody: medium, with text and the melody's pitch classes before the music. Not run here.
 
-    It cannot be trained yet, and says so: training has no melody condition.
+    Codes are made with `mgjax corpus tokenize --melody`; in the published training, melodies were of music without
+    drums and bass.
     """
     medium(config)
-    config.lm.text_fuse = "prefix"
-    config.lm.num_chroma = 12
-    config.text.condition_dropout = 0.2
+    config.lm.conditions = (Fused("melody", 12, "prefix"), Fused("text", 768, "prefix"))
+    follow(config, MelodyConfig())
+    config.dropout.conditions = 0.2
     config.text.word_dropout = 0.2
+
+
+def follow(config: ConfigDict, melody: MelodyConfig) -> None:
+    """Sets `config.melody`, so that its own settings can be overridden."""
+    with config.unlocked():
+        del config.melody
+        config.melody = to_config_dict(melody)
 
 
 def stereo(config: ConfigDict) -> None:
@@ -130,6 +139,15 @@ def mini(config: ConfigDict) -> None:
     config.loop.show_every = 600
 
 
+def mini_melody(config: ConfigDict) -> None:
+    """`mini` that follows a melody: its codes are made with `mgjax corpus tokenize --melody`."""
+    mini(config)
+    config.lm.conditions = (Fused("melody", 12, "prefix"), Fused("text", 16))
+    follow(config, MelodyConfig(num_frames=63, null="nothing"))  # of 8 seconds
+    config.dropout.conditions = 0.2
+    config.dropout.melody = 0.2
+
+
 def debug(config: ConfigDict) -> None:
     """The language model of "debug", for trying things: seconds on a laptop, and no music."""
     config.lm = to_config_dict(initialize.DEBUG.lm)
@@ -158,5 +176,6 @@ VARIANTS = {
     "stereo": stereo,
     "finetune": finetune,
     "mini": mini,
+    "mini_melody": mini_melody,
     "debug": debug,
 }

@@ -26,8 +26,12 @@ LEVELS = [
     ["nn", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],
     ["lm.*"],
-    ["checkpoint interop.*", "data.corpus data.corpus_writing data.prompts data.pipeline", "evaluate.*"],
-    ["api checks conditioner formats initialize melody separate steering __init__"],
+    [
+        "checkpoint interop.*",
+        "data.conditions data.corpus data.corpus_writing data.pieces data.pipeline data.prompts",
+        "evaluate.*",
+    ],
+    ["api checks conditioner formats initialize melody references separate steering style __init__"],
     ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize"],
     ["cli cli.* __main__"],
 ]
@@ -37,7 +41,8 @@ NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"]
 
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
-    "train": "train.* data.corpus data.corpus_writing data.datasets data.pipeline data.processes",
+    "train": "train.* data.conditions data.corpus data.corpus_writing data.datasets data.pieces data.pipeline "
+    "data.processes",
     "synthetic": "data.synthetic.*",
     "separate": "separate",
 }

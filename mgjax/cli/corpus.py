@@ -102,6 +102,9 @@ def _add_tokenize(actions: Any) -> None:
     tokenize.add_argument(
         "--tokenizer", metavar="NAME|DIR|bytes", help="keep token ids of the descriptions too, by this T5's tokenizer"
     )
+    tokenize.add_argument(
+        "--melody", action="store_true", help="keep chromagrams of the sound too, for models that follow melodies"
+    )
     _add_work_options(tokenize)
     terminal.add_model_options(tokenize)
 
@@ -183,8 +186,11 @@ def run_tokenize(args: argparse.Namespace) -> None:
     """Makes a corpus of codes of the corpus `args.source`."""
     terminal.prepare(args)
     _need(_TRAIN, "train")
+    from mgjax.conditioner_config import MelodyConfig
     from mgjax.data import tokenize
+    from mgjax.data.corpus import read_description
 
+    melody = MelodyConfig(sample_rate=read_description(args.source)[0].sample_rate) if args.melody else None
     with _bar("tokenize") as progress:
         report = tokenize.tokenize(
             args.source,
@@ -192,6 +198,7 @@ def run_tokenize(args: argparse.Namespace) -> None:
             args.codec,
             channels=args.channels,
             tokenizer=args.tokenizer,
+            melody=melody,
             workers=args.workers,
             replace=args.force,
             beam_options=args.beam,
@@ -271,6 +278,7 @@ def describe(directory: Path, examples: int = 3) -> list[tuple[str, str]]:
             ("codes", f"{what.frame_rate:g} frames a second, {what.num_codebooks} codebooks of {what.codebook_size}"),
             ("codec", f"{what.codec_source} ({what.codec_hash})"),
             ("token ids", what.tokenizer or "none"),
+            ("melodies", f"{what.melody.num_bins} pitch classes" if what.melody else "none"),
             *_usage(train, pieces),
         ]
     lines.append(("captions", f"{sum(map(bool, captions)) / len(captions):.0%} of {len(captions)} pieces have one"))

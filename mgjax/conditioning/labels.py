@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from mgjax.conditioner_config import LabelConfig, NumberConfig
 from mgjax.conditioning.condition import Condition
@@ -30,6 +31,14 @@ def label_vectors(values_per_row: Sequence[Any], config: LabelConfig) -> Conditi
     Raises:
       TypeError, ValueError: A value is no text, or not in the vocabulary.
     """
+    tokens, mask = label_arrays(values_per_row, config)
+    return Condition(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def label_arrays(
+    values_per_row: Sequence[Any], config: LabelConfig
+) -> tuple[Float32[np.ndarray, "b 1 n"], Bool[np.ndarray, "b 1"]]:
+    """Tokens and mask of `label_vectors`, by numpy alone, for processes that JAX has no business in."""
     known = _numbers(config)
     tokens = np.zeros((len(values_per_row), 1, config.dim), np.float32)
     for row, values in enumerate(values_per_row):
@@ -38,7 +47,7 @@ def label_vectors(values_per_row: Sequence[Any], config: LabelConfig) -> Conditi
             if number is None:
                 raise ValueError(f"{config.name} {value!r} is not known{_hint(value, config.values)}")
             tokens[row, 0, number] = 1
-    return Condition(jnp.asarray(tokens), jnp.asarray(tokens.any(axis=2)))
+    return tokens, tokens.any(axis=2)
 
 
 def number_vectors(values_per_row: Sequence[Any], config: NumberConfig) -> Condition:
@@ -53,11 +62,19 @@ def number_vectors(values_per_row: Sequence[Any], config: NumberConfig) -> Condi
     Raises:
       TypeError, ValueError: A value is no number, or out of range.
     """
+    tokens, mask = number_arrays(values_per_row, config)
+    return Condition(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+def number_arrays(
+    values_per_row: Sequence[Any], config: NumberConfig
+) -> tuple[Float32[np.ndarray, "b 1 n"], Bool[np.ndarray, "b 1"]]:
+    """Tokens and mask of `number_vectors`, by numpy alone."""
     mask = np.array([[value is not None] for value in values_per_row], bool).reshape(-1, 1)
     numbers = np.array([config.low if value is None else _number(value, config) for value in values_per_row])
     places = np.log(numbers / config.low) / np.log(config.high / config.low)
     tokens = np.cos(np.pi * np.arange(config.dim) * places.reshape(-1, 1, 1)) * mask[..., None]
-    return Condition(jnp.asarray(tokens, jnp.float32), jnp.asarray(mask))
+    return tokens.astype(np.float32), mask
 
 
 def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt16
 
+from mgjax.conditioner_config import MelodyConfig
 from mgjax.data.metadata import Metadata
 from mgjax.strict_json import ConfigError, from_dict
 
@@ -59,6 +60,8 @@ class Description:
       codec_source: Where the codec was loaded from.
       codec_hash: `Codec.hash` of the codec.
       tokenizer: Where the tokenizer of the descriptions was loaded from; None: they are kept as text only.
+      melody: Of the chromagrams that are kept beside the codes; None for none. They are of whole pieces, so that its
+        `num_frames` and `null` say nothing.
     """
 
     kind: str
@@ -71,6 +74,7 @@ class Description:
     codec_source: str | None = None
     codec_hash: str | None = None
     tokenizer: str | None = None
+    melody: MelodyConfig | None = None
 
     def __post_init__(self):
         if self.kind not in ("audio", "tokens"):
@@ -240,6 +244,19 @@ class Corpus:
         if self.description.tokenizer is None:
             return None
         return np.frombuffer(_bytes(self._head(piece), "text_ids"), "<i4").astype(np.int32)
+
+    def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
+        """The chromagram of a stretch of a piece, `length` frames of `description.melody` from frame `start` on. Where
+        the piece ends before, less comes back.
+
+        Raises:
+          IndexError: There is no such piece.
+          CorpusError: The corpus keeps no melodies, or the records are damaged.
+        """
+        if self.description.melody is None:
+            raise CorpusError(f"{self.directory}: keeps no melodies; tokenize it anew with --melody")
+        values = np.frombuffer(_bytes(self._head(piece), "melody"), "<f2")
+        return values.reshape(-1, self.description.melody.num_bins)[start : start + length].astype(np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_readers", "_recent", "_lock")}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from mgjax.data.corpus import FULL_SCALE, VERSION, CorpusError, Description, first_records, num_records, shard_path
 from mgjax.data.metadata import Metadata
@@ -29,12 +29,14 @@ class Piece(NamedTuple):
       metadata: What is known of it.
       content: The sound as blocks of float32 [n_i, c], one after the other, or the codes [t, k].
       text_ids: The token ids of the description, if the corpus has a tokenizer.
+      melody: The chromagram of the whole piece, if the corpus keeps melodies.
     """
 
     name: str
     metadata: Metadata
     content: Any
     text_ids: Int[np.ndarray, "l"] | None = None
+    melody: Float[np.ndarray, "f p"] | None = None
 
 
 class Shard(NamedTuple):
@@ -123,8 +125,8 @@ def _count(description: Description, shard: Shard) -> int:
 
 def _sound_records(description: Description, piece: Piece) -> Iterator[tuple[int, bytes]]:
     """Length and record of each chunk of a piece of sound."""
-    if piece.text_ids is not None:
-        raise ValueError(f"{piece.name}: a corpus of sound keeps no token ids")
+    if piece.text_ids is not None or piece.melody is not None:
+        raise ValueError(f"{piece.name}: a corpus of sound keeps no token ids and no melodies")
     for number, chunk in enumerate(_chunks(piece, description)):
         pcm = np.clip(np.rint(chunk * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype("<i2")
         metadata = piece.metadata.to_json() if number == 0 else ""
@@ -161,9 +163,15 @@ def _code_records(description: Description, piece: Piece) -> Iterator[tuple[int,
         raise ValueError(f"{piece.name}: codes must be from 0 to {description.codebook_size - 1}")
     if (piece.text_ids is None) != (description.tokenizer is None):
         raise ValueError(f"{piece.name}: token ids go with a tokenizer, and a tokenizer with token ids")
-    ids = {} if piece.text_ids is None else {"text_ids": piece.text_ids.astype("<i4").tobytes()}
+    bins = None if piece.melody is None else piece.melody.shape[1]
+    if bins != (description.melody and description.melody.num_bins):
+        raise ValueError(f"{piece.name}: a corpus keeps the melodies of all its pieces, or of none; got {bins} bins")
+    others = {} if piece.text_ids is None else {"text_ids": piece.text_ids.astype("<i4").tobytes()}
+    if piece.melody is not None:
+        others["melody"] = piece.melody.astype("<f2").tobytes()
     metadata = piece.metadata.to_json().encode()
-    yield len(codes), _record(name=piece.name.encode(), codes=codes.astype("<u2").tobytes(), metadata=metadata, **ids)
+    codes_bytes = codes.astype("<u2").tobytes()
+    yield len(codes), _record(name=piece.name.encode(), codes=codes_bytes, metadata=metadata, **others)
 
 
 def _record(**values: bytes | int) -> bytes:
@@ -192,6 +200,7 @@ def _write_dataset_info(directory: Path, description: Description, records: Mapp
         features |= {"chunk": tfds.features.Scalar(dtype=np.int64), "audio": binary()}
     else:
         features |= {"codes": binary()} | ({} if description.tokenizer is None else {"text_ids": binary()})
+        features |= {} if description.melody is None else {"melody": binary()}
     name = f"mgjax_{description.kind}"
     info = dataset_info.DatasetInfo(
         builder=dataset_info.DatasetIdentity(

@@ -7,32 +7,25 @@ whatever threads, processes and hosts read it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import sys
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Float64, Int64
 
+from mgjax.data.conditions import Drawn, Teller, Told
 from mgjax.data.corpus import Corpus
-from mgjax.data.metadata import Metadata
 from mgjax.data.parent import end_with_parent
-from mgjax.data.prompts import TextConfig, assemble, plain
+from mgjax.data.pieces import DataError, Pieces
 from mgjax.strict_json import ConfigError
 
 Batch = dict[str, np.ndarray]
-Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
-
-
-class DataError(ValueError):
-    """A piece of a corpus that cannot be read, or corpora that cannot be trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +77,20 @@ def batches(
     *,
     seed: int,
     shard: tuple[int, int] = (0, 1),
-    tokenize: Tokenize | None = None,
-    text: TextConfig | None = None,
+    told: Told | None = None,
 ) -> BatchIterator:
     """Random segments without end, as batches of numpy arrays.
 
     Every batch is a dict. Of audio it has "audio", float32 `[b, n, c]`, and "num_samples", int32 `[b]`: how much of
-    each row is music; zeros follow. Of codes it has "codes", int32 `[b, t, k]`, and "num_frames", int32 `[b]`. With
-    texts it also has "text_ids", int32 `[b, l]`, and "text_mask", bool `[b, l]`, all False for a row without text.
+    each row is music; zeros follow. Of codes it has "codes", int32 `[b, t, k]`, and "num_frames", int32 `[b]`. What
+    they tell of the music, by `told`:
+
+    * "text_ids", int32 `[b, l]`, and "text_mask", bool `[b, l]`: texts;
+    * "melody", float32 `[b, f, p]`, of corpora of codes alone, and "melody_mask", bool `[b, f]`: the chromagram from
+      the frame on that is nearest to the beginning of the row, and which of its frames there are;
+    * "label_genre", float32 `[b, 1, d]`, and "label_genre_mask", bool `[b, 1]`: for a label or number called genre.
+
+    A mask is False all over a row that is not told.
 
     Args:
       corpora: Training splits of one or more corpora of one kind.
@@ -99,20 +98,18 @@ def batches(
       seed: 0 or more. Another seed gives other music in another order.
       shard: Which host this is, and of how many. Host p gets the p-th part of the rows of the batch that a single host
         would get.
-      tokenize: Token ids of texts, and which of them are there. Not asked where the corpora hold token ids and `text`
-        leaves the descriptions as they are.
-      text: How texts are made; None for batches without texts.
+      told: What they tell besides the music; None for nothing.
 
     Raises:
+      ConfigError: The corpora do not have what is to be told.
       DataError: The corpora do not fit together or are not long enough, or there is no tokenizer for the texts. The
         iterator raises it for a piece that cannot be read.
     """
-    pieces = _Pieces(corpora)
+    pieces = Pieces(corpora)
     segment, least = _lengths(pieces, config)
     draw = _Anywhere(_cumulative(pieces, config), np.maximum(pieces.lengths - least, 0))
-    texts = None if text is None else _Texts(pieces, text, _tokenizer(pieces, text, tokenize))
-    rows = _rows(config, shard)
-    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, texts, sys.maxsize), config)
+    rows, teller = _rows(config, shard), Teller(pieces, told or Told())
+    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, teller, sys.maxsize), config)
 
 
 def validation_batches(
@@ -121,27 +118,23 @@ def validation_batches(
     *,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
-    tokenize: Tokenize | None = None,
-    text: TextConfig | None = None,
+    told: Told | None = None,
 ) -> BatchIterator:
     """`valid_rounds` segments of every piece in order, always the same ones, as batches like those of `batches`.
 
-    A segment lies within its piece wherever the piece is long enough. Texts are the descriptions, unchanged. Every
-    piece is there: where they do not fill the last batch, more segments of the first pieces do.
+    A segment lies within its piece wherever the piece is long enough. All that is known is told, and texts are the
+    descriptions, unchanged. Every piece is there: where they do not fill the last batch, more segments of the first
+    pieces do.
 
     The arguments are those of `batches`, with validation splits.
     """
-    pieces = _Pieces(corpora)
+    pieces = Pieces(corpora)
     segment, _ = _lengths(pieces, config)
     draw = _InOrder(np.maximum(pieces.lengths - segment, 0))
-    if text is None:
-        texts = None
-    else:
-        unchanged = dataclasses.replace(text, merge_text_p=0.0, word_dropout=0.0, condition_dropout=0.0)
-        texts = _Texts(pieces, unchanged, _tokenizer(pieces, text, tokenize))
+    teller = Teller(pieces, (told or Told()).complete())
     rows, count = _rows(config, shard), math.ceil(config.valid_rounds * len(pieces.lengths) / config.batch_size)
     config = dataclasses.replace(config, num_workers=0)  # to start processes takes longer than a validation
-    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, texts, count), config)
+    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, teller, count), config)
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -200,46 +193,6 @@ def _read(dataset: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
     return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes, end_with_parent)
 
 
-class _Pieces:
-    """The pieces of several corpora as one list."""
-
-    def __init__(self, corpora: Corpus | Sequence[Corpus]):
-        self.corpora = list(corpora) if isinstance(corpora, Sequence) else [corpora]
-        _check(self.corpora)
-        self.counts = np.array([len(corpus.lengths) for corpus in self.corpora])
-        self.lengths = np.concatenate([corpus.lengths for corpus in self.corpora])
-        self._ends = np.cumsum(self.counts)
-
-    def read(self, piece: int, start: int, length: int) -> np.ndarray:
-        """`length` samples or frames of a piece, or fewer where it ends before."""
-        with self._found(piece) as (corpus, number):
-            return corpus.read(number, start, length)
-
-    def metadata(self, piece: int) -> Metadata:
-        with self._found(piece) as (corpus, number):
-            return corpus.metadata(number)
-
-    def text_ids(self, piece: int) -> Int32[np.ndarray, "l"]:
-        with self._found(piece) as (corpus, number):
-            return corpus.text_ids(number)
-
-    @contextlib.contextmanager
-    def _found(self, piece: int) -> Iterator[tuple[Corpus, int]]:
-        """The corpus of a piece and its number in there, to read from.
-
-        Raises:
-          DataError: It could not be read.
-        """
-        index = int(np.searchsorted(self._ends, piece, side="right"))
-        corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
-        try:
-            yield corpus, number
-        except Exception as error:  # whatever a damaged file makes of its reader
-            raise DataError(
-                f"piece {number} of the corpus {corpus.directory} ({corpus.split}) cannot be read: {error}"
-            ) from error
-
-
 @dataclasses.dataclass(frozen=True)
 class _Anywhere:
     """Draws pieces by their probabilities, and any start in them."""
@@ -264,50 +217,16 @@ class _InOrder:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Texts:
-    """Makes the texts of batches."""
-
-    pieces: _Pieces
-    config: TextConfig
-    tokenize: Tokenize | None  # None: the corpora hold the ids
-
-    def __call__(self, drawn: Sequence[tuple[int, np.random.Generator]]) -> Batch:
-        """Token ids of a text for each piece, by its sample's generator."""
-        length = self.config.max_tokens
-        ids, mask = np.zeros((len(drawn), length), np.int32), np.zeros((len(drawn), length), bool)
-        for row, tokens in enumerate(self._stored(drawn) if self.tokenize is None else self._tokenized(drawn)):
-            if len(tokens) > length:
-                warnings.warn(
-                    "some texts have more tokens than max_tokens and lose their end: set it higher", stacklevel=1
-                )
-                tokens = np.append(tokens[: length - 1], tokens[-1])  # the last one says that the text is over
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
-        return {"text_ids": ids, "text_mask": mask}
-
-    def _tokenized(self, drawn: Sequence[tuple[int, np.random.Generator]]) -> list[np.ndarray]:
-        texts = [assemble(self.pieces.metadata(piece), self.config, rng) for piece, rng in drawn]
-        ids, mask = self.tokenize(texts)
-        return [row[there] for row, there in zip(ids, mask, strict=True)]
-
-    def _stored(self, drawn: Sequence[tuple[int, np.random.Generator]]) -> list[np.ndarray]:
-        rows = []
-        for piece, rng in drawn:
-            dropped = rng.random() < self.config.condition_dropout  # the draw that `assemble` begins with
-            rows.append(np.zeros(0, np.int32) if dropped else self.pieces.text_ids(piece))
-        return rows
-
-
-@dataclasses.dataclass(frozen=True)
 class _Source:
     """Batches by their numbers, which grain hands out to threads and processes."""
 
-    pieces: _Pieces
+    pieces: Pieces
     draw: _Anywhere | _InOrder  # a sample's generator and number -> its piece, and its start there
     segment: int  # samples or frames
     rows: range  # those of each batch that are this host's
     batch_size: int  # of all hosts
     seed: int
-    texts: _Texts | None
+    teller: Teller
     count: int
 
     def __len__(self) -> int:
@@ -324,30 +243,13 @@ class _Source:
             piece, start = self.draw(rng, sample)
             found = self.pieces.read(piece, start, self.segment)
             segments[row, : len(found)], lengths[row] = found, len(found)
-            drawn.append((piece, rng))
+            drawn.append(Drawn(piece, start, len(found), rng))
         names = ("audio", "num_samples") if is_audio else ("codes", "num_frames")
         batch = dict(zip(names, (segments, lengths), strict=True))
-        return batch if self.texts is None else batch | self.texts(drawn)
+        return batch | self.teller(drawn)
 
 
-def _check(corpora: Sequence[Corpus]) -> None:
-    """Raises DataError unless the corpora can be read as one."""
-    if not corpora:
-        raise DataError("there is no corpus to read: name at least one directory in `corpora`")
-    for corpus in corpora:
-        if not len(corpus.lengths) or corpus.lengths.min() < 1:
-            trouble = "has an empty piece" if len(corpus.lengths) else "has no pieces"
-            raise DataError(
-                f"the corpus {corpus.directory} ({corpus.split}) {trouble}: build it again, from more music"
-            )
-    for name in ("kind", "sample_rate", "rate", "width", "codebook_size", "codec_hash"):
-        found = [getattr(corpus, name) for corpus in corpora]
-        if len(set(found)) > 1:
-            listed = ", ".join(f"{corpus.directory}: {value}" for corpus, value in zip(corpora, found, strict=True))
-            raise DataError(f"corpora that are read together must have the same {name}, but these have {listed}")
-
-
-def _lengths(pieces: _Pieces, config: DataConfig) -> tuple[int, int]:
+def _lengths(pieces: Pieces, config: DataConfig) -> tuple[int, int]:
     """The length of a segment, and how much of it is to be music at least, both in samples or frames."""
     rate = pieces.corpora[0].rate
     # 2.3 seconds are 115 frames of 20 ms, although 2.3 * 50 is 114.99999999999999.
@@ -364,7 +266,7 @@ def _lengths(pieces: _Pieces, config: DataConfig) -> tuple[int, int]:
     return segment, least
 
 
-def _cumulative(pieces: _Pieces, config: DataConfig) -> Float64[np.ndarray, "p"]:
+def _cumulative(pieces: Pieces, config: DataConfig) -> Float64[np.ndarray, "p"]:
     """The probability of drawing each piece or one before it."""
     weights = pieces.lengths.astype(np.float64) if config.sample_on_duration else np.ones(len(pieces.lengths))
     if config.weights:
@@ -384,25 +286,3 @@ def _rows(config: DataConfig, shard: tuple[int, int]) -> range:
         raise DataError(f"batch_size {config.batch_size} must be a multiple of the number of hosts, {count}")
     size = config.batch_size // count
     return range(index * size, (index + 1) * size)
-
-
-def _tokenizer(pieces: _Pieces, text: TextConfig, tokenize: Tokenize | None) -> Tokenize | None:
-    """What makes the ids of texts; None where those in the corpora serve.
-
-    Raises:
-      DataError: There is nothing to make them with, or those in the corpora are another tokenizer's.
-    """
-    stored = [corpus.text_ids(0) for corpus in pieces.corpora]
-    if not text.keeps_descriptions or any(ids is None for ids in stored):
-        if tokenize is None:
-            raise DataError("texts need a tokenizer: hand over the text encoder's as `tokenize`, or text=None for none")
-        return tokenize
-    if tokenize is not None:
-        for corpus, ids in zip(pieces.corpora, stored, strict=True):
-            expected, there = tokenize([plain(corpus.metadata(0))])
-            if not np.array_equal(expected[there], ids):
-                raise DataError(
-                    f"the token ids in the corpus {corpus.directory} are not those of this run's text encoder: "
-                    "tokenize the corpus anew with it"
-                )
-    return None

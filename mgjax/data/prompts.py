@@ -20,14 +20,13 @@ FIELDS = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # of the me
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How texts are made for training. The defaults are MusicGen's; its large models have 0.2 for both dropouts.
+    """How texts are made for training. The defaults are MusicGen's; its large models have 0.2 for `word_dropout`.
 
     Attributes:
       merge_text_p: The share of examples whose text also names the fields of the metadata.
       drop_desc_p: Of these, the share whose description is left out.
       keep_other_p: Of these, the chance of each field to be named (audiocraft calls this `drop_other_p`).
       word_dropout: The chance of each word to be left out.
-      condition_dropout: The share of examples without any text.
       max_tokens: The length of every batch's texts. Longer texts lose their end.
     """
 
@@ -35,11 +34,10 @@ class TextConfig:
     drop_desc_p: float = 0.5
     keep_other_p: float = 0.5
     word_dropout: float = 0.3
-    condition_dropout: float = 0.3
     max_tokens: int = 128
 
     def __post_init__(self):
-        for name in ("merge_text_p", "drop_desc_p", "keep_other_p", "word_dropout", "condition_dropout"):
+        for name in ("merge_text_p", "drop_desc_p", "keep_other_p", "word_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability: it must be from 0 to 1, got {getattr(self, name)}")
         if self.max_tokens < 1:
@@ -54,10 +52,8 @@ class TextConfig:
 def assemble(metadata: Metadata, config: TextConfig, rng: np.random.Generator) -> str | None:
     """A text for one training example, or None for no text.
 
-    Each example decides for itself, where audiocraft leaves out the texts of a whole batch together.
+    Whether it is told at all is drawn elsewhere (see conditions.py).
     """
-    if rng.random() < config.condition_dropout:
-        return None
     description, fields = plain(metadata), []
     if rng.random() < config.merge_text_p:
         known = [(field, getattr(metadata, field)) for field in FIELDS]

@@ -15,14 +15,18 @@ from jaxtyping import Float32
 
 from mgjax import formats
 from mgjax.codec.codec import Codec
+from mgjax.conditioner_config import MelodyConfig
+from mgjax.conditioning import chroma
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import assembly
 from mgjax.data.assembly import Plan, Progress, Report
+from mgjax.data.conditions import stored_melody
 from mgjax.data.corpus import SPLITS, Corpus, CorpusError, Description, read_description
 from mgjax.data.corpus_writing import Piece
 from mgjax.interop import hub
 
 _BLOCK_SECONDS = 60.0
+_MELODY_FRAMES = 256  # of a chromagram that are made at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class CodeMaker:
       codec_hash: What it is, so that no worker takes another.
       channels: That are encoded.
       tokenizer: Where the tokenizer of the descriptions is; None for none.
+      melody: The chromagrams that are kept beside the codes; None for none.
     """
 
     directory: str
@@ -51,6 +56,7 @@ class CodeMaker:
     codec_hash: str
     channels: int
     tokenizer: str | None
+    melody: MelodyConfig | None = None
 
     @contextlib.contextmanager
     def open(self, source: PieceSource, scratch: Path) -> Iterator[Piece]:
@@ -66,7 +72,8 @@ class CodeMaker:
         if self.tokenizer is not None:
             found, mask = _tokenizer(self.tokenizer).encode([metadata.description])
             ids = found[0, mask[0]]
-        yield Piece(corpus.name(source.number), metadata, codes, ids)
+        melody = None if self.melody is None else strengths(corpus, source.number, self.melody)
+        yield Piece(corpus.name(source.number), metadata, codes, ids, melody)
 
 
 def tokenize(
@@ -76,6 +83,7 @@ def tokenize(
     *,
     channels: int | None = None,
     tokenizer: str | None = None,
+    melody: MelodyConfig | None = None,
     workers: int = 1,
     replace: bool = False,
     beam_options: Sequence[str] = (),
@@ -94,6 +102,8 @@ def tokenize(
         right (left 1, right 1, left 2, ...).
       tokenizer: The directory or Hub id of a T5 (or of a model with one), or "bytes": token ids of the descriptions
         are kept beside them. None: the descriptions are kept as text only.
+      melody: Of the chromagrams of the sound (mixed down), which are kept beside the codes for melody models; None for
+        none. Of each frame all strengths are kept, so that they serve for "dominant" as for "none".
       workers, replace, beam_options, progress: See `assembly.assemble`.
 
     Raises:
@@ -118,6 +128,13 @@ def tokenize(
             f"{codec_source}: codes chunks apart, each with its loudness, which a language model cannot be trained on; "
             "give another codec"
         )
+    if melody is not None:
+        melody = stored_melody(melody)
+        if melody.sample_rate != sound.sample_rate:
+            raise CorpusError(
+                f"{os.fspath(audio_corpus)}: has {sound.sample_rate} Hz, but the melody is of {melody.sample_rate} Hz; "
+                f"set its sample_rate to {sound.sample_rate}"
+            )
     if tokenizer is not None:
         _tokenizer(tokenizer)  # what is wrong with it shows now
     description = Description(
@@ -130,8 +147,9 @@ def tokenize(
         codec_source=codec_source,
         codec_hash=codec.hash,
         tokenizer=tokenizer,
+        melody=melody,
     )
-    maker = CodeMaker(os.path.abspath(audio_corpus), codec_source, codec.hash, channels, tokenizer)
+    maker = CodeMaker(os.path.abspath(audio_corpus), codec_source, codec.hash, channels, tokenizer, melody)
     shards = {split: _shards(Corpus.open(audio_corpus, split)) if split in splits else [] for split in SPLITS}
     files = [
         Path(audio_corpus, name).read_bytes() for name in ("corpus.json", *(f"index-{split}.npz" for split in splits))
@@ -146,6 +164,30 @@ def tokenize(
         beam_options=beam_options,
         progress=progress,
     )
+
+
+def strengths(corpus: Corpus, number: int, config: MelodyConfig) -> Float32[np.ndarray, "f p"]:
+    """The chromagram of a piece of sound, as `chroma.chromagram` gives it of the whole piece.
+
+    It is made of stretches of one length, so that one program serves pieces of all lengths.
+    """
+    hop, num_samples = config.hop_length, int(corpus.lengths[number])
+    if num_samples <= config.fft_size:
+        return np.asarray(chroma.chromagram(_mono(corpus, number, 0, num_samples)[None], config))[0]
+    margin = -(-config.fft_size // (2 * hop))  # frames at either end of a stretch, whose windows reach beyond it
+    num_frames, found = chroma.length(num_samples, config), []
+    for first in range(0, num_frames, _MELODY_FRAMES):
+        # Mirrored at the ends of the piece, as the chromagram of the whole is.
+        places = np.abs(np.arange(-margin * hop, (_MELODY_FRAMES + margin) * hop) + first * hop)
+        places = np.maximum(num_samples - 1 - np.abs(num_samples - 1 - places), 0)
+        low, high = int(places.min()), int(places.max()) + 1
+        stretch = _mono(corpus, number, low, high - low)[places - low]
+        found.append(np.asarray(chroma.chromagram(stretch[None], config))[0, margin : margin + _MELODY_FRAMES])
+    return np.concatenate(found)[:num_frames]
+
+
+def _mono(corpus: Corpus, number: int, start: int, length: int) -> Float32[np.ndarray, "n"]:
+    return corpus.read(number, start, length).mean(axis=1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,9 +23,11 @@ from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint, write_model
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig
+from mgjax.data.conditions import Dropout, Told
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.data.prompts import TextConfig
@@ -34,7 +36,7 @@ from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.stack import REMAT, stack_layers, unstack_layers
 from mgjax.strict_json import ConfigError
-from mgjax.train import optim, start
+from mgjax.train import conditions, optim, start
 from mgjax.train.flops import products
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
@@ -66,6 +68,11 @@ class LMRun:
       window_seconds: The length of music that the model will generate at once; None for the length of the segments.
       data: Corpora of tokens made with `codec`, or of audio at its rate.
       text: How texts are made, where the model reads text.
+      melody: The chromagram that the model follows, one of the conditions of `lm`; None for none, or that of `init`.
+      labels: Closed vocabularies that `lm` reads, found in the metadata by their names; () for none, or for those of
+        `init`.
+      numbers: Quantities, in the same way.
+      dropout: How often examples are told less than is known.
       optim: How the weights are updated.
       loop: How long, and on what.
       dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
@@ -84,6 +91,10 @@ class LMRun:
     window_seconds: float | None = None
     data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=192, sample_on_duration=False))
     text: TextConfig = field(default_factory=TextConfig)
+    melody: MelodyConfig | None = None
+    labels: tuple[LabelConfig, ...] = ()
+    numbers: tuple[NumberConfig, ...] = ()
+    dropout: Dropout = field(default_factory=Dropout)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000_000))
     dtype: str = "float32"
@@ -119,11 +130,14 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
         _check(corpus, begun)
     kinds = {corpus.kind for corpus in corpora["train"]}
     tokenizer = begun.tokenizer()
-    options = {
-        "shard": (jax.process_index(), jax.process_count()),
-        "tokenize": tokenizer.encode if tokenizer else None,
-        "text": config.text if tokenizer else None,
-    }
+    told = Told(
+        text=config.text if tokenizer else None,
+        tokenize=tokenizer.encode if tokenizer else None,
+        melody=begun.config.melody,
+        labels=(*begun.config.labels, *begun.config.numbers),
+        dropout=config.dropout,
+    )
+    options = {"shard": (jax.process_index(), jax.process_count()), "told": told}
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, **options)
 
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
@@ -134,15 +148,25 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
 
 
 def begin(config: LMRun) -> Start:
-    """The parts of the model that `config` trains."""
-    return start.read(
+    """The parts of the model that `config` trains.
+
+    Raises:
+      CheckpointError: There is nothing readable at a source.
+      ConfigError: The parts do not fit together.
+    """
+    begun = start.read(
         init=config.init,
         lm=config.lm,
         codec=config.codec,
         text_encoder=config.text_encoder,
         channels=config.channels,
         window_seconds=config.window_seconds or config.data.segment_seconds,
+        melody=config.melody,
+        labels=config.labels,
+        numbers=config.numbers,
     )
+    conditions.check(begun.config)
+    return begun
 
 
 def _check(corpus: Corpus, begun: Start) -> None:
@@ -269,7 +293,7 @@ class _Step:
         return metrics
 
     def pieces(self, frozen: Any, batch: Batch) -> dict[str, Any]:
-        """The batch as the language model learns from it: its steps, and its texts where there are any."""
+        """The batch as the language model learns from it: its steps, and what it is told of them."""
         if "codes" in batch:
             codes, num_frames = batch["codes"], batch["num_frames"]
         else:
@@ -277,23 +301,14 @@ class _Step:
             codes = optim.in_parts(encode, batch["audio"], self.config.optim.accumulate)
             num_frames = -(-batch["num_samples"] // self.begun.codec.hop_length)
         steps = losses.layout(self.pattern, codes, num_frames, self.model.lm.special_token)
-        return {"steps": steps} | {name: batch[name] for name in ("text_ids", "text_mask") if name in batch}
+        return {"steps": steps} | conditions.heard(self.model, batch, self.config.optim.accumulate)
 
     def cross_entropy(self, params: Any, frozen: Any, pieces: dict[str, Any]) -> Float[Array, " k"]:
         """The cross-entropy of each codebook, summed over what counts."""
         steps = pieces["steps"]
         variables = {"params": params["lm"]}
-        conditions = {}
-        if self.model.text is not None:
-            ids, mask = pieces["text_ids"], pieces["text_mask"]
-            tokens = T5Encoder(self.model.text).apply({"params": frozen["text"]}, ids, mask)
-            attended = None
-            if self.model.lm.condition("text").fuse == "prefix":
-                # A null text before the music is one zero vector, as the published models saw it.
-                lengths = jnp.maximum(jnp.sum(mask, axis=1), 1)
-                attended = jnp.arange(mask.shape[1])[None] < lengths[:, None]
-            conditions["text"] = Condition(tokens, mask, attended)
-        context = self.lm.apply(variables, conditions, batch=steps.inputs.shape[0], method="context")
+        told = conditions.conditions(self.model, frozen, pieces)
+        context = self.lm.apply(variables, told, batch=steps.inputs.shape[0], method="context")
         return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0]
 
     def flops(self, batch: Batch) -> float:
@@ -316,7 +331,7 @@ class _Step:
         return 3 * learned + frozen_ones
 
     def show(self, state: TrainState, batch: Batch) -> dict[str, Sound]:
-        """Music that the averaged weights make of the run's prompts."""
+        """Music that the averaged weights make of the run's prompts, and of no other conditions."""
         weights = self.checkpoint(state, self.config.dtype)
         model = MusicGen(dataclasses.replace(weights, variables=jax.tree.map(jnp.asarray, weights.variables)))
         texts = [text if self.model.text else None for text in self.config.prompts]
@@ -356,11 +371,11 @@ def initial(config: LMConfig, key: Array) -> dict[str, Any]:
     """New weights of a language model, its layers stacked."""
 
     def touch_all(module: LM) -> Array:
-        conditions = {
+        told = {
             fused.name: Condition(jnp.zeros((1, 1, fused.dim)), jnp.ones((1, 1), bool), rate=1.0)
             for fused in config.conditions
         }
-        return module(jnp.zeros((1, 1, config.num_codebooks), jnp.int32), module.context(conditions))
+        return module(jnp.zeros((1, 1, config.num_codebooks), jnp.int32), module.context(told))
 
     return LM(config, scan_layers=True).init(key, method=touch_all)["params"]
 

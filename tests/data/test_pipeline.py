@@ -16,6 +16,7 @@ pytest.importorskip("grain")
 
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import corpus_writing
+from mgjax.data.conditions import Dropout, Told
 from mgjax.data.corpus import Corpus, Description, describe_audio, shard_path
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.metadata import Metadata
@@ -31,7 +32,8 @@ AUDIO = describe_audio(RATE, 1)
 TOKENS = Description("tokens", RATE, 1, frame_rate=50.0, num_codebooks=2, codebook_size=4096, codec_hash="ab")
 CONFIG = DataConfig(batch_size=8, segment_seconds=1.0, num_threads=2, prefetch=2)
 TEXT = TextConfig(max_tokens=16)
-UNCHANGED = TextConfig(merge_text_p=0.0, word_dropout=0.0, condition_dropout=0.3, max_tokens=16)
+UNCHANGED = TextConfig(merge_text_p=0.0, word_dropout=0.0, max_tokens=16)
+NONE = Dropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 encode = Tokenizer.bytes().encode
 
 
@@ -144,10 +146,9 @@ def test_a_batch_is_a_function_of_the_seed_and_its_number(train):
 
 @pytest.mark.parametrize("hosts", [2, 8])
 def test_hosts_read_their_rows_of_the_same_batch(train, hosts):
-    whole = take(batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT), 2)
+    whole = take(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)), 2)
     parts = [
-        take(batches(train, CONFIG, seed=0, shard=(host, hosts), tokenize=encode, text=TEXT), 2)
-        for host in range(hosts)
+        take(batches(train, CONFIG, seed=0, shard=(host, hosts), told=Told(TEXT, encode)), 2) for host in range(hosts)
     ]
     assert_equal(joined(parts), whole)
 
@@ -155,12 +156,12 @@ def test_hosts_read_their_rows_of_the_same_batch(train, hosts):
 @pytest.mark.parametrize("settings", [{"num_threads": 0}, {"num_threads": 3, "prefetch": 5}, {"prefetch": 1}])
 def test_it_goes_on_exactly_where_it_stopped(train, settings):
     config = dataclasses.replace(CONFIG, **settings)
-    iterator = batches(train, config, seed=0, tokenize=encode, text=TEXT)
+    iterator = batches(train, config, seed=0, told=Told(TEXT, encode))
     expected = take(iterator, 3)
     state = json.loads(json.dumps(iterator.get_state()))
     assert state == {"num_batches": 3}, "what was prefetched does not count"
     expected += take(iterator, 3)
-    again = batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT)
+    again = batches(train, CONFIG, seed=0, told=Told(TEXT, encode))
     again.set_state(state)
     assert again.get_state() == state
     assert_equal(take(again, 3), expected[3:])
@@ -172,16 +173,16 @@ def test_it_goes_on_exactly_where_it_stopped(train, settings):
 
 
 def test_processes_give_what_threads_give(directory, train):
-    expected = take(batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT), 8)
+    expected = take(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)), 8)
     config = dataclasses.replace(CONFIG, num_workers=2)
-    iterator = batches(Corpus.open(directory, "train"), config, seed=0, tokenize=encode, text=TEXT)
+    iterator = batches(Corpus.open(directory, "train"), config, seed=0, told=Told(TEXT, encode))
     iterator.set_state({"num_batches": 1})
     assert_equal(take(iterator, 5), expected[1:6])
     assert len(multiprocessing.active_children()) == 2
     state = iterator.get_state()
     iterator.close()
     assert not multiprocessing.active_children()
-    resumed = batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT)
+    resumed = batches(train, CONFIG, seed=0, told=Told(TEXT, encode))
     resumed.set_state(state)
     assert_equal(take(resumed, 2), expected[6:])
 
@@ -258,10 +259,10 @@ def test_validation_rounds_are_other_segments(valid):
 
 
 def test_texts_are_token_ids_of_one_length(train):
-    batch = next(batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT))
+    batch = next(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)))
     assert (batch["text_ids"].shape, batch["text_ids"].dtype) == ((8, 16), np.int32)
     assert (batch["text_mask"].shape, batch["text_mask"].dtype) == ((8, 16), bool)
-    found = take(batches(train, CONFIG, seed=0, tokenize=encode, text=UNCHANGED), 50)
+    found = take(batches(train, CONFIG, seed=0, told=Told(UNCHANGED, encode)), 50)
     nulls = 0
     for batch in found:
         for piece, ids, mask in zip(places(batch)[0], batch["text_ids"], batch["text_mask"], strict=True):
@@ -274,22 +275,22 @@ def test_texts_are_token_ids_of_one_length(train):
 
 def test_texts_do_not_change_the_music(train):
     plain = take(batches(train, CONFIG, seed=0), 3)
-    told = take(batches(train, CONFIG, seed=0, tokenize=encode, text=TEXT), 3)
+    told = take(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)), 3)
     assert_equal([{name: batch[name] for name in ("audio", "num_samples")} for batch in told], plain)
 
 
 def test_long_texts_lose_their_end_but_still_end(train):
     config = dataclasses.replace(CONFIG, num_threads=0)
-    text = dataclasses.replace(UNCHANGED, condition_dropout=0.0, max_tokens=4)
+    text = dataclasses.replace(UNCHANGED, max_tokens=4)
     with pytest.warns(UserWarning, match="more tokens than max_tokens"):
-        batch = next(batches(train, config, seed=0, tokenize=encode, text=text))
+        batch = next(batches(train, config, seed=0, told=Told(text, encode, dropout=NONE)))
     np.testing.assert_array_equal(batch["text_ids"], [[*encode(["pie"])[0][0, :3], 1]] * 8)
     assert batch["text_mask"].all()
 
 
 def test_validation_texts_are_the_descriptions(valid):
-    always = TextConfig(1.0, 1.0, 1.0, 0.9, 0.9, max_tokens=16)
-    (batch,) = validation_batches(valid, CONFIG, tokenize=encode, text=always)
+    always = TextConfig(1.0, 1.0, 1.0, 0.9, max_tokens=16)
+    (batch,) = validation_batches(valid, CONFIG, told=Told(always, encode))
     expected = encode([f"piece {i % 5}" for i in range(8)])
     np.testing.assert_array_equal(batch["text_ids"], expected[0])
     np.testing.assert_array_equal(batch["text_mask"], expected[1])
@@ -298,15 +299,15 @@ def test_validation_texts_are_the_descriptions(valid):
 def test_stored_token_ids_serve_where_texts_are_unchanged(tmp_path):
     stored = write(tmp_path / "stored", dataclasses.replace(TOKENS, tokenizer="bytes"))
     train, valid = Corpus.open(stored, "train"), Corpus.open(stored, "valid")
-    with_ids = take(batches(train, CONFIG, seed=0, text=UNCHANGED), 3)
-    tokenized = batches(Corpus.open(write(tmp_path / "text", TOKENS)), CONFIG, seed=0, tokenize=encode, text=UNCHANGED)
+    with_ids = take(batches(train, CONFIG, seed=0, told=Told(UNCHANGED)), 3)
+    tokenized = batches(Corpus.open(write(tmp_path / "text", TOKENS)), CONFIG, seed=0, told=Told(UNCHANGED, encode))
     assert_equal(with_ids, take(tokenized, 3))
     assert 0 < sum(not row.any() for batch in with_ids for row in batch["text_mask"]) < 24
-    assert next(validation_batches(valid, CONFIG, text=UNCHANGED))["text_mask"].any(axis=1).all()
+    assert next(validation_batches(valid, CONFIG, told=Told(UNCHANGED)))["text_mask"].any(axis=1).all()
     with pytest.raises(DataError, match="need a tokenizer"):
-        batches(train, CONFIG, seed=0, text=TEXT)
+        batches(train, CONFIG, seed=0, told=Told(TEXT))
     with pytest.raises(DataError, match="not those of this run's text encoder"):
-        batches(train, CONFIG, seed=0, tokenize=lambda texts: encode(["x" for _ in texts]), text=UNCHANGED)
+        batches(train, CONFIG, seed=0, told=Told(UNCHANGED, lambda texts: encode(["x" for _ in texts])))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -351,7 +352,7 @@ def test_what_cannot_be_drawn_is_refused(train):
     with pytest.raises(DataError, match=r"no host 2 of 2"):
         batches(train, CONFIG, seed=0, shard=(2, 2))
     with pytest.raises(DataError, match=r"need a tokenizer"):
-        batches(train, CONFIG, seed=0, text=TEXT)
+        batches(train, CONFIG, seed=0, told=Told(TEXT))
     with pytest.raises(DataError, match=r"after 3 batches: there are 1"):
         validation_batches(train, CONFIG).set_state({"num_batches": 3})
 

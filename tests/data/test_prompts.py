@@ -24,11 +24,11 @@ PIECE = Metadata(
 FIELDS = {"key: A minor", "bpm: 90.0", "genre: folk", "moods: calm, warm", "keywords: harp, slow, night"} | {
     "instrument: harp"
 }
-PLAIN = TextConfig(merge_text_p=0.0, word_dropout=0.0, condition_dropout=0.0)
+PLAIN = TextConfig(merge_text_p=0.0, word_dropout=0.0)
 
 
 def texts(metadata, count=4000, **settings):
-    settings = {"word_dropout": 0.0, "condition_dropout": 0.0} | settings
+    settings = {"word_dropout": 0.0} | settings
     rng = np.random.default_rng(0)
     return [assemble(metadata, TextConfig(**settings), rng) for _ in range(count)]
 
@@ -114,16 +114,8 @@ def test_a_text_that_loses_every_word_is_none():
     assert share(found, lambda text: text is None) == 0.25
 
 
-def test_conditions_are_dropped_for_each_example_by_itself():
-    found = texts(PIECE, merge_text_p=0.0, condition_dropout=0.3)
-    dropped = np.array([text is None for text in found])
-    assert share(dropped, bool) == 0.3
-    both = np.mean(dropped[1:] & dropped[:-1])
-    assert both == pytest.approx(0.09, abs=0.02), "one example's dropping says nothing about the next one's"
-
-
 def test_settings_that_make_no_sense_are_refused():
-    for name in ("merge_text_p", "drop_desc_p", "keep_other_p", "word_dropout", "condition_dropout"):
+    for name in ("merge_text_p", "drop_desc_p", "keep_other_p", "word_dropout"):
         with pytest.raises(ConfigError, match=f"{name} is a probability"):
             TextConfig(**{name: 1.2})
     with pytest.raises(ConfigError, match="max_tokens"):

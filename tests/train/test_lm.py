@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import mgjax
+from mgjax.config import Fused
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Corpus, Description
 from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
-from mgjax.config import Fused
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.lm.model import LM
 from mgjax.strict_json import ConfigError

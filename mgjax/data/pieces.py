@@ -1,0 +1,88 @@
+"""The pieces of several corpora that are read as one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from mgjax.data.corpus import Corpus
+from mgjax.data.metadata import Metadata
+
+
+class DataError(ValueError):
+    """A piece of a corpus that cannot be read, or corpora that cannot be trained on."""
+
+
+class Pieces:
+    """The pieces of several corpora as one list."""
+
+    def __init__(self, corpora: Corpus | Sequence[Corpus]):
+        self.corpora = list(corpora) if isinstance(corpora, Sequence) else [corpora]
+        _check(self.corpora)
+        self.counts = np.array([len(corpus.lengths) for corpus in self.corpora])
+        self.lengths = np.concatenate([corpus.lengths for corpus in self.corpora])
+        self._ends = np.cumsum(self.counts)
+
+    @property
+    def kind(self) -> str:
+        """ "audio" or "tokens"."""
+        return self.corpora[0].kind
+
+    @property
+    def rate(self) -> float:
+        """Samples or frames a second: what `lengths` counts."""
+        return self.corpora[0].rate
+
+    def read(self, piece: int, start: int, length: int) -> np.ndarray:
+        """`length` samples or frames of a piece, or fewer where it ends before."""
+        with self._found(piece) as (corpus, number):
+            return corpus.read(number, start, length)
+
+    def metadata(self, piece: int) -> Metadata:
+        with self._found(piece) as (corpus, number):
+            return corpus.metadata(number)
+
+    def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
+        """As `Corpus.melody`."""
+        with self._found(piece) as (corpus, number):
+            return corpus.melody(number, start, length)
+
+    def text_ids(self, piece: int) -> Int32[np.ndarray, "l"]:
+        with self._found(piece) as (corpus, number):
+            return corpus.text_ids(number)
+
+    @contextlib.contextmanager
+    def _found(self, piece: int) -> Iterator[tuple[Corpus, int]]:
+        """The corpus of a piece and its number in there, to read from.
+
+        Raises:
+          DataError: It could not be read.
+        """
+        index = int(np.searchsorted(self._ends, piece, side="right"))
+        corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
+        try:
+            yield corpus, number
+        except Exception as error:  # whatever a damaged file makes of its reader
+            raise DataError(
+                f"piece {number} of the corpus {corpus.directory} ({corpus.split}) cannot be read: {error}"
+            ) from error
+
+
+def _check(corpora: Sequence[Corpus]) -> None:
+    """Raises DataError unless the corpora can be read as one."""
+    if not corpora:
+        raise DataError("there is no corpus to read: name at least one directory in `corpora`")
+    for corpus in corpora:
+        if not len(corpus.lengths) or corpus.lengths.min() < 1:
+            trouble = "has an empty piece" if len(corpus.lengths) else "has no pieces"
+            raise DataError(
+                f"the corpus {corpus.directory} ({corpus.split}) {trouble}: build it again, from more music"
+            )
+    for name in ("kind", "sample_rate", "rate", "width", "codebook_size", "codec_hash"):
+        found = [getattr(corpus, name) for corpus in corpora]
+        if len(set(found)) > 1:
+            listed = ", ".join(f"{corpus.directory}: {value}" for corpus, value in zip(corpora, found, strict=True))
+            raise DataError(f"corpora that are read together must have the same {name}, but these have {listed}")
