@@ -67,8 +67,8 @@ class Steering:
     @property
     def unsteered(self) -> bool:
         """Whether there is a row that nothing steers."""
-        told = [any(change.text for change in changes) for changes in self.texts]
-        return not all(text or other for text, other in zip(told, self.others, strict=True))
+        rows = zip(self.texts, self.others, self.negatives, strict=True)
+        return not all(any(change.text for change in texts) or other or negative for texts, other, negative in rows)
 
     def cuts(self) -> set[int]:
         """The frames at which a text or a blend begins or ends."""

@@ -327,7 +327,7 @@ def test_the_sound_is_safe_before_the_recipe_is_written(monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mgjax.config.to_json", full)
+    monkeypatch.setattr("mgjax.strict_json.to_json", full)
     assert generate("a") == 2
     assert files() == ["a-0.wav"]
     assert "No space left" in error_of(capsys)
