@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from mgjax import checks, formats, sharding
+from mgjax import checks, formats, sharding, style
 from mgjax.checkpoint import Checkpoint
 from mgjax.codec.codec import Codec
 from mgjax.conditioner import Conditioner, Row, Span
@@ -64,8 +64,9 @@ class MusicGen:
         self.codec = Codec(model.config.codec, model.variables["codec"], channels=model.config.channels)
         self._lm = LM(model.config.lm)
         self._params = {name: tree for name, tree in model.variables.items() if name != "codec"}
-        self._tokenizer_files = model.tokenizer
-        self._conditioner = Conditioner(model.config, self._params, model.tokenizer, compat)
+        self._tokenizers = {"tokenizer": model.tokenizer, "clap_tokenizer": model.clap_tokenizer}
+        files = {f"{name}_files": folder for name, folder in self._tokenizers.items()}
+        self._conditioner = Conditioner(model.config, self._params, **files, compat=compat)
         self._mesh = mesh
 
     @property
@@ -150,6 +151,8 @@ class MusicGen:
         melody_sample_rate: int | None = None,
         separate: Separate | None = None,
         chroma: Float[np.ndarray, "b f p"] | None = None,
+        style: Any = None,
+        style_sample_rate: int | None = None,
         labels: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         window: float | None = None,
         stride: float | None = None,
@@ -175,6 +178,9 @@ class MusicGen:
           separate: How to take the melody out of a mix: "demucs", or a function of audio [n, c] and its rate that gives
             the part of it that carries the melody. None for the mix as it is.
           chroma: Instead of a melody, the strength of each pitch class over time: [1 or b, frames, pitch classes].
+          style: For style models, music to sound like, in the forms of a melody. A few seconds of it count, which the
+            row's seed chooses.
+          style_sample_rate: Of the style, in hertz; the model's where None.
           labels: Values of the model's labels by name, such as {"genre": "waltz", "bpm": 120}, for all rows or each.
           window: Seconds of music that the model looks at once; what it was trained on where None.
           stride: Seconds by which each window is later than the one before; where None 18, or 0.6 of a window
@@ -193,7 +199,7 @@ class MusicGen:
             checks.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
         steering = Steering(
             texts,
-            self._rows(batch, melody, melody_sample_rate, separate, chroma, labels),
+            self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels),
             checks.plain_texts(negative, batch, "negative"),
             samplings,
             checks.blend(blend, self.frame_rate),
@@ -221,14 +227,18 @@ class MusicGen:
         melody_sample_rate: int | None = None,
         separate: Separate | None = None,
         chroma: Float[np.ndarray, "b f p"] | None = None,
+        style: Any = None,
+        style_sample_rate: int | None = None,
         labels: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        seed: int | Sequence[int] = 0,
     ) -> Float[Array, "b t k v"]:
         """The model's prediction of every code given the codes before it in the sequence (teacher-forced), float32.
 
         Args:
           codes: [t, k] or [b, t, k], as `codec.encode` gives them.
           texts: One for all rows, or one for each.
-          melody, melody_sample_rate, separate, chroma, labels: As for `stream_codes`.
+          melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels: As for `stream_codes`.
+          seed: Of the style's excerpts: a whole number, or one for each row.
         """
         codes = checks.codes(codes, self.num_codebooks, self.codebook_size)
         seconds, num_frames = codes.shape[1] / self.frame_rate, codes.shape[1]
@@ -238,7 +248,8 @@ class MusicGen:
                 "them in parts"
             )
         batch = codes.shape[0]
-        others = self._rows(batch, melody, melody_sample_rate, separate, chroma, labels)
+        seeds = checks.seeds(seed, batch)
+        others = self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels)
         texts = checks.plain_texts(texts, batch, "texts")
         rows = [dataclasses.replace(row, text=text) for row, text in zip(others, texts, strict=True)]
         span = Span(0.0, self.config.window_seconds, False)
@@ -264,7 +275,7 @@ class MusicGen:
     def _checkpoint(self) -> Checkpoint:
         """What there is to save. The codec's weight normalisation stays folded into its kernels."""
         config = dataclasses.replace(self.config, codec=self.codec.folded_config)
-        return Checkpoint(config, {**self._params, "codec": self.codec.variables}, self._tokenizer_files)
+        return Checkpoint(config, {**self._params, "codec": self.codec.variables}, **self._tokenizers)
 
     def _place_rows(self, rows: Any) -> Any:
         """Arrays with one row per piece of music, spread over the mesh where there is one."""
@@ -274,9 +285,19 @@ class MusicGen:
             lambda x: jax.device_put(x, sharding.rows(x.shape[0], self._mesh)) if np.ndim(x) else x, rows
         )
 
-    def _rows(self, batch: int, melody: Any, rate: Any, separate: Any, chroma: Any, labels: Any) -> list[Row]:
+    def _rows(
+        self,
+        seeds: Sequence[int],
+        melody: Any,
+        rate: Any,
+        separate: Any,
+        chroma: Any,
+        like: Any,
+        like_rate: Any,
+        labels: Any,
+    ) -> list[Row]:
         """What each row is told besides its text."""
-        config = self.config.melody
+        batch, config = len(seeds), self.config.melody
         if config is None and (melody is not None or chroma is not None):
             raise ValueError("this model was not trained with melodies: use a melody model, such as musicgen-melody")
         if melody is not None and chroma is not None:
@@ -287,11 +308,21 @@ class MusicGen:
             melodies = prepare(melody, rate, batch, config, separate=separate)
         if chroma is not None:
             chromas = checks.chroma(chroma, batch, config.num_frames, config.num_bins)
+        styles = self._styles(like, like_rate, seeds)
         values = checks.labels(labels, batch, self.config)
         return [
-            Row(melody=one, chroma=array, labels=names)
-            for one, array, names in zip(melodies, chromas, values, strict=True)
+            Row(melody=one, chroma=array, style=vectors, labels=names)
+            for one, array, vectors, names in zip(melodies, chromas, styles, values, strict=True)
         ]
+
+    def _styles(self, given: Any, rate: int | None, seeds: Sequence[int]) -> list[Float[np.ndarray, "l d"] | None]:
+        """What the style conditioner makes of the music that each row is to sound like."""
+        if given is None:
+            return [None] * len(seeds)
+        if self.config.style is None:
+            raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
+        excerpts = style.prepare(given, self.sample_rate if rate is None else rate, seeds, self.config)
+        return self._conditioner.styles(excerpts, self.codec)
 
     def _steer(self, steering: Steering, beyond: bool) -> Callable[[Window], WindowSteering]:
         """What steers each window."""
@@ -332,6 +363,7 @@ def load(
     dtype: str | jnp.dtype | None = None,
     mesh: Mesh | None = None,
     text_encoder: str | None = None,
+    style_encoder: str | None = None,
     compat: str | None = None,
 ) -> MusicGen:
     """The model at `source`.
@@ -340,7 +372,10 @@ def load(
       source: "debug" (a toy with random weights), a directory, or a Hub id such as "facebook/musicgen-small".
       dtype: "float32", "bfloat16" or "float16"; None for float32 on CPU and bfloat16 elsewhere.
       mesh: The devices to spread the model over (`mgjax.sharding.make_mesh`); None for the first one.
-      text_encoder: A directory or Hub id of a T5 encoder, for audiocraft's checkpoints, which come without theirs.
+      text_encoder: A directory or Hub id of a T5 encoder, for audiocraft's checkpoints, which come without theirs, or
+        of a ClapModel for those that hear texts through CLAP.
+      style_encoder: A directory or Hub id of MERT, for audiocraft's checkpoints of style models; None for the published
+        one.
       compat: "audiocraft" repeats what the original does with texts of different lengths in one batch: padding is
         attended to. By default a row does not depend on its batch.
 
@@ -348,7 +383,8 @@ def load(
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
     dtype = checks.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = formats.read(source, dtype=dtype, place=_placement(mesh), text_encoder=text_encoder)
+    encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
+    model = formats.read(source, dtype=dtype, place=_placement(mesh), **encoders)
     return MusicGen(model, compat=compat, mesh=mesh)
 
 

@@ -1,7 +1,7 @@
 """A model and its files: what every reader returns, mgjax's own directory form, and safe replacement of directories.
 
 The form is `config.json` (format, version, and the config of config.py), `model.safetensors` (the variables, with paths
-joined by "/"; sharded above 5 GB) and the tokenizer's files as they came.
+joined by "/"; sharded above 5 GB) and the tokenizer's files as they came, CLAP's in a folder of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.strict_json import ConfigError, from_dict
 
 VERSION = 1
+CLAP_FOLDER = "clap"
+CLAP_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -33,14 +35,17 @@ class Checkpoint:
 
     Attributes:
       config: What it is.
-      variables: Its arrays: {"lm": params, "text": params, "codec": {"params": ..., "codebooks": ...}}; no "text" where
-        `config.text` is None.
+      variables: Its arrays: {"lm": params, "codec": {"params": ..., "codebooks": ...}} and, for the encoders that it
+        has, {"text": params, "style": {"params": ..., "batch_stats": ..., "codebooks": ..., "features": params},
+        "clap": {"text": variables, "audio": variables, "codebooks": ...}}.
       tokenizer: The folder that holds the tokenizer's files, or None.
+      clap_tokenizer: The folder that holds the files of CLAP's tokenizer, or None.
     """
 
     config: ModelConfig
     variables: dict[str, Any]
     tokenizer: Path | None = None
+    clap_tokenizer: Path | None = None
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None) -> Checkpoint:
@@ -52,7 +57,8 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.
     directory = Path(directory)
     config = _read_config(directory, "model", ModelConfig)
     match = _match(directory, weights.find(directory), shapes.model_shapes(config))
-    return Checkpoint(config, table.load(match, dtype=dtype, place=place), find_tokenizer(directory))
+    variables = table.load(match, dtype=dtype, place=place)
+    return Checkpoint(config, variables, find_tokenizer(directory), find_clap_tokenizer(directory / CLAP_FOLDER))
 
 
 def read_config(directory: str | os.PathLike) -> ModelConfig:
@@ -66,6 +72,9 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
         _write_config(temporary, "model", checkpoint.config)
         _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config))
         copy_tokenizer(checkpoint.tokenizer, temporary)
+        if checkpoint.clap_tokenizer:
+            (temporary / CLAP_FOLDER).mkdir()
+            _copy(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
 
 
 def read_codec(
@@ -119,9 +128,20 @@ def find_tokenizer(directory: Path) -> Path | None:
     return directory if any((directory / name).is_file() for name in TOKENIZER_FILES[:2]) else None
 
 
+def find_clap_tokenizer(directory: Path) -> Path | None:
+    """`directory` if the files of CLAP's tokenizer are in it, else None."""
+    forms = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+    return directory if any(all((directory / name).is_file() for name in form) for form in forms) else None
+
+
 def copy_tokenizer(source: Path | None, directory: Path) -> None:
     """Copies the tokenizer's files, as many as there are."""
-    for name in TOKENIZER_FILES if source else ():
+    if source:
+        _copy(TOKENIZER_FILES, source, directory)
+
+
+def _copy(names: Sequence[str], source: Path, directory: Path) -> None:
+    for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 

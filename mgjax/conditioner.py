@@ -13,7 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from mgjax.conditioner_config import MelodyConfig
+from mgjax.codec.codec import Codec
+from mgjax.conditioner_config import MelodyConfig, StyleConfig
+from mgjax.conditioning import clap as joint
+from mgjax.conditioning import style as styles
+from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.labels import label_vectors, number_vectors
 from mgjax.conditioning.t5 import T5Encoder
@@ -21,6 +25,7 @@ from mgjax.conditioning.text import BUCKETS, Tokenizer
 from mgjax.config import ModelConfig
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.melody import Melody, windowed
+from mgjax.style import Excerpt, encode
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +36,7 @@ class Row:
       text: A description.
       melody: A melody to follow.
       chroma: Its chromagram instead.
-      style: What the style conditioner made of an excerpt.
+      style: What `Conditioner.styles` made of an excerpt.
       labels: Values of the model's labels and numbers by name.
     """
 
@@ -56,11 +61,12 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Texts:
-    """Encoded texts: each one's place among them, what became of it, and which positions are there."""
+    """Encoded texts: each one's place among them, what became of it, which positions are there, and its CLAP vector."""
 
     places: dict[str, int]
     tokens: Float[Array, "u l d"]
     mask: Bool[np.ndarray, "u l"]
+    joint: Float[Array, "u j"]
 
 
 class Conditioner:
@@ -70,23 +76,47 @@ class Conditioner:
     """
 
     def __init__(
-        self, config: ModelConfig, variables: Mapping[str, Any], tokenizer_files: Path | None, compat: str | None
+        self,
+        config: ModelConfig,
+        variables: Mapping[str, Any],
+        *,
+        tokenizer_files: Path | None = None,
+        clap_tokenizer_files: Path | None = None,
+        compat: str | None = None,
     ):
         self._config = config
         self._variables = variables
         self._tokenizer_files = tokenizer_files
+        self._clap_tokenizer_files = clap_tokenizer_files
         self._compat = compat
 
     def encode(self, texts: Sequence[str | None]) -> _Texts:
         """Every different text, encoded once."""
         different = list(dict.fromkeys(text for text in texts if text))
+        places = {text: place for place, text in enumerate(different)}
+        return _Texts(places, *self._tokens(different), self._joint(different))
+
+    def styles(self, excerpts: Sequence[Excerpt | None], codec: Codec) -> list[Float[np.ndarray, "l d"] | None]:
+        """What the style conditioner makes of the excerpts that `mgjax.style.prepare` gives."""
+        return encode(excerpts, self._config.style, self._variables["style"], codec)
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Float[Array, "u l d"], Bool[np.ndarray, "u l"]]:
+        """What the text encoder makes of texts."""
         config = self._config.text
-        if config is None or not different:
+        if config is None or not texts:
             shape = (1, BUCKETS[0])
-            return _Texts({}, jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool))
-        ids, mask = self.tokenizer.encode(different)
-        tokens = _encode_text(T5Encoder(config), self._variables["text"], ids, mask)
-        return _Texts({text: place for place, text in enumerate(different)}, tokens, mask)
+            return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
+        ids, mask = self.tokenizer.encode(texts)
+        return _encode_text(T5Encoder(config), self._variables["text"], ids, mask), mask
+
+    def _joint(self, texts: Sequence[str]) -> Float[Array, "u j"]:
+        """The vectors of texts in CLAP's space, quantized where the model does that."""
+        config = self._config.clap
+        if config is None or not texts:
+            return jnp.zeros((1, config.clap.dim if config else 1))
+        embedded = jnp.asarray(self._clap.embed_text(texts))
+        codebooks = self._variables["clap"].get("codebooks")
+        return embedded if codebooks is None else _quantized(embedded, codebooks["embed"])
 
     def conditions(self, sets: Sequence[Sequence[Row]], texts: _Texts, span: Span) -> dict[str, Condition]:
         """What the language model reads of a batch in `span`, by name.
@@ -103,6 +133,11 @@ class Conditioner:
             # Without any text, cross-attention would give zero in every row: it is left out.
             if any(row.text for row in rows) or self._config.lm.condition("text").fuse == "prefix":
                 found["text"] = text
+        if self._config.clap is not None and any(row.text for row in rows):
+            there = jnp.asarray([bool(row.text) for row in rows])
+            found["clap"] = joint.condition(jnp.take(texts.joint, self._places(rows, texts), axis=0), there)
+        if self._config.style is not None:
+            found["style"] = self._style(rows, len(sets[0]), self._config.style)
         if self._config.melody is not None:
             found["melody"] = self._melody(rows, span, self._config.melody)
         for label in self._config.labels:
@@ -112,11 +147,29 @@ class Conditioner:
         return found
 
     def _text(self, rows: Sequence[Row], batch: int, texts: _Texts) -> Condition:
-        index = np.array([texts.places.get(row.text or "", 0) for row in rows])
+        index = self._places(rows, texts)
         there = np.array([bool(row.text) for row in rows])
         mask = texts.mask[index] & there[:, None]
         tokens = jnp.take(texts.tokens, index, axis=0)
         return Condition(tokens, jnp.asarray(mask), attended=self._attended(mask, batch))
+
+    def _places(self, rows: Sequence[Row], texts: _Texts) -> np.ndarray:
+        return np.array([texts.places.get(row.text or "", 0) for row in rows])
+
+    def _style(self, rows: Sequence[Row], batch: int, config: StyleConfig) -> Condition:
+        """Styles, and zero vectors that are attended to for rows without: as many as the style has that they stand for,
+        one where that row has none either."""
+        length = max((len(row.style) for row in rows if row.style is not None), default=1)
+        there = np.array([row.style is not None for row in rows])
+        vectors = np.zeros((len(rows), length, config.dim), np.float32)
+        for i, row in enumerate(rows):
+            if row.style is not None:
+                vectors[i] = row.style
+        lengths = np.where(np.tile(there[:batch], len(rows) // batch), length, 1)
+        if self._compat == "audiocraft":
+            lengths = np.full_like(lengths, length)
+        found = styles.condition(jnp.asarray(vectors), jnp.asarray(there))
+        return found.replace(attended=jnp.asarray(np.arange(length) < lengths[:, None]))
 
     def _melody(self, rows: Sequence[Row], span: Span, config: MelodyConfig) -> Condition:
         tokens, mask = windowed([row.melody for row in rows], span.offset, span.seconds, span.beyond, config)
@@ -160,6 +213,19 @@ class Conditioner:
                 f"knows {known}: they do not belong together"
             )
         return tokenizer
+
+    @functools.cached_property
+    def _clap(self) -> joint.Clap:
+        if self._clap_tokenizer_files is None:
+            raise CheckpointError(
+                "this model came without the tokenizer of its CLAP, so it cannot read texts: put tokenizer.json, or "
+                "vocab.json and merges.txt, of the CLAP (RoBERTa's) into the folder clap inside its folder"
+            )
+        tokenizer = ClapTokenizer.from_directory(self._clap_tokenizer_files)
+        return joint.Clap(self._config.clap.clap, self._variables["clap"], tokenizer)
+
+
+_quantized = jax.jit(joint.quantized)
 
 
 @functools.partial(jax.jit, static_argnames="module")

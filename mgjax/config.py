@@ -238,6 +238,13 @@ class ModelConfig:
                 f"the language model's codebooks hold {self.lm.codebook_size} codes, "
                 f"the codec's {self.codec.codebook_size}"
             )
+        if self.style and self.style.features is None:
+            streams, size = self.style.num_code_streams, self.style.code_size
+            if streams > self.codec.num_codebooks or size != self.codec.codebook_size:
+                raise ConfigError(
+                    f"the style conditioner reads {streams} codebooks of {size} codes, the codec has "
+                    f"{self.codec.num_codebooks} of {self.codec.codebook_size}"
+                )
         given = self.condition_dims
         read = {condition.name: condition.dim for condition in self.lm.conditions}
         if given != read:

@@ -20,15 +20,21 @@ FORMATS = {"mgjax": checkpoint, "huggingface": huggingface, "audiocraft": audioc
 
 
 def read(
-    source: str | os.PathLike, *, dtype: Any = None, place: Place | None = None, text_encoder: str | None = None
+    source: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    place: Place | None = None,
+    text_encoder: str | None = None,
+    style_encoder: str | None = None,
 ) -> Checkpoint:
     """The whole model at `source`.
 
     Args:
       source: "debug", a directory, or the id of a repository on the Hugging Face Hub, which is downloaded once.
-      dtype: The type of the weights (the codebooks are float32 always); None for float32.
+      dtype: The type of the weights (but see `interop.table.is_exact`); None for float32.
       place: Puts each array where it belongs; see `interop.table.load`.
-      text_encoder: A directory or Hub id of a T5, for models that come without theirs.
+      text_encoder: A directory or Hub id of a T5 or a CLAP, for models that come without theirs.
+      style_encoder: A directory or Hub id of a MERT, for style models that come without theirs.
 
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
@@ -38,9 +44,12 @@ def read(
     directory = hub.fetch(os.fspath(source))
     form = checkpoint.detect(directory)
     if form == "audiocraft":
-        model = audiocraft.read_model(directory, text_encoder=text_encoder, dtype=dtype, place=place)
+        encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
+        model = audiocraft.read_model(directory, dtype=dtype, place=place, **encoders)
     elif text_encoder is not None:
         raise ValueError(f"{source} comes with its own text encoder: leave text_encoder out")
+    elif style_encoder is not None:
+        raise ValueError(f"{source} is not in audiocraft's form and comes whole: leave style_encoder out")
     else:
         model = FORMATS[form].read_model(directory, dtype=dtype, place=place)
     license = _license(model.config.license, source)

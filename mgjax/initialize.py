@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.interop.shapes import Shapes, model_shapes
-from mgjax.interop.table import Place, nested
+from mgjax.interop.table import Place, is_exact, nested
 
 # Every part of a MusicGen at a thousandth of its size. It makes noise, at the rate and in the form of the real ones.
 DEBUG = ModelConfig(
@@ -41,16 +42,15 @@ def random_arrays(shapes: Shapes, seed: int = 0, *, dtype: str | None = None, pl
     for name, shape in shapes.items():
         path = tuple(name.split("/"))
         array = _random(name, shape, rng)
-        exact = path[0] == "codec" or "codebooks" in path
-        placed[path] = place(path, array if exact else array.astype(jnp.dtype(dtype or "float32")))
+        placed[path] = place(path, array if is_exact(path) else array.astype(jnp.dtype(dtype or "float32")))
     return nested(placed)
 
 
 def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     name = path.rsplit("/", 1)[-1]
-    if name in ("scale", "norm_scale", "cluster_size", "inited"):
+    if name in ("scale", "norm_scale", "var", "cluster_size", "inited"):
         return np.ones(shape, np.float32)
-    if name.endswith("bias"):
+    if name.endswith("bias") or name == "mean":
         return np.zeros(shape, np.float32)
     values = rng.standard_normal(shape, np.float32)
     if name.endswith("kernel"):
@@ -59,8 +59,7 @@ def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 
 
 def _fan_in(path: str, shape: tuple[int, ...]) -> int:
-    """How many numbers a kernel sums: its first axes, of which the projections into heads have one."""
+    """How many numbers a kernel sums: all its axes but the last, of which the projections into heads have one."""
     if path.endswith("hidden_kernel"):
         return shape[1]
-    joins = path.startswith("codec") or path.endswith("out/kernel") or len(shape) == 2
-    return math.prod(shape[:-1]) if joins else shape[0]
+    return shape[0] if re.search(r"(qkv|kv|query|key|value|head)/kernel$", path) else math.prod(shape[:-1])

@@ -1,12 +1,13 @@
 """Directories in audiocraft's form, read and written: `state_dict.bin` and `compression_state_dict.bin`.
 
-Each is a torch file of a state dict and of `xp.cfg`, the YAML of the run that made it. The text encoder is not inside:
-it is a T5 in a directory of its own. The arrays' names are in names.py, the configs in
-audiocraft_run.py.
+Each is a torch file of a state dict and of `xp.cfg`, the YAML of the run that made it. Encoders that are not trained
+are not inside: the text's is a T5 or a CLAP, the style's MERT, each in a directory of its own. The arrays' names are in
+names.py, the configs in audiocraft_run.py, style.py and joint.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mgjax.checkpoint import Checkpoint, find_tokenizer, replacing
-from mgjax.config import CodecConfig, LMConfig, ModelConfig
-from mgjax.interop import audiocraft_run, hub, huggingface, names, shapes, table, torch_file
+from mgjax.checkpoint import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
+from mgjax.conditioner_config import StyleConfig
+from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.interop import audiocraft_run, clap, hub, hubert, huggingface, names, shapes, table, torch_file
+from mgjax.interop.joint import clap_config
+from mgjax.interop.style import IGNORED, MERT, PREFIX, style_config
 from mgjax.interop.torch_file import CheckpointError, Tensor
 
 LM_FILE = "state_dict.bin"
@@ -25,7 +29,7 @@ CODEC_FILE = "compression_state_dict.bin"
 VERSION = "1.3.0"  # of audiocraft, whose form this is
 
 # A window that the melody's spectrogram keeps; it is computed here.
-_IGNORED = (r"^condition_provider\.conditioners\.self_wav\.chroma\.spec\.window$",)
+_IGNORED = (r"^condition_provider\.conditioners\.self_wav\.chroma\.spec\.window$", *IGNORED)
 
 Fetch = Callable[[str], Path]
 
@@ -34,6 +38,7 @@ def read_model(
     directory: str | os.PathLike,
     *,
     text_encoder: str | os.PathLike | None = None,
+    style_encoder: str | os.PathLike | None = None,
     dtype: Any = None,
     place: table.Place | None = None,
     fetch: Fetch = hub.fetch,
@@ -42,10 +47,12 @@ def read_model(
 
     Args:
       directory: Holds `state_dict.bin` and `compression_state_dict.bin`.
-      text_encoder: The directory or Hub id of the T5; None for the one that the model names.
+      text_encoder: The directory or Hub id of the T5; None for the one that the model names. Of a model that hears its
+        texts through CLAP, that of a ClapModel of transformers, which has to be given.
+      style_encoder: The directory or Hub id of the MERT of a style model; None for the published one.
       dtype: As in `table.load`.
       place: As in `table.load`.
-      fetch: Finds the directory of a text encoder or of a codec that the files only name.
+      fetch: Finds the directory of an encoder or of a codec that the files only name.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
@@ -53,35 +60,100 @@ def read_model(
     path = Path(directory) / LM_FILE
     state, run, lm_config = _read_lm(path)
     codec_config, codec = _match_codec(Path(directory), fetch)
-    text_config, text, tokenizer = None, None, None
+    found = _Encoders({("codec",): codec})
     if fused := lm_config.condition("text"):
-        named = audiocraft_run.named_text_encoder(run)
-        folder = fetch(str(text_encoder or named))
-        text_config, text = huggingface.match_text_encoder(folder)
-        tokenizer = find_tokenizer(folder)
-        if text_config.dim != fused.dim:
+        found.add_text(path, fused, audiocraft_run.named_text_encoder(run), text_encoder, fetch)
+    if fused := lm_config.condition("clap"):
+        found.add_clap(path, fused, run, text_encoder, fetch)
+    if lm_config.condition("style"):
+        found.add_style(path, style_config(run), state, style_encoder or MERT, fetch)
+    config = audiocraft_run.model_config(path, run, lm_config, codec_config, **found.configs)
+    wanted = shapes.model_shapes(config)
+    match = table.match(names.audiocraft(config), state, wanted, where=str(path), ignored=_IGNORED)
+    flat = table.flattened(table.load(match, dtype=dtype, place=place))
+    for prefix, match in found.matches.items():
+        inside = (lambda path, array, prefix=prefix: place((*prefix, *path), array)) if place else None
+        # Of the style's encoder nothing is rounded, as of the style conditioner itself.
+        kind = None if prefix[0] == "style" else dtype
+        part = table.flattened(table.load(match, dtype=kind, place=inside))
+        flat |= {(*prefix, *path): array for path, array in part.items()}
+    return Checkpoint(config, table.nested(flat), found.tokenizer, found.clap_tokenizer)
+
+
+@dataclasses.dataclass(eq=False)
+class _Encoders:
+    """The parts of a model that are in directories of their own.
+
+    Attributes:
+      matches: What `table.load` needs to read each, by where it stands among the variables.
+      configs: Of the encoders, by their names in `ModelConfig`.
+      tokenizer: The folder of the text encoder's tokenizer.
+      clap_tokenizer: The folder of CLAP's.
+    """
+
+    matches: dict[table.Path, table.Match]
+    configs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Path | None = None
+    clap_tokenizer: Path | None = None
+
+    def add_text(self, path: Path, fused: Fused, named: str, given: Any, fetch: Fetch) -> None:
+        folder = fetch(str(given or named))
+        config, self.matches["text",] = huggingface.match_text_encoder(folder)
+        if config.dim != fused.dim:
             raise CheckpointError(
                 f"{path}: reads text of width {fused.dim} (it was made with {named}), but the text encoder "
-                f"in {folder} gives width {text_config.dim}; give text_encoder= another one"
+                f"in {folder} gives width {config.dim}; give text_encoder= another one"
             )
-    config = audiocraft_run.model_config(path, run, lm_config, codec_config, text_config)
-    wanted = shapes.lm_shapes(lm_config)
-    matches = {"lm": table.match(names.audiocraft_lm(lm_config), state, wanted, where=str(path), ignored=_IGNORED)}
-    matches |= {"codec": codec} | ({"text": text} if text else {})
-    variables = {part: _load(part, match, dtype, place) for part, match in matches.items()}
-    return Checkpoint(config, variables, tokenizer)
+        self.configs["text"], self.tokenizer = config, find_tokenizer(folder)
+
+    def add_clap(self, path: Path, fused: Fused, run: dict[str, Any], given: Any, fetch: Fetch) -> None:
+        if given is None:
+            named = run["conditioners"]["description"].get("clap", {}).get("checkpoint")
+            raise CheckpointError(
+                f"{path}: hears texts through CLAP, which is not inside. It was made with {named}, a file in LAION's "
+                "own form, which is not read here: give text_encoder= the directory or Hub id of the same CLAP as a "
+                "ClapModel of transformers, such as laion/larger_clap_music"
+            )
+        folder = fetch(str(given))
+        config, self.matches["clap",] = clap.match_clap(folder)
+        if config.dim != fused.dim:
+            raise CheckpointError(
+                f"{path}: reads joint embeddings of width {fused.dim}, but the CLAP in {folder} gives width "
+                f"{config.dim}; give text_encoder= another one"
+            )
+        self.configs["clap"], self.clap_tokenizer = clap_config(run, config), find_clap_tokenizer(folder)
+
+    def add_style(self, path: Path, config: StyleConfig, state: dict[str, Tensor], given: Any, fetch: Fetch) -> None:
+        self.configs["style"] = config
+        if config.features is None:
+            return
+        folder = fetch(str(given))
+        features, self.matches["style", "features"] = hubert.match_hubert(folder)
+        weight = state.get(f"{PREFIX}embed.weight")
+        if weight is not None and weight.shape[-1] != features.dim:
+            raise CheckpointError(
+                f"{path}: its style conditioner reads features of width {weight.shape[-1]} (it was made with {MERT}), "
+                f"but the encoder in {folder} gives width {features.dim}; give style_encoder= another one"
+            )
+        # It learned from features of audio as it is, whatever the encoder itself was trained on.
+        features = dataclasses.replace(features, normalize=False)
+        self.configs["style"] = dataclasses.replace(config, features=features)
 
 
 def read_config(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> ModelConfig:
-    """What the model in `directory` is, without reading its weights; its T5 is known by name."""
+    """What the model in `directory` is, without reading its weights; its encoders are known by name."""
     path = Path(directory) / LM_FILE
     _, run, lm_config = _read_lm(path)
     codec_config, _ = _match_codec(Path(directory), fetch)
-    text_config = None
+    configs: dict[str, Any] = {}
     if lm_config.condition("text"):
         named = audiocraft_run.named_text_encoder(run)
-        text_config = audiocraft_run.T5.get(named) or huggingface.match_text_encoder(fetch(named))[0]
-    return audiocraft_run.model_config(path, run, lm_config, codec_config, text_config)
+        configs["text"] = audiocraft_run.T5.get(named) or huggingface.match_text_encoder(fetch(named))[0]
+    if lm_config.condition("clap"):
+        configs["clap"] = clap_config(run)
+    if lm_config.condition("style"):
+        configs["style"] = style_config(run)
+    return audiocraft_run.model_config(path, run, lm_config, codec_config, **configs)
 
 
 def _read_lm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], LMConfig]:
@@ -101,11 +173,6 @@ def read_codec(
     """The codec in `directory`, which holds `compression_state_dict.bin`."""
     config, match = _match_codec(Path(directory), fetch)
     return config, table.load(match, dtype=dtype, place=place)
-
-
-def _load(part: str, match: table.Match, dtype: Any, place: table.Place | None) -> dict[str, Any]:
-    inside = (lambda path, array: place((part, *path), array)) if place else None
-    return table.load(match, dtype=dtype, place=inside)
 
 
 def _match_codec(directory: Path, fetch: Fetch) -> tuple[CodecConfig, table.Match]:
@@ -158,15 +225,15 @@ def write_model(
       CheckpointError: audiocraft has no such model.
     """
     config = checkpoint.config
-    if config.lm.pattern != "delay":
-        raise CheckpointError(f"the pattern {config.lm.pattern!r} is not written for audiocraft; only 'delay' is")
+    audiocraft_run.check_writable(config)
     if config.text is not None:
         text_encoder = text_encoder or audiocraft_run.t5_name(config.text)
-    state = table.export(names.audiocraft_lm(config.lm), checkpoint.variables["lm"])
+    run = audiocraft_run.lm_run(config, text_encoder)
+    state = table.export(names.audiocraft(config), checkpoint.variables)
     if dtype is not None:
-        state = {name: _cast(tensor, np.dtype(dtype)) for name, tensor in state.items()}
+        state = {name: tensor if _is_exact(name) else _cast(tensor, np.dtype(dtype)) for name, tensor in state.items()}
     with replacing(directory) as temporary:
-        _write_package(temporary / LM_FILE, state, audiocraft_run.lm_run(config, text_encoder))
+        _write_package(temporary / LM_FILE, state, run)
         _write_codec(temporary, config.codec, checkpoint.variables["codec"])
 
 
@@ -184,6 +251,11 @@ def _write_codec(directory: Path, config: CodecConfig, variables: dict[str, Any]
 def _write_package(path: Path, state: dict[str, Tensor], run: dict[str, Any]) -> None:
     text = yaml.safe_dump(run, sort_keys=False)
     torch_file.write(path, {"best_state": state, "xp.cfg": text, "version": VERSION, "exported": True})
+
+
+def _is_exact(name: str) -> bool:
+    """Whether a tensor is not rounded: codebooks, since codes are hard decisions, and running statistics."""
+    return "._codebook." in name or ".batch_norm." in name
 
 
 def _cast(tensor: Tensor, dtype: np.dtype) -> Tensor:

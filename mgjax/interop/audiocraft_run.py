@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.conditioner_config import MelodyConfig, T5Config
+from mgjax.conditioner_config import ClapConditionConfig, MelodyConfig, StyleConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.interop import names
+from mgjax.interop.joint import clap_run
+from mgjax.interop.style import style_run
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.strict_json import ConfigError, from_dict
 
@@ -33,11 +35,15 @@ _FIXED = {
     "transformer_lm.qk_layer_norm": False,
     "transformer_lm.qk_layer_norm_cross": False,
     "transformer_lm.kv_repeat": 1,
-    "conditioners.description.model": "t5",
-    "conditioners.self_wav.model": "chroma_stem",
     "conditioners.self_wav.chroma_stem.radix2_exp": 14,
+    "conditioners.description.clap.enable_fusion": False,
     "fuser.sum": [],
     "fuser.input_interpolate": [],
+}
+# What is a choice, and which condition it makes.
+_CONDITIONERS = {
+    "self_wav": {"chroma_stem": "melody", "style": "style"},
+    "description": {"t5": "text", "clap": "clap"},
 }
 _FIXED_OF_CODEC = {
     "compression_model": "encodec",
@@ -105,6 +111,13 @@ def _at(values: Any, path: str, default: Any = None) -> Any:
 def check_lm(path: Path, run: dict[str, Any]) -> None:
     """Raises CheckpointError unless the language model is of the one kind that is supported."""
     _check_fixed(path, run, _FIXED)
+    for name, kinds in _CONDITIONERS.items():
+        found = _at(run, f"conditioners.{name}.model")
+        if found is not None and found not in kinds:
+            raise CheckpointError(
+                f"{path}: conditioners.{name}.model is {found!r} in its xp.cfg; only {' and '.join(map(repr, kinds))} "
+                "are supported"
+            )
     pattern = _at(run, "codebooks_pattern.modeling") or _at(run, "transformer_lm.q_modeling") or "delay"
     if pattern != "delay":
         raise CheckpointError(f"{path}: the codebook pattern is {pattern!r} in its xp.cfg; only 'delay' is supported")
@@ -139,20 +152,22 @@ def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> L
             "num_codebooks": count,
             "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
             "delays": _at(run, "codebooks_pattern.delay.delays") or list(range(count)),
-            "conditions": _conditions(state, "cross" if crossed else "prefix"),
+            "conditions": _conditions(state, run, "cross" if crossed else "prefix"),
         }
         return from_dict(LMConfig, fields)
     except (ValueError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: its xp.cfg does not describe a language model: {error}") from None
 
 
-def _conditions(state: Mapping[str, Tensor], text_fuse: str) -> tuple[Fused, ...]:
-    """What the language model reads. A melody always stands before the music, and before the text."""
+def _conditions(state: Mapping[str, Tensor], run: dict[str, Any], text_fuse: str) -> tuple[Fused, ...]:
+    """What the language model reads. A melody or a style always stands before the music, and before the text."""
     fused = []
-    for name, fuse in (("melody", "prefix"), ("text", text_fuse)):
-        weight = state.get(f"condition_provider.conditioners.{names.AUDIOCRAFT_CONDITIONERS[name]}.output_proj.weight")
+    for theirs, fuse in (("self_wav", "prefix"), ("description", text_fuse)):
+        weight = state.get(f"condition_provider.conditioners.{theirs}.output_proj.weight")
         if weight is not None:
-            fused.append(Fused(name, weight.shape[-1], fuse))
+            kinds = _CONDITIONERS[theirs]
+            kind = kinds[_at(run, f"conditioners.{theirs}.model", next(iter(kinds)))]
+            fused.append(Fused(kind, weight.shape[-1], fuse))
     return tuple(fused)
 
 
@@ -188,18 +203,30 @@ def named_text_encoder(run: dict[str, Any]) -> str:
 
 
 def model_config(
-    path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConfig, text: T5Config | None
+    path: Path,
+    run: dict[str, Any],
+    lm: LMConfig,
+    codec: CodecConfig,
+    *,
+    text: T5Config | None = None,
+    style: StyleConfig | None = None,
+    clap: ClapConditionConfig | None = None,
 ) -> ModelConfig:
     """The whole model's config, from those of its parts."""
+    text_guidance = _at(run, "generate.lm.cfg_coef_beta")
     try:
+        guidance = float(_at(run, "classifier_free_guidance.inference_coef", 3.0))
+        sampling = Sampling(guidance=guidance, text_guidance=None if text_guidance is None else float(text_guidance))
         return ModelConfig(
             lm,
             codec,
             text,
             channels=codec.channels * max(1, lm.num_codebooks // codec.num_codebooks),
             window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
-            sampling=Sampling(guidance=float(_at(run, "classifier_free_guidance.inference_coef", 3.0))),
+            sampling=sampling,
             melody=melody_config(run, lm, codec),
+            style=style,
+            clap=clap,
         )
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -216,8 +243,29 @@ def t5_name(config: T5Config) -> str:
     )
 
 
+def check_writable(config: ModelConfig) -> None:
+    """Raises CheckpointError unless audiocraft has a model of this kind."""
+    lm = config.lm
+    if lm.pattern != "delay":
+        raise CheckpointError(f"the pattern {lm.pattern!r} is not written for audiocraft; only 'delay' is")
+    prefixes, crossed = (
+        [names.AUDIOCRAFT_CONDITIONERS.get(one.name) for one in lm.conditions if one.fuse == fuse]
+        for fuse in ("prefix", "cross")
+    )
+    known = [["self_wav", "description"], ["self_wav"], ["description"], []]
+    if prefixes + crossed not in known or "self_wav" in crossed or len(prefixes + crossed) != len(lm.conditions):
+        raise CheckpointError(
+            f"audiocraft has no model with the conditions {', '.join(f'{c.name} ({c.fuse})' for c in lm.conditions)}: "
+            "it has a melody or a style as a prefix, and then text or CLAP. Save it in mgjax form instead"
+        )
+
+
 def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
-    """The xp.cfg from which audiocraft builds the language model."""
+    """The xp.cfg from which audiocraft builds the language model.
+
+    Raises:
+      CheckpointError: audiocraft has no such style conditioner, or no such CLAP.
+    """
     lm = config.lm
     conditioners, dropped = {}, {}
     if config.melody:
@@ -225,12 +273,17 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
         chroma |= {"argmax": True}
         conditioners["self_wav"] = {"model": "chroma_stem", "chroma_stem": chroma | {"match_len_on_eval": True}}
         dropped = {"args": {"active_on_eval": False}, "text": {}, "wav": {"self_wav": 0.5}}
-    if text_encoder:
+    if config.style:
+        conditioners["self_wav"] = {"model": "style"}  # see below
+        dropped = {"args": {"active_on_eval": False}, "text": {"description": 0.4}, "wav": {"self_wav": 0.4}}
+    if config.clap:
+        conditioners["description"] = clap_run(config.clap)
+    if config.text:
         t5 = {"name": text_encoder, "finetune": False, "word_dropout": 0.0, "normalize_text": False}
         conditioners["description"] = {"model": "t5", "t5": t5}
     crossed = ["description"] if lm.cross_attention else []
     fuser = {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [], "input_interpolate": []}
-    return {
+    run = {
         "device": "cpu",
         "dtype": "float32",
         "solver": "musicgen",
@@ -270,6 +323,13 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
         "conditioners": conditioners,
         "dataset": {"segment_duration": config.window_seconds},
     }
+    if config.style:
+        conditioners["self_wav"] = style_run(config.style, run)
+    if config.clap:
+        run["dataset"]["joint_embed_attributes"] = ["description"]
+    if config.sampling.text_guidance is not None:
+        run["generate"] = {"lm": {"cfg_coef_beta": config.sampling.text_guidance}}
+    return run
 
 
 def codec_run(config: CodecConfig) -> dict[str, Any]:

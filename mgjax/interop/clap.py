@@ -80,12 +80,15 @@ def read_clap(
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
-    directory = Path(directory)
-    config = _read_config(directory)
-    match = table.match(
-        _rules(config), weights.find(directory), clap_shapes(config), where=str(directory), ignored=_IGNORED
-    )
+    config, match = match_clap(Path(directory))
     return config, table.load(match, dtype=dtype, place=place)
+
+
+def match_clap(directory: Path) -> tuple[ClapConfig, table.Match]:
+    """The config of the ClapModel in `directory`, and what `table.load` needs to read it."""
+    config = _read_config(directory)
+    tensors, wanted = weights.find(directory), clap_shapes(config)
+    return config, table.match(_rules(config), tensors, wanted, where=str(directory), ignored=_IGNORED)
 
 
 def _read_config(directory: Path) -> ClapConfig:

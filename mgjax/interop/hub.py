@@ -10,10 +10,12 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from mgjax.checkpoint import TOKENIZER_FILES
+from mgjax.checkpoint import CLAP_FOLDER, CLAP_TOKENIZER_FILES, TOKENIZER_FILES
 from mgjax.interop.torch_file import CheckpointError
 
 _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+# RoBERTa's tokenizer, in the repository of a CLAP and in that of a model that holds one.
+_CLAP_FILES = ("vocab.json", "merges.txt", *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES))
 _ORIGINALS = ("state_dict.bin", "compression_state_dict.bin")
 
 
@@ -69,7 +71,7 @@ def select(files: Sequence[str], source: str) -> list[str]:
     Raises:
       CheckpointError: There are no weights in a form that can be read.
     """
-    needed = [name for name in (*_CONFIGS, *TOKENIZER_FILES) if name in files]
+    needed = [name for name in (*_CONFIGS, *TOKENIZER_FILES, *_CLAP_FILES) if name in files]
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         if f"{stem}.{suffix}" in files:
             return [*needed, f"{stem}.{suffix}"]

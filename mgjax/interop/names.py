@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, LMConfig, ModelConfig
+from mgjax.interop.joint import audiocraft_clap
 from mgjax.interop.shapes import LSTM, Conv, codec_modules, gated
+from mgjax.interop.style import audiocraft_style
 from mgjax.interop.table import CONV, CONV_TRANSPOSED, FLAG, GAIN, LINEAR, LINEAR_OUT, PLAIN, Layout, Rule
 
 # torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
@@ -71,6 +73,15 @@ def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
         yield _one(f"{here}/ffn/down/kernel", f"{there}.fc2.weight", LINEAR)
     for condition in config.conditions:
         yield from _linear(f"{condition.name}_proj", HUGGINGFACE_PROJECTIONS[condition.name])
+
+
+def audiocraft(config: ModelConfig) -> Iterator[Rule]:
+    """The language model in audiocraft, and what learned beside it."""
+    yield from (rule.within("lm/") for rule in audiocraft_lm(config.lm))
+    if config.style:
+        yield from (rule.within("style/") for rule in audiocraft_style(config.style))
+    if config.clap:
+        yield from (rule.within("clap/") for rule in audiocraft_clap(config.clap))
 
 
 def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:

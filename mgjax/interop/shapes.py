@@ -8,17 +8,42 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from mgjax.conditioner_config import T5Config
+from mgjax.conditioner_config import ClapConditionConfig, StyleConfig, T5Config
+from mgjax.conditioning.hubert import hubert_shapes
+from mgjax.conditioning.style import style_shapes
 from mgjax.config import CodecConfig, LMConfig, ModelConfig
+from mgjax.interop.clap_shapes import clap_shapes
 from mgjax.interop.torch_file import Shape
 
 Shapes = dict[str, Shape]
 
 
 def model_shapes(config: ModelConfig) -> Shapes:
-    """All arrays of a model, under "lm/", "codec/" and, where there is a text encoder, "text/"."""
+    """All arrays of a model, under "lm/", "codec/" and, for the encoders that it has, "text/", "style/", "clap/"."""
     shapes = under("lm", lm_shapes(config.lm)) | under("codec", codec_shapes(config.codec))
-    return shapes | (under("text", text_shapes(config.text)) if config.text else {})
+    if config.text:
+        shapes |= under("text", text_shapes(config.text))
+    if config.style:
+        shapes |= under("style", _style_shapes(config.style))
+    if config.clap:
+        shapes |= under("clap", _clap_shapes(config.clap))
+    return shapes
+
+
+def _style_shapes(config: StyleConfig) -> Shapes:
+    """The style conditioner's, and under "features/" those of the encoder whose features it reads."""
+    features = under("features", hubert_shapes(config.features)) if config.features else {}
+    return style_shapes(config) | features
+
+
+def _clap_shapes(config: ClapConditionConfig) -> Shapes:
+    """The two towers', and under "codebooks/" the quantizer's where there is one."""
+    k, v, d = config.num_codebooks, config.codebook_size, config.clap.dim
+    return clap_shapes(config.clap) | (under("codebooks", _codebook_shapes(k, v, d)) if k else {})
+
+
+def _codebook_shapes(k: int, v: int, d: int) -> Shapes:
+    return {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
 
 
 def under(prefix: str, shapes: Shapes) -> Shapes:
@@ -166,6 +191,5 @@ def codec_shapes(config: CodecConfig) -> Shapes:
             elif config.norm == "time_group_norm":
                 arrays |= {"norm_scale": (module.outputs,), "norm_bias": (module.outputs,)}
             shapes |= under(f"params/{module.path}", arrays)
-    k, v, d = config.num_codebooks, config.codebook_size, config.latent_dim
-    codebooks = {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
+    codebooks = _codebook_shapes(config.num_codebooks, config.codebook_size, config.latent_dim)
     return shapes | under("codebooks", codebooks)

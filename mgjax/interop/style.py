@@ -15,6 +15,8 @@ PREFIX = "condition_provider.conditioners.self_wav."
 # A count of batches, which means nothing with a constant momentum.
 IGNORED = (r"^condition_provider\.conditioners\.self_wav\.batch_norm\.num_batches_tracked$",)
 
+MERT = "m-a-p/MERT-v1-95M"  # on the Hub: the encoder that audiocraft knows as "mert"
+
 _TRANSFORMERS = {
     "xsmall": {"dim": 256, "num_heads": 8, "num_layers": 4},
     "default": {"dim": 512, "num_heads": 8, "num_layers": 8},
@@ -95,3 +97,28 @@ def style_config(run: Mapping[str, Any]) -> StyleConfig:
         return from_dict(StyleConfig, fields)
     except ConfigError as error:
         raise CheckpointError(f"xp.cfg does not describe a style conditioner: {error}") from None
+
+
+def style_run(config: StyleConfig, run: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of xp.cfg that describes a style conditioner of a model of which the rest of xp.cfg is `run`.
+
+    Raises:
+      CheckpointError: audiocraft has no such style conditioner.
+    """
+    sizes = {"dim": config.dim, "num_heads": config.num_heads, "num_layers": config.num_layers}
+    scale = next((name for name, known in _TRANSFORMERS.items() if known == sizes), None)
+    style = {"model_name": "encodec" if config.features is None else "mert", "transformer_scale": scale}
+    style |= {theirs: getattr(config, ours) for ours, (theirs, _) in _FIELDS.items()}
+    # What only its training reads, and what it does at generation as all published models do.
+    style |= {"sample_rate": run["sample_rate"], "encodec_checkpoint": "//pretrained/facebook/encodec_32khz"}
+    style |= {"q_dropout": True, "varying_lengths": [config.seconds / 2, config.seconds * 1.5], "batch_norm": True}
+    style |= {"compute_mask": True, "num_codebooks_lm": run["transformer_lm"]["n_q"], "ds_rate_compression": 640}
+    style |= {"use_middle_of_segment": False, "rvq_threshold_ema_dead_code": 0.1}
+    part = {"model": "style", "style": style}
+    if scale is None or style_config(dict(run) | {"conditioners": {"self_wav": part}}) != config:
+        known = ", ".join(f"{name} {sizes}" for name, sizes in _TRANSFORMERS.items())
+        raise CheckpointError(
+            f"audiocraft has no such style conditioner ({config}): it reads the features of {MERT} or the model's own "
+            f"codes, by a transformer of one of the sizes {known}. Save the model in mgjax form instead"
+        )
+    return part

@@ -183,8 +183,7 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
 
     Args:
       match: What `match` returned.
-      dtype: The type of the weights; None for float32. The codec's are float32 always: it is small, and codes are
-        hard decisions.
+      dtype: The type of the weights; None for float32. See `is_exact` for those that are float32 always.
       place: Called with the path and the numpy array of each array in turn; what it returns stands in the result.
         None for `jnp.asarray`.
     """
@@ -194,10 +193,19 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
         arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources], match.shapes)
         for target, array in zip(rule.targets, arrays, strict=True):
             path = tuple(target.split("/"))
-            is_codec = path[0] in ("codec", "params", "codebooks")  # of a whole model, or alone
-            wanted = np.float32 if dtype is None or is_codec else np.dtype(dtype)
+            wanted = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
             flat[path] = place(path, np.ascontiguousarray(array, wanted))
     return nested(flat)
+
+
+def is_exact(path: Path) -> bool:
+    """Whether an array is float32 whatever the type of the weights.
+
+    Those of the codec and of the style conditioner are: both are small, and codes are hard decisions. So are codebooks
+    and running statistics anywhere.
+    """
+    alone = ("params", "batch_stats", "codebooks")  # the codec or the style conditioner without the rest of the model
+    return path[0] in ("codec", "style", *alone) or not {"codebooks", "stats"}.isdisjoint(path)
 
 
 def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Tensor]:

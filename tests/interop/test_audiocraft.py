@@ -10,6 +10,7 @@ import transformers
 import yaml
 from tiny_transformers import as_numpy, assert_same, encodec_config, flat, melody, musicgen, randomised, save
 
+from mgjax.conditioner_config import MelodyConfig
 from mgjax.config import CodecConfig, LMConfig, Sampling
 from mgjax.interop import audiocraft, audiocraft_run, huggingface
 from mgjax.interop.torch_file import CheckpointError, Tensor
@@ -118,13 +119,13 @@ def test_other_kinds(kind, tmp_path):
             tmp_path / "model" / "state_dict.bin", lambda package: package["best_state"].update({name: torch.zeros(9)})
         )
     ours = read(tmp_path / "model", directory)
-    lm = dataclasses.replace(ours.config.lm, chroma_frames=theirs.config.lm.chroma_frames)
-    assert same_but_for_bandwidths(dataclasses.replace(ours.config, lm=lm), theirs.config)
+    # transformers' config says how many frames a melody has, audiocraft's how long a piece is.
+    assert same_but_for_bandwidths(dataclasses.replace(ours.config, melody=theirs.config.melody), theirs.config)
     assert_same(ours.variables, theirs.variables)
     if kind == "stereo":
         assert ours.config.channels == 2
     else:
-        assert ours.config.lm.chroma_frames == int(30 * 320 / 4096) + 1
+        assert ours.config.melody == MelodyConfig(12, 320, num_frames=int(30 * 320 / 4096) + 1)
 
 
 def test_references_in_the_config(written, theirs, saved):
@@ -216,7 +217,7 @@ def test_codec_alone(theirs, tmp_path):
         (lambda p: p["xp.cfg"]["transformer_lm"].update(activation="relu"), "transformer_lm.activation is 'relu'"),
         (lambda p: p["xp.cfg"]["transformer_lm"].update(num_heads=5), "not a multiple of num_heads"),
         (lambda p: p["xp.cfg"]["transformer_lm"].update(dim="wide"), "does not describe a language model"),
-        (lambda p: p["xp.cfg"]["conditioners"]["description"].update(model="clap"), "only 't5'"),
+        (lambda p: p["xp.cfg"]["conditioners"]["description"].update(model="lut"), "only 't5' and 'clap'"),
         (lambda p: p.update({"xp.cfg": "a: [b"}), "xp.cfg is not YAML"),
         (lambda p: p.update({"xp.cfg": "!!python/object/apply:os.system ['false']"}), "xp.cfg is not YAML"),
         (lambda p: p.update({"xp.cfg": "[1]"}), "should be a YAML mapping"),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mgjax.conditioner_config import T5Config
+from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.interop import names, shapes
 
@@ -37,7 +37,9 @@ def count(tree, *, skip=()):
 
 
 def config_of(fields):
-    return ModelConfig(LMConfig(**fields), channels=fields.get("num_codebooks", 4) // 4)
+    lm = LMConfig(**fields)
+    melody = MelodyConfig() if lm.condition("melody") else None
+    return ModelConfig(lm, channels=fields.get("num_codebooks", 4) // 4, melody=melody)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
