@@ -25,7 +25,8 @@ def to_config_dict(run: Any) -> ConfigDict:
         if dataclasses.is_dataclass(value):
             value = to_config_dict(value)
         elif isinstance(hint, types.UnionType) and typing.get_origin(_given(hint)) is None:
-            value = config_dict.placeholder(_given(hint)) if value is None else value
+            kind = ConfigDict if dataclasses.is_dataclass(_given(hint)) else _given(hint)
+            value = config_dict.placeholder(kind) if value is None else value
         values[name] = value
     return ConfigDict(values).lock()
 

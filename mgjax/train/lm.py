@@ -23,7 +23,7 @@ from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint, write_model
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, T5Config
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig
@@ -37,6 +37,7 @@ from mgjax.lm.model import LM
 from mgjax.lm.stack import REMAT, stack_layers, unstack_layers
 from mgjax.strict_json import ConfigError
 from mgjax.train import conditions, optim, start
+from mgjax.train import text as text_encoders
 from mgjax.train.flops import products
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
@@ -62,8 +63,13 @@ class LMRun:
       lm: What the model is; None for that of `init`.
       init: A model to go on from; None for new weights.
       codec: A codec, or a model that has one; None for that of `init`.
-      text_encoder: A T5, or a model that has one. It is not trained. None for that of `init`; without `init`, for a
-        model that reads no text.
+      text_encoder: A T5 (FLAN-T5 too), or a model that has one. None for that of `init`; without `init`, for a model
+        that reads no text, or has a new text encoder.
+      new_text: A new text encoder, trained from scratch; None for none. A `vocab_size` that is left at T5's own becomes
+        that of the vocabulary.
+      vocabulary: Of the new text encoder: a folder with spiece.model, as `mgjax corpus vocabulary` makes it; None or
+        "bytes" for the bytes of the texts.
+      train_text: Whether the text encoder is trained with the language model, rather than left as it is.
       channels: Of the audio; 2 with a mono `init` makes a stereo model of it.
       window_seconds: The length of music that the model will generate at once; None for the length of the segments.
       data: Corpora of tokens made with `codec`, or of audio at its rate.
@@ -87,6 +93,9 @@ class LMRun:
     init: str | None = None
     codec: str | None = None
     text_encoder: str | None = None
+    new_text: T5Config | None = None
+    vocabulary: str | None = None
+    train_text: bool = False
     channels: int = 1
     window_seconds: float | None = None
     data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=192, sample_on_duration=False))
@@ -111,6 +120,13 @@ class LMRun:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be above 0, got {value}")
+        text_encoders.check(
+            init=self.init,
+            text_encoder=self.text_encoder,
+            new_text=self.new_text,
+            vocabulary=self.vocabulary,
+            train_text=self.train_text,
+        )
         if self.data.batch_size % self.optim.accumulate:
             raise ConfigError(
                 f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
@@ -159,6 +175,8 @@ def begin(config: LMRun) -> Start:
         lm=config.lm,
         codec=config.codec,
         text_encoder=config.text_encoder,
+        new_text=config.new_text,
+        vocabulary=config.vocabulary,
         channels=config.channels,
         window_seconds=config.window_seconds or config.data.segment_seconds,
         melody=config.melody,
@@ -166,6 +184,8 @@ def begin(config: LMRun) -> Start:
         numbers=config.numbers,
     )
     conditions.check(begun.config)
+    if config.train_text and begun.config.text is None:
+        raise ConfigError(f"{config.init} reads no text, so there is no text encoder to train: leave train_text out")
     return begun
 
 
@@ -195,7 +215,9 @@ def _check(corpus: Corpus, begun: Start) -> None:
 def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
     """The functions that the loop runs, for batches of codes or of audio."""
     step = _Step(config, begun)
-    frozen = {} if begun.text is None else {"text": begun.text}
+    texts = {} if begun.text is None else {"text": begun.text}
+    learned = ({} if begun.lm is None else {"lm": begun.lm}) | (texts if config.train_text else {})
+    frozen = {} if config.train_text else texts
     if kind == "audio":
         frozen["codec"] = begun.codec.variables
     return Task(
@@ -208,7 +230,7 @@ def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
         show=step.show if config.prompts else None,
         save=step.save,
         best=("cross_entropy", "min"),
-        pretrained=None if begun.lm is None else {"lm": begun.lm},
+        pretrained=learned or None,
     )
 
 
@@ -247,8 +269,12 @@ class _Step:
 
     def init(self, key: Array, pretrained: Any = None) -> TrainState:
         """The state before the first update: the published initialisation, or the weights to go on from."""
-        stacked = initial(self.model.lm, key) if pretrained is None else stack_layers(pretrained["lm"])
-        params = {"lm": stacked if self.config.scan_layers else unstack_layers(stacked)}
+        given, params = pretrained or {}, {}
+        if self.config.train_text:
+            key, text_key = jax.random.split(key)
+            params["text"] = given["text"] if "text" in given else text_encoders.initial(self.model.text, text_key)
+        stacked = stack_layers(given["lm"]) if "lm" in given else initial(self.model.lm, key)
+        params["lm"] = stacked if self.config.scan_layers else unstack_layers(stacked)
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -307,7 +333,7 @@ class _Step:
         """The cross-entropy of each codebook, summed over what counts."""
         steps = pieces["steps"]
         variables = {"params": params["lm"]}
-        told = conditions.conditions(self.model, frozen, pieces)
+        told = conditions.conditions(self.model, {**frozen, **params}, pieces)
         context = self.lm.apply(variables, told, batch=steps.inputs.shape[0], method="context")
         return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0]
 
@@ -315,8 +341,8 @@ class _Step:
         """The operations of all convolutions and matrix products that one update needs.
 
         The language model goes forward once and backward twice as long, which is 6 for each weight and code step, and
-        its attention (counted in full, although half of it is masked); codec and text encoder go forward only. What
-        `remat` computes again is not counted.
+        its attention (counted in full, although half of it is masked); so does a text encoder that is trained. What is
+        not trained goes forward only. What `remat` computes again is not counted.
         """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
         params = jax.eval_shape(self.init, jax.random.key(0)).params
@@ -324,7 +350,7 @@ class _Step:
         pieces = jax.eval_shape(self.pieces, frozen, shapes)
         learned = products(self.cross_entropy, params, frozen, pieces)
         frozen_ones = products(self.pieces, frozen, shapes)
-        if self.model.text is not None:
+        if self.model.text is not None and not self.config.train_text:
             encoder = T5Encoder(self.model.text)
             text = products(encoder.apply, {"params": frozen["text"]}, shapes["text_ids"], shapes["text_mask"])
             learned, frozen_ones = learned - text, frozen_ones + text
@@ -348,10 +374,17 @@ class _Step:
         if jax.process_index() == 0:
             write_model(directory, model)
             config, begun = self.config, self.begun
-            text = {"source": config.text_encoder or config.init, "hash": begun.text_hash}
+            text = None
+            if model.config.text is not None:
+                text = {
+                    "source": "new" if config.new_text else config.text_encoder or config.init,
+                    "vocabulary": config.vocabulary,
+                    "trained": config.train_text,
+                    "hash": text_encoders.hash_of(model.config.text, model.variables["text"]),
+                }
             home = {
                 "codec": {"source": config.codec or config.init, "hash": begun.codec.hash},
-                "text_encoder": text if begun.text is not None else None,
+                "text_encoder": text,
                 "init": config.init,
                 "corpora": list(config.data.corpora),
                 "updates": int(state.step),
@@ -360,10 +393,11 @@ class _Step:
 
     def checkpoint(self, state: TrainState, dtype: str = "float32") -> Checkpoint:
         """The model with the averaged weights, as numpy has them: on this process alone."""
-        lm = jax.tree.map(lambda leaf: _on_host(leaf).astype(dtype), weights_of(state)["lm"])
+        weights = jax.tree.map(_on_host, weights_of(state))
+        lm = jax.tree.map(lambda leaf: leaf.astype(dtype), weights["lm"])
         variables = {"lm": unstack_layers(lm) if self.config.scan_layers else lm, "codec": self.begun.codec.variables}
-        if self.begun.text is not None:
-            variables["text"] = self.begun.text
+        if self.model.text is not None:
+            variables["text"] = weights.get("text", self.begun.text)
         return Checkpoint(self.model, variables, self.begun.tokenizer_files)
 
 
