@@ -89,7 +89,7 @@ def main() -> None:
             found[name][0].append(first)
             found[name][1].extend(steps)
     print(
-        f"{args.layers} layers of width {args.dim}, float32, one piece of {args.seconds:g} s; mgjax {mgjax.__version__}"
+        f"{args.layers} layers of width {args.dim}, float32, a piece of {args.seconds:g} s; mgjax {mgjax.__version__}"
     )
     print(f"  {'':<38} ms/step   before the first second's end")
     for name, (firsts, steps) in found.items():

@@ -4,8 +4,8 @@
 
 Each clip of the corpus of sound (its validation split, which training never saw) is handed over as the melody, without
 any text, and music of the same length is made. Reported is the mean cosine of the two chromagrams frame by frame, and
-how often their strongest pitch class is the same; then the same for melodies paired with the music made for others (the
-floor), and for the clips beside themselves after coding (the ceiling). The intervals are two standard errors over clips.
+how often their strongest pitch class is the same; then the same for melodies paired with the music made for others, the
+floor, and for the clips beside themselves after coding, the ceiling. The intervals are two standard errors over clips.
 """
 
 import argparse

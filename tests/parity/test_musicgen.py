@@ -86,9 +86,9 @@ def test_greedy_codes_equal_those_of_transformers(build, form, guidance, monkeyp
     assert np.abs(made.transpose(0, 2, 1) - audio.numpy()).max() < 1e-5  # measured 1.2e-7
 
 
-@pytest.fixture
-def melody(build):
-    reference, directory = build(melody=True)
+@pytest.fixture(params=[False, True], ids=["mono", "stereo"])
+def melody(build, request):
+    reference, directory = build(melody=True, stereo=request.param)
     return reference, mgjax.load(directory)
 
 
@@ -147,11 +147,14 @@ def test_cross_attention_can_attend_to_padding_as_the_original_does(build):
     assert np.abs(masked - expected).max() > 0.01
 
 
-@pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_melody_greedy_codes_equal_those_of_transformers(melody, guidance, monkeypatch):
+@pytest.mark.parametrize(("guidance", "asked"), [(3.0, True), (3.0, False), (1.0, True)])
+def test_melody_greedy_codes_equal_those_of_transformers(melody, guidance, asked, monkeypatch):
     reference, model = melody
     ids, mask = tokens(model, PROMPTS[:1])
     num_frames = 60
+    chroma = None
+    if asked:
+        chroma = np.eye(12, dtype=np.float32)[np.random.default_rng(3).integers(0, 12, (1, 7))]
     decoded = []
     decode = reference.audio_encoder.decode
     monkeypatch.setattr(
@@ -163,8 +166,14 @@ def test_melody_greedy_codes_equal_those_of_transformers(melody, guidance, monke
             attention_mask=mask,
             do_sample=False,
             guidance_scale=guidance,
-            max_new_tokens=num_frames + model.num_codebooks - 1,
+            max_new_tokens=num_frames + model.config.codec.num_codebooks - 1,
+            **({"input_features": torch.tensor(chroma)} if asked else {}),
         )
     sampling = mgjax.Sampling(**GREEDY, guidance=guidance)
-    codes = model.generate_codes(PROMPTS[:1], seconds=num_frames / model.frame_rate, sampling=sampling)
-    assert np.array_equal(codes.transpose(0, 2, 1), decoded[0].numpy()[0])
+    seconds = num_frames / model.frame_rate
+    codes = model.generate_codes(PROMPTS[:1], seconds=seconds, sampling=sampling, chroma=chroma)
+    assert len(decoded) == model.channels  # transformers decodes left and right apart
+    for side, theirs_alone in enumerate(decoded):
+        assert np.array_equal(codes[..., side :: model.channels].transpose(0, 2, 1), theirs_alone.numpy()[0])
+    if asked:
+        assert not np.array_equal(codes, model.generate_codes(PROMPTS[:1], seconds=seconds, sampling=sampling))
