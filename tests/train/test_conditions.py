@@ -1,0 +1,232 @@
+"""Training with melodies and labels: that they count, what is dropped is absent, and what is saved follows."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import mgjax
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
+from mgjax.conditioning import chroma
+from mgjax.config import Fused
+from mgjax.data import corpus_writing, tokenize
+from mgjax.data.conditions import Drawn, Dropout, Teller, Told, stored_melody
+from mgjax.data.corpus import Corpus, describe_audio
+from mgjax.data.metadata import Metadata
+from mgjax.data.pieces import Pieces
+from mgjax.data.pipeline import DataConfig
+from mgjax.initialize import DEBUG, random_variables
+from mgjax.strict_json import ConfigError
+from mgjax.train import conditions, lm
+from mgjax.train.optim import OptimConfig
+from mgjax.train.task import LoopConfig
+
+MELODY = MelodyConfig(fft_size=4096, hop_length=3200, num_frames=5, null="nothing")  # 10 frames a second
+GENRE = LabelConfig("genre", ("waltz", "techno"))
+BPM = NumberConfig("bpm", 40, 200, dim=4)
+NONE = Dropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+WAYS = {
+    "melody": (Fused("melody", 12, "prefix"), {"melody": MELODY}),
+    "silence": (Fused("melody", 12, "prefix"), {"melody": dataclasses.replace(MELODY, null="silence")}),
+    "along": (Fused("melody", 12, "interpolate"), {"melody": MELODY}),
+    "genre": (Fused("genre", 2, "sum"), {"labels": (GENRE,)}),
+    "bpm": (Fused("bpm", 4, "cross"), {"numbers": (BPM,)}),
+}
+RUN = lm.LMRun(
+    lm=dataclasses.replace(DEBUG.lm, conditions=()),
+    codec="debug",
+    data=DataConfig(batch_size=8, segment_seconds=0.5, num_threads=0, prefetch=1),
+    optim=OptimConfig(learning_rate=0.01, schedule="constant", warmup_steps=0, average_every=1),
+    loop=LoopConfig(steps=30, log_every=10, eval_every=0, show_every=0, save_every=100),
+    prompts=(),
+)
+
+
+def told(*ways, **changes):
+    """A run of a model with these conditions."""
+    fused = tuple(WAYS[way][0] for way in ways)
+    others = {name: value for way in ways for name, value in WAYS[way][1].items()}
+    return dataclasses.replace(RUN, lm=dataclasses.replace(RUN.lm, conditions=fused), **others, **changes)
+
+
+def made(config, kind="tokens", weights=None):
+    begun = lm.begin(config)
+    task = lm.task(config, begun, kind)
+    return task, jax.jit(task.init)(jax.random.key(0), {"lm": weights or random_variables(begun.config)["lm"]})
+
+
+def batch_of(rows=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "codes": rng.integers(0, 64, (rows, 25, 4)).astype(np.int32),
+        "num_frames": np.full(rows, 25, np.int32),
+        "melody": np.eye(12, dtype=np.float32)[rng.integers(0, 12, (rows, 5))],
+        "melody_mask": np.ones((rows, 5), bool),
+        "label_genre": np.eye(2, dtype=np.float32)[rng.integers(0, 2, (rows, 1))],
+        "label_genre_mask": np.ones((rows, 1), bool),
+        "label_bpm": rng.uniform(-1, 1, (rows, 1, 4)).astype(np.float32),
+        "label_bpm_mask": np.ones((rows, 1), bool),
+    }
+
+
+def without(batch, name):
+    name = {"melody": "melody_mask", "genre": "label_genre_mask", "bpm": "label_bpm_mask"}[name]
+    return batch | {name: np.zeros_like(batch[name])}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_condition_counts_and_one_that_is_dropped_is_absent(way):
+    task, state = made(told(way))
+    name = WAYS[way][0].name
+    batch = batch_of()
+    evaluate = jax.jit(task.eval_step)
+
+    def loss(batch):
+        return evaluate(state, {}, batch)["cross_entropy"].value()
+
+    other = batch | {key: batch_of(seed=1)[key] for key in ("melody", "label_genre", "label_bpm")}
+    other["label_genre"] = batch["label_genre"][..., ::-1]
+    dropped = loss(without(batch, name))
+    assert abs(loss(batch) - loss(other)) > 1e-4
+    assert abs(loss(batch) - dropped) > 1e-4
+    assert dropped == loss(without(other, name))
+
+    if way == "bpm":
+        return  # a model without cross-attention has other weights
+    bare = {key: value for key, value in jax.device_get(state.params["lm"]).items() if not key.endswith("_proj")}
+    alone_task, alone_state = made(RUN)
+    alone_state = alone_state.replace(params={"lm": bare}, average=alone_state.average.replace(weights={"lm": bare}))
+    alone = jax.jit(alone_task.eval_step)(alone_state, {}, batch)["cross_entropy"].value()
+    if way == "silence":  # zero vectors are attended to, as the published models saw them
+        assert abs(dropped - alone) > 1e-4
+    else:
+        assert dropped == pytest.approx(alone, abs=2e-6)  # measured
+
+
+def notes(seconds, seed, rate=32_000):
+    """A tune of pure tones, a new one every 0.3 seconds, with some noise."""
+    rng = np.random.default_rng(seed)
+    times = np.arange(round(seconds * rate)) / rate
+    pitches = rng.integers(0, 24, int(seconds / 0.3) + 1)[(times / 0.3).astype(int)]
+    phases = 2 * np.pi * np.cumsum(220 * 2 ** (pitches / 12)) / rate
+    return (0.4 * np.sin(phases) + 0.01 * rng.standard_normal(len(times))).astype(np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """The same tunes as sound and as codes with chromagrams."""
+    directory = tmp_path_factory.mktemp("tunes")
+    pieces = [
+        corpus_writing.Piece(f"tune {i}", Metadata(genre=GENRE.values[i % 2], bpm=60 + i), [notes(1.5 + 0.111 * i, i)])
+        for i in range(8)
+    ]
+    sound, codes = directory / "sound", directory / "codes"
+    corpus_writing.write(sound, describe_audio(32_000, 1), {"train": pieces, "valid": pieces[:4]})
+    tokenize.tokenize(sound, codes, "debug", melody=MELODY)
+    return {"audio": sound, "tokens": codes}
+
+
+def test_what_is_stored_is_the_chromagram_of_the_whole_piece(corpora, monkeypatch):
+    """Made in stretches of a few frames, as of long pieces."""
+    sound, codes = Corpus.open(corpora["audio"]), Corpus.open(corpora["tokens"])
+    assert codes.description.melody == stored_melody(MELODY) == stored_melody(codes.description.melody)
+    monkeypatch.setattr(tokenize, "_MELODY_FRAMES", 3)
+    for piece in (0, 7):
+        config = codes.description.melody
+        expected = np.asarray(chroma.chromagram(sound.read(piece).T, config))[0]
+        assert np.abs(tokenize.strengths(sound, piece, config) - expected).max() < 1e-5  # measured
+        found = codes.melody(piece, 0, 100)
+        assert np.abs(found - expected).max() < 1e-3  # measured, of 16 bits
+        np.testing.assert_array_equal(codes.melody(piece, 4, 5), found[4:9])
+        assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("bottleneck", ["dominant", "none"])
+def test_melodies_of_codes_are_those_of_sound(corpora, bottleneck):
+    """Where a segment begins on a frame of the chromagram; but at its ends, beyond which the sound is not known."""
+    config = dataclasses.replace(MELODY, bottleneck=bottleneck, num_frames=12)
+    sound = Corpus.open(corpora["audio"])
+    teller = Teller(Pieces(Corpus.open(corpora["tokens"])), Told(melody=config, dropout=NONE))
+    rows = [(0, 0, 50), (3, 20, 50), (5, 5, 30), (7, 60, 50)]  # piece, first frame and number of frames
+    batch = teller([Drawn(*row, np.random.default_rng(0)) for row in rows])
+    heard = np.zeros((4, 32_000, 1), np.float32)
+    lengths = []
+    for row, (piece, start, length) in enumerate(rows):
+        found = sound.read(piece, start * 640, length * 640)
+        heard[row, : len(found)] = found
+        lengths.append(len(found))
+    expected = np.asarray(conditions.melodies(heard, config))
+    mask = Teller(Pieces(sound), Told(melody=config, dropout=NONE))(
+        [Drawn(0, 0, length, np.random.default_rng(0)) for length in lengths]
+    )["melody_mask"]
+    np.testing.assert_array_equal(batch["melody_mask"], mask)
+    assert mask.sum(axis=1).tolist() == [10, 10, 6, -(-lengths[3] // 3200)]
+    inner = mask & np.roll(mask, -1, axis=1)
+    inner[:, 0] = False
+    error = np.abs(batch["melody"] - expected)[inner].max()
+    assert error < (1e-3 if bottleneck == "none" else 1e-6), error  # measured
+    assert not batch["melody"][~mask].any()
+
+
+def on(corpus, config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, corpora=(str(corpus),)), **changes)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "audio"])
+def test_a_run_learns_and_its_model_follows(corpora, kind, tmp_path):
+    config = on(corpora[kind], told("melody", "genre"))
+    lm.run(config, tmp_path / "run")
+    lines = [json.loads(line)["values"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["cross_entropy"] < 0.8 * np.log(64)
+    model = mgjax.load(tmp_path / "run" / "model")
+    assert (model.config.melody, model.config.labels) == (MELODY, (GENRE,))
+    codes = np.zeros((1, 10, 4), np.int32)
+
+    def logits(**told):
+        return np.asarray(model.logits(codes, None, **told))
+
+    tune, other = notes(0.5, 0), notes(0.5, 1)
+    first = logits(melody=tune, labels={"genre": "waltz"})
+    assert np.abs(first - logits(melody=other, labels={"genre": "waltz"})).max() > 1e-3
+    assert np.abs(first - logits(melody=tune, labels={"genre": "techno"})).max() > 1e-3
+    audio = model.generate(None, seconds=0.2, melody=tune, labels={"genre": "waltz"}, seed=0)
+    assert audio.shape == (1, 6400, 1)
+
+
+def test_batches_are_functions_of_the_seed_and_their_number(corpora):
+    config = told("melody", "genre", "bpm")
+    wanted = Told(melody=MELODY, labels=(GENRE, BPM))
+    pieces = Corpus.open(corpora["tokens"])
+    from mgjax.data.pipeline import batches
+
+    def take(threads):
+        iterator = batches(pieces, dataclasses.replace(config.data, num_threads=threads), seed=1, told=wanted)
+        return [next(iterator) for _ in range(40)]
+
+    once = take(0)
+    for one, other in zip(once, take(3), strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    there = {name: np.concatenate([batch[f"{name}_mask"][:, 0] for batch in once])
+             for name in ("melody", "label_genre", "label_bpm")}  # fmt: skip
+    shares = {name: rows.mean() for name, rows in there.items()}
+    # 0.3 of the examples are told nothing; of the others, each condition is told to one half.
+    assert shares == pytest.approx(dict.fromkeys(shares, 0.35), abs=0.08)
+    nothing = ~np.stack(list(there.values())).any(axis=0)
+    assert nothing.mean() == pytest.approx(0.3 + 0.7 / 8, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_rate": 16_000}, "melody.sample_rate is 16000, but"),
+        ({"hop_length": 1600}, "holds melodies of .*hop_length=3200"),
+        ({"bottleneck": "suppress"}, "holds melodies of .*bottleneck='none'"),
+    ],
+)
+def test_other_melodies_are_refused(corpora, changes, message):
+    config = dataclasses.replace(on(corpora["tokens"], told("melody")), melody=dataclasses.replace(MELODY, **changes))
+    with pytest.raises(ConfigError, match=message):
+        lm.run(config, "never")
