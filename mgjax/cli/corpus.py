@@ -186,11 +186,8 @@ def run_tokenize(args: argparse.Namespace) -> None:
     """Makes a corpus of codes of the corpus `args.source`."""
     terminal.prepare(args)
     _need(_TRAIN, "train")
-    from mgjax.conditioner_config import MelodyConfig
     from mgjax.data import tokenize
-    from mgjax.data.corpus import read_description
 
-    melody = MelodyConfig(sample_rate=read_description(args.source)[0].sample_rate) if args.melody else None
     with _bar("tokenize") as progress:
         report = tokenize.tokenize(
             args.source,
@@ -198,13 +195,21 @@ def run_tokenize(args: argparse.Namespace) -> None:
             args.codec,
             channels=args.channels,
             tokenizer=args.tokenizer,
-            melody=melody,
+            melody=_melody(args.source) if args.melody else None,
             workers=args.workers,
             replace=args.force,
             beam_options=args.beam,
             progress=progress,
         )
     _tell(args.output, report)
+
+
+def _melody(source: Path) -> Any:
+    """The published chromagram, at the rate of the corpus."""
+    from mgjax.conditioner_config import MelodyConfig
+    from mgjax.data.corpus import read_description
+
+    return MelodyConfig(sample_rate=read_description(source)[0].sample_rate)
 
 
 def run_inspect(args: argparse.Namespace) -> None:

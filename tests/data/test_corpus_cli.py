@@ -122,6 +122,7 @@ def test_every_option_reaches_tokenize(monkeypatch):
     assert options == {
         "channels": 2,
         "tokenizer": "bytes",
+        "melody": None,
         "workers": 2,
         "replace": True,
         "beam_options": ["--x=1", "--y=2"],
