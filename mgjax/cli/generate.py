@@ -108,6 +108,7 @@ def add_command(commands: Any) -> None:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
     )
     machine.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
+    machine.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model that comes without one")
     terminal.add_model_options(machine)
 
 
@@ -123,7 +124,8 @@ def run(args: argparse.Namespace) -> None:
     opening = _Opening.read(first) if first.continued else None
 
     terminal.prepare(args)
-    model = mgjax.load(first.model, dtype=first.dtype, text_encoder=first.text_encoder)
+    encoders = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder}
+    model = mgjax.load(first.model, dtype=first.dtype, **encoders)
     recipes = [_completed(recipe, sampling, model) for _, recipe in plan]
     if opening:
         opening = opening.fitted(first, model.config.window_seconds)
@@ -158,6 +160,7 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
             seed=seed,
             model=settled(getattr(args, "model", "debug")),
             text_encoder=settled(getattr(args, "text_encoder", None)),
+            style_encoder=settled(getattr(args, "style_encoder", None)),
             format=_format(args, "wav"),
             **common,
             **steered,

@@ -33,6 +33,7 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("--format", choices=["mgjax", "huggingface", "audiocraft"], default="mgjax", help="(mgjax)")
     convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (as it is)")
     convert.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 that audiocraft's form refers to")
+    convert.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model in audiocraft's form")
     convert.add_argument("--force", action="store_true", help="replace a model that is there already")
 
     info = commands.add_parser(
@@ -55,7 +56,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
     # audiocraft's form refers to a text encoder: read from there, it has to be found, and written, to be named.
     needed = None if args.format == "audiocraft" else args.text_encoder
-    model = formats.read(args.model, dtype=args.dtype, text_encoder=needed)
+    model = formats.read(args.model, dtype=args.dtype, text_encoder=needed, style_encoder=args.style_encoder)
     formats.write(args.output, model, args.format, args.text_encoder)
     print(args.output)
 
@@ -91,6 +92,8 @@ def describe(model: config.ModelConfig) -> list[tuple[str, str]]:
             f"{codec.sample_rate} Hz, {({1: 'mono', 2: 'stereo'}).get(model.channels, f'{model.channels} channels')}",
         ),
         ("follows", ", ".join(model.condition_dims) or "nothing but chance"),
+        *((label.name, ", ".join(label.values)) for label in model.labels),
+        *((number.name, f"{number.low:g} to {number.high:g}") for number in model.numbers),
         ("window", f"{model.window_seconds:g} s are heard at once"),
         ("codes", f"{codec.frame_rate:g} frames a second, {lm.num_codebooks} codebooks of {lm.codebook_size}"),
         ("size", f"{lm.num_layers} layers, width {lm.dim}, {lm.num_heads} heads"),

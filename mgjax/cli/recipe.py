@@ -45,6 +45,7 @@ class Recipe:
     stride: float | None = None
     dtype: str | None = None
     text_encoder: str | None = None
+    style_encoder: str | None = None
     loudness: float | None = -14.0
     format: str = "wav"
     model_hash: str | None = None

@@ -1,0 +1,90 @@
+"""`mgjax generate` with all that steers it, on toys that listen."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mgjax import initialize
+from mgjax.api import MusicGen
+from mgjax.checkpoint import Checkpoint
+from mgjax.cli import main
+from mgjax.conditioner_config import LabelConfig, MelodyConfig
+from mgjax.config import Fused
+from mgjax.data import audio
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory):
+    """A toy that hears melodies and labels, as a folder, and a tune."""
+    folder = tmp_path_factory.mktemp("steered")
+    melody = MelodyConfig(fft_size=4096, hop_length=2048, num_frames=16)
+    conditions = (Fused("melody", 12, "prefix"), Fused("text", 16, "cross"), Fused("genre", 2, "sum"))
+    lm = dataclasses.replace(initialize.DEBUG.lm, conditions=conditions)
+    labels = (LabelConfig("genre", ("waltz", "march")),)
+    config = dataclasses.replace(initialize.DEBUG, lm=lm, melody=melody, labels=labels)
+    MusicGen(Checkpoint(config, initialize.random_variables(config))).save(folder / "model")
+    tune = 0.3 * np.sin(2 * np.pi * 440 * np.arange(22_050) / 22_050)
+    audio.write(folder / "tune.wav", tune[:, None].astype(np.float32), 22_050)
+    return folder
+
+
+def test_what_steers_is_heard_and_kept(steered, tmp_path, monkeypatch):
+    """Melody, label, later prompt and what to avoid: each changes the sound, and the recipe makes it again."""
+    monkeypatch.chdir(tmp_path)
+    plain = ["generate", "a", "--model", str(steered / "model"), "--seconds", "1", "--cache", "off", "--out"]
+    melody = ["--melody", str(steered / "tune.wav")]
+    asked = [*melody, "--label", "genre=march", "--then", "0.5", "b", "--negative", "c", "--text-guidance", "2"]
+    assert main([*plain, "all.wav", *asked]) == 0
+    for i in range(len(asked)):
+        if asked[i].startswith("--"):
+            following = next((j for j in range(i + 1, len(asked)) if asked[j].startswith("--")), len(asked))
+            assert main([*plain, f"{i}.wav", *asked[:i], *asked[following:]]) == 0
+            assert Path(f"{i}.wav").read_bytes() != Path("all.wav").read_bytes(), asked[i]
+    assert main(["generate", "--again", "all.json", "--out", "again.wav", "--cache", "off"]) == 0
+    assert Path("again.wav").read_bytes() == Path("all.wav").read_bytes()
+    recipe = json.loads(Path("all.json").read_text())
+    assert recipe["melody"] == str(steered / "tune.wav")
+    assert recipe["labels"] == {"genre": "march"}
+
+
+def test_info_says_what_a_model_follows(steered, capsys):
+    assert main(["info", str(steered / "model")]) == 0
+    said = capsys.readouterr().out
+    assert "melody, genre" in said
+    assert "waltz, march" in said
+
+
+def test_a_file_of_prompts_steers_each(steered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        {"prompt": "a", "melody": str(steered / "tune.wav"), "name": "one"},
+        {"prompt": "a", "seed": 0, "name": "two", "labels": {"genre": ["waltz", "march"]}, "then": [[0.4, "b"]]},
+    ]
+    Path("ideas.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    model = ["--model", str(steered / "model"), "--seconds", "0.6", "--cache", "off"]
+    assert main(["generate", "--prompts", "ideas.jsonl", *model]) == 0
+    assert json.loads(Path("one.json").read_text())["melody"] == str(steered / "tune.wav")
+    assert json.loads(Path("two.json").read_text())["then"] == [[0.4, "b"]]
+    assert Path("one.wav").read_bytes() != Path("two.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--then", "soon", "b"], "--then takes a time"),
+        (["--melody", "missing.wav"], "missing.wav"),
+        (["--melody", "a.wav", "--melody", "b.wav"], "2 times for 1 prompts"),
+        (["--label", "genre"], "NAME=VALUE"),
+        (["--guidance", "0:3,x"], "guidance"),
+        (["--temperature", "1,2"], "4 codebooks"),
+    ],
+)
+def test_what_cannot_steer(asked, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav"):
+        Path(name).write_bytes(b"")
+    assert main(["generate", "a", "--seconds", "0.1", "--cache", "off", *asked]) == 2
+    assert message in capsys.readouterr().err
