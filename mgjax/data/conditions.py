@@ -68,6 +68,7 @@ class Told:
       tokenize: Token ids of texts, and which of them are there. Not asked where the corpora hold token ids and `text`
         leaves the descriptions as they are.
       melody: The chromagram that is asked for; None for none.
+      style: Seconds of the excerpt of each segment that says what it sounds like; None for none.
       labels: The labels and numbers that are asked for.
       dropout: How often less is told.
     """
@@ -75,13 +76,14 @@ class Told:
     text: TextConfig | None = None
     tokenize: Tokenize | None = None
     melody: MelodyConfig | None = None
+    style: float | None = None
     labels: tuple[LabelConfig | NumberConfig, ...] = ()
     dropout: Dropout = dataclasses.field(default_factory=Dropout)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The conditions that are asked for."""
-        named = [name for name in ("text", "melody") if getattr(self, name) is not None]
+        named = [name for name in ("text", "melody", "style") if getattr(self, name) is not None]
         return (*named, *(label.name for label in self.labels))
 
     def complete(self) -> Told:
@@ -125,6 +127,8 @@ class Teller:
             batch |= self._texts(drawn, ["text" in names for names in kept], told.text)
         if told.melody is not None:
             batch |= self._melodies(drawn, ["melody" in names for names in kept], told.melody)
+        if told.style is not None:
+            batch |= self._excerpts(drawn, ["style" in names for names in kept], told.style)
         for label in told.labels:
             values = [
                 from_metadata(vars(self._pieces.metadata(one.piece)), label) if label.name in names else None
@@ -173,6 +177,13 @@ class Teller:
         if config.bottleneck == "dominant":
             melody = _dominant(melody)
         return {"melody": melody * mask[..., None], "melody_mask": mask}
+
+    def _excerpts(self, drawn: Sequence[Drawn], kept: Sequence[bool], seconds: float) -> dict[str, np.ndarray]:
+        """Where an excerpt begins in each row, in samples or frames, and whether it is there: some rows are short."""
+        size = round(seconds * self._pieces.rate)
+        starts = [one.rng.integers(max(one.length - size, 0) + 1) for one in drawn]
+        there = [keep and one.length >= size for one, keep in zip(drawn, kept, strict=True)]
+        return {"style_start": np.array(starts, np.int32), "style_mask": np.array(there, bool)}
 
 
 def stored_melody(config: MelodyConfig) -> MelodyConfig:

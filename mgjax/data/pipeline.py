@@ -88,6 +88,7 @@ def batches(
     * "text_ids", int32 `[b, l]`, and "text_mask", bool `[b, l]`: texts;
     * "melody", float32 `[b, f, p]`, of corpora of codes alone, and "melody_mask", bool `[b, f]`: the chromagram from
       the frame on that is nearest to the beginning of the row, and which of its frames there are;
+    * "style_start", int32 `[b]`, in samples or frames, and "style_mask", bool `[b]`: where an excerpt of it begins;
     * "label_genre", float32 `[b, 1, d]`, and "label_genre_mask", bool `[b, 1]`: for a label or number called genre.
 
     A mask is False all over a row that is not told.

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from mgjax.conditioner_config import MelodyConfig
+from mgjax.codec.rvq_training import QuantizerConfig, quantize
+from mgjax.conditioner_config import MelodyConfig, StyleConfig
+from mgjax.conditioning import style as styles
 from mgjax.conditioning.chroma import chromagram
 from mgjax.conditioning.condition import Condition
+from mgjax.conditioning.style import StyleConditioner
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig, ModelConfig
 from mgjax.strict_json import ConfigError
@@ -19,31 +23,88 @@ from mgjax.train import optim
 Batch = Mapping[str, Array]
 
 
-def check(model: ModelConfig) -> None:
-    """Raises ConfigError unless `model` can be trained with its conditions."""
+# How the style's quantizer learns (Rouard et al. 2024): what is kept of it may be a part of its codebooks.
+_STYLE_QUANTIZER = QuantizerConfig(kmeans_iterations=10, dropout=True)
+
+
+def check(model: ModelConfig, parts: int, seconds: float) -> None:
+    """Raises ConfigError unless `model` can be trained with its conditions, on segments of `seconds`, in `parts`."""
     if model.melody is not None and model.melody.sample_rate != model.codec.sample_rate:
         raise ConfigError(
             f"melody.sample_rate is {model.melody.sample_rate}, but the codec's music has {model.codec.sample_rate} "
             "Hz: set it to that"
         )
-    for name in ("style", "clap"):
-        if getattr(model, name) is not None:
-            raise ConfigError(f"models with the condition {name} cannot be trained yet: leave {name} out")
+    if model.clap is not None:
+        raise ConfigError("models with the condition clap cannot be trained yet: leave clap out")
+    if model.style is not None:
+        _check_style(model, model.style, parts, seconds)
 
 
-def heard(model: ModelConfig, batch: Batch, parts: int) -> dict[str, Array]:
-    """What the conditions of a batch are made of, rows first: its texts and labels as they are, and its chromagrams.
+def _check_style(model: ModelConfig, style: StyleConfig, parts: int, seconds: float) -> None:
+    if style.features is not None:
+        raise ConfigError("a style can be trained of codes alone as yet: set style.features to None")
+    if model.channels != model.codec.channels:
+        raise ConfigError(
+            "a style is of the codes of one channel: it cannot be trained on stereo codes of a mono codec"
+        )
+    if style.seconds >= seconds:
+        raise ConfigError(f"style.seconds must be below the {seconds:g} s of a segment, got {style.seconds:g}")
+    if parts > 1:
+        raise ConfigError("a style is normalised over the whole batch: set optim.accumulate to 1")
+
+
+def initial(
+    model: ModelConfig, given: Mapping[str, Any] | None, key: Array | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of the conditions is trained by gradient, and what moves along besides (`TrainState.params`, `extra`).
+
+    Args:
+      model: Whose conditions they are.
+      given: Variables of the style conditioner to go on from; None for new ones.
+      key: What new ones are drawn from; None without styles.
+    """
+    if model.style is None:
+        return {}, {}
+    if given is None:
+        codes = jnp.zeros((1, model.style.downsample, model.style.num_code_streams), jnp.int32)
+        given = StyleConditioner(model.style).init(key, codes)
+    return {"style": given["params"]}, {"style": {name: given[name] for name in ("batch_stats", "codebooks")}}
+
+
+def heard(model: ModelConfig, batch: Batch, codes: Int[Array, "b t k"], parts: int) -> dict[str, Array]:
+    """What the conditions of a batch are made of, rows first: its texts and labels as they are, its chromagrams, and
+    the codes of excerpts of it.
 
     Args:
       model: Whose conditions they are.
       batch: See `data.pipeline.batches`.
+      codes: Of the batch.
       parts: How many parts of the batch are worked on one after the other, to save memory.
     """
     found = {name: batch[name] for name in batch if name.startswith(("text_", "melody", "label_"))}
     if model.melody is not None and "melody" not in found:
         config = model.melody
         found["melody"] = optim.in_parts(lambda audio: melodies(audio, config), batch["audio"], parts)
+    if model.style is not None:
+        starts, length = _excerpts(model, model.style, batch)
+        excerpt = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(codes, starts)
+        found |= {"style": excerpt[:, :, : model.style.num_code_streams], "style_mask": batch["style_mask"]}
     return found
+
+
+def excerpted(model: ModelConfig, batch: Batch, num_frames: int) -> Bool[Array, "b t"] | None:
+    """Which frames of the codes a style is made of, so that to predict them would be to copy; None without styles."""
+    if model.style is None:
+        return None
+    starts, length = _excerpts(model, model.style, batch)
+    after = jnp.arange(num_frames)[None] - starts[:, None]
+    return batch["style_mask"][:, None] & (after >= 0) & (after < length)
+
+
+def _excerpts(model: ModelConfig, style: StyleConfig, batch: Batch) -> tuple[Int[Array, " b"], int]:
+    """First frame of each row's excerpt, and their length in frames."""
+    starts = batch["style_start"] if "codes" in batch else batch["style_start"] // model.codec.hop_length
+    return starts, round(style.seconds * model.codec.frame_rate)
 
 
 def melodies(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Array, "b f p"]:
@@ -52,23 +113,43 @@ def melodies(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Array,
     return jnp.pad(found, ((0, 0), (0, config.num_frames - found.shape[1]), (0, 0)))
 
 
-def conditions(model: ModelConfig, frozen: Mapping[str, Any], pieces: Batch) -> dict[str, Condition]:
-    """The conditions of a batch by name.
+def conditions(
+    model: ModelConfig, weights: Mapping[str, Any], pieces: Batch, extra: Mapping[str, Any], key: Array | None
+) -> tuple[dict[str, Condition], dict[str, Any]]:
+    """The conditions of a batch by name, and `extra` after it.
 
     Args:
       model: Whose conditions they are.
-      frozen: Weights of the encoders: {"text": ...}.
+      weights: Of the encoders: {"text": ..., "style": ...}.
       pieces: What `heard` gave, or a part of its rows.
+      extra: What `initial` gave, or what came of it.
+      key: For what the style's quantizer draws as it learns; None where nothing learns.
     """
-    found = {}
+    found, extra = {}, dict(extra)
     if model.text is not None:
-        found["text"] = _text(model, frozen["text"], pieces["text_ids"], pieces["text_mask"])
+        found["text"] = _text(model, weights["text"], pieces["text_ids"], pieces["text_mask"])
     if model.melody is not None:
         found["melody"] = _melody(model, model.melody, pieces["melody"], pieces["melody_mask"])
+    if model.style is not None:
+        vectors, extra["style"] = _style(model.style, weights["style"], pieces["style"], extra["style"], key)
+        found["style"] = styles.condition(vectors, pieces["style_mask"])
     for label in (*model.labels, *model.numbers):
         name = f"label_{label.name}"
         found[label.name] = Condition(pieces[name], pieces[f"{name}_mask"])
-    return found
+    return found, extra
+
+
+def _style(
+    config: StyleConfig, params: Any, codes: Int[Array, "b t k"], extra: Mapping[str, Any], key: Array | None
+) -> tuple[Float[Array, "b l d"], Mapping[str, Any]]:
+    """The vectors of excerpts, and what moves along with them. They learn through the quantizer as if it were not."""
+    module, variables = StyleConditioner(config), {"params": params, **extra}
+    if key is None:
+        return module.apply(variables, codes), extra
+    latents, moved = module.apply(variables, codes, training=True, method="latents", mutable=["batch_stats"])
+    coded = quantize(latents, extra["codebooks"], key, _STYLE_QUANTIZER)
+    moved = jax.lax.stop_gradient({"batch_stats": moved["batch_stats"], "codebooks": coded.codebooks})
+    return styles.keep(coded.latents, config), moved
 
 
 def _text(model: ModelConfig, params: Any, ids: Array, mask: Bool[Array, "b l"]) -> Condition:

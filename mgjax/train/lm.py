@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
@@ -23,7 +22,7 @@ from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint, write_model
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, T5Config
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig
@@ -40,7 +39,7 @@ from mgjax.train import conditions, optim, start
 from mgjax.train import text as text_encoders
 from mgjax.train.flops import products
 from mgjax.train.loop import fit
-from mgjax.train.metrics import Mean, Sound
+from mgjax.train.metrics import CrossEntropy, Mean, Perplexity, Sound
 from mgjax.train.optim import Average, OptimConfig
 from mgjax.train.start import Start
 from mgjax.train.state import TrainState
@@ -75,6 +74,8 @@ class LMRun:
       data: Corpora of tokens made with `codec`, or of audio at its rate.
       text: How texts are made, where the model reads text.
       melody: The chromagram that the model follows, one of the conditions of `lm`; None for none, or that of `init`.
+      style: The conditioner that is trained along, of codes of an excerpt of each segment (`features` None), whose own
+        codes do not count; None for none, or that of `init`.
       labels: Closed vocabularies that `lm` reads, found in the metadata by their names; () for none, or for those of
         `init`.
       numbers: Quantities, in the same way.
@@ -101,6 +102,7 @@ class LMRun:
     data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=192, sample_on_duration=False))
     text: TextConfig = field(default_factory=TextConfig)
     melody: MelodyConfig | None = None
+    style: StyleConfig | None = None
     labels: tuple[LabelConfig, ...] = ()
     numbers: tuple[NumberConfig, ...] = ()
     dropout: Dropout = field(default_factory=Dropout)
@@ -150,6 +152,7 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
         text=config.text if tokenizer else None,
         tokenize=tokenizer.encode if tokenizer else None,
         melody=begun.config.melody,
+        style=begun.config.style and begun.config.style.seconds,
         labels=(*begun.config.labels, *begun.config.numbers),
         dropout=config.dropout,
     )
@@ -180,10 +183,11 @@ def begin(config: LMRun) -> Start:
         channels=config.channels,
         window_seconds=config.window_seconds or config.data.segment_seconds,
         melody=config.melody,
+        style=config.style,
         labels=config.labels,
         numbers=config.numbers,
     )
-    conditions.check(begun.config)
+    conditions.check(begun.config, config.optim.accumulate, config.data.segment_seconds)
     if config.train_text and begun.config.text is None:
         raise ConfigError(f"{config.init} reads no text, so there is no text encoder to train: leave train_text out")
     return begun
@@ -216,7 +220,9 @@ def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
     """The functions that the loop runs, for batches of codes or of audio."""
     step = _Step(config, begun)
     texts = {} if begun.text is None else {"text": begun.text}
-    learned = ({} if begun.lm is None else {"lm": begun.lm}) | (texts if config.train_text else {})
+    learned = {"lm": begun.lm} if begun.lm is not None else {}
+    learned |= {"style": begun.style} if begun.config.style and begun.style else {}
+    learned |= texts if config.train_text else {}
     frozen = {} if config.train_text else texts
     if kind == "audio":
         frozen["codec"] = begun.codec.variables
@@ -232,28 +238,6 @@ def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
         best=("cross_entropy", "min"),
         pretrained=learned or None,
     )
-
-
-@struct.dataclass
-class CrossEntropy:
-    """Cross-entropies in nats, summed over batches. The value is the mean over the codebooks of their means."""
-
-    sums: Float[Array, " k"]
-    counts: Float[Array, " k"]
-
-    def value(self) -> float:
-        return float(np.mean(self.sums / np.maximum(self.counts, 1.0)))
-
-
-@struct.dataclass
-class Perplexity:
-    """The exponential of a mean cross-entropy in nats, whose total and count are summed over batches."""
-
-    total: Float[Array, ""]
-    count: Float[Array, ""]
-
-    def value(self) -> float | None:
-        return float(np.exp(self.total / self.count)) if self.count > 0 else None
 
 
 class _Step:
@@ -273,6 +257,9 @@ class _Step:
         if self.config.train_text:
             key, text_key = jax.random.split(key)
             params["text"] = given["text"] if "text" in given else text_encoders.initial(self.model.text, text_key)
+        key, style_key = (key, None) if self.model.style is None else jax.random.split(key)
+        learned, extra = conditions.initial(self.model, given.get("style"), style_key)
+        params |= learned
         stacked = stack_layers(given["lm"]) if "lm" in given else initial(self.model.lm, key)
         params["lm"] = stacked if self.config.scan_layers else unstack_layers(stacked)
         return TrainState(
@@ -280,7 +267,7 @@ class _Step:
             params=params,
             optimizer=self.optimizer.init(params),
             average=Average.begin(params) if self.config.optim.average_decay else None,
-            extra={},
+            extra=extra,
         )
 
     def train(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -289,11 +276,13 @@ class _Step:
         pieces = self.pieces(frozen, batch)
         counts = jnp.sum(pieces["steps"].counted, axis=(0, 1), dtype=jnp.float32)
 
-        def loss(params: Any, part: Any) -> tuple[Array, Array]:
-            sums = self.cross_entropy(params, frozen, part)
-            return losses.mean(sums, counts), sums
+        key = jax.random.fold_in(jax.random.key(self.config.loop.seed), state.step)
 
-        value, sums, gradient = optim.gradients(loss, state.params, pieces, config.accumulate)
+        def loss(params: Any, part: Any) -> tuple[Array, Any]:
+            sums, extra = self.cross_entropy(params, frozen, part, state.extra, key)
+            return losses.mean(sums, counts), (sums, extra)
+
+        value, (sums, extra), gradient = optim.gradients(loss, state.params, pieces, config.accumulate)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
         rate = optim.learning_rate(config, self.config.loop.steps, optimizer, state.step)
         params, step = optax.apply_updates(state.params, updates), state.step + 1
@@ -305,12 +294,12 @@ class _Step:
         }
         for k, one in enumerate(sums / jnp.maximum(counts, 1.0)):
             metrics[f"cross_entropy_{k + 1}"] = one
-        return TrainState(step=step, params=params, optimizer=optimizer, average=average, extra={}), metrics
+        return TrainState(step=step, params=params, optimizer=optimizer, average=average, extra=extra), metrics
 
     def evaluate(self, state: TrainState, frozen: Any, batch: Batch) -> dict[str, Any]:
         """How well the averaged weights predict each codebook."""
         pieces = self.pieces(frozen, batch)
-        sums = self.cross_entropy(weights_of(state), frozen, pieces)
+        sums, _ = self.cross_entropy(weights_of(state), frozen, pieces, state.extra)
         counts = jnp.sum(pieces["steps"].counted, axis=(0, 1), dtype=jnp.float32)
         metrics = {"cross_entropy": CrossEntropy(sums, counts)}
         for k in range(self.model.lm.num_codebooks):
@@ -326,16 +315,25 @@ class _Step:
             encode = functools.partial(encoded, self.begun.codec, frozen["codec"])
             codes = optim.in_parts(encode, batch["audio"], self.config.optim.accumulate)
             num_frames = -(-batch["num_samples"] // self.begun.codec.hop_length)
-        steps = losses.layout(self.pattern, codes, num_frames, self.model.lm.special_token)
-        return {"steps": steps} | conditions.heard(self.model, batch, self.config.optim.accumulate)
+        told = conditions.heard(self.model, batch, codes, self.config.optim.accumulate)
+        special = self.model.lm.special_token
+        steps = losses.layout(self.pattern, codes, num_frames, special)
+        given_away = conditions.excerpted(self.model, batch, codes.shape[1])
+        if given_away is not None:
+            others = jnp.where(given_away[..., None], special, codes)
+            steps = steps._replace(counted=losses.layout(self.pattern, others, num_frames, special).counted)
+        return {"steps": steps} | told
 
-    def cross_entropy(self, params: Any, frozen: Any, pieces: dict[str, Any]) -> Float[Array, " k"]:
-        """The cross-entropy of each codebook, summed over what counts."""
+    def cross_entropy(
+        self, params: Any, frozen: Any, pieces: dict[str, Any], extra: Any, key: Array | None = None
+    ) -> tuple[Float[Array, " k"], Any]:
+        """The cross-entropy of each codebook, summed over what counts; and `extra` of the state after it, where there
+        is a `key`: then the conditions learn."""
         steps = pieces["steps"]
         variables = {"params": params["lm"]}
-        told = conditions.conditions(self.model, {**frozen, **params}, pieces)
+        told, extra = conditions.conditions(self.model, {**frozen, **params}, pieces, extra, key)
         context = self.lm.apply(variables, told, batch=steps.inputs.shape[0], method="context")
-        return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0]
+        return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0], extra
 
     def flops(self, batch: Batch) -> float:
         """The operations of all convolutions and matrix products that one update needs.
@@ -345,10 +343,10 @@ class _Step:
         not trained goes forward only. What `remat` computes again is not counted.
         """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
-        params = jax.eval_shape(self.init, jax.random.key(0)).params
+        state = jax.eval_shape(self.init, jax.random.key(0))
         frozen = {"text": self.begun.text, "codec": self.begun.codec.variables}
         pieces = jax.eval_shape(self.pieces, frozen, shapes)
-        learned = products(self.cross_entropy, params, frozen, pieces)
+        learned = products(self.cross_entropy, state.params, frozen, pieces, state.extra)
         frozen_ones = products(self.pieces, frozen, shapes)
         if self.model.text is not None and not self.config.train_text:
             encoder = T5Encoder(self.model.text)
@@ -398,6 +396,8 @@ class _Step:
         variables = {"lm": unstack_layers(lm) if self.config.scan_layers else lm, "codec": self.begun.codec.variables}
         if self.model.text is not None:
             variables["text"] = weights.get("text", self.begun.text)
+        if self.model.style is not None:
+            variables["style"] = {"params": weights["style"], **jax.tree.map(_on_host, state.extra["style"])}
         return Checkpoint(self.model, variables, self.begun.tokenizer_files)
 
 

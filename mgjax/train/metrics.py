@@ -30,6 +30,28 @@ class Mean:
         return float(self.total / self.count) if self.count > 0 else None
 
 
+@flax.struct.dataclass
+class CrossEntropy:
+    """Cross-entropies in nats, summed over batches. The value is the mean over the codebooks of their means."""
+
+    sums: Float[Array, " k"]
+    counts: Float[Array, " k"]
+
+    def value(self) -> float:
+        return float(np.mean(self.sums / np.maximum(self.counts, 1.0)))
+
+
+@flax.struct.dataclass
+class Perplexity:
+    """The exponential of a mean cross-entropy in nats, whose total and count are summed over batches."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+    def value(self) -> float | None:
+        return float(np.exp(self.total / self.count)) if self.count > 0 else None
+
+
 class Sound(NamedTuple):
     """Audio float32 [n, c] from -1 to 1, and its samples per second."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mgjax import formats
 from mgjax.codec.codec import Codec
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, T5Config
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import LMConfig, ModelConfig
 from mgjax.interop.torch_file import CheckpointError
@@ -29,6 +29,7 @@ class Start:
       lm: The language model's weights to go on from (numpy, layer by layer), or None.
       text: The text encoder's weights (numpy), or None where the model reads no text or will learn to by a new one.
       tokenizer_files: The folder that holds the tokenizer's files, or None.
+      style: The style conditioner's variables to go on from (numpy), or None.
     """
 
     config: ModelConfig
@@ -36,6 +37,7 @@ class Start:
     lm: dict[str, Any] | None
     text: dict[str, Any] | None
     tokenizer_files: Path | None
+    style: dict[str, Any] | None = None
 
     @property
     def text_hash(self) -> str | None:
@@ -71,6 +73,7 @@ def read(
     channels: int,
     window_seconds: float,
     melody: MelodyConfig | None = None,
+    style: StyleConfig | None = None,
     labels: tuple[LabelConfig, ...] = (),
     numbers: tuple[NumberConfig, ...] = (),
     new_text: T5Config | None = None,
@@ -87,7 +90,7 @@ def read(
       vocabulary: That of the new text encoder; see `text.new`.
       channels: Of the audio. A mono model to go on from becomes a stereo model for 2.
       window_seconds: The longest stretch of music that the model is trained on.
-      melody, labels, numbers: What the language model reads besides text; None and () for what `init` has.
+      melody, style, labels, numbers: What the language model reads besides text; None and () for what `init` has.
 
     Raises:
       CheckpointError: There is nothing readable at a source.
@@ -98,10 +101,11 @@ def read(
             raise ConfigError("give lm and codec, what to train and on which codes; or init, a model to go on from")
         reader = text_encoders.new(new_text, vocabulary) if new_text else text_encoders.read(text_encoder)
         made = Codec(*formats.read_codec(codec), channels=channels)
-        weights, extra = None, {"tokenizer": reader.tokenizer, "melody": melody, "labels": labels, "numbers": numbers}
+        weights, styles = None, None
+        extra = {"tokenizer": reader.tokenizer, "melody": melody, "style": style, "labels": labels, "numbers": numbers}
     else:
         given = formats.read(init, place=lambda path, array: array, text_encoder=text_encoder)
-        base, weights = given.config, given.variables["lm"]
+        base, weights, styles = given.config, given.variables["lm"], given.variables.get("style")
         reader = TextEncoder(base.text, given.variables.get("text"), given.tokenizer)
         if codec is None:
             made = Codec(base.codec, given.variables["codec"], channels=channels)
@@ -114,7 +118,7 @@ def read(
             raise ConfigError(f"{init} has {base.channels} channels and cannot become a model of {channels}")
         if lm not in (None, found):
             raise ConfigError(f"lm differs from that of {init}, which is {found}: leave lm out (None), or init")
-        for name, asked in {"melody": melody, "labels": labels, "numbers": numbers}.items():
+        for name, asked in {"melody": melody, "style": style, "labels": labels, "numbers": numbers}.items():
             if asked and asked != getattr(base, name):
                 raise ConfigError(f"{name} differs from that of {init}, which is {getattr(base, name)}: leave it out")
         kept = ("tokenizer", "sampling", "license", "melody", "style", "clap", "labels", "numbers")
@@ -124,7 +128,7 @@ def read(
     config = ModelConfig(
         lm=lm, codec=made.folded_config, text=reader.config, channels=channels, window_seconds=window_seconds, **extra
     )
-    return Start(config, made, weights, reader.weights, reader.tokenizer_files)
+    return Start(config, made, weights, reader.weights, reader.tokenizer_files, styles)
 
 
 def to_stereo(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, Any]]:

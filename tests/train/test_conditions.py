@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, StyleConfig
 from mgjax.conditioning import chroma
 from mgjax.config import Fused
 from mgjax.data import corpus_writing, tokenize
@@ -26,6 +26,10 @@ from mgjax.train.task import LoopConfig
 MELODY = MelodyConfig(fft_size=4096, hop_length=3200, num_frames=5, null="nothing")  # 10 frames a second
 GENRE = LabelConfig("genre", ("waltz", "techno"))
 BPM = NumberConfig("bpm", 40, 200, dim=4)
+STYLE = StyleConfig(
+    features=None, num_code_streams=2, code_size=64, dim=8, ffn_dim=16, num_layers=1, num_heads=2, num_codebooks=2,
+    codebook_size=8, eval_codebooks=2, downsample=3, seconds=0.2,
+)  # fmt: skip
 NONE = Dropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 WAYS = {
     "melody": (Fused("melody", 12, "prefix"), {"melody": MELODY}),
@@ -33,6 +37,7 @@ WAYS = {
     "along": (Fused("melody", 12, "interpolate"), {"melody": MELODY}),
     "genre": (Fused("genre", 2, "sum"), {"labels": (GENRE,)}),
     "bpm": (Fused("bpm", 4, "cross"), {"numbers": (BPM,)}),
+    "style": (Fused("style", 8, "prefix"), {"style": STYLE}),
 }
 RUN = lm.LMRun(
     lm=dataclasses.replace(DEBUG.lm, conditions=()),
@@ -76,7 +81,7 @@ def without(batch, name):
     return batch | {name: np.zeros_like(batch[name])}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["melody", "silence", "along", "genre", "bpm"])
 def test_a_condition_counts_and_one_that_is_dropped_is_absent(way):
     task, state = made(told(way))
     name = WAYS[way][0].name
@@ -174,9 +179,47 @@ def on(corpus, config, **changes):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, corpora=(str(corpus),)), **changes)
 
 
+def test_a_style_is_learned_along(tmp_path):
+    """Its weights by gradient, its codebooks besides; of its excerpt nothing counts, and without it nothing is told."""
+    task, begun = made(told("style"))
+    excerpts = {"style_start": np.array([0, 9, 15], np.int32), "style_mask": np.array([True, False, True])}
+    batch = batch_of(rows=3) | excerpts
+    train, evaluate = jax.jit(task.train_step), jax.jit(task.eval_step)
+    state, _ = train(begun, {}, batch)
+    assert not np.any(begun.extra["style"]["codebooks"]["inited"])
+    assert np.all(state.extra["style"]["codebooks"]["inited"])
+    assert np.abs(state.extra["style"]["batch_stats"]["mean"]).max() > 1e-3
+    for old, new in zip(*(jax.tree.leaves(one.params["style"]) for one in (begun, state)), strict=True):
+        assert np.abs(new - old).max() > 1e-4
+
+    def found(**changes):
+        return jax.device_get(evaluate(state, {}, batch | changes)["cross_entropy"])
+
+    # 25 frames of 3 rows, of which codebook k misses the last k, and two excerpts of 10 frames: the one at the end
+    # has frames that would have been missed.
+    np.testing.assert_array_equal(found().counts, [3 * (25 - k) - 2 * 10 + k for k in range(4)])
+    nothing = np.zeros(3, bool)
+    np.testing.assert_array_equal(found(style_mask=nothing).counts, [3 * (25 - k) for k in range(4)])
+    elsewhere = np.array([3, 4, 5], np.int32)
+    assert found(style_mask=nothing).value() == found(style_mask=nothing, style_start=elsewhere).value()
+
+    logits = mgjax_logits(task, state, tmp_path)
+    assert np.abs(logits(notes(0.5, 0)) - logits(notes(0.5, 1))).max() > 1e-4
+    assert np.abs(logits(notes(0.5, 0)) - logits(None)).max() > 1e-4
+
+
+def mgjax_logits(task, state, directory):
+    """The logits of what is saved, of some codes after a style."""
+    task.save(state, directory / "model")
+    model = mgjax.load(directory / "model")
+    return lambda style: np.asarray(
+        model.logits(np.zeros((1, 10, 4), np.int32), None, style=style, style_sample_rate=32_000)
+    )
+
+
 @pytest.mark.parametrize("kind", ["tokens", "audio"])
 def test_a_run_learns_and_its_model_follows(corpora, kind, tmp_path):
-    config = on(corpora[kind], told("melody", "genre"))
+    config = on(corpora[kind], told("melody", "genre", *(["style"] if kind == "audio" else [])))
     lm.run(config, tmp_path / "run")
     lines = [json.loads(line)["values"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["cross_entropy"] < 0.8 * np.log(64)
@@ -193,6 +236,9 @@ def test_a_run_learns_and_its_model_follows(corpora, kind, tmp_path):
     assert np.abs(first - logits(melody=tune, labels={"genre": "techno"})).max() > 1e-3
     audio = model.generate(None, seconds=0.2, melody=tune, labels={"genre": "waltz"}, seed=0)
     assert audio.shape == (1, 6400, 1)
+    if kind == "audio":
+        styled = logits(melody=tune, labels={"genre": "waltz"}, style=other, style_sample_rate=32_000)
+        assert np.abs(first - styled).max() > 1e-3
 
 
 def test_batches_are_functions_of_the_seed_and_their_number(corpora):
@@ -216,6 +262,18 @@ def test_batches_are_functions_of_the_seed_and_their_number(corpora):
     assert shares == pytest.approx(dict.fromkeys(shares, 0.35), abs=0.08)
     nothing = ~np.stack(list(there.values())).any(axis=0)
     assert nothing.mean() == pytest.approx(0.3 + 0.7 / 8, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"style": dataclasses.replace(STYLE, seconds=0.5)}, "style.seconds must be below the 0.5 s"),
+        ({"optim": OptimConfig(accumulate=2)}, "set optim.accumulate to 1"),
+    ],
+)
+def test_styles_that_cannot_be_trained_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        lm.begin(dataclasses.replace(told("style"), **changes))
 
 
 @pytest.mark.parametrize(
