@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mgjax import sharding
-from mgjax.config import LMConfig, ModelConfig
+from mgjax.conditioner_config import ClapConditionConfig, StyleConfig
+from mgjax.config import Fused, LMConfig, ModelConfig
 from mgjax.interop.shapes import model_shapes
 from mgjax.interop.table import nested
 
@@ -35,7 +36,32 @@ GOLDEN = {
     "codec/params/encoder/lstm/layer0/hidden_kernel": P("fsdp", None),
     "codec/params/decoder/block0/up/kernel": P(None, "fsdp", None),
     "codec/codebooks/embed": P(None, "fsdp", None),
+    "style/params/encoder/embed/kernel": P(None, "fsdp"),
+    "style/params/encoder/layer7/qkv/kernel": P("fsdp", None, "model", None),
+    "style/params/encoder/layer7/out/kernel": P("model", None, "fsdp"),
+    "style/params/encoder/layer7/up/kernel": P("fsdp", "model"),
+    "style/params/encoder/layer7/down/kernel": P("model", "fsdp"),
+    "style/batch_stats/mean": P(None),
+    "style/codebooks/embed": P(None, "fsdp", None),
+    "style/features/conv1/kernel": P(None, None, "fsdp"),
+    "style/features/positions/conv/kernel": P(None, None, "fsdp"),
+    "style/features/features_proj/kernel": P(None, "fsdp"),
+    "style/features/layer0/attn/out/kernel": P("model", None, "fsdp"),
+    "style/features/layer0/ffn/up/kernel": P("fsdp", "model"),
+    "clap/text/params/roberta/positions/embedding": P("model", "fsdp"),
+    "clap/text/params/roberta/embed/embedding": P(None, "fsdp"),  # 50,265 tokens
+    "clap/text/params/roberta/block0/attn/query/kernel": P("fsdp", "model", None),
+    "clap/text/params/roberta/pool/kernel": P(None, "fsdp"),
+    "clap/text/params/projection/up/kernel": P(None, "fsdp"),
+    "clap/audio/params/htsat/stage3_merge/reduce/kernel": P(None, "fsdp"),
+    "clap/codebooks/embed": P(None, "fsdp", None),
 }
+# Every encoder that there is.
+FULL = ModelConfig(
+    LMConfig(conditions=(Fused("style", 512, "prefix"), Fused("text", 768), Fused("clap", 512))),
+    style=StyleConfig(),
+    clap=ClapConditionConfig(),
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +71,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def shapes():
-    return model_shapes(ModelConfig())
+    return model_shapes(FULL)
 
 
 @pytest.mark.parametrize("path", GOLDEN)

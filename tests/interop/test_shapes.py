@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mgjax.conditioner_config import MelodyConfig, T5Config
+from mgjax.conditioner_config import ClapConditionConfig, MelodyConfig, StyleConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.interop import names, shapes
 
@@ -66,6 +66,18 @@ def test_exact_counts():
     assert round(count(shapes.text_shapes(T5Config())) / 1e6, 2) == 109.63
 
 
+def test_counts_of_encoders():
+    style = shapes.model_shapes(with_encoders(**ENCODERS["style"]))
+    # MERT-v1-95M has 94.37 million, with the mask that only its training needs (768).
+    mert = {path: shape for path, shape in style.items() if path.startswith("style/features")}
+    assert round(count(mert) / 1e6, 1) == 94.4
+    assert round(count({path: s for path, s in style.items() if path.startswith("style/params")}) / 1e6, 1) == 25.6
+    clap = shapes.model_shapes(with_encoders(**ENCODERS["clap"]))
+    towers = {path: shape for path, shape in clap.items() if path.startswith(("clap/text", "clap/audio"))}
+    # laion/clap-htsat-unfused has 153.5 million.
+    assert round(count(towers, skip=("clap/audio/stats",)) / 1e6, 1) == 153.5
+
+
 CODECS = {
     "32khz": CodecConfig(),
     "48khz": CodecConfig(norm="time_group_norm", conv_shortcut=True, channels=2, ratios=(8, 5, 4, 2)),
@@ -84,6 +96,29 @@ TABLES |= {
 }
 TABLES["t5"] = names.t5, shapes.text_shapes, T5Config()
 TABLES["t5-gated"] = names.t5, shapes.text_shapes, T5Config(activation="gated-gelu")
+ENCODERS = {
+    "style": dict(style=StyleConfig(), conditions=(Fused("style", 512, "prefix"), Fused("text", 768, "prefix"))),
+    "style-of-codes": dict(style=StyleConfig(None), conditions=(Fused("style", 512, "prefix"),)),
+    "clap": dict(clap=ClapConditionConfig(), conditions=(Fused("clap", 512),)),
+    "clap-whole": dict(clap=ClapConditionConfig(num_codebooks=0), conditions=(Fused("clap", 512),)),
+}
+
+
+def with_encoders(conditions, **encoders):
+    text = T5Config() if any(one.name == "text" for one in conditions) else None
+    return ModelConfig(LMConfig(conditions=conditions), text=text, **encoders)
+
+
+def in_state_dict(config):
+    """What audiocraft keeps in the file of the language model: all but the codec and the encoders that are given."""
+    elsewhere = ("codec/", "text/", "style/features/", "clap/text/", "clap/audio/")
+    return {path: shape for path, shape in shapes.model_shapes(config).items() if not path.startswith(elsewhere)}
+
+
+TABLES |= {
+    f"audiocraft-{name}": (names.audiocraft, in_state_dict, with_encoders(**fields))
+    for name, fields in ENCODERS.items()
+}
 TABLES["no-text"] = names.audiocraft_lm, shapes.lm_shapes, LMConfig(conditions=())
 
 
