@@ -32,7 +32,7 @@ LEVELS = [
         "evaluate.*",
     ],
     ["api checks conditioner formats initialize melody references separate steering style __init__"],
-    ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize"],
+    ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize data.vocabulary"],
     ["cli cli.* __main__"],
 ]
 
