@@ -46,8 +46,13 @@ class Row:
     style: Float[np.ndarray, "l d"] | None = None
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def follows(self) -> bool:
+        """Whether there is a melody."""
+        return self.melody is not None or self.chroma is not None
+
     def __bool__(self) -> bool:
-        return bool(self.text or self.labels) or any(x is not None for x in (self.melody, self.chroma, self.style))
+        return bool(self.text or self.labels) or self.follows or self.style is not None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,12 +143,14 @@ class Conditioner:
             found["clap"] = joint.condition(jnp.take(texts.joint, self._places(rows, texts), axis=0), there)
         if self._config.style is not None:
             found["style"] = self._style(rows, len(sets[0]), self._config.style)
-        if self._config.melody is not None:
-            found["melody"] = self._melody(rows, span, self._config.melody)
-        for label in self._config.labels:
-            found[label.name] = label_vectors([row.labels.get(label.name) for row in rows], label)
-        for number in self._config.numbers:
-            found[number.name] = number_vectors([row.labels.get(number.name) for row in rows], number)
+        melody = self._config.melody
+        if melody is not None and (melody.null == "silence" or any(row.follows for row in rows)):
+            found["melody"] = self._melody(rows, span, melody)
+        for kinds, vectors in ((self._config.labels, label_vectors), (self._config.numbers, number_vectors)):
+            for kind in kinds:
+                values = [row.labels.get(kind.name) for row in rows]
+                if any(value is not None for value in values):
+                    found[kind.name] = vectors(values, kind)
         return found
 
     def _text(self, rows: Sequence[Row], batch: int, texts: _Texts) -> Condition:
@@ -196,7 +203,13 @@ class Conditioner:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """What cuts texts into the pieces that the text encoder knows."""
+        """What cuts texts into the pieces that the text encoder knows.
+
+        Raises:
+          CheckpointError: The model has no text encoder, or came without its tokenizer.
+        """
+        if self._config.text is None:
+            raise CheckpointError("this model has no T5, and so no tokenizer of one")
         if self._config.tokenizer == "bytes":
             tokenizer = Tokenizer.bytes()
         elif self._tokenizer_files is not None:
