@@ -175,6 +175,12 @@ def test_double_guidance_is_the_published_formula(model):
     excerpts = prepare(asked["style"], tiny.RATE, [0], model.config)
     [vectors] = model._conditioner.styles(excerpts, model.codec)
     sets = [[Row(style=vectors, text="piano")], [Row(style=vectors)], [Row()]]
+    context = model._context(sets, model._conditioner.encode(["piano"]), Span(0.0, 2.0, False))
+    # What is not there stands as zeros where it would: the music keeps its place.
+    assert np.asarray(context.prefix_mask)[:, :6].all()
+    assert np.abs(context.prefix[1, :4] - context.prefix[0, :4]).max() == 0
+    assert not np.asarray(context.prefix[1, 4:]).any()
+    assert not np.asarray(context.prefix[2]).any()
     full, style, null = teacher_forced(model, codes, sets, ["piano"])
     assert np.array_equal(np.argmax(null + 3 * (style + 4 * (full - style) - null), axis=-1), codes[0])
     plain = dataclasses.replace(sampling, text_guidance=1.0)

@@ -31,6 +31,10 @@ REPOSITORIES = {
     "shard-missing": ([*SHARDS[:2], "pytorch_model.bin"], ["pytorch_model.bin"]),
     "index-only": ([SHARDS[0], *ORIGINALS], ORIGINALS),
     "original": (ORIGINALS, ORIGINALS),
+    "with-clap": (
+        ["model.safetensors", "vocab.json", "merges.txt", "clap/tokenizer.json", "clap/model.safetensors"],
+        ["vocab.json", "merges.txt", "clap/tokenizer.json", "model.safetensors"],
+    ),
     "variant-only": (["model.fp32.safetensors"], ["model.fp32.safetensors"]),
 }
 
