@@ -69,27 +69,31 @@ class Told:
         leaves the descriptions as they are.
       melody: The chromagram that is asked for; None for none.
       style: Seconds of the excerpt of each segment that says what it sounds like; None for none.
+      clap: Token ids of texts for CLAP, which stand for the music in validations; None for no place in its space.
       labels: The labels and numbers that are asked for.
       dropout: How often less is told.
+      is_complete: Whether all is told as at generation: see `complete`.
     """
 
     text: TextConfig | None = None
     tokenize: Tokenize | None = None
     melody: MelodyConfig | None = None
     style: float | None = None
+    clap: Tokenize | None = None
     labels: tuple[LabelConfig | NumberConfig, ...] = ()
     dropout: Dropout = dataclasses.field(default_factory=Dropout)
+    is_complete: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """The conditions that are asked for."""
-        named = [name for name in ("text", "melody", "style") if getattr(self, name) is not None]
+        named = [name for name in ("text", "melody", "style", "clap") if getattr(self, name) is not None]
         return (*named, *(label.name for label in self.labels))
 
     def complete(self) -> Told:
         """All that is known, as it stands: what is told in a validation."""
         text = self.text and dataclasses.replace(self.text, merge_text_p=0.0, word_dropout=0.0)
-        return dataclasses.replace(self, text=text, dropout=Dropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+        return dataclasses.replace(self, text=text, dropout=Dropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), is_complete=True)
 
 
 class Drawn(NamedTuple):
@@ -129,6 +133,11 @@ class Teller:
             batch |= self._melodies(drawn, ["melody" in names for names in kept], told.melody)
         if told.style is not None:
             batch |= self._excerpts(drawn, ["style" in names for names in kept], told.style)
+        if told.clap is not None:
+            batch["clap_mask"] = np.array(["clap" in names for names in kept])
+            if told.is_complete:
+                ids, mask = told.clap([plain(self._pieces.metadata(one.piece)) for one in drawn])
+                batch |= {"clap_ids": ids, "clap_ids_mask": mask, "clap_mask": batch["clap_mask"] & mask.any(axis=1)}
         for label in told.labels:
             values = [
                 from_metadata(vars(self._pieces.metadata(one.piece)), label) if label.name in names else None

@@ -89,6 +89,8 @@ def batches(
     * "melody", float32 `[b, f, p]`, of corpora of codes alone, and "melody_mask", bool `[b, f]`: the chromagram from
       the frame on that is nearest to the beginning of the row, and which of its frames there are;
     * "style_start", int32 `[b]`, in samples or frames, and "style_mask", bool `[b]`: where an excerpt of it begins;
+    * "clap_mask", bool `[b]`: which rows have a place in CLAP's space; and in validations, of the texts that it is of
+      then, "clap_ids", int32 `[b, l]`, and "clap_ids_mask", bool `[b, l]`;
     * "label_genre", float32 `[b, 1, d]`, and "label_genre_mask", bool `[b, 1]`: for a label or number called genre.
 
     A mask is False all over a row that is not told.

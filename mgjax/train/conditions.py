@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.codec.rvq_training import QuantizerConfig, quantize
 from mgjax.conditioner_config import MelodyConfig, StyleConfig
+from mgjax.conditioning import clap as joint
 from mgjax.conditioning import style as styles
 from mgjax.conditioning.chroma import chromagram
 from mgjax.conditioning.condition import Condition
@@ -18,7 +19,7 @@ from mgjax.conditioning.style import StyleConditioner
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig, ModelConfig
 from mgjax.strict_json import ConfigError
-from mgjax.train import optim
+from mgjax.train import clap, optim
 
 Batch = Mapping[str, Array]
 
@@ -34,8 +35,8 @@ def check(model: ModelConfig, parts: int, seconds: float) -> None:
             f"melody.sample_rate is {model.melody.sample_rate}, but the codec's music has {model.codec.sample_rate} "
             "Hz: set it to that"
         )
-    if model.clap is not None:
-        raise ConfigError("models with the condition clap cannot be trained yet: leave clap out")
+    if model.clap is not None and model.clap.num_codebooks and parts > 1:
+        raise ConfigError("CLAP's quantizer learns from the whole batch: set optim.accumulate to 1")
     if model.style is not None:
         _check_style(model, model.style, parts, seconds)
 
@@ -60,23 +61,31 @@ def initial(
 
     Args:
       model: Whose conditions they are.
-      given: Variables of the style conditioner to go on from; None for new ones.
+      given: Variables to go on from: "style" of the style conditioner, "clap" of CLAP; None for new ones.
       key: What new ones are drawn from; None without styles.
     """
+    params, extra, given = {}, {}, dict(given or {})
+    if model.clap is not None and model.clap.num_codebooks:
+        extra["clap"] = given.get("clap", {}).get("codebooks") or joint.init_codebooks(model.clap)
     if model.style is None:
-        return {}, {}
-    if given is None:
+        return params, extra
+    style = given.get("style")
+    if style is None:
         codes = jnp.zeros((1, model.style.downsample, model.style.num_code_streams), jnp.int32)
-        given = StyleConditioner(model.style).init(key, codes)
-    return {"style": given["params"]}, {"style": {name: given[name] for name in ("batch_stats", "codebooks")}}
+        style = StyleConditioner(model.style).init(key, codes)
+    extra["style"] = {name: style[name] for name in ("batch_stats", "codebooks")}
+    return params | {"style": style["params"]}, extra
 
 
-def heard(model: ModelConfig, batch: Batch, codes: Int[Array, "b t k"], parts: int) -> dict[str, Array]:
-    """What the conditions of a batch are made of, rows first: its texts and labels as they are, its chromagrams, and
-    the codes of excerpts of it.
+def heard(
+    model: ModelConfig, weights: Mapping[str, Any], batch: Batch, codes: Int[Array, "b t k"], parts: int
+) -> dict[str, Array]:
+    """What the conditions of a batch are made of, rows first: its texts and labels as they are, its chromagrams, its
+    places in CLAP's space, and the codes of excerpts of it.
 
     Args:
       model: Whose conditions they are.
+      weights: Of the encoders that do not learn: {"clap": ...}.
       batch: See `data.pipeline.batches`.
       codes: Of the batch.
       parts: How many parts of the batch are worked on one after the other, to save memory.
@@ -85,6 +94,9 @@ def heard(model: ModelConfig, batch: Batch, codes: Int[Array, "b t k"], parts: i
     if model.melody is not None and "melody" not in found:
         config = model.melody
         found["melody"] = optim.in_parts(lambda audio: melodies(audio, config), batch["audio"], parts)
+    if model.clap is not None:
+        places = clap.embedded(model.clap, weights["clap"], batch, model.codec.sample_rate, parts)
+        found |= {"clap": jax.lax.stop_gradient(places), "clap_mask": batch["clap_mask"]}
     if model.style is not None:
         starts, length = _excerpts(model, model.style, batch)
         excerpt = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(codes, starts)
@@ -126,13 +138,18 @@ def conditions(
       key: For what the style's quantizer draws as it learns; None where nothing learns.
     """
     found, extra = {}, dict(extra)
+    style_key, clap_key = (None, None) if key is None else jax.random.split(key)
     if model.text is not None:
         found["text"] = _text(model, weights["text"], pieces["text_ids"], pieces["text_mask"])
     if model.melody is not None:
         found["melody"] = _melody(model, model.melody, pieces["melody"], pieces["melody_mask"])
     if model.style is not None:
-        vectors, extra["style"] = _style(model.style, weights["style"], pieces["style"], extra["style"], key)
+        vectors, extra["style"] = _style(model.style, weights["style"], pieces["style"], extra["style"], style_key)
         found["style"] = styles.condition(vectors, pieces["style_mask"])
+    if model.clap is not None:
+        places, codebooks = clap.coded(pieces["clap"], extra.get("clap"), clap_key)
+        extra |= {} if codebooks is None else {"clap": codebooks}
+        found["clap"] = joint.condition(places, pieces["clap_mask"])
     for label in (*model.labels, *model.numbers):
         name = f"label_{label.name}"
         found[label.name] = Condition(pieces[name], pieces[f"{name}_mask"])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,117 +20,32 @@ from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint, write_model
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig
-from mgjax.data.conditions import Dropout, Told
+from mgjax.data.conditions import Told
 from mgjax.data.corpus import Corpus
-from mgjax.data.pipeline import DataConfig, batches, validation_batches
-from mgjax.data.prompts import TextConfig
+from mgjax.data.pipeline import batches, validation_batches
 from mgjax.lm import loss as losses
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
-from mgjax.lm.stack import REMAT, stack_layers, unstack_layers
+from mgjax.lm.stack import stack_layers, unstack_layers
 from mgjax.strict_json import ConfigError
 from mgjax.train import conditions, optim, start
 from mgjax.train import text as text_encoders
 from mgjax.train.flops import products
+from mgjax.train.lm_run import LMRun
 from mgjax.train.loop import fit
 from mgjax.train.metrics import CrossEntropy, Mean, Perplexity, Sound
-from mgjax.train.optim import Average, OptimConfig
+from mgjax.train.optim import Average
 from mgjax.train.start import Start
 from mgjax.train.state import TrainState
-from mgjax.train.task import LoopConfig, Task
+from mgjax.train.task import Task
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
-DTYPES = ("float32", "bfloat16")
 _HOME = "provenance.json"  # beside a model: what it was made of
-
-
-@dataclasses.dataclass(frozen=True)
-class LMRun:
-    """A run: what is trained, on what, and how. The defaults are the published recipe for the medium model.
-
-    Sources are directories, Hub ids, or "debug".
-
-    Attributes:
-      lm: What the model is; None for that of `init`.
-      init: A model to go on from; None for new weights.
-      codec: A codec, or a model that has one; None for that of `init`.
-      text_encoder: A T5 (FLAN-T5 too), or a model that has one. None for that of `init`; without `init`, for a model
-        that reads no text, or has a new text encoder.
-      new_text: A new text encoder, trained from scratch; None for none. A `vocab_size` that is left at T5's own becomes
-        that of the vocabulary.
-      vocabulary: Of the new text encoder: a folder with spiece.model, as `mgjax corpus vocabulary` makes it; None or
-        "bytes" for the bytes of the texts.
-      train_text: Whether the text encoder is trained with the language model, rather than left as it is.
-      channels: Of the audio; 2 with a mono `init` makes a stereo model of it.
-      window_seconds: The length of music that the model will generate at once; None for the length of the segments.
-      data: Corpora of tokens made with `codec`, or of audio at its rate.
-      text: How texts are made, where the model reads text.
-      melody: The chromagram that the model follows, one of the conditions of `lm`; None for none, or that of `init`.
-      style: The conditioner that is trained along, of codes of an excerpt of each segment (`features` None), whose own
-        codes do not count; None for none, or that of `init`.
-      labels: Closed vocabularies that `lm` reads, found in the metadata by their names; () for none, or for those of
-        `init`.
-      numbers: Quantities, in the same way.
-      dropout: How often examples are told less than is known.
-      optim: How the weights are updated.
-      loop: How long, and on what.
-      dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
-      scan_layers: Compile one layer for all, which saves minutes, rather than each.
-      remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights)
-        or "full" (all within a layer).
-      prompts: What is generated now and then to listen to, a clip for each text. A model without text makes as many.
-      prompt_seconds: The length of these clips.
-    """
-
-    lm: LMConfig | None = field(default_factory=LMConfig)
-    init: str | None = None
-    codec: str | None = None
-    text_encoder: str | None = None
-    new_text: T5Config | None = None
-    vocabulary: str | None = None
-    train_text: bool = False
-    channels: int = 1
-    window_seconds: float | None = None
-    data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=192, sample_on_duration=False))
-    text: TextConfig = field(default_factory=TextConfig)
-    melody: MelodyConfig | None = None
-    style: StyleConfig | None = None
-    labels: tuple[LabelConfig, ...] = ()
-    numbers: tuple[NumberConfig, ...] = ()
-    dropout: Dropout = field(default_factory=Dropout)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000_000))
-    dtype: str = "float32"
-    scan_layers: bool = True
-    remat: str = "none"
-    prompts: tuple[str, ...] = ("a slow waltz on accordion", "driving techno with a deep bass")
-    prompt_seconds: float = 8.0
-
-    def __post_init__(self):
-        for name, choices in (("dtype", DTYPES), ("remat", tuple(REMAT)), ("channels", (1, 2))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name in ("window_seconds", "prompt_seconds"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} must be above 0, got {value}")
-        text_encoders.check(
-            init=self.init,
-            text_encoder=self.text_encoder,
-            new_text=self.new_text,
-            vocabulary=self.vocabulary,
-            train_text=self.train_text,
-        )
-        if self.data.batch_size % self.optim.accumulate:
-            raise ConfigError(
-                f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
-            )
 
 
 def run(config: LMRun, workdir: str | Path) -> TrainState:
@@ -147,12 +60,15 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
     for corpus in corpora["train"] + corpora["valid"]:
         _check(corpus, begun)
     kinds = {corpus.kind for corpus in corpora["train"]}
+    if begun.config.clap and "tokens" in kinds:
+        raise ConfigError("CLAP hears music, and codes are none: train with it on a corpus of sound")
     tokenizer = begun.tokenizer()
     told = Told(
         text=config.text if tokenizer else None,
         tokenize=tokenizer.encode if tokenizer else None,
         melody=begun.config.melody,
         style=begun.config.style and begun.config.style.seconds,
+        clap=begun.clap_tokenizer().encode if begun.config.clap else None,
         labels=(*begun.config.labels, *begun.config.numbers),
         dropout=config.dropout,
     )
@@ -184,6 +100,8 @@ def begin(config: LMRun) -> Start:
         window_seconds=config.window_seconds or config.data.segment_seconds,
         melody=config.melody,
         style=config.style,
+        clap=config.clap,
+        clap_encoder=config.clap_encoder,
         labels=config.labels,
         numbers=config.numbers,
     )
@@ -222,8 +140,12 @@ def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
     texts = {} if begun.text is None else {"text": begun.text}
     learned = {"lm": begun.lm} if begun.lm is not None else {}
     learned |= {"style": begun.style} if begun.config.style and begun.style else {}
+    if begun.config.clap and "codebooks" in begun.clap:
+        learned["clap"] = {"codebooks": begun.clap["codebooks"]}
     learned |= texts if config.train_text else {}
     frozen = {} if config.train_text else texts
+    if begun.config.clap:
+        frozen["clap"] = {name: begun.clap[name] for name in ("text", "audio")}
     if kind == "audio":
         frozen["codec"] = begun.codec.variables
     return Task(
@@ -258,7 +180,7 @@ class _Step:
             key, text_key = jax.random.split(key)
             params["text"] = given["text"] if "text" in given else text_encoders.initial(self.model.text, text_key)
         key, style_key = (key, None) if self.model.style is None else jax.random.split(key)
-        learned, extra = conditions.initial(self.model, given.get("style"), style_key)
+        learned, extra = conditions.initial(self.model, given, style_key)
         params |= learned
         stacked = stack_layers(given["lm"]) if "lm" in given else initial(self.model.lm, key)
         params["lm"] = stacked if self.config.scan_layers else unstack_layers(stacked)
@@ -276,7 +198,7 @@ class _Step:
         pieces = self.pieces(frozen, batch)
         counts = jnp.sum(pieces["steps"].counted, axis=(0, 1), dtype=jnp.float32)
 
-        key = jax.random.fold_in(jax.random.key(self.config.loop.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(self.config.loop.seed), state.step) if state.extra else None
 
         def loss(params: Any, part: Any) -> tuple[Array, Any]:
             sums, extra = self.cross_entropy(params, frozen, part, state.extra, key)
@@ -315,7 +237,7 @@ class _Step:
             encode = functools.partial(encoded, self.begun.codec, frozen["codec"])
             codes = optim.in_parts(encode, batch["audio"], self.config.optim.accumulate)
             num_frames = -(-batch["num_samples"] // self.begun.codec.hop_length)
-        told = conditions.heard(self.model, batch, codes, self.config.optim.accumulate)
+        told = conditions.heard(self.model, frozen, batch, codes, self.config.optim.accumulate)
         special = self.model.lm.special_token
         steps = losses.layout(self.pattern, codes, num_frames, special)
         given_away = conditions.excerpted(self.model, batch, codes.shape[1])
@@ -345,6 +267,7 @@ class _Step:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
         state = jax.eval_shape(self.init, jax.random.key(0))
         frozen = {"text": self.begun.text, "codec": self.begun.codec.variables}
+        frozen |= {"clap": self.begun.clap} if self.model.clap else {}
         pieces = jax.eval_shape(self.pieces, frozen, shapes)
         learned = products(self.cross_entropy, state.params, frozen, pieces, state.extra)
         frozen_ones = products(self.pieces, frozen, shapes)
@@ -398,7 +321,10 @@ class _Step:
             variables["text"] = weights.get("text", self.begun.text)
         if self.model.style is not None:
             variables["style"] = {"params": weights["style"], **jax.tree.map(_on_host, state.extra["style"])}
-        return Checkpoint(self.model, variables, self.begun.tokenizer_files)
+        if self.model.clap is not None:
+            codebooks = {"codebooks": jax.tree.map(_on_host, state.extra["clap"])} if "clap" in state.extra else {}
+            variables["clap"] = {name: self.begun.clap[name] for name in ("text", "audio")} | codebooks
+        return Checkpoint(self.model, variables, self.begun.tokenizer_files, self.begun.clap_tokenizer_files)
 
 
 def initial(config: LMConfig, key: Array) -> dict[str, Any]:

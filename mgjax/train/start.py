@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mgjax import formats
+from mgjax import checkpoint, formats
 from mgjax.codec.codec import Codec
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
+from mgjax.conditioner_config import ClapConditionConfig, LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
+from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import LMConfig, ModelConfig
+from mgjax.interop import hub
+from mgjax.interop.clap import read_clap
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.strict_json import ConfigError
 from mgjax.train import text as text_encoders
@@ -30,6 +33,8 @@ class Start:
       text: The text encoder's weights (numpy), or None where the model reads no text or will learn to by a new one.
       tokenizer_files: The folder that holds the tokenizer's files, or None.
       style: The style conditioner's variables to go on from (numpy), or None.
+      clap: The variables of CLAP (numpy), with the codebooks to go on from if there are any; or None.
+      clap_tokenizer_files: The folder that holds the files of CLAP's tokenizer, or None.
     """
 
     config: ModelConfig
@@ -38,6 +43,20 @@ class Start:
     text: dict[str, Any] | None
     tokenizer_files: Path | None
     style: dict[str, Any] | None = None
+    clap: dict[str, Any] | None = None
+    clap_tokenizer_files: Path | None = None
+
+    def clap_tokenizer(self) -> ClapTokenizer:
+        """What cuts texts for CLAP.
+
+        Raises:
+          CheckpointError: It came without one.
+        """
+        if self.clap_tokenizer_files is None:
+            raise CheckpointError(
+                "the CLAP came without a tokenizer: put tokenizer.json, or vocab.json and merges.txt, into its folder"
+            )
+        return ClapTokenizer.from_directory(self.clap_tokenizer_files)
 
     @property
     def text_hash(self) -> str | None:
@@ -74,6 +93,8 @@ def read(
     window_seconds: float,
     melody: MelodyConfig | None = None,
     style: StyleConfig | None = None,
+    clap: ClapConditionConfig | None = None,
+    clap_encoder: str | None = None,
     labels: tuple[LabelConfig, ...] = (),
     numbers: tuple[NumberConfig, ...] = (),
     new_text: T5Config | None = None,
@@ -90,6 +111,8 @@ def read(
       vocabulary: That of the new text encoder; see `text.new`.
       channels: Of the audio. A mono model to go on from becomes a stereo model for 2.
       window_seconds: The longest stretch of music that the model is trained on.
+      clap: The condition by CLAP, but for its towers.
+      clap_encoder: A CLAP of transformers, for a new model; None for none, or for that of `init`.
       melody, style, labels, numbers: What the language model reads besides text; None and () for what `init` has.
 
     Raises:
@@ -101,11 +124,20 @@ def read(
             raise ConfigError("give lm and codec, what to train and on which codes; or init, a model to go on from")
         reader = text_encoders.new(new_text, vocabulary) if new_text else text_encoders.read(text_encoder)
         made = Codec(*formats.read_codec(codec), channels=channels)
-        weights, styles = None, None
+        weights, styles, towers, clap_files = None, None, None, None
+        if clap_encoder is not None:
+            directory = hub.fetch(clap_encoder)
+            found, towers = read_clap(directory, place=lambda path, array: array)
+            clap_files = checkpoint.find_clap_tokenizer(directory)
+            clap = dataclasses.replace(clap or ClapConditionConfig(), clap=found)
         extra = {"tokenizer": reader.tokenizer, "melody": melody, "style": style, "labels": labels, "numbers": numbers}
+        extra["clap"] = clap if clap_encoder else None
     else:
         given = formats.read(init, place=lambda path, array: array, text_encoder=text_encoder)
         base, weights, styles = given.config, given.variables["lm"], given.variables.get("style")
+        if clap_encoder is not None:
+            raise ConfigError(f"leave clap_encoder out: {init} is told by CLAP already, or was not made for it")
+        towers, clap_files = given.variables.get("clap"), given.clap_tokenizer
         reader = TextEncoder(base.text, given.variables.get("text"), given.tokenizer)
         if codec is None:
             made = Codec(base.codec, given.variables["codec"], channels=channels)
@@ -128,7 +160,7 @@ def read(
     config = ModelConfig(
         lm=lm, codec=made.folded_config, text=reader.config, channels=channels, window_seconds=window_seconds, **extra
     )
-    return Start(config, made, weights, reader.weights, reader.tokenizer_files, styles)
+    return Start(config, made, weights, reader.weights, reader.tokenizer_files, styles, towers, clap_files)
 
 
 def to_stereo(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, Any]]:

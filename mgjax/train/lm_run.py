@@ -1,0 +1,115 @@
+"""What a run that trains a language model is: its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import field
+
+from mgjax.conditioner_config import (
+    ClapConditionConfig,
+    LabelConfig,
+    MelodyConfig,
+    NumberConfig,
+    StyleConfig,
+    T5Config,
+)
+from mgjax.config import LMConfig
+from mgjax.data.conditions import Dropout
+from mgjax.data.pipeline import DataConfig
+from mgjax.data.prompts import TextConfig
+from mgjax.lm.stack import REMAT
+from mgjax.strict_json import ConfigError
+from mgjax.train import text as text_encoders
+from mgjax.train.optim import OptimConfig
+from mgjax.train.task import LoopConfig
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class LMRun:
+    """A run: what is trained, on what, and how. The defaults are the published recipe for the medium model.
+
+    Sources are directories, Hub ids, or "debug".
+
+    Attributes:
+      lm: What the model is; None for that of `init`.
+      init: A model to go on from; None for new weights.
+      codec: A codec, or a model that has one; None for that of `init`.
+      text_encoder: A T5 (FLAN-T5 too), or a model that has one. None for that of `init`; without `init`, for a model
+        that reads no text, or has a new text encoder.
+      new_text: A new text encoder, trained from scratch; None for none. A `vocab_size` that is left at T5's own becomes
+        that of the vocabulary.
+      vocabulary: Of the new text encoder: a folder with spiece.model, as `mgjax corpus vocabulary` makes it; None or
+        "bytes" for the bytes of the texts.
+      train_text: Whether the text encoder is trained with the language model, rather than left as it is.
+      channels: Of the audio; 2 with a mono `init` makes a stereo model of it.
+      window_seconds: The length of music that the model will generate at once; None for the length of the segments.
+      data: Corpora of tokens made with `codec`, or of audio at its rate.
+      text: How texts are made, where the model reads text.
+      melody: The chromagram that the model follows, one of the conditions of `lm`; None for none, or that of `init`.
+      style: The conditioner that is trained along, of codes of an excerpt of each segment (`features` None), whose own
+        codes do not count; None for none, or that of `init`.
+      clap: The condition that learns from sound and is told by text, where there is a `clap_encoder`.
+      clap_encoder: A CLAP of transformers, which `clap.clap` is made to be. It is not trained. None for that of `init`,
+        or none.
+      labels: Closed vocabularies that `lm` reads, found in the metadata by their names; () for none, or for those of
+        `init`.
+      numbers: Quantities, in the same way.
+      dropout: How often examples are told less than is known.
+      optim: How the weights are updated.
+      loop: How long, and on what.
+      dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
+      scan_layers: Compile one layer for all, which saves minutes, rather than each.
+      remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights)
+        or "full" (all within a layer).
+      prompts: What is generated now and then to listen to, a clip for each text. A model without text makes as many.
+      prompt_seconds: The length of these clips.
+    """
+
+    lm: LMConfig | None = field(default_factory=LMConfig)
+    init: str | None = None
+    codec: str | None = None
+    text_encoder: str | None = None
+    new_text: T5Config | None = None
+    vocabulary: str | None = None
+    train_text: bool = False
+    channels: int = 1
+    window_seconds: float | None = None
+    data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=192, sample_on_duration=False))
+    text: TextConfig = field(default_factory=TextConfig)
+    melody: MelodyConfig | None = None
+    style: StyleConfig | None = None
+    clap: ClapConditionConfig = field(default_factory=ClapConditionConfig)
+    clap_encoder: str | None = None
+    labels: tuple[LabelConfig, ...] = ()
+    numbers: tuple[NumberConfig, ...] = ()
+    dropout: Dropout = field(default_factory=Dropout)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000_000))
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    prompts: tuple[str, ...] = ("a slow waltz on accordion", "driving techno with a deep bass")
+    prompt_seconds: float = 8.0
+
+    def __post_init__(self):
+        for name, choices in (("dtype", DTYPES), ("remat", tuple(REMAT)), ("channels", (1, 2))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("window_seconds", "prompt_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        text_encoders.check(
+            init=self.init,
+            text_encoder=self.text_encoder,
+            new_text=self.new_text,
+            vocabulary=self.vocabulary,
+            train_text=self.train_text,
+        )
+        if self.data.batch_size % self.optim.accumulate:
+            raise ConfigError(
+                f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
+            )
