@@ -173,11 +173,14 @@ class MusicGen:
             guidance.
           blend: Seconds that a change of text takes; 0 for at once.
           melody: For melody models, audio whose melody to follow from the start of the result, the prompt included:
-            [n], [n, c], [b, n, c], or a list with an array or None for each row. It is repeated where it is short.
+            [n], [n, c], [b, n, c], or a list with an array or None for each row. It is repeated where it is short. A
+            model that reads it before the music hears as much of it as in training (`config.melody.num_frames`), also
+            where `window` is longer.
           melody_sample_rate: Of the melody, in hertz; the model's where None.
           separate: How to take the melody out of a mix: "demucs", or a function of audio [n, c] and its rate that gives
             the part of it that carries the melody. None for the mix as it is.
-          chroma: Instead of a melody, the strength of each pitch class over time: [1 or b, frames, pitch classes].
+          chroma: Instead of a melody, the strength of each pitch class over time: [1 or b, frames, pitch classes],
+            `config.melody` says how many; in longer music it is repeated.
           style: For style models, music to sound like, in the forms of a melody. A few seconds of it count, which the
             row's seed chooses.
           style_sample_rate: Of the style, in hertz; the model's where None.
@@ -187,11 +190,12 @@ class MusicGen:
             below 30.
           progress: Called with the frames made so far and the frames in all.
         """
-        texts = checks.texts(texts, self.frame_rate)
-        batch = len(texts)
-        samplings = checks.samplings(sampling or self.config.sampling, batch, self.num_codebooks)
-        seeds = checks.seeds(seed, batch)
         num_frames = checks.num_frames(seconds, self.frame_rate)
+        blend_frames = checks.blend(blend, self.frame_rate)
+        texts = checks.texts(texts, self.frame_rate, num_frames, blend_frames)
+        batch = len(texts)
+        samplings = checks.samplings(self.config.sampling if sampling is None else sampling, batch, self.num_codebooks)
+        seeds = checks.seeds(seed, batch)
         spans = checks.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
         given = np.zeros((batch, 0, self.num_codebooks), np.int32)
         if prompt is not None:
@@ -202,11 +206,12 @@ class MusicGen:
             self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels),
             checks.plain_texts(negative, batch, "negative"),
             samplings,
-            checks.blend(blend, self.frame_rate),
+            blend_frames,
             self.frame_rate,
         )
-        if steering.unsteered and any(one.is_guided for one in samplings):
-            warnings.warn("a text is empty: nothing steers the music there, and guidance has no effect", stacklevel=2)
+        checks.can_read(steering.all_texts, self.config)
+        for warning in steering.warnings():
+            warnings.warn(warning, stacklevel=2)
         plan = cut(windows(num_frames, given.shape[1], *spans), steering.cuts())
         return generate(
             self._lm,
@@ -251,6 +256,7 @@ class MusicGen:
         seeds = checks.seeds(seed, batch)
         others = self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels)
         texts = checks.plain_texts(texts, batch, "texts")
+        checks.can_read(texts, self.config)
         rows = [dataclasses.replace(row, text=text) for row, text in zip(others, texts, strict=True)]
         span = Span(0.0, self.config.window_seconds, False)
         context = self._context([rows], self._conditioner.encode(texts), span)

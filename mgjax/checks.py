@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ _MOST_WINDOWS = 10  # times the window of training
 _SEEDS = 2**32
 
 
-def texts(texts: Any, frame_rate: float) -> list[list[Change]]:
-    """The texts of each row in the order of time: a single text, or one that changes, is a batch of one."""
+def texts(texts: Any, frame_rate: float, num_frames: int, blend_frames: int) -> list[list[Change]]:
+    """The texts of each row in the order of time: a single text, or one that changes, is a batch of one.
+
+    Those that begin when the music is over are left out, with a warning.
+    """
     rows = [texts] if _is_text(texts) or _is_schedule(texts) else texts
     if not isinstance(rows, Sequence) or not all(_is_text(row) or _is_schedule(row) for row in rows):
         raise TypeError(
@@ -34,7 +38,16 @@ def texts(texts: Any, frame_rate: float) -> list[list[Change]]:
         )
     if not rows:
         raise ValueError("there is no text: give at least one (None for music without a description)")
-    return [_changes(row, frame_rate) if _is_schedule(row) else [Change(0, row or None)] for row in rows]
+    return [
+        _changes(row, frame_rate, num_frames, blend_frames) if _is_schedule(row) else [Change(0, row or None)]
+        for row in rows
+    ]
+
+
+def can_read(texts: Sequence[str | None], config: ModelConfig) -> None:
+    """Raises ValueError where there is a text for a model that reads none."""
+    if any(texts) and config.text is None and config.clap is None:
+        raise ValueError("this model was not trained with texts: give None (on the command line: an empty prompt)")
 
 
 def _is_text(value: Any) -> bool:
@@ -55,13 +68,32 @@ def _is_change(value: Any) -> bool:
     )
 
 
-def _changes(schedule: Sequence[Any], frame_rate: float) -> list[Change]:
+def _changes(schedule: Sequence[Any], frame_rate: float, num_frames: int, blend_frames: int) -> list[Change]:
     times = [float(seconds) for seconds, _ in schedule]
-    rising = all(before < after for before, after in itertools.pairwise(times))
-    if not rising or not all(math.isfinite(time) and time >= 0 for time in times):
-        raise ValueError(f"the times of texts must be 0 or above and rise, got {times}")
+    if not all(0 <= time <= _MOST_SECONDS for time in times):
+        raise ValueError(f"the times of texts must be 0 or above, and at most {_MOST_SECONDS} (a day), got {times}")
     changes = [Change(round(time * frame_rate), text or None) for time, (_, text) in zip(times, schedule, strict=True)]
-    return changes if changes[0].frame == 0 else [Change(0, None), *changes]
+    if any(after.frame <= before.frame for before, after in itertools.pairwise(changes)):
+        raise ValueError(f"the times of texts must rise, by {1 / frame_rate:g} s (a frame) or more, got {times}")
+    if changes[0].frame > 0:
+        changes.insert(0, Change(0, None))
+    late = [change for change in changes if change.frame >= num_frames]
+    if late:
+        warnings.warn(
+            f"the text {late[0].text!r} begins at {late[0].frame / frame_rate:g} s, when the music is over "
+            f"({num_frames / frame_rate:g} s): it is not heard",
+            stacklevel=3,
+        )
+    # A text that is there already is no change.
+    changes = [changes[0], *(after for before, after in itertools.pairwise(changes) if after.text != before.text)]
+    changes = changes[: len(changes) - sum(change.frame >= num_frames for change in changes)]
+    for before, after in itertools.pairwise(changes[1:]):
+        if after.frame - before.frame < blend_frames:
+            raise ValueError(
+                f"a blend of {blend_frames / frame_rate:g} s is longer than the time between the texts at "
+                f"{before.frame / frame_rate:g} s and {after.frame / frame_rate:g} s: make it shorter"
+            )
+    return changes
 
 
 def plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:

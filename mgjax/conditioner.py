@@ -111,7 +111,7 @@ class Conditioner:
         if config is None or not texts:
             shape = (1, BUCKETS[0])
             return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
-        ids, mask = self.tokenizer.encode(texts)
+        ids, mask = self.tokenizer.encode(_rounded_up(texts))
         return _encode_text(T5Encoder(config), self._variables["text"], ids, mask), mask
 
     def _joint(self, texts: Sequence[str]) -> Float[Array, "u j"]:
@@ -119,7 +119,7 @@ class Conditioner:
         config = self._config.clap
         if config is None or not texts:
             return jnp.zeros((1, config.clap.dim if config else 1))
-        embedded = jnp.asarray(self._clap.embed_text(texts))
+        embedded = jnp.asarray(self._clap.embed_text(_rounded_up(texts)))
         codebooks = self._variables["clap"].get("codebooks")
         return embedded if codebooks is None else _quantized(embedded, codebooks["embed"])
 
@@ -236,6 +236,11 @@ class Conditioner:
             )
         tokenizer = ClapTokenizer.from_directory(self._clap_tokenizer_files)
         return joint.Clap(self._config.clap.clap, self._variables["clap"], tokenizer)
+
+
+def _rounded_up(texts: Sequence[str]) -> list[str]:
+    """The texts, and the last one again until their number is a power of two: each number is a program to compile."""
+    return [*texts, *[texts[-1]] * (2 ** (len(texts) - 1).bit_length() - len(texts))]
 
 
 _quantized = jax.jit(joint.quantized)

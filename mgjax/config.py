@@ -8,7 +8,11 @@ half understood.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from typing import Any
+
+import numpy as np
 
 from mgjax.conditioner_config import (
     ClapConditionConfig,
@@ -126,6 +130,12 @@ class LMConfig:
             raise ConfigError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
         if self.dim % 2 or self.dim < 4:
             raise ConfigError(f"dim must be even and at least 4, for its sines and cosines, got {self.dim}")
+        along = [condition.name for condition in self.conditions if condition.fuse == "interpolate"]
+        if along and self.pattern not in ("delay", "parallel"):
+            raise ConfigError(
+                f"conditions that go along with the music ({', '.join(along)}) need the pattern delay or parallel, in "
+                f"which every step is one frame later than the one before; got {self.pattern}"
+            )
         names = [condition.name for condition in self.conditions]
         if len(set(names)) != len(names):
             raise ConfigError(f"two conditions have one name: {names}")
@@ -151,6 +161,32 @@ class LMConfig:
         return next((condition for condition in self.conditions if condition.name == name), None)
 
 
+_STRONGEST = 1000.0  # guidance beyond this is a slip of the hand, and would overflow
+
+
+def _settled(value: Any, name: str) -> Any:
+    """Lists and arrays as tuples, so that what holds them stays hashable."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_settled(one, name) for one in value)
+    if not _is_number(value):
+        raise TypeError(f"{name} must be made of numbers, got {value!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_strength(value: Any) -> bool:
+    return _is_number(value) and abs(value) <= _STRONGEST
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How codes are drawn from the model's predictions.
@@ -173,21 +209,30 @@ class Sampling:
     text_guidance: float | None = None
 
     def __post_init__(self):
+        settle = functools.partial(object.__setattr__, self)
+        settle("temperature", _settled(self.temperature, "temperature"))
+        settle("guidance", _settled(self.guidance, "guidance"))
         temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if not temperatures or not all(math.isfinite(one) and one >= 0 for one in temperatures):
+        if not temperatures or not all(_is_number(one) and math.isfinite(one) and one >= 0 for one in temperatures):
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
-        if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
+        if not _is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k must be a whole number, 0 (all codes) or above, got {self.top_k}")
-        if not 0 <= self.top_p <= 1:
+        settle("top_k", int(self.top_k))
+        if not (_is_number(self.top_p) and 0 <= self.top_p <= 1):
             raise ValueError(f"top_p must be from 0 (off) to 1, got {self.top_p}")
         points = self.guidance_points
-        if not points or not all(math.isfinite(number) for point in points for number in point):
-            raise ValueError(f"guidance must be a finite number, got {self.guidance}")
+        if not points or not all(isinstance(point, tuple) and len(point) == 2 for point in points):
+            raise ValueError(
+                "guidance must be a number, or (seconds, strength) pairs such as ((0, 3), (20, 5)), got "
+                f"{self.guidance}"
+            )
+        if not all(_is_number(seconds) and _is_strength(strength) for seconds, strength in points):
+            raise ValueError(f"guidance must be a finite number up to {_STRONGEST:g}, got {self.guidance}")
         times = [seconds for seconds, _ in points]
-        if times != sorted(set(times)) or times[0] < 0:
+        if times != sorted(set(times)) or not 0 <= times[0] <= times[-1] < math.inf:
             raise ValueError(f"the times of guidance must be 0 or above and rise, got {self.guidance}")
-        if self.text_guidance is not None and not math.isfinite(self.text_guidance):
-            raise ValueError(f"text_guidance must be a finite number, got {self.text_guidance}")
+        if self.text_guidance is not None and not _is_strength(self.text_guidance):
+            raise ValueError(f"text_guidance must be a finite number up to {_STRONGEST:g}, got {self.text_guidance}")
 
     @property
     def is_guided(self) -> bool:
@@ -245,6 +290,12 @@ class ModelConfig:
                     f"the style conditioner reads {streams} codebooks of {size} codes, the codec has "
                     f"{self.codec.num_codebooks} of {self.codec.codebook_size}"
                 )
+        names = [one.name for one in (*self.labels, *self.numbers)]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"two labels or numbers have one name: {names}")
+        along = [one.name for one in self.lm.conditions if one.fuse == "interpolate" and one.name != "melody"]
+        if along:
+            raise ConfigError(f"only a melody goes along with the music; {', '.join(along)} must be fused otherwise")
         given = self.condition_dims
         read = {condition.name: condition.dim for condition in self.lm.conditions}
         if given != read:

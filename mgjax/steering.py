@@ -64,11 +64,18 @@ class Steering:
         asked = any(self.all_texts) or any(self.others)
         return asked and any(sampling.is_guided for sampling in self.samplings)
 
-    @property
-    def unsteered(self) -> bool:
-        """Whether there is a row that nothing steers."""
-        rows = zip(self.texts, self.others, self.negatives, strict=True)
-        return not all(any(change.text for change in texts) or other or negative for texts, other, negative in rows)
+    def warnings(self) -> list[str]:
+        """What is asked for and has no effect."""
+        found = []
+        for texts, other, negative, sampling in zip(
+            self.texts, self.others, self.negatives, self.samplings, strict=True
+        ):
+            told = any(change.text for change in texts) or other
+            if sampling.is_guided and not told and not negative:
+                found.append("a text is empty: nothing steers the music there, and guidance has no effect")
+            if negative and not sampling.is_guided:
+                found.append("a negative text works through guidance, which is off (1): it has no effect")
+        return list(dict.fromkeys(found))
 
     def cuts(self) -> set[int]:
         """The frames at which a text or a blend begins or ends."""
@@ -87,12 +94,16 @@ class Steering:
             shares = [np.clip((frames - begun + 1) / (self.blend + 1), 0, 1) for _, _, begun in now]
             strengths.append([share if one[1] else np.ones(num_frames) for share, one in zip(shares, now, strict=True)])
         if self.is_guided:
-            if any(sampling.text_guidance is not None for sampling in self.samplings):
-                sets.append([dataclasses.replace(row, text=None) for row in self.others])
-                apart = [1.0 if one.text_guidance is None else one.text_guidance for one in self.samplings]
-                strengths.append([np.full(num_frames, strength) for strength in apart])
+            guidance = np.stack([self._guidance(sampling, frames) for sampling in self.samplings])
+            apart = np.array([1.0 if one.text_guidance is None else one.text_guidance for one in self.samplings])
+            if (apart != 1).any():
+                if any(self.others) or any(self.negatives):
+                    sets.append([dataclasses.replace(row, text=None) for row in self.others])
+                    strengths.append(np.repeat(apart[:, None], num_frames, axis=1))
+                else:  # what is left without the text is nothing
+                    guidance = guidance * apart[:, None]
             sets.append([Row(text=negative) for negative in self.negatives])
-            strengths.append([self._guidance(sampling, frames) for sampling in self.samplings])
+            strengths.append(guidance)
         table = np.asarray(strengths, np.float32).reshape(len(strengths), len(full), num_frames)
         return Part(sets, np.ascontiguousarray(table.transpose(2, 0, 1)))
 

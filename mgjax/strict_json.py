@@ -50,7 +50,10 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         listed = isinstance(value, list | tuple)
         given = [option for option in options if option is not types.NoneType]
         fitting = [option for option in given if (typing.get_origin(option) is tuple) == listed] or given
-        return _coerce(next((option for option in fitting if option is type(value)), fitting[0]), value, where)
+        exact = [option for option in fitting if option is type(value)]
+        if not exact and type(value) is int:  # JSON writes 120 for 120.0
+            exact = [option for option in fitting if option is float]
+        return _coerce((exact or fitting)[0], value, where)
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected an object, got {value!r}")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ import pytest
 from mgjax import initialize
 from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint
-from mgjax.cli import main
-from mgjax.conditioner_config import LabelConfig, MelodyConfig
+from mgjax.cli import main, recipe, steer
+from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config import Fused
 from mgjax.data import audio
 
@@ -21,10 +23,11 @@ def steered(tmp_path_factory):
     """A toy that hears melodies and labels, as a folder, and a tune."""
     folder = tmp_path_factory.mktemp("steered")
     melody = MelodyConfig(fft_size=4096, hop_length=2048, num_frames=16)
-    conditions = (Fused("melody", 12, "prefix"), Fused("text", 16, "cross"), Fused("genre", 2, "sum"))
+    conditions = (Fused("melody", 12, "prefix"), Fused("text", 16), Fused("genre", 2, "sum"), Fused("bpm", 4, "sum"))
     lm = dataclasses.replace(initialize.DEBUG.lm, conditions=conditions)
     labels = (LabelConfig("genre", ("waltz", "march")),)
-    config = dataclasses.replace(initialize.DEBUG, lm=lm, melody=melody, labels=labels)
+    numbers = (NumberConfig("bpm", 40.0, 240.0, 4),)
+    config = dataclasses.replace(initialize.DEBUG, lm=lm, melody=melody, labels=labels, numbers=numbers)
     MusicGen(Checkpoint(config, initialize.random_variables(config))).save(folder / "model")
     tune = 0.3 * np.sin(2 * np.pi * 440 * np.arange(22_050) / 22_050)
     audio.write(folder / "tune.wav", tune[:, None].astype(np.float32), 22_050)
@@ -45,9 +48,9 @@ def test_what_steers_is_heard_and_kept(steered, tmp_path, monkeypatch):
             assert Path(f"{i}.wav").read_bytes() != Path("all.wav").read_bytes(), asked[i]
     assert main(["generate", "--again", "all.json", "--out", "again.wav", "--cache", "off"]) == 0
     assert Path("again.wav").read_bytes() == Path("all.wav").read_bytes()
-    recipe = json.loads(Path("all.json").read_text())
-    assert recipe["melody"] == str(steered / "tune.wav")
-    assert recipe["labels"] == {"genre": "march"}
+    kept = json.loads(Path("all.json").read_text())
+    assert kept["melody"] == str(steered / "tune.wav")
+    assert kept["labels"] == {"genre": "march"}
 
 
 def test_info_says_what_a_model_follows(steered, capsys):
@@ -57,11 +60,14 @@ def test_info_says_what_a_model_follows(steered, capsys):
     assert "waltz, march" in said
 
 
+BOTH = {"genre": ["waltz", "march"], "bpm": 120}
+
+
 def test_a_file_of_prompts_steers_each(steered, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [
         {"prompt": "a", "melody": str(steered / "tune.wav"), "name": "one"},
-        {"prompt": "a", "seed": 0, "name": "two", "labels": {"genre": ["waltz", "march"]}, "then": [[0.4, "b"]]},
+        {"prompt": "a", "seed": 0, "name": "two", "labels": BOTH, "then": [[0.4, "b"]]},
     ]
     Path("ideas.jsonl").write_text("\n".join(map(json.dumps, lines)))
     model = ["--model", str(steered / "model"), "--seconds", "0.6", "--cache", "off"]
@@ -78,7 +84,10 @@ def test_a_file_of_prompts_steers_each(steered, tmp_path, monkeypatch):
         (["--melody", "missing.wav"], "missing.wav"),
         (["--melody", "a.wav", "--melody", "b.wav"], "2 times for 1 prompts"),
         (["--label", "genre"], "NAME=VALUE"),
-        (["--guidance", "0:3,x"], "guidance"),
+        (["--guidance", "0:3,x"], "SECOND:STRENGTH"),
+        (["--then", "3", "b"], "begins at 3 s"),
+        (["--blend", "1"], "about --then"),
+        (["--separate"], "about --melody"),
         (["--temperature", "1,2"], "4 codebooks"),
     ],
 )
@@ -88,3 +97,30 @@ def test_what_cannot_steer(asked, message, tmp_path, monkeypatch, capsys):
         Path(name).write_bytes(b"")
     assert main(["generate", "a", "--seconds", "0.1", "--cache", "off", *asked]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--label", "genre=5"], "waltz, march"),
+        (["--label", "bpm=fast"], "bpm"),
+        (["--melody", "TUNE", "--separate"], "pip install"),
+    ],
+)
+def test_what_this_model_cannot_follow(steered, asked, message, tmp_path, monkeypatch, capsys):
+    """One line, no traceback."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "demucs", None)
+    asked = [str(steered / "tune.wav") if word == "TUNE" else word for word in asked]
+    model = ["--model", str(steered / "model"), "--seconds", "0.1", "--cache", "off"]
+    assert main(["generate", "a", *model, *asked]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_words_that_look_like_numbers():
+    """A label's value stays a word; a number's becomes one."""
+    labels, numbers = (LabelConfig("era", ("1970", "1980")),), (NumberConfig("bpm", 40.0, 240.0),)
+    model = SimpleNamespace(config=SimpleNamespace(labels=labels, numbers=numbers))
+    asked = recipe.Recipe("a", 1.0, 0, "debug", labels={"era": "1980", "bpm": "90"})
+    found = steer.options([asked], model)["labels"]
+    assert found == [{"era": "1980", "bpm": 90.0}]

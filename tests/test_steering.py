@@ -14,6 +14,7 @@ from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config import Fused, LMConfig
 from mgjax.steering import Change, Row, Steering
+from mgjax.strict_json import ConfigError
 
 RATE = 8000
 CONDITIONS = (
@@ -201,7 +202,8 @@ def test_what_does_not_steer_costs_no_rows():
     assert sets("a", Sampling(guidance=((0.0, 1.0), (9.0, 1.0)))) == 1
     assert sets("a", Sampling()) == sets(None, Sampling(), Row(labels={"genre": "waltz"})) == 2
     assert sets(None, Sampling(), negative="a") == 2
-    assert sets("a", Sampling(text_guidance=2.0)) == 3
+    assert sets("a", Sampling(text_guidance=2.0)) == sets("a", Sampling(text_guidance=1.0)) == 2
+    assert sets("a", Sampling(text_guidance=2.0), Row(labels={"genre": "waltz"})) == 3
 
 
 @pytest.fixture(params=["cross", "prefix"])
@@ -225,7 +227,8 @@ def test_a_text_that_stays_is_no_change(either):
     plain = either.generate_codes("piano", **options)
     schedule = [(0, "piano"), (0.52, "piano"), (1.0, "piano")]
     assert np.array_equal(either.generate_codes(schedule, **options), plain)
-    assert np.array_equal(either.generate_codes([(0, "piano"), (1.6, "drums")], **options), plain)
+    with pytest.warns(UserWarning, match="music is over"):
+        assert np.array_equal(either.generate_codes([(0, "piano"), (1.6, "drums")], **options), plain)
     rows = either.generate_codes(["piano", [(0, "a"), (0.9, "b")]], **options)
     assert np.array_equal(rows[:1], plain)
     alone = either.generate_codes([(0, "a"), (0.9, "b")], **options | {"seed": 4})
@@ -266,6 +269,7 @@ def test_streamed_schedules_are_the_generated_ones(model):
     assert whole.shape == (2, 110 * 320, 1)
     assert np.array_equal(np.concatenate(pieces, axis=1), whole)
     codes = model.generate_codes(**asked)
+    assert np.abs(model.codec.decode(codes) - whole).max() < 1e-5
     later = model.generate_codes(**asked | {"texts": [[(0, "piano"), (1.0, "drums"), (2.6, "b")], "a march"]})
     assert np.array_equal(codes[0, :65], later[0, :65])
     assert not np.array_equal(codes[0, 65:], later[0, 65:])
@@ -282,6 +286,20 @@ def test_beyond_the_window_the_melody_goes_on(model):
     expected = logits(model, "a", codes[:, 30:80], melody=second)
     assert np.array_equal(np.argmax(expected, axis=-1)[:, 20:], codes[:, 50:80])
     assert not np.array_equal(codes, model.generate_codes(**asked, melody=tune(523, 262)))
+
+
+def test_texts_change_on_many_devices():
+    """Where the number of row sets goes from 3 to 4 and back."""
+    asked = dict(
+        texts=[[(0, "piano"), (0.4, "drums")], "a march"],
+        labels={"bpm": 90},
+        seconds=1.2,
+        blend=0.2,
+        sampling=dataclasses.replace(GREEDY, guidance=2.0, text_guidance=2.0),
+    )
+    alone = built()
+    spread = MusicGen(alone._checkpoint(), mesh=mgjax.sharding.make_mesh(2, 1, 2, jax.devices()[:4]))
+    assert np.array_equal(spread.generate_codes(**asked), alone.generate_codes(**asked))
 
 
 def test_melody_and_continuation_together(model):
@@ -321,6 +339,10 @@ def test_stems_and_functions_separate(model):
         ({"sampling": Sampling(temperature=(1.0, 0.5))}, "4 codebooks"),
         ({"blend": -1}, "blend must be"),
         ({"texts": [[(0, "a"), (0, "b")], "c"]}, "rise"),
+        ({"texts": [[(0, "a"), (1.0, "b"), (1.001, "c")], "c"]}, "rise"),
+        ({"texts": [[(0, "a"), (1e308, "b")], "c"]}, "a day"),
+        ({"texts": [[(0, "a"), (1, "b"), (2, "c")], "c"], "blend": 2}, "longer than the time between"),
+        ({"sampling": []}, "0 samplings"),
         ({"texts": [[(-1.0, "a")], "c"]}, "0 or above"),
     ],
     ids=str,
@@ -345,6 +367,46 @@ def test_what_is_of_another_kind(model, asked):
 def test_what_this_model_was_not_trained_with(text_model, asked, message):
     with pytest.raises(ValueError, match=message):
         text_model.stream_codes("a", **asked)
+
+
+@pytest.mark.parametrize("asked", [{"texts": "a"}, {"texts": None, "negative": "a"}], ids=str)
+def test_texts_for_a_model_without(asked):
+    deaf = built((Fused("genre", 3, "sum"),))
+    with pytest.raises(ValueError, match="not trained with texts"):
+        deaf.stream_codes(**asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"texts": ["a", None]}, "nothing steers"),
+        ({"texts": "a", "negative": "b", "sampling": Sampling(guidance=1.0)}, "works through guidance"),
+        ({"texts": [(0, "a"), (9, "b")]}, "music is over"),
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_is_said(model, asked, message):
+    with pytest.warns(UserWarning, match=message):
+        model.stream_codes(**asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conditions": (Fused("melody", 12, "interpolate"),), "pattern": "flattened"}, "delay or parallel"),
+        ({"conditions": (Fused("genre", 3, "interpolate"),)}, "only a melody"),
+    ],
+    ids=["pattern", "label"],
+)
+def test_conditions_that_cannot_go_along_with_the_music(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(
+            initialize.DEBUG,
+            text=None,
+            lm=dataclasses.replace(initialize.DEBUG.lm, **changes),
+            melody=MelodyConfig(),
+            labels=(LabelConfig("genre", ("a", "b", "c")),),
+        )
 
 
 def test_a_model_with_everything_is_saved_and_loaded(model, tmp_path):

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
     config.Sampling(**sampling)
     plan = _plan_again(args) if "again" in args else _plan(args)
     paths = _outputs(args, plan)
-    steer.existing([recipe for _, recipe in plan])
+    steer.check([recipe for _, recipe in plan])
     first = plan[0][1]
     opening = _Opening.read(first) if first.continued else None
 
@@ -127,6 +127,7 @@ def run(args: argparse.Namespace) -> None:
     encoders = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder}
     model = mgjax.load(first.model, dtype=first.dtype, **encoders)
     recipes = [_completed(recipe, sampling, model) for _, recipe in plan]
+    steer.check_labels(recipes, model)
     if opening:
         opening = opening.fitted(first, model.config.window_seconds)
     with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:

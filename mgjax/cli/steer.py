@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from mgjax import checks
 from mgjax.cli import terminal
 from mgjax.cli.recipe import Recipe, Wish, sha256
 from mgjax.data import audio
@@ -24,9 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         action="append",
         metavar=("S", "PROMPT"),
-        help='from second S on, another prompt: --then 10 "with drums" --then 20 "a quiet end"',
+        help='from second S on, another prompt: --then 3 "with drums" --then 6 "a quiet end"',
     )
-    steer.add_argument("--blend", type=float, metavar="S", help="seconds that a change of prompt takes (0)")
+    steer.add_argument("--blend", type=float, metavar="S", help="seconds that a change takes (0); needs more memory")
     steer.add_argument("--negative", metavar="PROMPT", help="what to keep away from")
     steer.add_argument(
         "--melody",
@@ -54,6 +55,9 @@ def asked(args: argparse.Namespace, wishes: Sequence[Wish]) -> list[dict[str, An
     common = {name: getattr(args, name) for name in ("blend", "negative", "separate") if name in args}
     common["then"] = tuple((_seconds(when), text) for when, text in getattr(args, "then", []))
     common["labels"] = _labels(getattr(args, "label", []))
+    for name, needed in (("separate", "melody"), ("blend", "then")):
+        if common.get(name) and needed not in args and not any(getattr(wish, needed) for wish in wishes):
+            raise ValueError(f"--{name} is about --{needed}, which is not there")
     fields = []
     for number, wish in enumerate(wishes):
         one = dict(common)
@@ -72,7 +76,7 @@ def options(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for a batch of recipes."""
     found: dict[str, Any] = {"negative": [recipe.negative for recipe in recipes], "blend": recipes[0].blend}
     if any(recipe.labels for recipe in recipes):
-        found["labels"] = [dict(recipe.labels) for recipe in recipes]
+        found["labels"] = [_values(recipe, model) for recipe in recipes]
     for name in _SOUNDS:
         paths = [getattr(recipe, name) for recipe in recipes]
         if any(paths):
@@ -100,16 +104,24 @@ def warn_of_changes(recipe: Recipe) -> None:
 
 def numbers(text: str) -> float | tuple[float, ...]:
     """An argparse type: a number, or several between commas."""
-    parts = tuple(float(part) for part in text.split(","))
+    try:
+        parts = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, or one for each codebook, got {text!r}") from None
     return parts if len(parts) > 1 else parts[0]
 
 
 def strengths(text: str) -> float | tuple[tuple[float, float], ...]:
     """An argparse type: a number, or numbers with the second from which each counts: "0:3,20:5"."""
-    if ":" not in text:
-        return float(text)
-    points = [part.split(":") for part in text.split(",")]
-    return tuple((float(when), float(strength)) for when, strength in points)
+    try:
+        if ":" not in text:
+            return float(text)
+        points = [part.split(":") for part in text.split(",")]
+        return tuple((float(when), float(strength)) for when, strength in points)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number, or SECOND:STRENGTH with commas, such as 0:3,20:5, got {text!r}"
+        ) from None
 
 
 def _for_prompt(name: str, paths: Sequence[str], number: int, count: int) -> str | None:
@@ -132,18 +144,15 @@ def _seconds(text: str) -> float:
         raise ValueError(f"--then takes a time in seconds above 0 and a prompt, got {text!r}") from None
 
 
-def _label(text: str) -> tuple[str, str | float]:
-    """An argparse type: a label's name and its value, a number where it looks like one."""
+def _label(text: str) -> tuple[str, str]:
+    """An argparse type: a label's name and its value."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
-    try:
-        return name, float(value)
-    except ValueError:
-        return name, value
+    return name, value
 
 
-def _labels(pairs: Sequence[tuple[str, str | float]]) -> dict[str, Any]:
+def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Several values of one name together."""
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -151,8 +160,36 @@ def _labels(pairs: Sequence[tuple[str, str | float]]) -> dict[str, Any]:
     return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
 
 
-def existing(recipes: Sequence[Recipe]) -> None:
-    """Raises FileNotFoundError unless the sounds are there, before a model is loaded."""
+def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
+    """The recipe's labels, with numbers where the model has a number: a word on the command line may look like one."""
+    found = dict(recipe.labels)
+    for number in model.config.numbers:
+        if isinstance(found.get(number.name), str):
+            try:
+                found[number.name] = float(found[number.name])
+            except ValueError:
+                raise ValueError(f"{number.name} must be a number, got {found[number.name]!r}") from None
+    return found
+
+
+def check(recipes: Sequence[Recipe]) -> None:
+    """Raises ValueError or OSError where a time makes no sense or a sound cannot be read, before a model is loaded."""
+    for recipe in recipes:
+        times = [0.0, *(seconds for seconds, _ in recipe.then)]
+        if any(after <= before for before, after in itertools.pairwise(times)):
+            raise ValueError(f"the times of later prompts must be above 0 and rise, got {times[1:]}")
+        if times[-1] >= recipe.seconds:
+            raise ValueError(
+                f"the prompt {recipe.then[-1][1]!r} begins at {times[-1]:g} s, but the piece lasts "
+                f"{recipe.seconds:g} s: ask for more --seconds"
+            )
     for path in {getattr(recipe, name) for recipe in recipes for name in _SOUNDS} - {None}:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: there is no such file")
+        audio.read(path)
+
+
+def check_labels(recipes: Sequence[Recipe], model: Any) -> None:
+    """Raises ValueError where a label is not one of the model's: before the first piece, not when it is its turn."""
+    try:
+        checks.labels([_values(recipe, model) for recipe in recipes], len(recipes), model.config)
+    except TypeError as error:
+        raise ValueError(str(error)) from None

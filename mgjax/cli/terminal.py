@@ -67,6 +67,8 @@ def explain(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return str(error)
+    if isinstance(error, ImportError) and "pip install" in str(error):  # an extra that is not installed
+        return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "out of memory; make it smaller with --batch-size 1, --dtype bfloat16, or fewer seconds"
     return None

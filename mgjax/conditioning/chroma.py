@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32
 
 from mgjax.conditioner_config import MelodyConfig
 
+Audio = Float[Array, "b n"] | Float[np.ndarray, "b n"]
 Chroma = TypeVar("Chroma", np.ndarray, jax.Array)
 
 _BLOCK = 32  # frames whose spectra are in memory at once
@@ -19,9 +20,8 @@ _LEAST = 1e-6  # a frame whose largest value is below this is not scaled up to 1
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def chromagram(audio: Float[Array, "b n"], config: MelodyConfig) -> Float32[Array, "b f {config.num_bins}"]:
-    """The chromagram of mono audio at `config.sample_rate`, `length(n, config)` frames.
+def chromagram(audio: Audio, config: MelodyConfig) -> Chroma:
+    """The chromagram, float32 `[b, f, p]`, of mono audio `[b, n]` at `config.sample_rate`: f is `length(n, config)`.
 
     The power spectrum around every `hop_length`-th sample (a Hann window divided by its norm; the ends are mirrored),
     summed up in pitch classes by `filters`, and each frame divided by its largest value. Audio shorter than a window
@@ -35,10 +35,21 @@ def chromagram(audio: Float[Array, "b n"], config: MelodyConfig) -> Float32[Arra
       set to 0 before pitch classes are summed up. Its neighbours stay, over which a window spreads a pure tone.
     * "none": all.
     """
-    size, hop, num_frames = config.fft_size, config.hop_length, length(audio.shape[1], config)
-    missing = max(0, size - audio.shape[1])
-    audio = jnp.pad(audio.astype(jnp.float32), ((0, 0), (missing // 2, missing - missing // 2)))
-    audio = jnp.pad(audio, ((0, 0), (size // 2, size // 2)), mode="reflect")
+    num_frames = length(audio.shape[1], config)
+    xp = np if isinstance(audio, np.ndarray) else jnp
+    size, missing = config.fft_size, max(0, config.fft_size - audio.shape[1])
+    audio = xp.pad(audio.astype(np.float32), ((0, 0), (missing // 2, missing - missing // 2)))
+    audio = xp.pad(audio, ((0, 0), (size // 2, size // 2)), mode="reflect")
+    if xp is np:  # all lengths of so many blocks of frames share one program
+        whole = size + config.hop_length * (-(-num_frames // _BLOCK) * _BLOCK - 1)
+        audio = np.pad(audio[:, :whole], ((0, 0), (0, max(0, whole - audio.shape[1]))))
+    return xp.asarray(_frames(audio, config))[:, :num_frames]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _frames(audio: Float32[Array, "b m"], config: MelodyConfig) -> Float32[Array, "b f {config.num_bins}"]:
+    """The chromagram, in whole blocks of frames, of audio with which the first frame's window begins."""
+    size, hop = config.fft_size, config.hop_length
     window, weights = jnp.asarray(_window(size)), jnp.asarray(filters(config))
 
     def block(starts):
@@ -52,12 +63,10 @@ def chromagram(audio: Float[Array, "b n"], config: MelodyConfig) -> Float32[Arra
         chroma = jnp.einsum("bfz,zp->bfp", power, weights, precision=_EXACT)
         return chroma / jnp.maximum(chroma.max(axis=-1, keepdims=True), _LEAST)
 
-    size_of_block = min(_BLOCK, num_frames)
-    num_blocks = -(-num_frames // size_of_block)
-    # Frames that fill up the last block are read where the audio ends, and dropped.
-    starts = hop * jnp.arange(num_blocks * size_of_block).reshape(num_blocks, size_of_block)
-    chroma = jnp.moveaxis(jax.lax.map(block, starts), 0, 1)
-    chroma = chroma.reshape(audio.shape[0], -1, config.num_bins)[:, :num_frames]
+    # Frames that fill up the last block are read where the audio ends, and mean nothing.
+    num_blocks = -(-((audio.shape[1] - size) // hop + 1) // _BLOCK)
+    starts = hop * jnp.arange(num_blocks * _BLOCK).reshape(num_blocks, _BLOCK)
+    chroma = jnp.moveaxis(jax.lax.map(block, starts), 0, 1).reshape(audio.shape[0], -1, config.num_bins)
     if config.bottleneck == "dominant":
         return jax.nn.one_hot(jnp.argmax(chroma, axis=-1), config.num_bins)
     return chroma

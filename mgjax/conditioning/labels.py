@@ -101,7 +101,8 @@ def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, 
             raise ValueError(f"this model has no label {name!r}{_hint(str(name), names)}")
     if len(rows) not in (1, batch):
         raise ValueError(f"{len(rows)} dicts of labels do not fit {batch} rows: give one dict, or one for each row")
-    return [dict(row or {}) for row in (rows if len(rows) == batch else list(rows) * batch)]
+    rows = rows if len(rows) == batch else list(rows) * batch
+    return [{name: value for name, value in (row or {}).items() if not _is_nothing(value)} for row in rows]
 
 
 def from_metadata(fields: Mapping[str, Any], config: LabelConfig | NumberConfig) -> tuple[str, ...] | float | None:
@@ -131,6 +132,10 @@ def from_metadata(fields: Mapping[str, Any], config: LabelConfig | NumberConfig)
     given = [value] if isinstance(value, str) else value or ()
     numbers = sorted({vocabulary[_plain(name)] for name in given if _plain(name) in vocabulary})
     return tuple(config.values[number] for number in numbers)
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple | set | frozenset) and not value)
 
 
 def _numbers(config: LabelConfig) -> dict[str, int]:

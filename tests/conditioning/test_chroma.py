@@ -167,3 +167,12 @@ def test_repeated():
 def test_null_is_the_first_pitch_class():
     null = chroma.null(MelodyConfig(num_bins=8, num_frames=3))
     np.testing.assert_array_equal(null, np.eye(8)[[0, 0, 0]])
+
+
+def test_melodies_of_other_lengths_need_no_other_program():
+    config = MelodyConfig(sample_rate=8000, fft_size=512, hop_length=256)
+    before = chroma._frames._cache_size()
+    for num_samples in (2000, 2001, 5000, 31 * 256):
+        found = chroma.chromagram(np.ones((1, num_samples), np.float32), config)
+        assert found.shape[1] == chroma.length(num_samples, config)
+    assert chroma._frames._cache_size() == before + 1
