@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -24,12 +25,14 @@ from mgjax.data.conditions import Drawn, Dropout, Teller, Told, stored_melody
 from mgjax.data.corpus import Corpus, describe_audio
 from mgjax.data.metadata import Metadata
 from mgjax.data.pieces import Pieces
-from mgjax.data.pipeline import DataConfig
+from mgjax.data.pipeline import DataConfig, batches
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.interop.clap import read_clap
+from mgjax.lm.stack import stack_layers
 from mgjax.strict_json import ConfigError
 from mgjax.train import clap, conditions, lm
 from mgjax.train.optim import OptimConfig
+from mgjax.train.state import TrainState
 from mgjax.train.task import LoopConfig
 
 MELODY = MelodyConfig(fft_size=4096, hop_length=3200, num_frames=5, null="nothing")  # 10 frames a second
@@ -66,10 +69,12 @@ def told(*ways, **changes):
     return dataclasses.replace(RUN, lm=dataclasses.replace(RUN.lm, conditions=fused), **others, **changes)
 
 
-def made(config, kind="tokens", weights=None):
+def made(config, weights=None):
+    """A run's task, and a state of random weights."""
     begun = lm.begin(config)
-    task = lm.task(config, begun, kind)
-    return task, jax.jit(task.init)(jax.random.key(0), {"lm": weights or random_variables(begun.config)["lm"]})
+    weights = weights or random_variables(begun.config)["lm"]
+    task = lm.task(config, begun, "tokens")
+    return task, TrainState(jnp.int32(0), {"lm": stack_layers(weights)}, (), None, {}), weights
 
 
 def batch_of(rows=2, seed=0):
@@ -93,7 +98,7 @@ def without(batch, name):
 
 @pytest.mark.parametrize("way", ["melody", "silence", "along", "genre", "bpm"])
 def test_a_condition_counts_and_one_that_is_dropped_is_absent(way):
-    task, state = made(told(way))
+    task, state, weights = made(told(way))
     name = WAYS[way][0].name
     batch = batch_of()
     evaluate = jax.jit(task.eval_step)
@@ -110,10 +115,8 @@ def test_a_condition_counts_and_one_that_is_dropped_is_absent(way):
 
     if way == "bpm":
         return  # a model without cross-attention has other weights
-    bare = {key: value for key, value in jax.device_get(state.params["lm"]).items() if not key.endswith("_proj")}
-    alone_task, alone_state = made(RUN)
-    alone_state = alone_state.replace(params={"lm": bare}, average=alone_state.average.replace(weights={"lm": bare}))
-    alone = jax.jit(alone_task.eval_step)(alone_state, {}, batch)["cross_entropy"].value()
+    task, state, _ = made(RUN, {key: value for key, value in weights.items() if not key.endswith("_proj")})
+    alone = jax.jit(task.eval_step)(state, {}, batch)["cross_entropy"].value()
     if way == "silence":  # zero vectors are attended to, as the published models saw them
         assert abs(dropped - alone) > 1e-4
     else:
@@ -195,7 +198,10 @@ def on(corpus, config, **changes):
 
 def test_a_style_is_learned_along(tmp_path):
     """Its weights by gradient, its codebooks besides; of its excerpt nothing counts, and without it nothing is told."""
-    task, begun = made(told("style"))
+    config = told("style")
+    begun = lm.begin(config)
+    task = lm.task(config, begun, "tokens")
+    begun = jax.jit(task.init)(jax.random.key(0), {"lm": random_variables(begun.config)["lm"]})
     excerpts = {"style_start": np.array([0, 9, 15], np.int32), "style_mask": np.array([True, False, True])}
     batch = batch_of(rows=3) | excerpts
     train, evaluate = jax.jit(task.train_step), jax.jit(task.eval_step)
@@ -309,7 +315,6 @@ def test_batches_are_functions_of_the_seed_and_their_number(corpora):
     config = told("melody", "genre", "bpm")
     wanted = Told(melody=MELODY, labels=(GENRE, BPM))
     pieces = Corpus.open(corpora["tokens"])
-    from mgjax.data.pipeline import batches
 
     def take(threads):
         iterator = batches(pieces, dataclasses.replace(config.data, num_threads=threads), seed=1, told=wanted)
