@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,7 +104,13 @@ def _add_tokenize(actions: Any) -> None:
         "--tokenizer", metavar="NAME|DIR|bytes", help="keep token ids of the descriptions too, by this T5's tokenizer"
     )
     tokenize.add_argument(
-        "--melody", action="store_true", help="keep chromagrams of the sound too, for models that follow melodies"
+        "--melody",
+        type=terminal.positive,
+        nargs="?",
+        const=0.512,
+        metavar="S",
+        help="keep chromagrams of the sound too, for models that follow melodies; of windows of S seconds (0.512, as "
+        "the published models have)",
     )
     _add_work_options(tokenize)
     terminal.add_model_options(tokenize)
@@ -195,7 +202,7 @@ def run_tokenize(args: argparse.Namespace) -> None:
             args.codec,
             channels=args.channels,
             tokenizer=args.tokenizer,
-            melody=_melody(args.source) if args.melody else None,
+            melody=_melody(args.source, args.melody) if args.melody else None,
             workers=args.workers,
             replace=args.force,
             beam_options=args.beam,
@@ -204,12 +211,14 @@ def run_tokenize(args: argparse.Namespace) -> None:
     _tell(args.output, report)
 
 
-def _melody(source: Path) -> Any:
-    """The published chromagram, at the rate of the corpus."""
+def _melody(source: Path, seconds: float) -> Any:
+    """The published chromagram, but at the rate of the corpus, and of windows of `seconds`."""
     from mgjax.conditioner_config import MelodyConfig
     from mgjax.data.corpus import read_description
 
-    return MelodyConfig(sample_rate=read_description(source)[0].sample_rate)
+    rate = read_description(source)[0].sample_rate
+    size = 2 ** max(6, round(math.log2(seconds * rate)))
+    return MelodyConfig(sample_rate=rate, fft_size=size, hop_length=size // 4)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
