@@ -11,10 +11,12 @@ The published models were trained on 20 000 hours of music: 1 000 000 updates of
 and 96 A100 GPUs (small, medium, large). None of the three has been run here.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from mgjax import initialize
-from mgjax.conditioner_config import MelodyConfig
+from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import Fused, LMConfig
 from mgjax.train.configs import to_config_dict
 from mgjax.train.lm import LMRun
@@ -74,16 +76,16 @@ def melody(config: ConfigDict) -> None:
     """
     medium(config)
     config.lm.conditions = (Fused("melody", 12, "prefix"), Fused("text", 768, "prefix"))
-    follow(config, MelodyConfig())
+    settle(config, "melody", MelodyConfig())
     config.dropout.conditions = 0.2
     config.text.word_dropout = 0.2
 
 
-def follow(config: ConfigDict, melody: MelodyConfig) -> None:
-    """Sets `config.melody`, so that its own settings can be overridden."""
+def settle(config: ConfigDict, name: str, values: Any) -> None:
+    """Sets a part of the config that is None by default, so that its own settings can be overridden."""
     with config.unlocked():
-        del config.melody
-        config.melody = to_config_dict(melody)
+        del config[name]
+        config[name] = to_config_dict(values)
 
 
 def stereo(config: ConfigDict) -> None:
@@ -149,7 +151,11 @@ def mini_melody(config: ConfigDict) -> None:
     mini(config)
     config.lm.conditions = (Fused("melody", 12, "interpolate"),)
     config.text_encoder = None
-    follow(config, MelodyConfig(sample_rate=16_000, fft_size=4096, hop_length=1024, num_frames=63, null="nothing"))
+    settle(
+        config,
+        "melody",
+        MelodyConfig(sample_rate=16_000, fft_size=4096, hop_length=1024, num_frames=63, null="nothing"),
+    )
     config.dropout.conditions = 0.1
     config.dropout.melody = 0.0
     config.data.batch_size = 16
@@ -161,6 +167,19 @@ def mini_melody(config: ConfigDict) -> None:
     config.loop.eval_every = 200
     config.loop.save_every = 200
     config.prompts = ()
+
+
+def mini_words(config: ConfigDict) -> None:
+    """`mini` with a small T5 of its own, which learns with it, on the vocabulary in `--config.vocabulary=DIR`.
+
+    The vocabulary is made with `mgjax corpus vocabulary`. Only tried for a few updates.
+    """
+    mini(config)
+    config.text_encoder = None
+    settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
+    config.train_text = True
+    config.lm.conditions = (Fused("text", 128),)
+    config.text.max_tokens = 64
 
 
 def debug(config: ConfigDict) -> None:
@@ -192,5 +211,6 @@ VARIANTS = {
     "finetune": finetune,
     "mini": mini,
     "mini_melody": mini_melody,
+    "mini_words": mini_words,
     "debug": debug,
 }
