@@ -179,7 +179,7 @@ def mini_words(config: ConfigDict) -> None:
     settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
     config.train_text = True
     config.lm.conditions = (Fused("text", 128),)
-    config.text.max_tokens = 64
+    config.text.max_tokens = 128
 
 
 def debug(config: ConfigDict) -> None:
