@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mgjax import initialize
-from mgjax.conditioner_config import MelodyConfig, T5Config
+from mgjax.conditioner_config import MelodyConfig, StyleConfig, T5Config
 from mgjax.config import Fused, LMConfig
 from mgjax.train.configs import to_config_dict
 from mgjax.train.lm import LMRun
@@ -78,6 +78,21 @@ def melody(config: ConfigDict) -> None:
     config.lm.conditions = (Fused("melody", 12, "prefix"), Fused("text", 768, "prefix"))
     settle(config, "melody", MelodyConfig())
     config.dropout.conditions = 0.2
+    config.text.word_dropout = 0.2
+
+
+def style(config: ConfigDict) -> None:
+    """musicgen-style: medium, with the style of three seconds and text before the music. Not run here.
+
+    MERT hears the style, so the corpora are of sound. It comes from the Hugging Face Hub, or from a folder.
+    """
+    medium(config)
+    config.lm.conditions = (Fused("style", 512, "prefix"), Fused("text", 768, "prefix"))
+    settle(config, "style", StyleConfig())
+    config.style_encoder = "m-a-p/MERT-v1-95M"
+    config.dropout.conditions = 0.1
+    config.dropout.text = 0.4
+    config.dropout.style = 0.4
     config.text.word_dropout = 0.2
 
 
@@ -207,6 +222,7 @@ VARIANTS = {
     "medium": medium,
     "large": large,
     "melody": melody,
+    "style": style,
     "stereo": stereo,
     "finetune": finetune,
     "mini": mini,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.signal
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from mgjax.codec.rvq_training import QuantizerConfig, quantize
 from mgjax.conditioner_config import ClapConditionConfig
 from mgjax.conditioning.clap import ClapText, embed_audio, quantized
 from mgjax.train import optim
+from mgjax.train.resample import resampled
 
-_ZERO_CROSSINGS = 32  # of the resampling filter, on either side
 _QUANTIZER = QuantizerConfig(kmeans_iterations=10)
 
 
@@ -54,31 +49,3 @@ def coded(
         return quantized(embedding, codebooks["embed"]), codebooks
     found = quantize(embedding[:, None], codebooks, key, _QUANTIZER)
     return found.latents[:, 0], found.codebooks
-
-
-def resampled(audio: Float[Array, "b n"], old: int, new: int) -> Float[Array, "b m"]:
-    """`audio` of `old` samples a second with `new` of them; what neither can hold is filtered out."""
-    if old == new:
-        return audio
-    up, down = new // math.gcd(old, new), old // math.gcd(old, new)
-    kernel = jnp.asarray(_kernel(up, down))
-    half, n = len(kernel) // 2, audio.shape[1]
-    m = -(-n * up // down)
-    after = (m - 1) * down + half - (n - 1) * up
-    found = jax.lax.conv_general_dilated(
-        audio.astype(jnp.float32)[:, None],
-        kernel[None, None],
-        window_strides=(down,),
-        padding=[(half, after)],
-        lhs_dilation=(up,),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return found[:, 0]
-
-
-@functools.cache
-def _kernel(up: int, down: int) -> Float32[np.ndarray, " k"]:
-    """A low pass at 0.95 of the lower of the two Nyquist frequencies, a sinc in a Kaiser window of 80 dB."""
-    wide = max(up, down)
-    taps = scipy.signal.firwin(2 * _ZERO_CROSSINGS * wide + 1, 0.95 / wide, window=("kaiser", 8.0))
-    return (up * taps).astype(np.float32)

@@ -12,14 +12,17 @@ from jaxtyping import Array, Bool, Float, Int
 from mgjax.codec.rvq_training import QuantizerConfig, quantize
 from mgjax.conditioner_config import MelodyConfig, StyleConfig
 from mgjax.conditioning import clap as joint
+from mgjax.conditioning import hubert
 from mgjax.conditioning import style as styles
 from mgjax.conditioning.chroma import chromagram
 from mgjax.conditioning.condition import Condition
-from mgjax.conditioning.style import StyleConditioner
+from mgjax.conditioning.hubert import Hubert
+from mgjax.conditioning.style import Inputs, StyleConditioner
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig, ModelConfig
 from mgjax.strict_json import ConfigError
 from mgjax.train import clap, optim
+from mgjax.train.resample import resampled
 
 Batch = Mapping[str, Array]
 
@@ -42,12 +45,12 @@ def check(model: ModelConfig, parts: int, seconds: float) -> None:
 
 
 def _check_style(model: ModelConfig, style: StyleConfig, parts: int, seconds: float) -> None:
-    if style.features is not None:
-        raise ConfigError("a style can be trained of codes alone as yet: set style.features to None")
-    if model.channels != model.codec.channels:
+    if style.features is None and model.channels != model.codec.channels:
         raise ConfigError(
             "a style is of the codes of one channel: it cannot be trained on stereo codes of a mono codec"
         )
+    if style.features is not None and hubert.num_frames(style.features, _length(style, style.features.sample_rate)) < 1:
+        raise ConfigError(f"style.seconds must be longer, got {style.seconds:g}: its encoder makes no frame of that")
     if style.seconds >= seconds:
         raise ConfigError(f"style.seconds must be below the {seconds:g} s of a segment, got {style.seconds:g}")
     if parts > 1:
@@ -71,8 +74,11 @@ def initial(
         return params, extra
     style = given.get("style")
     if style is None:
-        codes = jnp.zeros((1, model.style.downsample, model.style.num_code_streams), jnp.int32)
-        style = StyleConditioner(model.style).init(key, codes)
+        if model.style.features is None:
+            inputs = jnp.zeros((1, model.style.downsample, model.style.num_code_streams), jnp.int32)
+        else:
+            inputs = jnp.zeros((1, model.style.downsample, model.style.features.dim))
+        style = StyleConditioner(model.style).init(key, inputs)
     extra["style"] = {name: style[name] for name in ("batch_stats", "codebooks")}
     return params | {"style": style["params"]}, extra
 
@@ -81,11 +87,11 @@ def heard(
     model: ModelConfig, weights: Mapping[str, Any], batch: Batch, codes: Int[Array, "b t k"], parts: int
 ) -> dict[str, Array]:
     """What the conditions of a batch are made of, rows first: its texts and labels as they are, its chromagrams, its
-    places in CLAP's space, and the codes of excerpts of it.
+    places in CLAP's space, and the features or codes of excerpts of it.
 
     Args:
       model: Whose conditions they are.
-      weights: Of the encoders that do not learn: {"clap": ...}.
+      weights: Of the encoders that do not learn: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
       batch: See `data.pipeline.batches`.
       codes: Of the batch.
       parts: How many parts of the batch are worked on one after the other, to save memory.
@@ -98,9 +104,11 @@ def heard(
         places = clap.embedded(model.clap, weights["clap"], batch, model.codec.sample_rate, parts)
         found |= {"clap": jax.lax.stop_gradient(places), "clap_mask": batch["clap_mask"]}
     if model.style is not None:
-        starts, length = _excerpts(model, model.style, batch)
-        excerpt = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(codes, starts)
-        found |= {"style": excerpt[:, :, : model.style.num_code_streams], "style_mask": batch["style_mask"]}
+        if model.style.features is None:
+            excerpts = _cut(codes, *_excerpts(model, model.style, batch))[:, :, : model.style.num_code_streams]
+        else:
+            excerpts = jax.lax.stop_gradient(features(model, model.style, weights["features"], batch))
+        found |= {"style": excerpts, "style_mask": batch["style_mask"]}
     return found
 
 
@@ -116,7 +124,36 @@ def excerpted(model: ModelConfig, batch: Batch, num_frames: int) -> Bool[Array, 
 def _excerpts(model: ModelConfig, style: StyleConfig, batch: Batch) -> tuple[Int[Array, " b"], int]:
     """First frame of each row's excerpt, and their length in frames."""
     starts = batch["style_start"] if "codes" in batch else batch["style_start"] // model.codec.hop_length
-    return starts, round(style.seconds * model.codec.frame_rate)
+    return starts, _length(style, model.codec.frame_rate)
+
+
+def _length(style: StyleConfig, rate: float) -> int:
+    """Of an excerpt, in steps of which there are `rate` in a second."""
+    return round(style.seconds * rate)
+
+
+def _cut(rows: Array, starts: Int[Array, " b"], length: int) -> Array:
+    """`length` steps of each of the rows [b, n, ...], from where it starts: [b, length, ...]."""
+    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(rows, starts)
+
+
+def features(model: ModelConfig, style: StyleConfig, weights: Any, batch: Batch) -> Float[Array, "b t d"]:
+    """What the encoder of excerpts hears in those of a batch of sound, mixed down: the same seconds that `excerpted`
+    leaves out, at the rate of the encoder.
+
+    Args:
+      model: Whose style it is.
+      style: With an encoder of excerpts.
+      weights: Of that encoder.
+      batch: Of sound; see `data.pipeline.batches`.
+    """
+    starts, _ = _excerpts(model, style, batch)
+    old, new = model.codec.sample_rate, style.features.sample_rate
+    mono = jnp.mean(batch["audio"], axis=2)
+    excerpts = resampled(_cut(mono, starts * model.codec.hop_length, _length(style, old)), old, new)
+    length = _length(style, new)  # rounding may give a sample more or less
+    excerpts = jnp.pad(excerpts[:, :length], ((0, 0), (0, max(0, length - excerpts.shape[1]))))
+    return Hubert(style.features).apply({"params": weights}, excerpts)
 
 
 def melodies(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Array, "b f p"]:
@@ -157,13 +194,13 @@ def conditions(
 
 
 def _style(
-    config: StyleConfig, params: Any, codes: Int[Array, "b t k"], extra: Mapping[str, Any], key: Array | None
+    config: StyleConfig, params: Any, inputs: Inputs, extra: Mapping[str, Any], key: Array | None
 ) -> tuple[Float[Array, "b l d"], Mapping[str, Any]]:
     """The vectors of excerpts, and what moves along with them. They learn through the quantizer as if it were not."""
     module, variables = StyleConditioner(config), {"params": params, **extra}
     if key is None:
-        return module.apply(variables, codes), extra
-    latents, moved = module.apply(variables, codes, training=True, method="latents", mutable=["batch_stats"])
+        return module.apply(variables, inputs), extra
+    latents, moved = module.apply(variables, inputs, training=True, method="latents", mutable=["batch_stats"])
     coded = quantize(latents, extra["codebooks"], key, _STYLE_QUANTIZER)
     moved = jax.lax.stop_gradient({"batch_stats": moved["batch_stats"], "codebooks": coded.codebooks})
     return styles.keep(coded.latents, config), moved

@@ -62,6 +62,11 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
     kinds = {corpus.kind for corpus in corpora["train"]}
     if begun.config.clap and "tokens" in kinds:
         raise ConfigError("CLAP hears music, and codes are none: train with it on a corpus of sound")
+    if begun.features is not None and "tokens" in kinds:
+        raise ConfigError(
+            "the style's encoder hears music, and codes are none: it needs a corpus of sound. Train on one, or set "
+            "style.features to None for a style of codes"
+        )
     tokenizer = begun.tokenizer()
     told = Told(
         text=config.text if tokenizer else None,
@@ -100,6 +105,7 @@ def begin(config: LMRun) -> Start:
         window_seconds=config.window_seconds or config.data.segment_seconds,
         melody=config.melody,
         style=config.style,
+        style_encoder=config.style_encoder,
         clap=config.clap,
         clap_encoder=config.clap_encoder,
         labels=config.labels,
@@ -146,6 +152,8 @@ def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
     frozen = {} if config.train_text else texts
     if begun.config.clap:
         frozen["clap"] = {name: begun.clap[name] for name in ("text", "audio")}
+    if begun.features is not None:
+        frozen["features"] = begun.features
     if kind == "audio":
         frozen["codec"] = begun.codec.variables
     return Task(
@@ -267,7 +275,7 @@ class _Step:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
         state = jax.eval_shape(self.init, jax.random.key(0))
         frozen = {"text": self.begun.text, "codec": self.begun.codec.variables}
-        frozen |= {"clap": self.begun.clap} if self.model.clap else {}
+        frozen |= {"clap": self.begun.clap, "features": self.begun.features}
         pieces = jax.eval_shape(self.pieces, frozen, shapes)
         learned = products(self.cross_entropy, state.params, frozen, pieces, state.extra)
         frozen_ones = products(self.pieces, frozen, shapes)
@@ -320,7 +328,9 @@ class _Step:
         if self.model.text is not None:
             variables["text"] = weights.get("text", self.begun.text)
         if self.model.style is not None:
-            variables["style"] = {"params": weights["style"], **jax.tree.map(_on_host, state.extra["style"])}
+            features = {} if self.begun.features is None else {"features": self.begun.features}
+            moved = jax.tree.map(_on_host, state.extra["style"])
+            variables["style"] = {"params": weights["style"], **moved, **features}
         if self.model.clap is not None:
             codebooks = {"codebooks": jax.tree.map(_on_host, state.extra["clap"])} if "clap" in state.extra else {}
             variables["clap"] = {name: self.begun.clap[name] for name in ("text", "audio")} | codebooks

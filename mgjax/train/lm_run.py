@@ -49,8 +49,10 @@ class LMRun:
       data: Corpora of tokens made with `codec`, or of audio at its rate.
       text: How texts are made, where the model reads text.
       melody: The chromagram that the model follows, one of the conditions of `lm`; None for none, or that of `init`.
-      style: The conditioner that is trained along, of codes of an excerpt of each segment (`features` None), whose own
-        codes do not count; None for none, or that of `init`.
+      style: The conditioner that is trained along, of an excerpt of each segment, whose codes do not count: of these
+        codes (`features` None), or of what the `style_encoder` hears in it; None for none, or that of `init`.
+      style_encoder: A MERT or HuBERT of transformers, which `style.features` is made to be, but for `normalize`. It
+        is not trained. None for that of `init`, or none.
       clap: The condition that learns from sound and is told by text, where there is a `clap_encoder`.
       clap_encoder: A CLAP of transformers, which `clap.clap` is made to be. It is not trained. None for that of `init`,
         or none.
@@ -81,6 +83,7 @@ class LMRun:
     text: TextConfig = field(default_factory=TextConfig)
     melody: MelodyConfig | None = None
     style: StyleConfig | None = None
+    style_encoder: str | None = None
     clap: ClapConditionConfig = field(default_factory=ClapConditionConfig)
     clap_encoder: str | None = None
     labels: tuple[LabelConfig, ...] = ()

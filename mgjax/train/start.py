@@ -1,4 +1,4 @@
-"""What the training of a language model starts from: codec and text encoder, and weights to go on from."""
+"""What the training of a language model starts from: codec and encoders, and weights to go on from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mgjax.conditioning.text import Tokenizer
 from mgjax.config import LMConfig, ModelConfig
 from mgjax.interop import hub
 from mgjax.interop.clap import read_clap
+from mgjax.interop.hubert import read_hubert
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.strict_json import ConfigError
 from mgjax.train import text as text_encoders
@@ -33,6 +34,7 @@ class Start:
       text: The text encoder's weights (numpy), or None where the model reads no text or will learn to by a new one.
       tokenizer_files: The folder that holds the tokenizer's files, or None.
       style: The style conditioner's variables to go on from (numpy), or None.
+      features: The weights of the encoder of styles' excerpts (numpy), or None.
       clap: The variables of CLAP (numpy), with the codebooks to go on from if there are any; or None.
       clap_tokenizer_files: The folder that holds the files of CLAP's tokenizer, or None.
     """
@@ -43,6 +45,7 @@ class Start:
     text: dict[str, Any] | None
     tokenizer_files: Path | None
     style: dict[str, Any] | None = None
+    features: dict[str, Any] | None = None
     clap: dict[str, Any] | None = None
     clap_tokenizer_files: Path | None = None
 
@@ -93,6 +96,7 @@ def read(
     window_seconds: float,
     melody: MelodyConfig | None = None,
     style: StyleConfig | None = None,
+    style_encoder: str | None = None,
     clap: ClapConditionConfig | None = None,
     clap_encoder: str | None = None,
     labels: tuple[LabelConfig, ...] = (),
@@ -111,6 +115,8 @@ def read(
       vocabulary: That of the new text encoder; see `text.new`.
       channels: Of the audio. A mono model to go on from becomes a stereo model for 2.
       window_seconds: The longest stretch of music that the model is trained on.
+      style_encoder: What hears the excerpts of styles that are not made of codes: a HuBERT or MERT of transformers,
+        for a new model or for an `init` that comes without; None for that of `init`.
       clap: The condition by CLAP, but for its towers.
       clap_encoder: A CLAP of transformers, for a new model; None for none, or for that of `init`.
       melody, style, labels, numbers: What the language model reads besides text; None and () for what `init` has.
@@ -125,6 +131,7 @@ def read(
         reader = text_encoders.new(new_text, vocabulary) if new_text else text_encoders.read(text_encoder)
         made = Codec(*formats.read_codec(codec), channels=channels)
         weights, styles, towers, clap_files = None, None, None, None
+        style, features = _style_encoder(style, style_encoder)
         if clap_encoder is not None:
             directory = hub.fetch(clap_encoder)
             found, towers = read_clap(directory, place=lambda path, array: array)
@@ -133,8 +140,12 @@ def read(
         extra = {"tokenizer": reader.tokenizer, "melody": melody, "style": style, "labels": labels, "numbers": numbers}
         extra["clap"] = clap if clap_encoder else None
     else:
-        given = formats.read(init, place=lambda path, array: array, text_encoder=text_encoder)
-        base, weights, styles = given.config, given.variables["lm"], given.variables.get("style")
+        encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
+        given = formats.read(init, place=lambda path, array: array, **encoders)
+        base, weights, styles = given.config, given.variables["lm"], dict(given.variables.get("style", {})) or None
+        features = styles and styles.pop("features", None)
+        if style_encoder is not None and features is None:
+            raise ConfigError(f"leave style_encoder out: {init} was not made for it")
         if clap_encoder is not None:
             raise ConfigError(f"leave clap_encoder out: {init} is told by CLAP already, or was not made for it")
         towers, clap_files = given.variables.get("clap"), given.clap_tokenizer
@@ -160,7 +171,26 @@ def read(
     config = ModelConfig(
         lm=lm, codec=made.folded_config, text=reader.config, channels=channels, window_seconds=window_seconds, **extra
     )
-    return Start(config, made, weights, reader.weights, reader.tokenizer_files, styles, towers, clap_files)
+    return Start(config, made, weights, reader.weights, reader.tokenizer_files, styles, features, towers, clap_files)
+
+
+def _style_encoder(style: StyleConfig | None, source: str | None) -> tuple[StyleConfig | None, dict[str, Any] | None]:
+    """A new model's `style` with the encoder at `source`, and the weights of that."""
+    if style is None or style.features is None:
+        if source is not None:
+            raise ConfigError(
+                "style_encoder hears the excerpts of a style with features: set style to one, or leave it out"
+            )
+        return style, None
+    if source is None:
+        raise ConfigError(
+            "the features of a style need an encoder: set style_encoder, to m-a-p/MERT-v1-95M as the published model "
+            "has it, or style.features to None for a style of codes"
+        )
+    found, weights = read_hubert(hub.fetch(source), place=lambda path, array: array)
+    # Whether clips are normalised is the style's to say: the published model hears them as they are.
+    found = dataclasses.replace(found, normalize=style.features.normalize)
+    return dataclasses.replace(style, features=found), weights
 
 
 def to_stereo(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, Any]]:

@@ -32,6 +32,7 @@ from mgjax.lm.stack import stack_layers
 from mgjax.strict_json import ConfigError
 from mgjax.train import clap, conditions, lm
 from mgjax.train.optim import OptimConfig
+from mgjax.train.resample import resampled
 from mgjax.train.state import TrainState
 from mgjax.train.task import LoopConfig
 
@@ -283,15 +284,15 @@ def test_a_run_on_sound_learns_with_all_conditions(corpora, clap_encoder, tmp_pa
     assert model.generate(seconds=0.2, **given).shape == (1, 6400, 1)
 
 
-def test_sound_for_clap_is_resampled():
+def test_sound_for_encoders_is_resampled():
     for old, new in ((32_000, 48_000), (32_000, 16_000), (44_100, 48_000)):
         times, later = np.arange(old // 5) / old, np.arange(new // 5) / new
         tone, expected = np.sin(2 * np.pi * 3000 * times), np.sin(2 * np.pi * 3000 * later)
-        found = np.asarray(clap.resampled(tone[None].astype(np.float32), old, new))[0]
+        found = np.asarray(resampled(tone[None].astype(np.float32), old, new))[0]
         assert found.shape == expected.shape
         assert np.abs(found - expected)[200:-200].max() < 1e-4  # measured 2.0e-5, 3.3e-6 and 1.2e-5
     high = np.sin(2 * np.pi * 12_000 * np.arange(6400) / 32_000)[None].astype(np.float32)
-    assert np.abs(np.asarray(clap.resampled(high, 32_000, 16_000)))[:, 200:-200].max() < 3e-4
+    assert np.abs(np.asarray(resampled(high, 32_000, 16_000)))[:, 200:-200].max() < 3e-4
 
 
 def test_clap_hears_in_training_what_it_hears_elsewhere(clap_encoder):
