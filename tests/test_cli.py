@@ -129,7 +129,7 @@ def test_the_recipe_says_all_that_was_asked(here, debug_model):
     assert (made.model, made.model_hash) == ("debug", debug_model.hash)
     assert made.mgjax == mgjax.__version__
     assert made.device.startswith("cpu")
-    assert here == [("debug", {"dtype": "float32", "text_encoder": None})]
+    assert here == [("debug", {"dtype": "float32", "text_encoder": None, "style_encoder": None})]
 
 
 def test_every_option_reaches_the_model(monkeypatch, debug_model):

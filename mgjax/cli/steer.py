@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from mgjax import checks
 from mgjax.cli import terminal
 from mgjax.cli.recipe import Recipe, Wish, sha256
 from mgjax.data import audio
@@ -189,6 +188,8 @@ def check(recipes: Sequence[Recipe]) -> None:
 
 def check_labels(recipes: Sequence[Recipe], model: Any) -> None:
     """Raises ValueError where a label is not one of the model's: before the first piece, not when it is its turn."""
+    from mgjax import checks  # which needs JAX: not before a model is loaded
+
     try:
         checks.labels([_values(recipe, model) for recipe in recipes], len(recipes), model.config)
     except TypeError as error:

@@ -481,5 +481,5 @@ def test_a_projection_between_equal_widths(tmp_path):
     read = huggingface.read_model(save(musicgen(hidden_size=16), tmp_path / "model"))
     np.testing.assert_array_equal(read.variables["lm"]["text_proj"]["kernel"], np.eye(16))
     read.variables["lm"]["text_proj"]["kernel"] *= 2
-    with pytest.raises(CheckpointError, match="no text_proj between equal widths"):
+    with pytest.raises(CheckpointError, match="no projection of the text between equal widths"):
         huggingface.write_model(tmp_path / "again", read)
