@@ -19,3 +19,8 @@ import jax  # noqa: E402 - after the hook and the flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_collection_modifyitems(items):
+    """The test that takes minutes comes first: the workers then end together."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
