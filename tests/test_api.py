@@ -300,7 +300,7 @@ def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog, m
     assert told.config.license == "CC-BY-NC-4.0"
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(2, 2, 2), (4, 1, 2), (1, 8, 1)])
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(2, 2, 2), (1, 8, 1)])
 def test_a_mesh_gives_the_same_music(model, data, fsdp, tensor):
     spread = mgjax.load("debug", mesh=sharding.make_mesh(data, fsdp, tensor))
     texts = ["a", "b", "c", "d"]

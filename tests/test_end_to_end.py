@@ -22,7 +22,7 @@ loop.steps=100 loop.log_every=5 loop.eval_every=20 loop.save_every=50 loop.show_
 """
 LM = """
 lm.codebook_size=32 data.batch_size=8 data.num_threads=1
-loop.steps=60 loop.log_every=5 loop.eval_every=30 loop.save_every=30 loop.show_every=60 optim.learning_rate=1e-2
+loop.steps=120 loop.log_every=5 loop.eval_every=60 loop.save_every=60 loop.show_every=120 optim.learning_rate=1e-2
 """
 
 

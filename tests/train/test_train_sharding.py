@@ -64,7 +64,7 @@ def shapes(task):
 
 
 def small(name="adamw"):
-    begun = SimpleNamespace(config=ModelConfig(), lm=None, text=None)
+    begun = SimpleNamespace(config=ModelConfig(), lm=None, text=None, features=None)
     rate = 1.0 if name == "prodigy" else 1e-4
     optim = OptimConfig(name=name, learning_rate=rate, average_decay=0.99)
     return lm.task(lm.LMRun(codec="any", optim=optim), begun, "tokens")
@@ -134,7 +134,7 @@ def test_many_devices_learn_a_language_model_as_one_does():
     )
     model = dataclasses.replace(DEBUG, lm=lm_config, text=dataclasses.replace(DEBUG.text, num_layers=1))
     optim = OptimConfig(learning_rate=3e-3, schedule="constant", warmup_steps=0, average_decay=0.9)
-    begun = SimpleNamespace(config=model, lm=None, text=random_variables(model)["text"])
+    begun = SimpleNamespace(config=model, lm=None, text=random_variables(model)["text"], features=None)
     task = lm.task(lm.LMRun(lm=lm_config, codec="any", optim=optim), begun, "tokens")
     rng = np.random.default_rng(0)
     batches = [
