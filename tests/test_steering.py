@@ -194,9 +194,9 @@ def test_rows_are_drawn_by_their_own_settings(model):
 
 
 def test_what_does_not_steer_costs_no_rows():
-    def sets(texts, sampling, others=Row(), negative=None):  # noqa: B008 - nothing changes it
+    def sets(texts, sampling, other=None, negative=None):
         changes = [Change(0, texts)]
-        return len(Steering([changes], [others], [negative], [sampling], 0, 50.0).part(0, 0, 10).sets)
+        return len(Steering([changes], [other or Row()], [negative], [sampling], 0, 50.0).part(0, 0, 10).sets)
 
     assert sets("a", Sampling(guidance=1.0)) == sets(None, Sampling()) == 1
     assert sets("a", Sampling(guidance=((0.0, 1.0), (9.0, 1.0)))) == 1
