@@ -11,6 +11,8 @@ import pytest
 
 import mgjax
 from mgjax.data import audio
+from mgjax.data.corpus import Corpus
+from mgjax.train import baselines
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,8 +72,12 @@ def test_from_nothing_to_music(folder):
     loss = values(lines, "train", "loss")
     assert loss[0] < 1.3 * np.log(32)
     assert np.mean(loss[-3:]) < loss[0] - 0.2  # measured: 3.66 to 3.31
-    # Measured from 3.32 to 3.40, by how evenly this run's codec uses its codes; 3.47 is to know nothing.
-    assert values(lines, "valid", "cross_entropy")[-1] < np.log(32) - 0.04
+    # How much there is to know depends on how evenly this run's codec uses its codes: at least how often each occurs.
+    counts = [baselines.token_counts(Corpus.open(folder / "tokens", split)) for split in ("train", "valid")]
+    known = baselines.unigram(*counts).mean()
+    assert known < np.log(32)
+    found = values(lines, "valid", "cross_entropy")[-1]
+    assert found < known + 0.05, (found, known)  # measured: 3.334 and 3.324
 
     run(folder, "-m", "mgjax", "generate", "a slow waltz", "--model", "lm/best", "--seconds", "1", "--out", "waltz.wav")
     music, rate = audio.read(folder / "waltz.wav")
