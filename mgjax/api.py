@@ -204,7 +204,7 @@ class MusicGen:
         steering = Steering(
             texts,
             self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels),
-            checks.plain_texts(negative, batch, "negative"),
+            checks.plain_texts(negative, batch, "negative texts"),
             samplings,
             blend_frames,
             self.frame_rate,

@@ -334,7 +334,7 @@ def test_stems_and_functions_separate(model):
         ({"labels": {"mood": "sad"}}, "genre, bpm"),
         ({"labels": {"bpm": 500}}, "from 40 to 240"),
         ({"labels": [{}] * 3}, "3 dicts of labels"),
-        ({"negative": ["a"] * 3}, "3 negative do not fit"),
+        ({"negative": ["a"] * 3}, "3 negative texts do not fit"),
         ({"sampling": [Sampling()] * 3}, "3 samplings do not fit"),
         ({"sampling": Sampling(temperature=(1.0, 0.5))}, "4 codebooks"),
         ({"blend": -1}, "blend must be"),

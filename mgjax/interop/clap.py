@@ -12,7 +12,7 @@ from mgjax.checkpoint import read_json
 from mgjax.conditioner_config import ClapAudioConfig, ClapConfig, ClapTextConfig
 from mgjax.interop import table, weights
 from mgjax.interop.clap_shapes import clap_shapes
-from mgjax.interop.table import LINEAR, LINEAR_OUT, PLAIN, Layout, Rule
+from mgjax.interop.table import LINEAR, LINEAR_OUT, Layout, Rule, linear, norm, one
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.strict_json import ConfigError, from_dict
 
@@ -154,65 +154,51 @@ def _rules(config: ClapConfig) -> Iterator[Rule]:
     yield from (rule.within("audio/", "audio_model.audio_encoder.") for rule in _audio(config.audio))
     for tower in ("text", "audio"):
         for name, theirs in (("up", "linear1"), ("out", "linear2")):
-            yield from _linear(f"{tower}/params/projection/{name}", f"{tower}_projection.{theirs}")
+            yield from linear(f"{tower}/params/projection/{name}", f"{tower}_projection.{theirs}")
 
 
 def _text(config: ClapTextConfig) -> Iterator[Rule]:
     for name, theirs in (("embed", "word"), ("positions", "position")):
-        yield _one(f"{name}/embedding", f"embeddings.{theirs}_embeddings.weight")
-    yield _one("token_type", "embeddings.token_type_embeddings.weight", _FIRST_ROW)
-    yield from _norm("embed_norm", "embeddings.LayerNorm")
-    yield from _linear("pool", "pooler.dense")
+        yield one(f"{name}/embedding", f"embeddings.{theirs}_embeddings.weight")
+    yield one("token_type", "embeddings.token_type_embeddings.weight", _FIRST_ROW)
+    yield from norm("embed_norm", "embeddings.LayerNorm")
+    yield from linear("pool", "pooler.dense")
     for i in range(config.num_layers):
         here, there = f"block{i}", f"encoder.layer.{i}"
         yield from _block(here, there, qkv_bias=True)
-        yield from _norm(f"{here}/attn_norm", f"{there}.attention.output.LayerNorm")
-        yield from _norm(f"{here}/ffn_norm", f"{there}.output.LayerNorm")
+        yield from norm(f"{here}/attn_norm", f"{there}.attention.output.LayerNorm")
+        yield from norm(f"{here}/ffn_norm", f"{there}.output.LayerNorm")
 
 
 def _audio(config: ClapAudioConfig) -> Iterator[Rule]:
     for name in ("mean", "var"):
-        yield _one(f"stats/htsat/mel_norm/{name}", f"batch_norm.running_{name}")
+        yield one(f"stats/htsat/mel_norm/{name}", f"batch_norm.running_{name}")
     params = "params/htsat"
-    yield from _norm(f"{params}/mel_norm", "batch_norm")
-    yield _one(f"{params}/patch/kernel", "patch_embed.proj.weight", _SQUARES)
-    yield _one(f"{params}/patch/bias", "patch_embed.proj.bias")
-    yield from _norm(f"{params}/patch_norm", "patch_embed.norm")
-    yield from _norm(f"{params}/final_norm", "norm")
+    yield from norm(f"{params}/mel_norm", "batch_norm")
+    yield one(f"{params}/patch/kernel", "patch_embed.proj.weight", _SQUARES)
+    yield one(f"{params}/patch/bias", "patch_embed.proj.bias")
+    yield from norm(f"{params}/patch_norm", "patch_embed.norm")
+    yield from norm(f"{params}/final_norm", "norm")
     for i, depth in enumerate(config.depths):
         if i > 0:
             here, there = f"{params}/stage{i}_merge", f"layers.{i - 1}.downsample"
-            yield _one(f"{here}/reduce/kernel", f"{there}.reduction.weight", LINEAR)
-            yield from _norm(f"{here}/norm", f"{there}.norm")
+            yield one(f"{here}/reduce/kernel", f"{there}.reduction.weight", LINEAR)
+            yield from norm(f"{here}/norm", f"{there}.norm")
         for j in range(depth):
             here, there = f"{params}/stage{i}_block{j}", f"layers.{i}.blocks.{j}"
             yield from _block(here, there, qkv_bias=config.qkv_bias)
-            yield _one(f"{here}/attn/position_bias", f"{there}.attention.self.relative_position_bias_table")
-            yield from _norm(f"{here}/attn_norm", f"{there}.layernorm_before")
-            yield from _norm(f"{here}/ffn_norm", f"{there}.layernorm_after")
+            yield one(f"{here}/attn/position_bias", f"{there}.attention.self.relative_position_bias_table")
+            yield from norm(f"{here}/attn_norm", f"{there}.layernorm_before")
+            yield from norm(f"{here}/ffn_norm", f"{there}.layernorm_after")
 
 
 def _block(here: str, there: str, *, qkv_bias: bool) -> Iterator[Rule]:
     """What the layers of both towers call the same."""
     for name in ("query", "key", "value"):
-        yield _one(f"{here}/attn/{name}/kernel", f"{there}.attention.self.{name}.weight", LINEAR)
+        yield one(f"{here}/attn/{name}/kernel", f"{there}.attention.self.{name}.weight", LINEAR)
         if qkv_bias:
-            yield _one(f"{here}/attn/{name}/bias", f"{there}.attention.self.{name}.bias", _HEADS)
-    yield _one(f"{here}/attn/out/kernel", f"{there}.attention.output.dense.weight", LINEAR_OUT)
-    yield _one(f"{here}/attn/out/bias", f"{there}.attention.output.dense.bias")
-    yield from _linear(f"{here}/ffn/up", f"{there}.intermediate.dense")
-    yield from _linear(f"{here}/ffn/down", f"{there}.output.dense")
-
-
-def _linear(target: str, source: str) -> Iterator[Rule]:
-    yield _one(f"{target}/kernel", f"{source}.weight", LINEAR)
-    yield _one(f"{target}/bias", f"{source}.bias")
-
-
-def _norm(target: str, source: str) -> Iterator[Rule]:
-    yield _one(f"{target}/scale", f"{source}.weight")
-    yield _one(f"{target}/bias", f"{source}.bias")
-
-
-def _one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
-    return Rule((target,), (source,), layout)
+            yield one(f"{here}/attn/{name}/bias", f"{there}.attention.self.{name}.bias", _HEADS)
+    yield one(f"{here}/attn/out/kernel", f"{there}.attention.output.dense.weight", LINEAR_OUT)
+    yield one(f"{here}/attn/out/bias", f"{there}.attention.output.dense.bias")
+    yield from linear(f"{here}/ffn/up", f"{there}.intermediate.dense")
+    yield from linear(f"{here}/ffn/down", f"{there}.output.dense")

@@ -18,7 +18,7 @@ from mgjax.checkpoint import read_json
 from mgjax.conditioner_config import HubertConfig
 from mgjax.conditioning.hubert import hubert_shapes
 from mgjax.interop import table, weights
-from mgjax.interop.table import CONV, LINEAR, LINEAR_OUT, Layout, Rule
+from mgjax.interop.table import CONV, LINEAR, LINEAR_OUT, Layout, Rule, linear, norm
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.strict_json import ConfigError, from_dict
 
@@ -133,29 +133,19 @@ def hubert(config: HubertConfig) -> Iterator[Rule]:
         if config.conv_bias:
             yield Rule((f"conv{i}/bias",), (f"{there}.conv.bias",))
         if i == 0 or config.conv_norm == "layer":
-            yield from _norm(f"conv{i}_norm", f"{there}.layer_norm")
-    yield from _norm("features_norm", "feature_projection.layer_norm")
-    yield from _linear("features_proj", "feature_projection.projection")
+            yield from norm(f"conv{i}_norm", f"{there}.layer_norm")
+    yield from norm("features_norm", "feature_projection.layer_norm")
+    yield from linear("features_proj", "feature_projection.projection")
     yield Rule(("positions/conv/kernel",), (f"{_POSITIONS}.weight",), CONV)
     yield Rule(("positions/conv/bias",), (f"{_POSITIONS}.bias",))
-    yield from _norm("norm", "encoder.layer_norm")
+    yield from norm("norm", "encoder.layer_norm")
     for i in range(config.num_layers):
         here, there = f"layer{i}", f"encoder.layers.{i}"
         projections = [f"{there}.attention.{name}_proj" for name in "qkv"]
         yield Rule((f"{here}/attn/qkv/kernel",), tuple(f"{name}.weight" for name in projections), LINEAR)
         yield Rule((f"{here}/attn/qkv/bias",), tuple(f"{name}.bias" for name in projections), _FLAT)
-        yield from _linear(f"{here}/attn/out", f"{there}.attention.out_proj", LINEAR_OUT)
-        yield from _linear(f"{here}/ffn/up", f"{there}.feed_forward.intermediate_dense")
-        yield from _linear(f"{here}/ffn/down", f"{there}.feed_forward.output_dense")
-        yield from _norm(f"{here}/attn_norm", f"{there}.layer_norm")
-        yield from _norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
-
-
-def _linear(target: str, source: str, layout: Layout = LINEAR) -> Iterator[Rule]:
-    yield Rule((f"{target}/kernel",), (f"{source}.weight",), layout)
-    yield Rule((f"{target}/bias",), (f"{source}.bias",))
-
-
-def _norm(target: str, source: str) -> Iterator[Rule]:
-    yield Rule((f"{target}/scale",), (f"{source}.weight",))
-    yield Rule((f"{target}/bias",), (f"{source}.bias",))
+        yield from linear(f"{here}/attn/out", f"{there}.attention.out_proj", LINEAR_OUT)
+        yield from linear(f"{here}/ffn/up", f"{there}.feed_forward.intermediate_dense")
+        yield from linear(f"{here}/ffn/down", f"{there}.feed_forward.output_dense")
+        yield from norm(f"{here}/attn_norm", f"{there}.layer_norm")
+        yield from norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")

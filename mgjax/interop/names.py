@@ -9,7 +9,20 @@ from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.interop.joint import audiocraft_clap
 from mgjax.interop.shapes import LSTM, Conv, codec_modules, gated
 from mgjax.interop.style import audiocraft_style
-from mgjax.interop.table import CONV, CONV_TRANSPOSED, FLAG, GAIN, LINEAR, LINEAR_OUT, PLAIN, Layout, Rule
+from mgjax.interop.table import (
+    CONV,
+    CONV_TRANSPOSED,
+    FLAG,
+    GAIN,
+    LINEAR,
+    LINEAR_OUT,
+    PLAIN,
+    Layout,
+    Rule,
+    linear,
+    norm,
+    one,
+)
 
 # torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
 # T5's embedding has two names, of which a file holds either or both.
@@ -22,20 +35,6 @@ ALIASES = {
 HUGGINGFACE_PROJECTIONS = {"text": "enc_to_dec_proj", "melody": "audio_enc_to_dec_proj"}
 # audiocraft calls a condition by the field of the metadata that it reads.
 AUDIOCRAFT_CONDITIONERS = {"text": "description", "melody": "self_wav", "style": "self_wav", "clap": "description"}
-
-
-def _one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
-    return Rule((target,), (source,), layout)
-
-
-def _linear(target: str, source: str) -> Iterator[Rule]:
-    yield _one(f"{target}/kernel", f"{source}.weight", LINEAR)
-    yield _one(f"{target}/bias", f"{source}.bias")
-
-
-def _norm(target: str, source: str) -> Iterator[Rule]:
-    yield _one(f"{target}/scale", f"{source}.weight")
-    yield _one(f"{target}/bias", f"{source}.bias")
 
 
 def _stacked(target: str, source: str, count: int, layout: Layout = PLAIN) -> Rule:
@@ -55,24 +54,24 @@ def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
     k, body = config.num_codebooks, "decoder.model.decoder"
     yield _stacked("embed/embedding", body + ".embed_tokens.{k}.weight", k)
     yield Rule(("head/kernel",), tuple(f"decoder.lm_heads.{n}.weight" for n in range(k)), LINEAR)
-    yield from _norm("out_norm", f"{body}.layer_norm")
+    yield from norm("out_norm", f"{body}.layer_norm")
     for i in range(config.num_layers):
         here, there = f"layer{i}", f"{body}.layers.{i}"
-        yield from _norm(f"{here}/self_norm", f"{there}.self_attn_layer_norm")
+        yield from norm(f"{here}/self_norm", f"{there}.self_attn_layer_norm")
         qkv = tuple(f"{there}.self_attn.{name}_proj.weight" for name in "qkv")
         yield Rule((f"{here}/self_attn/qkv/kernel",), qkv, LINEAR)
-        yield _one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        yield one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
         if config.cross_attention:
-            yield from _norm(f"{here}/cross_norm", f"{there}.encoder_attn_layer_norm")
-            yield _one(f"{here}/cross_attn/query/kernel", f"{there}.encoder_attn.q_proj.weight", LINEAR)
+            yield from norm(f"{here}/cross_norm", f"{there}.encoder_attn_layer_norm")
+            yield one(f"{here}/cross_attn/query/kernel", f"{there}.encoder_attn.q_proj.weight", LINEAR)
             kv = tuple(f"{there}.encoder_attn.{name}_proj.weight" for name in "kv")
             yield Rule((f"{here}/cross_attn/kv/kernel",), kv, LINEAR)
-            yield _one(f"{here}/cross_attn/out/kernel", f"{there}.encoder_attn.out_proj.weight", LINEAR_OUT)
-        yield from _norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
-        yield _one(f"{here}/ffn/up/kernel", f"{there}.fc1.weight", LINEAR)
-        yield _one(f"{here}/ffn/down/kernel", f"{there}.fc2.weight", LINEAR)
+            yield one(f"{here}/cross_attn/out/kernel", f"{there}.encoder_attn.out_proj.weight", LINEAR_OUT)
+        yield from norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
+        yield one(f"{here}/ffn/up/kernel", f"{there}.fc1.weight", LINEAR)
+        yield one(f"{here}/ffn/down/kernel", f"{there}.fc2.weight", LINEAR)
     for condition in config.conditions:
-        yield from _linear(f"{condition.name}_proj", HUGGINGFACE_PROJECTIONS[condition.name])
+        yield from linear(f"{condition.name}_proj", HUGGINGFACE_PROJECTIONS[condition.name])
 
 
 def audiocraft(config: ModelConfig) -> Iterator[Rule]:
@@ -89,41 +88,41 @@ def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
     k = config.num_codebooks
     yield _stacked("embed/embedding", "emb.{k}.weight", k)
     yield Rule(("head/kernel",), tuple(f"linears.{n}.weight" for n in range(k)), LINEAR)
-    yield from _norm("out_norm", "out_norm")
+    yield from norm("out_norm", "out_norm")
     for i in range(config.num_layers):
         here, there = f"layer{i}", f"transformer.layers.{i}"
-        yield from _norm(f"{here}/self_norm", f"{there}.norm1")
-        yield _one(f"{here}/self_attn/qkv/kernel", f"{there}.self_attn.in_proj_weight", LINEAR)
-        yield _one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        yield from norm(f"{here}/self_norm", f"{there}.norm1")
+        yield one(f"{here}/self_attn/qkv/kernel", f"{there}.self_attn.in_proj_weight", LINEAR)
+        yield one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
         if config.cross_attention:
-            yield from _norm(f"{here}/cross_norm", f"{there}.norm_cross")
+            yield from norm(f"{here}/cross_norm", f"{there}.norm_cross")
             joined = (f"{here}/cross_attn/query/kernel", f"{here}/cross_attn/kv/kernel")
             yield Rule(joined, (f"{there}.cross_attention.in_proj_weight",), LINEAR)
-            yield _one(f"{here}/cross_attn/out/kernel", f"{there}.cross_attention.out_proj.weight", LINEAR_OUT)
-        yield from _norm(f"{here}/ffn_norm", f"{there}.norm2")
-        yield _one(f"{here}/ffn/up/kernel", f"{there}.linear1.weight", LINEAR)
-        yield _one(f"{here}/ffn/down/kernel", f"{there}.linear2.weight", LINEAR)
+            yield one(f"{here}/cross_attn/out/kernel", f"{there}.cross_attention.out_proj.weight", LINEAR_OUT)
+        yield from norm(f"{here}/ffn_norm", f"{there}.norm2")
+        yield one(f"{here}/ffn/up/kernel", f"{there}.linear1.weight", LINEAR)
+        yield one(f"{here}/ffn/down/kernel", f"{there}.linear2.weight", LINEAR)
     for condition in config.conditions:
         theirs = AUDIOCRAFT_CONDITIONERS.get(condition.name, condition.name)
-        yield from _linear(f"{condition.name}_proj", f"condition_provider.conditioners.{theirs}.output_proj")
+        yield from linear(f"{condition.name}_proj", f"condition_provider.conditioners.{theirs}.output_proj")
 
 
 def t5(config: T5Config) -> Iterator[Rule]:
     """The encoder of a T5EncoderModel."""
-    yield _one("embed/embedding", "shared.weight")
+    yield one("embed/embedding", "shared.weight")
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    yield _one("relative_bias/embedding", bias)
+    yield one("relative_bias/embedding", bias)
     ffn = {"gate": "wi_0", "up": "wi_1"} if gated(config) else {"up": "wi"}
     for i in range(config.num_layers):
         here, there = f"block{i}", f"encoder.block.{i}.layer"
-        yield _one(f"{here}/attn_norm/scale", f"{there}.0.layer_norm.weight")
+        yield one(f"{here}/attn_norm/scale", f"{there}.0.layer_norm.weight")
         for name in ("query", "key", "value"):
-            yield _one(f"{here}/attn/{name}/kernel", f"{there}.0.SelfAttention.{name[0]}.weight", LINEAR)
-        yield _one(f"{here}/attn/out/kernel", f"{there}.0.SelfAttention.o.weight", LINEAR_OUT)
-        yield _one(f"{here}/ffn_norm/scale", f"{there}.1.layer_norm.weight")
+            yield one(f"{here}/attn/{name}/kernel", f"{there}.0.SelfAttention.{name[0]}.weight", LINEAR)
+        yield one(f"{here}/attn/out/kernel", f"{there}.0.SelfAttention.o.weight", LINEAR_OUT)
+        yield one(f"{here}/ffn_norm/scale", f"{there}.1.layer_norm.weight")
         for name, theirs in (ffn | {"down": "wo"}).items():
-            yield _one(f"{here}/ffn/{name}/kernel", f"{there}.1.DenseReluDense.{theirs}.weight", LINEAR)
-    yield _one("final_norm/scale", "encoder.final_layer_norm.weight")
+            yield one(f"{here}/ffn/{name}/kernel", f"{there}.1.DenseReluDense.{theirs}.weight", LINEAR)
+    yield one("final_norm/scale", "encoder.final_layer_norm.weight")
 
 
 def huggingface_codec(config: CodecConfig) -> Iterator[Rule]:
@@ -143,8 +142,8 @@ def _codec(config: CodecConfig, *, layers: str, conv: tuple[str, str], codebook:
         if isinstance(module, LSTM):
             for layer in range(config.num_lstm_layers):
                 for name, theirs, layout in (("input", "ih", LINEAR), ("hidden", "hh", PLAIN)):
-                    yield _one(f"{here}/layer{layer}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{layer}", layout)
-                    yield _one(f"{here}/layer{layer}/{name}_bias", f"{there}.lstm.bias_{theirs}_l{layer}")
+                    yield one(f"{here}/layer{layer}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{layer}", layout)
+                    yield one(f"{here}/layer{layer}/{name}_bias", f"{there}.lstm.bias_{theirs}_l{layer}")
         else:
             there += f".{module.inside}" * bool(module.inside)
             yield from _convolution(config, module, here, f"{there}.{conv[module.transposed]}")
@@ -157,12 +156,12 @@ def _convolution(config: CodecConfig, module: Conv, here: str, there: str) -> It
     layout = CONV_TRANSPOSED if module.transposed else CONV
     # audiocraft names the transposed convolution inside of its wrapper by what it is, transformers does not.
     inner = there + ("convtr" if there.endswith("convtr.") else "conv")
-    yield _one(f"{here}/bias", f"{inner}.bias")
+    yield one(f"{here}/bias", f"{inner}.bias")
     if config.norm == "weight_norm":
-        yield _one(f"{here}/scale", f"{inner}.weight_g", GAIN)
-        yield _one(f"{here}/kernel", f"{inner}.weight_v", layout)
+        yield one(f"{here}/scale", f"{inner}.weight_g", GAIN)
+        yield one(f"{here}/kernel", f"{inner}.weight_v", layout)
     else:
-        yield _one(f"{here}/kernel", f"{inner}.weight", layout)
+        yield one(f"{here}/kernel", f"{inner}.weight", layout)
     if config.norm == "time_group_norm":
-        yield _one(f"{here}/norm_scale", f"{there}norm.weight")
-        yield _one(f"{here}/norm_bias", f"{there}norm.bias")
+        yield one(f"{here}/norm_scale", f"{there}norm.weight")
+        yield one(f"{here}/norm_bias", f"{there}norm.bias")

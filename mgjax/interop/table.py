@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -100,6 +100,23 @@ class Rule:
         """The same rule for a part of a model: with these before the names."""
         targets, sources = (target + name for name in self.targets), (source + name for name in self.sources)
         return dataclasses.replace(self, targets=tuple(targets), sources=tuple(sources))
+
+
+def one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
+    """One array here that is one array there."""
+    return Rule((target,), (source,), layout)
+
+
+def linear(target: str, source: str, layout: Layout = LINEAR) -> Iterator[Rule]:
+    """A linear layer of torch with its bias."""
+    yield one(f"{target}/kernel", f"{source}.weight", layout)
+    yield one(f"{target}/bias", f"{source}.bias")
+
+
+def norm(target: str, source: str) -> Iterator[Rule]:
+    """A layer norm of torch."""
+    yield one(f"{target}/scale", f"{source}.weight")
+    yield one(f"{target}/bias", f"{source}.bias")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
