@@ -32,11 +32,13 @@ class CodecConfig:
     """EnCodec (Défossez et al. 2022): SEANet encoder and decoder around a residual vector quantizer.
 
     The defaults are `facebook/encodec_32khz`, the codec of MusicGen. Rates are in hertz, `bandwidths` in kilobits
-    a second, `ratios` in the order of the decoder.
+    a second, `ratios` in the order of the decoder. `phases` is not in the paper: so many neighbouring samples enter and
+    leave as the channels of one step, and the layers at the highest rates, which are the slowest on a CPU, fall away.
     """
 
     sample_rate: int = 32_000
     channels: int = 1
+    phases: int = 1
     num_filters: int = 64
     ratios: tuple[int, ...] = (8, 5, 4, 4)
     kernel_size: int = 7
@@ -62,14 +64,14 @@ class CodecConfig:
     def __post_init__(self):
         one_of("norm", self.norm, ("weight_norm", "time_group_norm", "none"))
         one_of("pad_mode", self.pad_mode, ("reflect", "constant"))
-        positive(self, "sample_rate", "channels", "num_filters", "latent_dim", "num_codebooks", "codebook_size")
+        positive(self, "sample_rate", "channels", "phases", "num_filters", "latent_dim", "num_codebooks", "codebook_size")
         if not self.ratios or min(self.ratios) < 1:
             raise ConfigError(f"ratios must be one or more whole numbers above 0, got {self.ratios}")
 
     @property
     def hop_length(self) -> int:
         """Audio samples per frame of codes."""
-        return math.prod(self.ratios)
+        return self.phases * math.prod(self.ratios)
 
     @property
     def frame_rate(self) -> float:

@@ -14,7 +14,7 @@ _init_transposed = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", 
 
 
 class LSTM(nn.Module):
-    """A stack of LSTM layers of the input's width, with the input added to what they put out."""
+    """A stack of LSTM layers of the input's width, with the input added to what they put out; no layers: the input."""
 
     num_layers: int
 
@@ -25,6 +25,8 @@ class LSTM(nn.Module):
         """The output and the state after `length` frames; `state` is where to go on from, zeros where None."""
         if state is None:
             state = zero_state(self.num_layers, x.shape[0], x.shape[2])
+        if not self.num_layers:
+            return x, state
         y, states = x, []
         for i in range(self.num_layers):
             layer = Layer(name=f"layer{i}")

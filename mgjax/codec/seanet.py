@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mgjax.codec.conv import Conv, ConvTranspose, Length
+from mgjax.codec.conv import Conv, ConvTranspose, Length, keep
 from mgjax.codec.lstm import LSTM, State
 from mgjax.config import CodecConfig
 
@@ -84,7 +84,11 @@ class Encoder(nn.Module):
 
     def downsample(self, audio: Float[Array, "b n c"], length: Length) -> Float[Array, "b t h"]:
         """What comes before the LSTM."""
-        x = self.conv_in(audio, length)
+        b, n, c = audio.shape
+        phases = self.config.phases
+        x = keep(audio, length).reshape(b, n // phases, phases * c)
+        length = -(-length // phases)
+        x = self.conv_in(x, length)
         for block in self.blocks:
             x = block(x, length)
             length = -(-length // block.stride)
@@ -111,7 +115,7 @@ class Decoder(nn.Module):
         self.conv_in = Conv(config, config.num_filters * 2 ** len(config.ratios), config.kernel_size, name="conv_in")
         self.lstm = LSTM(config.num_lstm_layers, name="lstm")
         self.blocks = [UpBlock(config, ratio, name=f"block{i}") for i, ratio in enumerate(config.ratios)]
-        self.conv_out = Conv(config, config.channels, config.last_kernel_size, name="conv_out")
+        self.conv_out = Conv(config, config.phases * config.channels, config.last_kernel_size, name="conv_out")
 
     def __call__(self, latents: Float[Array, "b t d"], length: Length) -> Float[Array, "b n c"]:
         x, _ = self.recur(self.project(latents, length), length)
@@ -132,4 +136,5 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x, length)
             length = length * block.stride
-        return self.conv_out(elu(x), length)
+        x = self.conv_out(elu(x), length)
+        return x.reshape(x.shape[0], -1, self.config.channels)

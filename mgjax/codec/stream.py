@@ -53,6 +53,14 @@ class _Needs:
         for j in reversed(range(self.config.num_residual_layers)):
             self.conv(self.config.residual_kernel_size, dilation=self.config.dilation_growth**j)
 
+    def fold(self) -> None:
+        phases = self.config.phases
+        self.low, self.high, self.start = self.low * phases, self.high * phases, self.start * phases
+
+    def unfold(self) -> None:
+        phases = self.config.phases
+        self.low, self.high, self.start = self.low // phases, -(-self.high // phases), -(-self.start // phases)
+
     def reach(self, unit: int) -> Reach:
         return Reach(math.ceil(-self.low / unit), math.ceil(self.high / unit) - 1, math.ceil(self.start / unit))
 
@@ -71,12 +79,14 @@ def downsample_reach(config: CodecConfig) -> Reach:
         needs.conv(2 * ratio, ratio)
         needs.residual()
     needs.conv(config.kernel_size)
+    needs.fold()
     return needs.reach(config.hop_length)
 
 
 def upsample_reach(config: CodecConfig) -> Reach:
     """The reach of the decoder after its LSTM."""
     needs = _Needs(config, config.hop_length)
+    needs.unfold()
     needs.conv(config.last_kernel_size)
     for ratio in reversed(config.ratios):
         needs.residual()

@@ -333,7 +333,13 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
 
 
 def codec_run(config: CodecConfig) -> dict[str, Any]:
-    """The xp.cfg from which audiocraft builds the codec."""
+    """The xp.cfg from which audiocraft builds the codec.
+
+    Raises:
+      CheckpointError: audiocraft has no such codec.
+    """
+    if config.phases != 1:
+        raise CheckpointError(f"audiocraft has no codec of {config.phases} phases. Save it in mgjax form instead")
     run: dict[str, Any] = {"device": "cpu", "compression_model": "encodec"}
     run["encodec"] = {"autoencoder": "seanet", "quantizer": "rvq", "sample_rate": config.sample_rate}
     run["encodec"] |= {"channels": config.channels, "causal": config.causal}

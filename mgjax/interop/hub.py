@@ -1,8 +1,9 @@
-"""Where a model's files are: a folder, or a repository of the Hugging Face Hub, of which only the needed files come."""
+"""Where a model's files are: in mgjax, in a folder, or on the Hugging Face Hub, of which only the needed files come."""
 
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +14,30 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from mgjax.checkpoint import CLAP_FOLDER, CLAP_TOKENIZER_FILES, TOKENIZER_FILES
 from mgjax.interop.torch_file import CheckpointError
 
+BUNDLED = ("mini",)  # the models that come with mgjax
+_PRETRAINED = Path(__file__).parents[1] / "pretrained"
+
 _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 # RoBERTa's tokenizer, in the repository of a CLAP and in that of a model that holds one.
 _CLAP_FILES = ("vocab.json", "merges.txt", *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES))
 _ORIGINALS = ("state_dict.bin", "compression_state_dict.bin")
 
 
-def fetch(source: str, allow: Sequence[str] | None = None) -> Path:
+def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path:
     """The folder of a model: `source` itself where it is one, else a copy of the Hub's repository of that name.
 
     Args:
-      source: A folder, or a repository's id such as "facebook/musicgen-small".
+      source: The name of a model that comes with mgjax (`BUNDLED`; "./mini" is a folder), a folder, or a repository's
+        id such as "facebook/musicgen-small".
       allow: Patterns of the files to fetch; None for the configs, the tokenizer and one form of the weights.
 
     Raises:
       CheckpointError: There is no such folder or repository, it may not be read, or it cannot be reached and has not
         been fetched before.
     """
+    if source in BUNDLED:
+        return _bundled(source)
+    source = os.fspath(source)
     folder = Path(source).expanduser()
     if source and folder.is_dir():
         return folder
@@ -53,6 +61,17 @@ def fetch(source: str, allow: Sequence[str] | None = None) -> Path:
         raise
     except Exception as error:  # whichever way a network can fail
         return _cached(source, error)
+
+
+def _bundled(name: str) -> Path:
+    folder = _PRETRAINED / name
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{name}: its weights are not in this copy of mgjax, which looks for them in {folder}. Install a released "
+            'mgjax, or a clone that has them; or use another model, such as "facebook/musicgen-small", or "debug", a '
+            "toy that makes noise"
+        )
+    return folder
 
 
 def _cached(source: str, error: Exception) -> Path:

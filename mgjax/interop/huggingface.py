@@ -323,6 +323,7 @@ def _model_values(config: ModelConfig) -> dict[str, Any]:
 def _codec_values(config: CodecConfig) -> dict[str, Any]:
     _require(math.log2(config.codebook_size).is_integer(), "a codebook size that is a power of 2")
     _require(config.num_lstm_layers > 0, "recurrent layers in the codec")
+    _require(config.phases == 1, "a codec of phases = 1")
     values = _to_theirs(_CODEC_FIELDS, config) | {"model_type": "encodec", "codebook_dim": config.latent_dim}
     values["overlap"] = config.chunk_overlap if config.chunk_seconds is not None else None
     if _num_codebooks(config, config.bandwidths[-1]) != config.num_codebooks:

@@ -136,7 +136,7 @@ def codec_modules(config: CodecConfig) -> Iterator[Conv | LSTM]:
 
 def _encoder_modules(config: CodecConfig) -> Iterator[Conv | LSTM]:
     dim = config.num_filters
-    yield Conv("encoder/conv_in", "encoder", 0, "", config.kernel_size, config.channels, dim)
+    yield Conv("encoder/conv_in", "encoder", 0, "", config.kernel_size, config.phases * config.channels, dim)
     number = 1
     for i, ratio in enumerate(reversed(config.ratios)):
         for j in range(config.num_residual_layers):
@@ -163,7 +163,8 @@ def _decoder_modules(config: CodecConfig) -> Iterator[Conv | LSTM]:
         for j in range(config.num_residual_layers):
             yield from _residual_modules(config, f"decoder/block{i}/res{j}", "decoder", number, dim)
             number += 1
-    yield Conv("decoder/conv_out", "decoder", number + 1, "", config.last_kernel_size, dim, config.channels)
+    outputs = config.phases * config.channels
+    yield Conv("decoder/conv_out", "decoder", number + 1, "", config.last_kernel_size, dim, outputs)
 
 
 def _residual_modules(config: CodecConfig, path: str, part: str, number: int, dim: int) -> Iterator[Conv]:

@@ -16,6 +16,7 @@ _FORMS = {
     "centred": _SMALL,
     "causal": dataclasses.replace(_SMALL, causal=True, conv_shortcut=True),
     "constant": dataclasses.replace(_SMALL, pad_mode="constant", num_residual_layers=2),
+    "phases": dataclasses.replace(_SMALL, ratios=(5, 2), phases=2, num_lstm_layers=0),
 }
 _FRAMES = 28
 _BLOCKS = {"small": [1, 1, 3, 0, 2, 1], "one": [_FRAMES]}

@@ -83,6 +83,7 @@ CODECS = {
     "48khz": CodecConfig(norm="time_group_norm", conv_shortcut=True, channels=2, ratios=(8, 5, 4, 2)),
     "folded": CodecConfig(norm="none", num_residual_layers=3),
     "no-lstm": CodecConfig(num_lstm_layers=0),
+    "phases": CodecConfig(phases=8, channels=2, ratios=(5, 6, 4)),
 }
 TABLES = {
     f"{table.__name__}-{name}": (table, shapes.codec_shapes, codec)
