@@ -29,10 +29,20 @@ def frames(x: Float[Array, "b n"], size: int) -> Float[Array, "b t {size}"]:
 
 
 def stft(x: Float[Array, "b n"], size: int) -> tuple[Float[Array, "b t f"], Float[Array, "b t f"]]:
-    """Real and imaginary part of the spectrum at every quarter of a window of `size`; f is size / 2 + 1."""
-    matrix = jnp.asarray(_dft(size))
-    spectrum = jnp.einsum("btn,nf->btf", frames(x, size), matrix, precision=_EXACT)
-    return spectrum[..., : size // 2 + 1], spectrum[..., size // 2 + 1 :]
+    """Real and imaginary part of the spectrum at every quarter of a window of `size`; f is size / 2 + 1.
+
+    By a matrix, which accelerators are made for; on CPU the fast transform takes a third of its time.
+    """
+
+    def product(x: Array) -> tuple[Array, Array]:
+        spectrum = jnp.einsum("btn,nf->btf", x, jnp.asarray(_dft(size)), precision=_EXACT)
+        return spectrum[..., : size // 2 + 1], spectrum[..., size // 2 + 1 :]
+
+    def fast(x: Array) -> tuple[Array, Array]:
+        spectrum = jnp.fft.rfft(x * jnp.asarray(window(size))[None, None])
+        return jnp.real(spectrum), jnp.imag(spectrum)
+
+    return jax.lax.platform_dependent(frames(x, size), cpu=fast, default=product)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from mgjax import formats
 from mgjax.checkpoint import write_codec
 from mgjax.codec import balancer, losses, rvq, rvq_training
 from mgjax.codec.discriminator import Discriminator, DiscriminatorConfig
@@ -24,6 +25,7 @@ from mgjax.codec.rvq_training import Quantized, QuantizerConfig
 from mgjax.config import CodecConfig
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
+from mgjax.interop.weight_norm import unfold
 from mgjax.strict_json import ConfigError
 from mgjax.train import optim
 from mgjax.train.flops import products
@@ -49,7 +51,10 @@ class CodecRun:
     """A run: what is trained, on what, and how. The defaults are the published recipe for 32 kHz.
 
     Attributes:
-      model: The codec; `norm` is "weight_norm" or "time_group_norm".
+      model: The codec; `norm` is "weight_norm" or "time_group_norm". None for that of `init`.
+      init: A codec to go on from, or a model that has one; None for new weights.
+      keep_codes: Only the decoder learns: the encoder and the codebooks stay as they are in `init`, so that corpora of
+        its codes, and language models of them, stay valid.
       data: Audio corpora at the codec's rate and of its channels.
       loss: What is made small.
       quantizer: How the codebooks learn.
@@ -58,7 +63,9 @@ class CodecRun:
       loop: How long, and on what.
     """
 
-    model: CodecConfig = field(default_factory=CodecConfig)
+    model: CodecConfig | None = field(default_factory=CodecConfig)
+    init: str | None = None
+    keep_codes: bool = False
     data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=64, segment_seconds=1.0))
     loss: LossConfig = field(default_factory=LossConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
@@ -67,6 +74,12 @@ class CodecRun:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=400_000))
 
     def __post_init__(self):
+        if self.model is None and self.init is None:
+            raise ConfigError("a codec needs a model, or an init that has one")
+        if self.keep_codes and self.init is None:
+            raise ConfigError("keep_codes keeps the codes of another codec: set init to it")
+        if self.model is None:
+            return  # until `init` is read
         if self.model.norm == "none":
             raise ConfigError('model.norm "none" is a form for use, not for training: set it to "weight_norm"')
         if self.optim.accumulate != 1:
@@ -117,6 +130,7 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     Raises:
       ConfigError: The corpora do not hold what this codec codes.
     """
+    config, pretrained = _begun(config)
     corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in ("train", "valid")}
     for corpus in corpora["train"] + corpora["valid"]:
         _check(corpus, config.model)
@@ -126,7 +140,21 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
         return validation_batches(corpora["valid"], config.data, shard=shard)
 
-    return fit(task(config), train_data, valid_data, config.loop, workdir, run=config)
+    return fit(task(config, pretrained), train_data, valid_data, config.loop, workdir, run=config)
+
+
+def _begun(config: CodecRun) -> tuple[CodecRun, dict[str, Any] | None]:
+    """The run with the model of its `init`, and the variables of that; None where it begins with new weights.
+
+    Raises:
+      ConfigError: `model` is another codec than that of `init`.
+    """
+    if config.init is None:
+        return config, None
+    model, variables = unfold(*formats.read_codec(config.init))
+    if config.model not in (None, model):
+        raise ConfigError(f"model differs from that of {config.init}: make model None, or leave init out")
+    return dataclasses.replace(config, model=model), variables
 
 
 def _check(corpus: Corpus, model: CodecConfig) -> None:
@@ -139,9 +167,9 @@ def _check(corpus: Corpus, model: CodecConfig) -> None:
         )
 
 
-def task(config: CodecRun) -> Task:
-    """The functions that the loop runs."""
-    step = _Step(config)
+def task(config: CodecRun, pretrained: dict[str, Any] | None = None) -> Task:
+    """The functions that the loop runs; `pretrained` are the codec's variables to go on from."""
+    step = _Step(config, pretrained)
     return Task(
         name="codec",
         init=step.init,
@@ -158,18 +186,20 @@ def task(config: CodecRun) -> Task:
 class _Step:
     """The pure functions of a run, with what they have in common."""
 
-    def __init__(self, config: CodecRun):
-        self.config = config
+    def __init__(self, config: CodecRun, pretrained: dict[str, Any] | None = None):
+        self.config, self.pretrained = config, pretrained
         self.codec = EncodecModel(config.model)
         self.discriminator = Discriminator(config.discriminator)
         self.optimizer = optim.make(config.optim, config.loop.steps)
         self._reconstruct = jax.jit(lambda *arguments: self.reconstruct(*arguments)[0])
 
     def init(self, key: Array) -> TrainState:
-        """The state before the first update. The codebooks are made from the first batch."""
+        """The state before the first update. New codebooks are made from the first batch."""
         config, model = self.config, self.config.model
         codec_key, discriminator_key = jax.random.split(key)
         variables = self.codec.init(codec_key, jnp.zeros((1, model.hop_length, model.channels)))
+        if self.pretrained is not None:
+            variables = jax.tree.map(jnp.asarray, self.pretrained)
         params = {"codec": variables["params"]}
         if config.judged:
             audio = jnp.zeros((1, config.discriminator.least_samples, model.channels))
@@ -206,7 +236,8 @@ class _Step:
             total_norm=config.loss.total_norm,
         )
         (gradient,) = pull((direction, jnp.float32(config.loss.commitment)))
-        params["codec"], optimizer["codec"] = self.update(params["codec"], optimizer["codec"], gradient)
+        learned, optimizer["codec"] = self.update(params["codec"], optimizer["codec"], gradient)
+        params["codec"] = learned | {"encoder": params["codec"]["encoder"]} if config.keep_codes else learned
         step = state.step + 1
         counts = rvq_training.histogram(quantized.codes, config.model.codebook_size)
         metrics = values | {
@@ -231,6 +262,11 @@ class _Step:
 
         def quantize(latents: Array) -> Array:
             nonlocal quantized
+            if self.config.keep_codes:
+                codes = rvq.quantize(latents, codebooks["embed"])
+                words = rvq.dequantize(codes, codebooks["embed"])
+                quantized = Quantized(words, codes, jnp.float32(0), codebooks, jnp.int32(codes.shape[-1]))
+                return words
             quantized = rvq_training.quantize(latents, codebooks, key, self.config.quantizer)
             return quantized.latents
 

@@ -197,6 +197,30 @@ def test_what_is_saved_is_what_was_validated(trained, tmp_path):
     assert sounds["clip1/input"].sample_rate == 8_000
 
 
+def test_a_decoder_goes_on_for_codes_that_stay(trained, tmp_path):
+    _, state, _ = trained
+    programs(RUN)[0].save(state, tmp_path / "codec")
+    quiet = dataclasses.replace(RUN.loss, adversarial=0.0, feature=0.0)
+    config = CodecRun(None, init=str(tmp_path / "codec"), keep_codes=True, data=RUN.data, loss=quiet, optim=RUN.optim)
+    begun, pretrained = codec._begun(config)
+    assert begun.model == RUN.model
+    task = codec.task(begun, pretrained)
+    first = task.init(jax.random.key(0))
+    np.testing.assert_array_equal(first.extra["codebooks"]["embed"], state.extra["codebooks"]["embed"])
+    after, metrics = jit(task.train_step)(first, task.frozen, batch())
+    assert float(metrics["mel"]) < 2 * float(trained[2][-1]["mel"])  # it begins where the other ended
+
+    def changed(part):
+        pairs = zip(*(jax.tree.leaves(tree.params["codec"][part]) for tree in (first, after)), strict=True)
+        return [not np.array_equal(a, b) for a, b in pairs]
+
+    assert not any(changed("encoder"))
+    assert all(changed("decoder"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.extra["codebooks"], after.extra["codebooks"]))
+    with pytest.raises(ConfigError, match="model differs"):
+        codec._begun(dataclasses.replace(config, model=CodecConfig()))
+
+
 def test_the_averaged_weights_are_validated(trained):
     _, state, _ = trained
     other = jax.tree.map(lambda leaf: 0 * leaf, state.params)
@@ -271,6 +295,8 @@ def test_a_run_reads_its_corpora(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"model": CodecConfig(norm="none")}, "weight_norm"),
+        ({"model": None}, "needs a model, or an init"),
+        ({"keep_codes": True}, "set init"),
         ({"optim": OptimConfig(accumulate=2)}, "accumulate must be 1"),
         ({"data": DataConfig(segment_seconds=0.01)}, "320 samples, the discriminators need 2048"),
     ],
