@@ -131,70 +131,47 @@ def finetune(config: ConfigDict) -> None:
 
 
 def mini(config: ConfigDict) -> None:
-    """A model that two CPU cores can train on the codes of `configs/codec.py:mini`.
+    """The bundled model's language model: text and melody, for the codes of `configs/codec.py:mini` and two CPU cores.
 
-    An update takes 2 s on two cores that other work shares. A run of 360 updates (`loop.steps`, 40 of warm-up) gave a
-    held-out cross-entropy of 5.97 nats, where predicting each code by how often it occurs gives 6.02. All 1200 have not
-    been run.
+    Its text encoder is new, and learns with it, on the vocabulary in `--config.vocabulary=DIR` that
+    `mgjax corpus vocabulary` makes. The codes are made with `mgjax corpus tokenize --melody 0.1707`.
     """
     config.lm = to_config_dict(
-        LMConfig(dim=256, num_layers=4, num_heads=4, ffn_dim=1024, codebook_size=512, conditions=(Fused("text", 16),))
+        LMConfig(
+            dim=256,
+            num_layers=8,
+            num_heads=4,
+            ffn_dim=1024,
+            num_codebooks=8,
+            codebook_size=1024,
+            delays=tuple(range(8)),
+            conditions=(Fused("text", 128), Fused("melody", 12, "interpolate")),
+        )
     )
-    config.text_encoder = "debug"
-    config.data.batch_size = 8
-    config.data.segment_seconds = 8.0
-    config.data.valid_rounds = 2
-    config.text.max_tokens = 256  # of bytes
-    config.optim.learning_rate = 1e-3
-    config.optim.warmup_steps = 100
-    config.optim.average_every = 1  # a short run forgets its beginning sooner
-    config.scan_layers = False
-    config.loop.steps = 1200
-    config.loop.log_every = 20
-    config.loop.eval_every = 100
-    config.loop.save_every = 100
-    config.loop.show_every = 600
-
-
-def mini_melody(config: ConfigDict) -> None:
-    """`mini` that follows a melody, whose pitch classes are added to the steps that they sound in, and reads no text.
-
-    Its codes, of 16 kHz, are made with `mgjax corpus tokenize --melody 0.256`. An update takes 1 s on two cores. A run
-    of 900 updates gave a held-out cross-entropy of 5.31 nats (mini: 5.97, of other segments), and music whose
-    chromagram has a cosine of 0.87 with the one asked for, 0.42 with those asked for elsewhere (benchmarks/melody.py).
-    """
-    mini(config)
-    config.lm.conditions = (Fused("melody", 12, "interpolate"),)
-    config.text_encoder = None
+    settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
+    config.train_text = True
     settle(
         config,
         "melody",
-        MelodyConfig(sample_rate=16_000, fft_size=4096, hop_length=1024, num_frames=63, null="nothing"),
+        MelodyConfig(sample_rate=24_000, fft_size=4096, hop_length=1024, num_frames=235, null="nothing"),
     )
-    config.dropout.conditions = 0.1
-    config.dropout.melody = 0.0
-    config.data.batch_size = 16
-    config.data.segment_seconds = 4.0
+    config.text.max_tokens = 64
+    config.text.word_dropout = 0.05
+    config.dropout.conditions = 0.15
+    config.dropout.text = 0.05
+    config.dropout.melody = 0.6
+    config.data.batch_size = 12
+    config.data.segment_seconds = 10.0
     config.optim.learning_rate = 1.5e-3
-    config.optim.warmup_steps = 50
-    config.optim.average_decay = 0.98
-    config.loop.steps = 900
-    config.loop.eval_every = 200
-    config.loop.save_every = 200
-    config.prompts = ()
-
-
-def mini_words(config: ConfigDict) -> None:
-    """`mini` with a small T5 of its own, which learns with it, on the vocabulary in `--config.vocabulary=DIR`.
-
-    The vocabulary is made with `mgjax corpus vocabulary`. Only tried for a few updates.
-    """
-    mini(config)
-    config.text_encoder = None
-    settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
-    config.train_text = True
-    config.lm.conditions = (Fused("text", 128),)
-    config.text.max_tokens = 128
+    config.optim.warmup_steps = 200
+    config.optim.average_decay = 0.995
+    config.optim.average_every = 1
+    config.scan_layers = False
+    config.loop.steps = 3000
+    config.loop.log_every = 50
+    config.loop.eval_every = 500
+    config.loop.save_every = 250
+    config.loop.show_every = 1500
 
 
 def debug(config: ConfigDict) -> None:
@@ -226,7 +203,5 @@ VARIANTS = {
     "stereo": stereo,
     "finetune": finetune,
     "mini": mini,
-    "mini_melody": mini_melody,
-    "mini_words": mini_words,
     "debug": debug,
 }
