@@ -6,7 +6,7 @@ A caption leaves out what it likes, and never says what is not so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,28 @@ _ROLES = {
     "bass": ("{}",),
     "drums": ("{}",),
 }
+_ALSO = {  # what else people call a style
+    "swing jazz": ("jazz", "swing"),
+    "lo-fi hip hop": ("lofi", "lo-fi", "lofi hip hop"),
+    "drum and bass": ("dnb", "drum & bass"),
+    "bossa nova": ("bossa",),
+    "classical piano": ("classical piano solo", "classical"),
+    "Irish jig": ("jig", "Celtic jig"),
+    "synthwave": ("retrowave", "80s synthwave"),
+    "techno": ("techno music",),
+    "house": ("house music",),
+    "country": ("country music",),
+    "ambient": ("ambient music",),
+    "folk": ("folk music", "acoustic folk"),
+    "pop": ("pop music",),
+}
+_FAMILIES = ("guitar", "saxophone", "bass", "drums")  # names that many instruments end in, and go by
+_NUMBERS = {"bpm": 0.68, "key": 0.62, "metre": 0.08}  # chances to be said, but in what is typed in haste
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is true of a score, in words.
+    """What is true of a score, in words. One is made for each caption: the same thing then has the same name in it.
 
     Attributes:
       genre: The style.
@@ -87,10 +104,10 @@ def metadata(score: Score, name: str, rng: np.random.Generator) -> dict[str, Any
 
 def caption(score: Score, rng: np.random.Generator) -> str:
     """One caption of a score, in words chosen by `rng`."""
-    facts = _facts(score)
-    kinds = (_tags, _short, _sentence, _story)
-    text = kinds[int(rng.choice(len(kinds), p=[0.12, 0.23, 0.35, 0.3]))](facts, rng)
-    return text if rng.random() < 0.3 else text[0].upper() + text[1:]
+    facts = _called(_facts(score), rng)
+    kinds = (_tags, _typed, _sentence, _story)
+    text = kinds[int(rng.choice(len(kinds), p=[0.2, 0.2, 0.35, 0.25]))](facts, rng)
+    return text if rng.random() < 0.4 else text[0].upper() + text[1:]
 
 
 def _facts(score: Score) -> _Facts:
@@ -116,6 +133,22 @@ def _facts(score: Score) -> _Facts:
     )
 
 
+def _called(facts: _Facts, rng: np.random.Generator) -> _Facts:
+    """The facts, with other names now and then: "jazz" for swing jazz, "guitar" for one of the guitars."""
+    genre = pick(rng, _ALSO[facts.genre]) if facts.genre in _ALSO and rng.random() < 0.3 else facts.genre
+    if rng.random() > 0.2:
+        return replace(facts, genre=genre)
+    loose = {
+        name: next((family for family in _FAMILIES if name.endswith(f" {family}")), name) for name in facts.instruments
+    }
+    return replace(
+        facts,
+        genre=genre,
+        instruments=tuple(dict.fromkeys(loose.values())),
+        roles=tuple((role, loose[name]) for role, name in facts.roles),
+    )
+
+
 def _listed(words: Sequence[str]) -> str:
     """The words as in "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
@@ -131,15 +164,31 @@ def _some(rng: np.random.Generator, words: Sequence[str], most: int) -> list[str
     return [words[i] for i in sorted(rng.permutation(len(words))[:count])]
 
 
+def _players(facts: _Facts, rng: np.random.Generator) -> list[str]:
+    """All who play, or some; who leads is among them."""
+    first, *others = facts.instruments
+    if not others or rng.random() < 0.5:
+        return [first, *others]
+    return [first, *_some(rng, others, 3)] if rng.random() < 0.75 else _some(rng, facts.instruments, 3)
+
+
+def _genre(facts: _Facts, rng: np.random.Generator) -> str:
+    """What it is: "waltz", "rock piece"."""
+    single = facts.genre.split()[-1] in ("waltz", "march", "lullaby", "jig", "music", "solo", "dnb", "beats")
+    return facts.genre if single or rng.random() < 0.25 else f"{facts.genre} {pick(rng, _NOUNS)}"
+
+
 def _subject(facts: _Facts, rng: np.random.Generator) -> str:
     """What it is, with an adjective or two: "a slow, wistful waltz"."""
     adjectives = []
-    if rng.random() < 0.45:
+    if rng.random() < 0.4:
         adjectives.append(pick(rng, facts.tempi))
     if rng.random() < 0.75:
         adjectives.append(pick(rng, facts.moods))
-    noun = "" if facts.genre.split()[-1] in ("waltz", "march", "lullaby", "jig", "ballad") else f" {pick(rng, _NOUNS)}"
-    return _with_article(" ".join([", ".join(adjectives), facts.genre + noun]).strip())
+    what = _genre(facts, rng) if rng.random() < 0.97 else pick(rng, _NOUNS)
+    text = " ".join([", ".join(adjectives), what]).strip()
+    countable = what.split()[-1] in (*_NOUNS, "waltz", "march", "lullaby", "jig", "solo")
+    return _with_article(text) if countable and rng.random() < 0.8 else text
 
 
 def _scoring(facts: _Facts, rng: np.random.Generator) -> str:
@@ -150,83 +199,131 @@ def _scoring(facts: _Facts, rng: np.random.Generator) -> str:
     choice = int(rng.integers(5))
     backing = [name for role, name in dict.fromkeys(facts.roles) if role != "melody" and name != instruments[0]]
     if choice == 0 and facts.roles[0][0] == "melody" and backing:
-        return f"led by {instruments[0]} over {_listed(_some(rng, backing, 3))}"
+        return f"led by {instruments[0]} over {_listed(_some(rng, list(dict.fromkeys(backing)), 3))}"
     if choice == 1:
-        return f"featuring {_listed(_some(rng, instruments, 3))}"
+        return f"featuring {_listed(_players(facts, rng))}"
     if choice == 2:
         return f"for {_listed(instruments)}"
     if choice == 3:
         players = [pick(rng, _ROLES[role]).format(instrument) for role, instrument in facts.roles]
-        return f"with {_listed(_some(rng, players, 4))}"
-    return f"with {_listed(_some(rng, instruments, 4))}"
+        return f"with {_listed(players[:1] + _some(rng, players[1:], 3))}"
+    return f"with {_listed(_players(facts, rng))}"
 
 
-def _numbers(facts: _Facts, rng: np.random.Generator) -> list[str]:
-    """Key, tempo and metre, some of them, in any order."""
-    said = [
-        pick(rng, (f"in {facts.key}", f"in the key of {facts.key}")),
-        pick(rng, (f"at {facts.bpm} bpm", f"at {facts.bpm} beats per minute", f"at {facts.bpm} BPM")),
-        f"in {facts.metre} time",
-    ]
-    kept = [words for words, chance in zip(said, (0.4, 0.5, 0.25), strict=True) if rng.random() < chance]
+def _tempo(facts: _Facts, rng: np.random.Generator) -> str:
+    """The tempo after a noun: "at 92 bpm"."""
+    return pick(rng, ("at {} bpm", "at {} BPM", "at {} beats per minute", "at a tempo of {} bpm")).format(facts.bpm)
+
+
+def _tempo_tag(facts: _Facts, rng: np.random.Generator) -> str:
+    """The tempo by itself: "92 bpm"."""
+    return pick(rng, ("{} bpm", "{} BPM", "{}bpm", "tempo: {}", "tempo {}", "{} beats per minute")).format(facts.bpm)
+
+
+def _key_tag(facts: _Facts, rng: np.random.Generator) -> str:
+    """The key by itself: "D minor"."""
+    return pick(rng, ("{}", "{}", "in {}", "key of {}", "key: {}")).format(facts.key)
+
+
+def _said(rng: np.random.Generator, **what: str) -> list[str]:
+    """Of tempo, key and metre, those that chance has it, in any order."""
+    kept = [words for name, words in what.items() if words and rng.random() < _NUMBERS[name]]
     return [kept[i] for i in rng.permutation(len(kept))]
+
+
+def _metre(facts: _Facts) -> str:
+    """The metre where it is worth a word."""
+    return "" if facts.metre == "4/4" else f"in {facts.metre} time"
 
 
 def _tags(facts: _Facts, rng: np.random.Generator) -> str:
     """Words and commas."""
-    tags = [facts.genre, *_some(rng, facts.instruments, 3), pick(rng, facts.moods), *_some(rng, facts.words, 2)]
-    tags += [pick(rng, facts.tempi)] * (rng.random() < 0.5) + [f"{facts.bpm} bpm"] * (rng.random() < 0.5)
-    tags += [facts.key] * (rng.random() < 0.3) + ["instrumental"] * (rng.random() < 0.3)
-    return ", ".join(tags[i] for i in rng.permutation(len(tags)))
+    tags = [facts.genre] * (rng.random() < 0.97) + _some(rng, facts.moods, 2) * (rng.random() < 0.75)
+    tags += _players(facts, rng) * (rng.random() < 0.92) + _some(rng, facts.words, 2) * (rng.random() < 0.4)
+    tags += [pick(rng, facts.tempi)] * (rng.random() < 0.3) + ["instrumental"] * (rng.random() < 0.2)
+    tags += _said(rng, bpm=_tempo_tag(facts, rng), key=_key_tag(facts, rng), metre=_metre(facts)[3:])
+    tags = tags or [facts.genre]
+    if rng.random() < 0.5:
+        tags = [tags[i] for i in rng.permutation(len(tags))]
+    return ", ".join(tags)
 
 
-def _short(facts: _Facts, rng: np.random.Generator) -> str:
+def _typed(facts: _Facts, rng: np.random.Generator) -> str:
     """A few words, as people type them."""
-    instrument = pick(rng, facts.instruments)
-    tempo, mood = pick(rng, facts.tempi), pick(rng, facts.moods)
-    wordings = (
-        f"{mood} {facts.genre} with {instrument}",
-        f"{tempo} {facts.genre} with {_listed(_some(rng, facts.instruments, 2))}",
-        f"{facts.genre} {instrument}",
-        f"{tempo}, {mood} {facts.genre}",
-        _subject(facts, rng),
-        f"{_subject(facts, rng)} with {instrument}",
-        f"{facts.genre}, {pick(rng, facts.words)}, {mood}",
+    lead = facts.instruments[0] if rng.random() < 0.7 else pick(rng, facts.instruments)
+    tempo, mood, bpm = pick(rng, facts.tempi), pick(rng, facts.moods), f"{facts.bpm} bpm"
+    tonic, mode = facts.key.split()
+    key = f"in {tonic}" if mode == "major" and rng.random() < 0.4 else f"in {facts.key}"
+    return pick(
+        rng,
+        (
+            f"{mood} {facts.genre} with {lead}",
+            f"{mood} {facts.genre}" if lead in facts.genre else f"{mood} {lead} {facts.genre}",
+            f"{mood} {lead}",
+            facts.genre if lead in facts.genre else f"{facts.genre} {lead}",
+            f"{facts.genre} with {_listed(facts.instruments)}",
+            f"{tempo} {facts.genre} with {_listed(_some(rng, facts.instruments, 2))}",
+            f"{bpm} {facts.genre} {key}",
+            f"{bpm} {facts.genre} with {lead}",
+            f"{facts.genre} {key} {bpm}",
+            f"{facts.genre} {key}",
+            f"{lead} {key}, {bpm}",
+            f"{tempo} {mood} {facts.genre}",
+            f"{mood} {facts.genre}, {bpm}, {key}",
+            f"{facts.genre}, {lead}, {bpm}",
+            facts.genre,
+        ),
     )
-    return pick(rng, wordings)
 
 
 def _sentence(facts: _Facts, rng: np.random.Generator) -> str:
     """One full sentence."""
-    return " ".join([_subject(facts, rng), _scoring(facts, rng), *_numbers(facts, rng)]) + "."
+    key = pick(rng, ("in {}", "in the key of {}")).format(facts.key)
+    numbers = _said(rng, bpm=_tempo(facts, rng), key=key, metre=_metre(facts))
+    scoring = [_scoring(facts, rng)] * (rng.random() < 0.95)
+    words = [*scoring, *numbers] if rng.random() < 0.6 else [*numbers, *scoring]
+    text = " ".join([_subject(facts, rng), *words])
+    return text if rng.random() < 0.3 else f"{text}."
 
 
 def _story(facts: _Facts, rng: np.random.Generator) -> str:
-    """Two to four sentences."""
-    opening = pick(rng, ("{}.", "this is {}.", "{} to listen to.", "instrumental music: {}."))
-    sentences = [opening.format(_subject(facts, rng))]
+    """Two to five sentences."""
+    opening = pick(rng, ("{}.", "{}.", "this is {}.", "{} to listen to.", "instrumental music: {}."))
+    subject = _subject(facts, rng)
+    if rng.random() < 0.5:
+        subject += f" {_scoring(facts, rng)}"
+    details = [details for details in (_parts(facts, rng),) if rng.random() < 0.9]
+    numbers = _said(
+        rng,
+        bpm=pick(rng, ("the tempo is {} bpm", "tempo: {}", "{} beats per minute", "it goes at {} bpm")).format(
+            facts.bpm
+        ),
+        key=pick(rng, ("it is in {}", "the key is {}", "key: {}", "in {}")).format(facts.key),
+        metre="" if facts.metre == "4/4" else f"it is counted in {facts.metre}",
+    )
+    details += [numbers, [f"the mood is {_listed(_some(rng, facts.moods, 2))}"] * (rng.random() < 0.4)]
+    if not any(role == "drums" for role, _ in facts.roles) and rng.random() < 0.4:
+        details.append([pick(rng, ("there are no drums", "no percussion"))])
+    order = rng.permutation(len(details))
+    sentences = [opening.format(subject), *(f"{one}." for i in order for one in details[i])]
+    return " ".join([sentences[0], *(one[0].upper() + one[1:] for one in sentences[1:])])
+
+
+def _parts(facts: _Facts, rng: np.random.Generator) -> list[str]:
+    """Sentences on who plays what, one or two of them."""
     roles: dict[str, list[str]] = {}
     for role, instrument in facts.roles:
         if instrument not in roles.setdefault(role, []):
             roles[role].append(instrument)
-    details = []
+    found = []
     if "melody" in roles:
-        lead = _listed(roles["melody"])
-        several = len(roles["melody"]) > 1
-        details.append(f"the melody is {'shared by' if several else 'played by the'} {lead}")
-    backing = [*roles.get("chords", []), *roles.get("arpeggio", [])]
+        found.append(
+            pick(rng, ("the melody is played by the {}", "the tune is on the {}")).format(_listed(roles["melody"]))
+        )
+    backing = list(dict.fromkeys([*roles.get("chords", []), *roles.get("arpeggio", [])]))
     if backing:
-        details.append(f"{_listed(list(dict.fromkeys(backing)))} {pick(rng, ('in the background', 'for harmony'))}")
-    rhythm = [*roles.get("bass", []), *roles.get("drums", [])]
+        found.append(f"{_listed(backing)} {pick(rng, ('in the background', 'for harmony'))}")
+    rhythm = list(dict.fromkeys([*roles.get("bass", []), *roles.get("drums", [])]))
     if rhythm:
-        details.append(f"{_listed(rhythm)} {pick(rng, ('for the rhythm', 'underneath'))}")
-    if "drums" not in roles:
-        details.append(pick(rng, ("there are no drums", "no percussion")))
-    details.append(f"the tempo is {pick(rng, facts.tempi)}, {facts.bpm} beats per minute")
-    details.append(f"it is in {facts.key}")
-    details.append(f"the mood is {_listed(_some(rng, facts.moods, 2))}")
-    if facts.metre != "4/4":
-        details.append(f"it is counted in {facts.metre}")
-    kept = rng.permutation(len(details))[: rng.integers(1, 4)]
-    sentences += [details[i][0].upper() + details[i][1:] + "." for i in kept]
-    return " ".join(sentences)
+        found.append(f"{_listed(rhythm)} {pick(rng, ('for the rhythm', 'underneath'))}")
+    return found[: 1 + int(rng.integers(len(found)))]

@@ -1,7 +1,7 @@
 """Composes: from a style and a random generator to the notes of a piece.
 
 Over the bars of a form each part plays its role. All is composed on the grid of steps that `styles.style` describes;
-`_perform` then turns steps into seconds, with swing and the small unevenness of players.
+`performance` then turns steps into seconds, with swing and the small unevenness of players.
 """
 
 from __future__ import annotations
@@ -15,24 +15,16 @@ import numpy as np
 from mgjax.data.synthetic import harmony
 from mgjax.data.synthetic.form import USUAL_VELOCITY, Bar, Event, lay_out, pick
 from mgjax.data.synthetic.harmony import Chord
-from mgjax.data.synthetic.instruments import DRUMS
+from mgjax.data.synthetic.instruments import DRUMS, INSTRUMENTS
 from mgjax.data.synthetic.melody import melody
-from mgjax.data.synthetic.styles.style import BEATS, FILLS, STEPS, Part, Style, parse_rhythm
+from mgjax.data.synthetic.performance import Note, perform, seconds_at
+from mgjax.data.synthetic.styles.style import FILLS, STEPS, Part, Style, parse_rhythm
 
 _LOUD = {"X": 112, "o": 62}  # velocities of rhythms' letters; all others are usual
-_DYNAMICS = {"<": -8, "A": 0, "B": 6, ">": 4}  # added to velocities, section by section
 _LONGEST_REST = 0.8  # seconds
-_LEAD_IN = 0.05  # seconds before the first beat, for players who are early
+_GHOST = 42  # velocity
+_GHOST_STEPS = (3, 6, 7, 9, 11, 15)  # of 16
 _BASS_RANGE = (28, 47)
-
-
-class Note(NamedTuple):
-    """A note as it sounds: times in seconds, MIDI pitch (for drums: which drum) and velocity of 1 to 127."""
-
-    start: float
-    seconds: float
-    pitch: int
-    velocity: int
 
 
 class Sounding(NamedTuple):
@@ -45,10 +37,11 @@ class Sounding(NamedTuple):
 
 @dataclass(frozen=True)
 class Track:
-    """What one player plays."""
+    """What one player plays, and the program of General MIDI that the instrument sounds with."""
 
     part: Part
     instrument: str
+    program: int
     notes: tuple[Note, ...]
 
 
@@ -106,20 +99,25 @@ def _attempt(style: Style, rng: np.random.Generator) -> Score:
     mode = pick(rng, tuple(style.progressions))
     tonic = int(rng.integers(12))
     bpm = int(rng.integers(style.bpm[0], style.bpm[1] + 1))
-    parts = tuple(part for part in style.parts if rng.random() < part.chance)
+    parts = _one_melody(tuple(part for part in style.parts if rng.random() < part.chance), rng)
     form, bars = lay_out(style, parts, mode, tonic, bpm, rng)
-    scale, steps = harmony.scale_classes(tonic, mode), STEPS[style.metre]
+    scale = harmony.scale_classes(tonic, mode)
     tracks = []
     for index, part in enumerate(parts):
         played = [bar for bar in bars if index in bar.layers]
         instrument = pick(rng, part.instruments)
-        events = [
-            event._replace(velocity=event.velocity + _DYNAMICS[bars[int(event.step // steps)].section])
-            for event in _ROLES[part.role](part, instrument, played, scale, style, rng)
-        ]
+        program = pick(rng, INSTRUMENTS[instrument].programs)
+        events = _ROLES[part.role](part, instrument, played, scale, style, rng)
         if events:
-            tracks.append(Track(part, instrument, _perform(part, events, style, bpm, rng)))
+            tracks.append(Track(part, instrument, program, perform(part, events, bars, style, bpm, rng)))
     return Score(style, tonic, mode, bpm, form, tuple(_soundings(bars, style, bpm)), tuple(tracks))
+
+
+def _one_melody(parts: tuple[Part, ...], rng: np.random.Generator) -> tuple[Part, ...]:
+    """The parts with one melody at most: two would take turns, and what is said of a piece is to be true throughout."""
+    melodies = [part for part in parts if part.role == "melody"]
+    leading = pick(rng, melodies) if melodies else None
+    return tuple(part for part in parts if part.role != "melody" or part is leading)
 
 
 # Roles: each returns the events of one part
@@ -214,8 +212,11 @@ def _drums(part: Part, instrument: str, bars: list[Bar], scale, style: Style, rn
     del instrument, scale
     steps = STEPS[style.metre]
     patterns = {letter: pick(rng, part.rhythms) for letter in "AB"}
+    ghosts = {letter: _ghosts(patterns[letter], style, rng) for letter in "AB"}
     events, filled = [], False
     for bar in bars:
+        if bar.section in "AB":
+            events += [Event(bar.start + step, 1, DRUMS["snare"], _GHOST) for step in ghosts[bar.section]]
         pattern = patterns["B" if bar.section == "B" else "A"]
         if bar.section == ">":
             pattern = {name: "X" for name in pattern if name in ("kick", "crash", "snare", "ride", "shaker")}
@@ -240,6 +241,15 @@ def _drums(part: Part, instrument: str, bars: list[Bar], scale, style: Style, rn
     return events
 
 
+def _ghosts(pattern: dict[str, str], style: Style, rng: np.random.Generator) -> list[int]:
+    """Steps at which people barely touch the snare, between the backbeats that the pattern has."""
+    backbeat = pattern.get("snare", "").count("X")
+    if not style.looseness or not backbeat or len(pattern["snare"]) != STEPS["4/4"]:
+        return []
+    taken = {start for start, _, _ in parse_rhythm(pattern["snare"])}
+    return [step for step in _GHOST_STEPS if step not in taken and rng.random() < 0.3]
+
+
 _ROLES: dict[str, Callable[..., list[Event]]] = {
     "chords": _chords,
     "arpeggio": _arpeggio,
@@ -249,35 +259,7 @@ _ROLES: dict[str, Callable[..., list[Event]]] = {
 }
 
 
-# Performance
-
-
 def _soundings(bars: list[Bar], style: Style, bpm: int) -> Iterator[Sounding]:
     ends = [*[bar.start + step for bar in bars for step, _ in bar.chords][1:], bars[-1].start + STEPS[style.metre]]
     for (step, chord), end in zip(((b.start + s, c) for b in bars for s, c in b.chords), ends, strict=True):
-        yield Sounding(_seconds(step, style, bpm), _seconds(end, style, bpm), chord)
-
-
-def _seconds(step: float, style: Style, bpm: int) -> float:
-    """When a step sounds: swing delays the second half of each pair."""
-    ratio, pair = style.swing
-    whole, within = divmod(step, pair)
-    within /= pair
-    swung = within / 0.5 * ratio if within < 0.5 else ratio + (within - 0.5) / 0.5 * (1 - ratio)
-    steps_in_beat = STEPS[style.metre] / BEATS[style.metre]
-    return _LEAD_IN + (whole + swung) * pair * 60 / bpm / steps_in_beat
-
-
-def _perform(part: Part, events: list[Event], style: Style, bpm: int, rng: np.random.Generator) -> tuple[Note, ...]:
-    """Events as notes in seconds, played by people."""
-    events = sorted(events, key=lambda event: (event.step, event.pitch))
-    early = np.clip(rng.normal(0, style.looseness, len(events)), -0.03, 0.03).tolist()
-    velocities = np.clip([event.velocity for event in events] + rng.normal(0, 4, len(events)), 20, 127)
-    notes = []
-    struck: dict[float, int] = {}
-    for event, shift, velocity in zip(events, early, velocities.astype(int).tolist(), strict=True):
-        order = struck[event.step] = struck.get(event.step, -1) + 1  # of a strummed chord, from below
-        end = _seconds(event.step + event.steps, style, bpm)
-        start = max(0.0, _seconds(event.step, style, bpm) + shift + order * part.strum)
-        notes.append(Note(start, max(end - start, 0.03), event.pitch, velocity))
-    return tuple(notes)
+        yield Sounding(seconds_at(step, style, bpm), seconds_at(end, style, bpm), chord)

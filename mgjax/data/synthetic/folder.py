@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ from mgjax.data import audio
 from mgjax.data.parent import end_with_parent
 from mgjax.data.synthetic.pieces import compose, render
 from mgjax.data.synthetic.rendering import soundfont
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,23 @@ def _worked_off(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[bool, floa
         yield from map(_write_piece, jobs)
         return
     # Not forked: the caller may hold threads, JAX's for one.
-    with multiprocessing.get_context("spawn").Pool(workers, end_with_parent) as pool:
+    with _single_threaded(), multiprocessing.get_context("spawn").Pool(workers, end_with_parent) as pool:
         yield from pool.imap(_write_piece, jobs)
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes that are started meanwhile do linear algebra in one thread: there is one of them for each core."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _write_piece(job: _Job) -> tuple[bool, float, str]:

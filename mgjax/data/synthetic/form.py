@@ -17,6 +17,7 @@ T = TypeVar("T")
 USUAL_VELOCITY = 90
 
 _SECTION_SECONDS = 11.0
+_INTRO_SECONDS = 3.0
 _SHORTEST, _LONGEST = 20.0, 58.0  # seconds of a whole piece
 _FORMS = ("A", "AB", "AAB", "ABA", "AABA", "ABAB", "AABAB", "ABABA", "AABABA", "ABABAB")
 
@@ -72,11 +73,12 @@ def lay_out(
         letter: max(1, round(_SECTION_SECONDS / (bar_seconds * len(bars)))) * len(bars)
         for letter, bars in progressions.items()
     }
-    intro = int(rng.integers(2)) * min(len(progressions["A"]), max(1, round(5 / bar_seconds)))
+    # Short, as a window of some seconds is to hold all that is said of the piece.
+    intro = int(rng.integers(2)) * min(2, max(1, round(_INTRO_SECONDS / bar_seconds)))
     lengths = {form: bar_seconds * (intro + sum(section_bars[letter] for letter in form) + 1) for form in _FORMS}
     form = pick(rng, [form for form in _FORMS if _SHORTEST <= lengths[form] <= _LONGEST])
 
-    plan = [("<", 0, i, intro, progressions["A"][i]) for i in range(intro)]
+    plan = [("<", 0, i, intro, progressions["A"][i % len(progressions["A"])]) for i in range(intro)]
     for number, letter in enumerate(form):
         bars = section_bars[letter]
         chords = progressions[letter]
@@ -84,7 +86,7 @@ def lay_out(
         plan += [(letter, take, i, bars, chords[i % len(chords)]) for i in range(bars)]
     plan.append((">", 0, 0, 1, _home(progressions["A"], mode)))
 
-    layers = _layers(parts, form, rng)
+    layers = _layers(parts, form)
     steps = STEPS[style.metre]
     bars = []
     for number, (letter, take, index, count, symbols) in enumerate(plan):
@@ -100,22 +102,9 @@ def _home(progression: list[str], mode: str) -> str:
     return tonics[0] if tonics else ("i" if mode in ("minor", "dorian") else "I")
 
 
-def _layers(parts: tuple[Part, ...], form: str, rng: np.random.Generator) -> dict[tuple[str, int], frozenset[int]]:
-    """The numbers of the parts that play in each section, by its letter and take.
-
-    Melodies take turns from letter to letter. The intro is some of the accompaniment, and the first section may wait
-    with one part of it. All come together for the last bar.
-    """
-    melodies = [i for i, part in enumerate(parts) if part.role == "melody"]
-    others = [i for i, part in enumerate(parts) if part.role != "melody"]
-    size = int(rng.integers(1, len(others) + 1))
-    layers = {("<", 0): frozenset(int(i) for i in rng.permutation(others)[:size])}
-    for number, letter in enumerate(form):
-        playing = set(others)
-        if number == 0 and len(form) > 1 and len(others) > 2 and rng.random() < 0.4:
-            playing.discard(pick(rng, others))
-        if melodies:
-            playing.add(melodies[(ord(letter) - ord("A")) % len(melodies)])
-        layers[letter, form[:number].count(letter)] = frozenset(playing)
-    layers[">", 0] = frozenset.union(*layers.values())
-    return layers
+def _layers(parts: tuple[Part, ...], form: str) -> dict[tuple[str, int], frozenset[int]]:
+    """The numbers of the parts that play in each section, by its letter and take: all, but no melody in the intro."""
+    everyone = frozenset(range(len(parts)))
+    others = frozenset(i for i in everyone if parts[i].role != "melody")
+    takes = {(letter, form[:number].count(letter)): everyone for number, letter in enumerate(form)}
+    return {("<", 0): others, **takes, (">", 0): everyone}

@@ -9,6 +9,8 @@ import itertools
 import re
 from dataclasses import dataclass
 
+_CLEAR = 50  # from here on thirds are clear
+
 # Semitones above the tonic.
 SCALES = {
     "major": (0, 2, 4, 5, 7, 9, 11),
@@ -147,7 +149,12 @@ def voicings(over: Chord, centre: int, spread: str) -> list[tuple[int, ...]]:
         if spread == "open" and len(pitches) > 2:
             pitches[-2] -= 12
         found.append(tuple(sorted(pitches)))
-    return found
+    return [pitches for pitches in found if not _muddy(pitches)] or found
+
+
+def _muddy(pitches: tuple[int, ...]) -> bool:
+    """Whether low tones lie so close together that they cannot be told apart."""
+    return any(low < _CLEAR and high - low < 5 for low, high in itertools.pairwise(pitches))
 
 
 def lead(over: Chord, previous: tuple[int, ...], centre: int, spread: str = "close") -> tuple[int, ...]:

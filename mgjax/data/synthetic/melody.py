@@ -24,8 +24,8 @@ _MOTIVE_BARS = 2
 _WIDEST_LEAP = 7  # semitones from one unit to where the next one begins, before it looks for a chord tone
 _WIDEST_CONTOUR = 5  # scale steps from a motive's first note
 
-# By the number of units in a section: a letter for each, the same for the same motive; at `.` the melody rests.
-_PLANS = {1: ("a",), 2: ("ab", "aa"), 3: ("aab", "aba"), 4: ("aaba", "abac", "aabc", "abab"), 6: ("a.a.bc", "aabaac")}
+# By the number of units in a section: a letter for each, the same for the same motive.
+_PLANS = {1: ("a",), 2: ("ab", "aa"), 3: ("aab", "aba"), 4: ("aaba", "abac", "aabc", "abab"), 6: ("abacbd", "aabaac")}
 
 
 def melody(
@@ -57,13 +57,11 @@ def _theme(
     size = _MOTIVE_BARS if len(bars) % _MOTIVE_BARS == 0 else 1
     units = [bars[i : i + size] for i in range(0, len(bars), size)]
     plan = _plan(len(units), rng)
-    motives = {letter: _motive(part, size, steps, rng) for letter in sorted(set(plan) - {"."})}
+    motives = {letter: _motive(part, size, steps, rng) for letter in sorted(set(plan))}
     starts: dict[str, int] = {}
     centre = 0.55 * low + 0.45 * high
     pitch, events = centre, []
     for number, (letter, unit) in enumerate(zip(plan, units, strict=True)):
-        if letter == ".":
-            continue
         aim = starts.get(letter, 0.5 * pitch + 0.5 * centre + int(rng.integers(-3, 6)))
         aim = min(max(aim, pitch - _WIDEST_LEAP), pitch + _WIDEST_LEAP)
         motive = motives[letter]

@@ -8,25 +8,29 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
+from scipy import signal
 
 from mgjax.data import audio
 from mgjax.data.synthetic.composition import Score, Track
 from mgjax.data.synthetic.instruments import INSTRUMENTS
+from mgjax.data.synthetic.mastering import mastered, room
+from mgjax.data.synthetic.notes import Notes
 from mgjax.data.synthetic.soundfont import DRUM_BANK, SoundFont
 
-Stem = Float32[np.ndarray, "n"]
-
-LOUDNESS = -14.0  # LUFS
-PEAK = 0.89  # -1 dB
+Stem = Float32[np.ndarray, "2 n"]  # what is struck hard, and what is struck softly and so is to be duller
 
 _TAIL = 3.0  # seconds after the last note, for its reverberation
 _DRUM_SECONDS = 2.0
 _RELEASE = 1.5  # seconds that a note sounds after its end, at most
+_HARD, _SOFT = 100, 30  # velocities from which a note is as bright as the font has it, and all dull
+_DULL = 1600.0  # hertz: the low-pass filter, of 6 dB an octave, of what is all dull
 
 # Decibels of each role in the mix, share that is sent to the room, and places between left (-1) and right (1).
 _LEVELS = {"melody": 0.0, "chords": -5.0, "arpeggio": -5.0, "bass": -3.0, "drums": -2.0}
 _SENDS = {"melody": 1.0, "chords": 1.0, "arpeggio": 1.0, "bass": 0.15, "drums": 0.4}
 _PLACES = {"melody": (0.0, 0.1), "chords": (-0.35, 0.35), "arpeggio": (0.4, -0.4), "bass": (0.0,), "drums": (0.0,)}
+
+_NOTES = Notes(most_bytes=384 * 2**20)
 
 
 def render(score: Score, sample_rate: int = 32000, channels: int = 1) -> audio.Audio:
@@ -48,54 +52,61 @@ def render(score: Score, sample_rate: int = 32000, channels: int = 1) -> audio.A
     if not 8000 <= sample_rate <= 96000:
         raise ValueError(f"sample_rate must be from 8000 to 96000 hertz, got {sample_rate}")
     length = round((score.seconds + _TAIL) * sample_rate)
-    dry, sent = np.zeros((length, channels), np.float32), np.zeros((length, channels), np.float32)
+    mix, soft, sent = (np.zeros((channels, length), np.float32) for _ in range(3))
+    stem = np.empty((2, length), np.float32)
     seen: dict[str, int] = {}
     for track in score.tracks:
         role = track.part.role
         seen[role] = seen.get(role, -1) + 1
-        stem = _leveled(_play(track, length, sample_rate), _LEVELS[role] + track.part.level, sample_rate)
+        _play(track, stem, sample_rate)
+        both = stem[0] + stem[1]
+        level = _gain_for(both, _LEVELS[role] + track.part.level, sample_rate)
         place = _PLACES[role][seen[role] % len(_PLACES[role])]
-        placed = stem[:, None] * (_gains(place) if channels == 2 else np.ones(1, np.float32))
-        dry += placed
-        sent += np.float32(_SENDS[role]) * placed
+        for channel, gain in enumerate(level * _gains(place) if channels == 2 else [level]):
+            mix[channel] += gain * stem[0]
+            soft[channel] += gain * stem[1]
+            sent[channel] += np.float32(_SENDS[role]) * gain * both
+    pole = np.exp(-2 * np.pi * _DULL / sample_rate)
+    mix += signal.lfilter(np.float32([1 - pole]), np.float32([1, -pole]), soft)
     share, seconds = score.style.room
-    mix = dry + np.float32(share) * _room(sent, seconds, sample_rate)
-    return _trimmed(_mastered(_without_rumble(mix, sample_rate), sample_rate), sample_rate)
+    mix += np.float32(share) * signal.oaconvolve(sent, room(seconds, channels, sample_rate), axes=1)[:, :length]
+    return _trimmed(mastered(mix, sample_rate), sample_rate).T
 
 
-def _play(track: Track, length: int, sample_rate: int) -> Stem:
-    """One track alone. Each pitch is taken from the font once, as long as its longest note, and the notes from that."""
-    sound = INSTRUMENTS[track.instrument]
+def _play(track: Track, stem: Stem, sample_rate: int) -> None:
+    """Puts one track alone on `stem`. Each pitch is made once, as long as its longest note, the others cut from it."""
     drums = track.part.role == "drums"
     held: dict[int, float] = {}
     for note in track.notes:
         held[note.pitch] = max(held.get(note.pitch, 0.0), note.seconds)
-    font, bank = soundfont(), DRUM_BANK if drums else 0
-    samples = {
-        pitch: font.note(bank, sound.program, pitch, _DRUM_SECONDS if drums else seconds + _RELEASE, sample_rate)
-        for pitch, seconds in held.items()
-    }
-    stem = np.zeros(length, np.float32)
+    font, bank, decay = soundfont(), DRUM_BANK if drums else 0, INSTRUMENTS[track.instrument].decay
+    sounds, releases = {}, {}
+    for pitch, seconds in held.items():
+        releases[pitch] = min(max(font.release(bank, track.program, pitch), 0.05), _RELEASE)
+        seconds = _DRUM_SECONDS if drums else seconds + releases[pitch]
+        sounds[pitch] = _NOTES.get(font, bank, track.program, pitch, seconds, sample_rate, decay)
+    stem[:] = 0
+    length = stem.shape[1]
     for note in track.notes:
-        sample, release = samples[note.pitch]
         start = round(note.start * sample_rate)
+        sound = sounds[note.pitch][: length - start]
         if not drums:  # a drum rings as long as it likes
-            sample = _released(sample, note.seconds, release, sound.decay, sample_rate)
-        sample = sample[: length - start]
-        stem[start : start + len(sample)] += np.float32((note.velocity / 100) ** 1.6) * sample
-    return stem
+            end = round(note.seconds * sample_rate)
+            fall = _fall(round(releases[note.pitch] * sample_rate))
+            sound = sound[: end + len(fall)].copy()
+            sound[end:] *= fall[: max(len(sound) - end, 0)]
+        loud = (note.velocity / 100) ** 1.6
+        dull = min(max((_HARD - note.velocity) / (_HARD - _SOFT), 0.0), 1.0)
+        stem[0, start : start + len(sound)] += np.float32(loud * (1 - dull)) * sound
+        if dull:
+            stem[1, start : start + len(sound)] += np.float32(loud * dull) * sound
 
 
-def _released(sample: Stem, seconds: float, release: float, decay: float, sample_rate: int) -> Float32[np.ndarray, "m"]:
-    """The beginning of a held note as one that ends after `seconds`."""
-    release = min(max(release, 0.05), _RELEASE)
-    end, stop = round(seconds * sample_rate), round((seconds + release) * sample_rate)
-    sample = sample[:stop].copy()
-    tail = np.arange(len(sample) - end, dtype=np.float32) / np.float32(release * sample_rate)
-    sample[end:] *= 10 ** (-3 * tail) * (1 - tail)
-    if decay:
-        sample *= np.exp(-np.arange(len(sample), dtype=np.float32) / np.float32(decay * sample_rate))
-    return sample
+@functools.lru_cache(maxsize=256)
+def _fall(length: int) -> Float32[np.ndarray, "m"]:
+    """Gains of a note that is let go, over so many samples: by 60 dB, and then to nothing."""
+    time = np.arange(length, dtype=np.float32) / np.float32(length)
+    return 10 ** (-3 * time) * (1 - time)
 
 
 @functools.cache
@@ -111,12 +122,13 @@ def soundfont() -> SoundFont:
     return SoundFont(path)
 
 
-def _leveled(stem: Stem, decibels: float, sample_rate: int) -> Stem:
-    """The stem at a level of `decibels` around a common one, measured where it plays."""
+def _gain_for(sound: Float32[np.ndarray, "n"], decibels: float, sample_rate: int) -> np.float32:
+    """The gain that brings a sound to `decibels` around a common level, measured where it sounds."""
     size = sample_rate // 20
-    energy = np.square(stem[: len(stem) // size * size]).reshape(-1, size).mean(axis=1)
+    blocks = sound[: len(sound) // size * size].reshape(-1, size)
+    energy = np.einsum("bn,bn->b", blocks, blocks) / size
     loud = energy[energy > 1e-3 * energy.max()]
-    return stem * np.float32(0.1 * 10 ** (decibels / 20) / np.sqrt(loud.mean()))
+    return np.float32(0.1 * 10 ** (decibels / 20) / np.sqrt(loud.mean()))
 
 
 def _gains(place: float) -> Float32[np.ndarray, "2"]:
@@ -125,61 +137,10 @@ def _gains(place: float) -> Float32[np.ndarray, "2"]:
     return (np.sqrt(2) * np.array([np.cos(angle), np.sin(angle)])).astype(np.float32)
 
 
-def _room(sent: audio.Audio, seconds: float, sample_rate: int) -> audio.Audio:
-    """The reverberation of what is sent into a room in which sound dies by 60 dB in `seconds`.
-
-    The room is decaying noise, darker than white, a different one for each channel.
-    """
-    length = round(seconds * sample_rate)
-    noise = np.random.default_rng(0).standard_normal((length, sent.shape[1])).astype(np.float32)
-    time = np.arange(length, dtype=np.float32)[:, None] / np.float32(sample_rate)
-    echo = noise * 10 ** (-3 * time / np.float32(seconds))
-    echo = np.concatenate([np.zeros((round(0.012 * sample_rate), echo.shape[1]), np.float32), echo])
-    size = _fourier_size(len(sent) + len(echo))
-    hertz = np.fft.rfftfreq(size, 1 / sample_rate)[:, None].astype(np.float32)
-    response = np.fft.rfft(echo, size, axis=0) / (1 + np.square(hertz / 4000))
-    response *= np.square(hertz) / (np.square(hertz) + 150**2)
-    power = np.square(np.fft.irfft(response, size, axis=0)).sum() / echo.shape[1]
-    wet = np.fft.irfft(response * np.fft.rfft(sent, size, axis=0), size, axis=0)[: len(sent)]
-    return (wet / np.sqrt(power)).astype(np.float32)
-
-
-def _without_rumble(mix: audio.Audio, sample_rate: int) -> audio.Audio:
-    """The mix without what lies below hearing: some samples of the font are not centred on zero."""
-    size = _fourier_size(len(mix))
-    hertz = np.fft.rfftfreq(size, 1 / sample_rate)[:, None].astype(np.float32)
-    kept = np.square(hertz) / (np.square(hertz) + 20**2)
-    return np.fft.irfft(kept * np.fft.rfft(mix, size, axis=0), size, axis=0)[: len(mix)].astype(np.float32)
-
-
-def _fourier_size(length: int) -> int:
-    """The next length that factorises well."""
-    return -(-length // 65536) * 65536
-
-
-def _mastered(mix: audio.Audio, sample_rate: int) -> audio.Audio:
-    """The mix at the loudness wanted; what would pass `PEAK` is turned down, some milliseconds before it comes."""
-    headroom = 24.0  # `normalize_loudness` clips at 1: nothing should come near that there
-    quiet = audio.normalize_loudness(mix / np.abs(mix).max(), sample_rate, LOUDNESS - headroom)
-    loud = quiet * np.float32(10 ** (headroom / 20))
-    size = sample_rate // 200
-    blocks = -(-len(loud) // size)
-    peaks = np.zeros(blocks * size, np.float32)
-    peaks[: len(loud)] = np.abs(loud).max(axis=1)
-    needed = np.minimum(1.0, PEAK / np.maximum(peaks.reshape(blocks, size).max(axis=1), 1e-9))
-    reach = 8  # blocks; the gain of a block is the least of those around, so that its smoothed curve is never above
-    around = np.pad(needed, 2 * reach, constant_values=1.0)
-    least = np.lib.stride_tricks.sliding_window_view(around, 2 * reach + 1).min(axis=1)
-    window = np.hanning(2 * reach + 1)[1:-1]
-    smooth = np.convolve(least, window / window.sum(), "same")[reach:-reach]
-    gain = np.interp(np.arange(len(loud)), (np.arange(blocks) + 0.5) * size, smooth)
-    return np.clip(loud * gain[:, None].astype(np.float32), -PEAK, PEAK)
-
-
-def _trimmed(sound: audio.Audio, sample_rate: int) -> Float32[np.ndarray, "m c"]:
-    """The sound without the silence at its end, faded out over the last tenth of a second."""
-    heard = np.flatnonzero(np.abs(sound).max(axis=1) > 3e-3)
-    sound = sound[: heard[-1] + 1].copy()
-    fade = min(len(sound), sample_rate // 10)
-    sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)[:, None]
+def _trimmed(sound: Float32[np.ndarray, "c n"], sample_rate: int) -> Float32[np.ndarray, "c m"]:
+    """The sound without the near silence at its end, faded out over the last quarter of a second."""
+    heard = np.flatnonzero(np.abs(sound).max(axis=0) > 0.01)
+    sound = sound[:, : heard[-1] + 1].copy()
+    fade = min(sound.shape[1], sample_rate // 4)
+    sound[:, -fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     return sound

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+from scipy import fft
 
 Sound = Float32[np.ndarray, "n"]
 
@@ -53,6 +54,7 @@ _DEFAULTS = {
     "root_key": (58, -1),
 }
 _LOWEST_HERTZ = 8.176  # absolute cents count from here
+_RINGING = 2048  # samples in which a filter's answer has died away
 _OPEN = 0.62  # of the sample rate: a filter at or above it does next to nothing
 
 _KEYS, _INSTRUMENT, _SAMPLE = 43, 41, 53
@@ -112,23 +114,31 @@ class SoundFont:
                 found.append(Zone((keys & 0xFF, keys >> 8), own[_SAMPLE], generators))
         return tuple(found)
 
-    def note(self, bank: int, program: int, pitch: int, seconds: float, sample_rate: int) -> tuple[Sound, float]:
-        """A note as it sounds while its key is held, at most `seconds` of it; and the seconds of its release.
-
-        In the seconds of its release a sound dies by 100 dB.
+    def note(self, bank: int, program: int, pitch: int, seconds: float, sample_rate: int) -> Sound:
+        """A note as it sounds while its key is held, at most `seconds` of it.
 
         Raises:
           ValueError: The font has no such preset.
         """
-        zones = self.zones(bank, program)
-        # Fonts have gaps: there the next zone plays.
-        away = [max(zone.keys[0] - pitch, pitch - zone.keys[1], 0) for zone in zones]
-        zones = [zone for zone, distance in zip(zones, away, strict=True) if distance == min(away)]
-        sounds = [self._play(zone, pitch, seconds, sample_rate) for zone in zones]
+        sounds = [self._play(zone, pitch, seconds, sample_rate) for zone in self._zones_of(bank, program, pitch)]
         mixed = np.zeros(max(map(len, sounds)), np.float32)
         for sound in sounds:
             mixed[: len(sound)] += sound
-        return mixed, max(_time(zone.generators["release"]) for zone in zones)
+        return mixed
+
+    def release(self, bank: int, program: int, pitch: int) -> float:
+        """Seconds in which a note dies by 100 dB after its key is let go.
+
+        Raises:
+          ValueError: The font has no such preset.
+        """
+        return max(_time(zone.generators["release"]) for zone in self._zones_of(bank, program, pitch))
+
+    def _zones_of(self, bank: int, program: int, pitch: int) -> list[Zone]:
+        """The zones that a key plays. Fonts have gaps: there the next zone plays."""
+        zones = self.zones(bank, program)
+        away = [max(zone.keys[0] - pitch, pitch - zone.keys[1], 0) for zone in zones]
+        return [zone for zone, distance in zip(zones, away, strict=True) if distance == min(away)]
 
     def _play(self, zone: Zone, pitch: int, seconds: float, sample_rate: int) -> Sound:
         """What one zone adds to a note."""
@@ -155,9 +165,11 @@ class SoundFont:
             return self._sound[first : min(last, first + length)].astype(np.float32) / 32768
         begin = int(header["start_loop"]) + generators["start_loop_offset"] + 32768 * generators["start_loop_coarse"]
         end = int(header["end_loop"]) + generators["end_loop_offset"] + 32768 * generators["end_loop_coarse"]
-        index = first + np.arange(length)
-        index = np.where(index < end, index, begin + (index - begin) % max(end - begin, 1))
-        return self._sound[index].astype(np.float32) / 32768
+        if first + length <= end:
+            return self._sound[first : first + length].astype(np.float32) / 32768
+        rounds = -(-(length - (end - first)) // max(end - begin, 1))
+        loop = self._sound[begin : max(end, begin + 1)]
+        return np.concatenate([self._sound[first:end], np.tile(loop, rounds)])[:length].astype(np.float32) / 32768
 
     def _generators(self, heads: str, bags: str, generators: str, index: int, final: int) -> list[dict[int, int]]:
         """The generators of each zone of a preset or an instrument, those of its global zone among them."""
@@ -202,7 +214,7 @@ def _envelope(generators: dict[str, int], pitch: int, length: int, sample_rate: 
     sustain = min(max(generators["sustain"], 0), 1000) / 10  # decibels below full
     time = np.arange(length, dtype=np.float32) / np.float32(sample_rate)
     fall = np.clip(np.float32(100 / decay) * (time - np.float32(attack + hold)), 0, np.float32(sustain))
-    return np.minimum(time / np.float32(attack), 1) * 10 ** (-fall / 20)
+    return np.minimum(time / np.float32(attack), 1) * np.exp(fall * np.float32(-np.log(10) / 20))
 
 
 def _filtered(sound: Sound, generators: dict[str, int], sample_rate: int) -> Sound:
@@ -211,21 +223,34 @@ def _filtered(sound: Sound, generators: dict[str, int], sample_rate: int) -> Sou
     A moving filter is a fade between still ones, an octave apart at most.
     """
     attack, hold, decay = (_time(generators[f"filter_{name}"]) for name in ("attack", "hold", "decay"))
+    highest = 1200 * np.log2(_OPEN * sample_rate / _LOWEST_HERTZ)
+    if min(generators["cutoff"], generators["cutoff"] + generators["envelope_to_cutoff"]) >= highest:
+        return sound
     time = np.arange(len(sound), dtype=np.float32) / np.float32(sample_rate)
     rise = np.minimum(time / np.float32(attack), 1)
     fall = np.clip((time - np.float32(attack + hold)) / np.float32(decay), 0, generators["filter_sustain"] / 1000)
     cents = generators["cutoff"] + generators["envelope_to_cutoff"] * (rise - fall)
-    cents = np.clip(cents, 1500, 1200 * np.log2(_OPEN * sample_rate / _LOWEST_HERTZ))
+    cents = np.clip(cents, 1500, np.float32(highest))
     low, high = float(cents.min()), float(cents.max())
     cutoffs = np.linspace(low, high, 1 + int(np.ceil((high - low) / 1200)))
-    size = -(-(len(sound) + 2048) // 8192) * 8192  # with room for the filter's ringing
-    spectrum = np.fft.rfft(sound, size)
-    frequency = np.fft.rfftfreq(size, 1 / sample_rate).astype(np.float32)
-    quality = np.float32(np.sqrt(0.5) * 10 ** (generators["resonance"] / 200))
-    place = (cents - low) / max(high - low, 1) * (len(cutoffs) - 1)
+    place = (cents - np.float32(low)) * np.float32((len(cutoffs) - 1) / max(high - low, 1))
     mixed = np.zeros(len(sound), np.float32)
     for number, cutoff in enumerate(cutoffs):
-        ratio = frequency / np.float32(_LOWEST_HERTZ * 2 ** (cutoff / 1200))
-        still = np.fft.irfft(spectrum / (1 - np.square(ratio) + 1j * ratio / quality), size)[: len(sound)]
-        mixed += np.clip(1 - np.abs(place - number), 0, 1) * still
+        share = np.maximum(1 - np.abs(place - np.float32(number)), 0)
+        heard = np.flatnonzero(share > 0)
+        if len(heard):
+            first, end = int(heard[0]), int(heard[-1]) + 1
+            begin = max(first - _RINGING, 0)
+            still = _still(sound[begin:end], float(cutoff), generators["resonance"], sample_rate)
+            mixed[first:end] += share[first:end] * still[first - begin :]
     return mixed
+
+
+def _still(sound: Sound, cutoff: float, resonance: int, sample_rate: int) -> Sound:
+    """The sound through a low-pass filter of 12 dB an octave at `cutoff` cents, `resonance` in tenths of a decibel."""
+    size = fft.next_fast_len(len(sound) + _RINGING, real=True)
+    hertz = _LOWEST_HERTZ * 2 ** (cutoff / 1200)
+    ratio = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(sample_rate / size / hertz)
+    response = np.empty(len(ratio), np.complex64)
+    response.real, response.imag = 1 - np.square(ratio), ratio * np.float32(10 ** (-resonance / 200) / np.sqrt(0.5))
+    return fft.irfft(fft.rfft(sound, size) / response, size)[: len(sound)]

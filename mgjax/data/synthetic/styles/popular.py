@@ -132,7 +132,7 @@ STYLES = (
             ),
         ),
         moods={"major": ("soulful", "gritty", "earthy", "laid-back")},
-        words=("12-bar", "shuffle"),
+        words=("bluesy", "shuffle"),
         swing=(0.66, 4),
         looseness=0.01,
     ),
