@@ -106,7 +106,9 @@ class MusicGen:
         what = dataclasses.replace(model.config, license="", sampling=Sampling())
         digest = hashlib.sha256(to_json(what).encode())
         for path, array in jax.tree_util.tree_leaves_with_path(model.variables):
-            sample = array.ravel()[:: max(1, array.size // _HASHED_NUMBERS)]
+            # On a CPU, numpy looks at the same memory; elsewhere only the sample is fetched.
+            flat = (np.asarray(array) if jax.default_backend() == "cpu" else array).ravel()
+            sample = flat[:: max(1, array.size // _HASHED_NUMBERS)]
             digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
             digest.update(np.asarray(sample, np.float32).tobytes())
         return digest.hexdigest()[:12]
@@ -261,13 +263,19 @@ class MusicGen:
         span = Span(0.0, self.config.window_seconds, False)
         context = self._context([rows], self._conditioner.encode(texts), span)
         pattern = patterns.from_config(self.config.lm)
-        tokens = np.asarray(pattern.build(jnp.asarray(codes), self.config.lm.special_token))
+        tokens = pattern.build(codes, self.config.lm.special_token)
         # Few lengths, few programs: what stands after the music is not seen from before.
         after = [(0, 0), (0, capacity_for(tokens.shape[1]) - tokens.shape[1]), (0, 0)]
         logits = _logits(self._lm, self._params["lm"], context, jnp.asarray(np.pad(tokens, after)))
         return pattern.revert_logits(logits[:, : tokens.shape[1]], num_frames)[0]
 
-    def save(self, directory: str | os.PathLike, format: str = "mgjax", text_encoder: str | None = None) -> None:
+    def save(
+        self,
+        directory: str | os.PathLike,
+        format: str = "mgjax",
+        text_encoder: str | None = None,
+        compact: str | None = None,
+    ) -> None:
         """Writes the model as a directory that `load` opens.
 
         Args:
@@ -275,8 +283,10 @@ class MusicGen:
           format: "mgjax", "huggingface" or "audiocraft".
           text_encoder: For audiocraft's form, which names the T5 and does not hold it: its name. None for the published
             one of that size.
+          compact: For mgjax's form, all weights but the codebooks in fewer bytes: "bfloat16" or "int8". None for what
+            they are here.
         """
-        formats.write(directory, self._checkpoint(), format, text_encoder)
+        formats.write(directory, self._checkpoint(), format, text_encoder, compact)
 
     def _checkpoint(self) -> Checkpoint:
         """What there is to save. The codec's weight normalisation stays folded into its kernels."""
@@ -375,7 +385,8 @@ def load(
     """The model at `source`.
 
     Args:
-      source: "debug" (a toy with random weights), a directory, or a Hub id such as "facebook/musicgen-small".
+      source: "mini" (it comes with mgjax), "debug" (a toy with random weights), a directory, or a Hub id such as
+        "facebook/musicgen-small".
       dtype: "float32", "bfloat16" or "float16"; None for float32 on CPU and bfloat16 elsewhere.
       mesh: The devices to spread the model over (`mgjax.sharding.make_mesh`); None for the first one.
       text_encoder: A directory or Hub id of a T5 encoder, for audiocraft's checkpoints, which come without theirs, or

@@ -1,7 +1,8 @@
 """A model and its files: what every reader returns, mgjax's own directory form, and safe replacement of directories.
 
 The form is `config.json` (format, version, and the config of config.py), `model.safetensors` (the variables, with paths
-joined by "/"; sharded above 5 GB) and the tokenizer's files as they came, CLAP's in a folder of their own.
+joined by "/"; sharded above 5 GB; see `interop.compact` for those in fewer bytes) and the tokenizer's files as they
+came, CLAP's in a folder of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mgjax.config import CodecConfig, ModelConfig
-from mgjax.interop import shapes, table, weights
+from mgjax.interop import compact, shapes, table, weights
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.strict_json import ConfigError, from_dict
 
@@ -56,7 +57,7 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.
     """
     directory = Path(directory)
     config = _read_config(directory, "model", ModelConfig)
-    match = _match(directory, weights.find(directory), shapes.model_shapes(config))
+    match = _match(directory, compact.unpack(weights.find(directory)), shapes.model_shapes(config))
     variables = table.load(match, dtype=dtype, place=place)
     return Checkpoint(config, variables, find_tokenizer(directory), find_clap_tokenizer(directory / CLAP_FOLDER))
 
@@ -66,11 +67,14 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
     return _read_config(Path(directory), "model", ModelConfig)
 
 
-def write_model(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
-    """Writes a model in mgjax form; a model that is in `directory` already is replaced at the very end."""
+def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str | None = None) -> None:
+    """Writes a model in mgjax form; a model that is in `directory` already is replaced at the very end.
+
+    `form` is one of `interop.compact.FORMS` to store the weights in fewer bytes, or None for what they are.
+    """
     with replacing(directory) as temporary:
         _write_config(temporary, "model", checkpoint.config)
-        _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config))
+        _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config), form)
         copy_tokenizer(checkpoint.tokenizer, temporary)
         if checkpoint.clap_tokenizer:
             (temporary / CLAP_FOLDER).mkdir()
@@ -82,7 +86,7 @@ def read_codec(
 ) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec of a directory in mgjax form that holds a codec alone or a whole model."""
     directory = Path(directory)
-    tensors = weights.find(directory)
+    tensors = compact.unpack(weights.find(directory))
     if "model" in read_json(directory / "config.json"):
         config = _read_config(directory, "model", ModelConfig).codec
         tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
@@ -185,12 +189,13 @@ def _own_rules(wanted: shapes.Shapes) -> list[table.Rule]:
     return [table.Rule((path,), (path,)) for path in wanted]
 
 
-def _write_weights(directory: Path, variables: dict[str, Any], wanted: shapes.Shapes) -> None:
+def _write_weights(directory: Path, variables: dict[str, Any], wanted: shapes.Shapes, form: str | None = None) -> None:
     found = {"/".join(path): tuple(np.shape(array)) for path, array in table.flattened(variables).items()}
     if found != wanted:
         differing = sorted(path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path))
         raise CheckpointError(f"the variables are not those of this config; different are {', '.join(differing[:12])}")
-    weights.write(directory, table.export(_own_rules(wanted), variables))
+    tensors = table.export(_own_rules(wanted), variables)
+    weights.write(directory, compact.pack(tensors, form) if form else tensors)
 
 
 def _write_config(directory: Path, kind: str, config: Any) -> None:

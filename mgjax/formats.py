@@ -1,4 +1,4 @@
-"""Models from anywhere: a Hub id or a directory, in mgjax's, Hugging Face's or audiocraft's form."""
+"""Models from anywhere: bundled, a Hub id or a directory, in mgjax's, Hugging Face's or audiocraft's form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read(
     """The whole model at `source`.
 
     Args:
-      source: "debug", a directory, or the id of a repository on the Hugging Face Hub, which is downloaded once.
+      source: "mini", "debug", a directory, or the id of a repository on the Hugging Face Hub, which is downloaded once.
       dtype: The type of the weights (but see `interop.table.is_exact`); None for float32.
       place: Puts each array where it belongs; see `interop.table.load`.
       text_encoder: A directory or Hub id of a T5 or a CLAP, for models that come without theirs.
@@ -41,7 +41,7 @@ def read(
     """
     if source == "debug":
         return Checkpoint(initialize.DEBUG, initialize.random_variables(initialize.DEBUG, dtype=dtype, place=place))
-    directory = hub.fetch(os.fspath(source))
+    directory = hub.fetch(source)
     form = checkpoint.detect(directory)
     if form == "audiocraft":
         encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
@@ -61,9 +61,9 @@ def read_config(source: str | os.PathLike) -> ModelConfig:
     """What the model at `source` is, without reading its weights where its configuration is a file of its own."""
     if source == "debug":
         return initialize.DEBUG
-    directory = hub.fetch(os.fspath(source), allow=["*.json"])
+    directory = hub.fetch(source, allow=["*.json"])
     if not (directory / "config.json").is_file():
-        directory = hub.fetch(os.fspath(source))  # audiocraft keeps its configuration beside the weights
+        directory = hub.fetch(source)  # audiocraft keeps its configuration beside the weights
     form = checkpoint.detect(directory)
     config = FORMATS[form].read_config(directory)
     return dataclasses.replace(config, license=_license(config.license, source))
@@ -73,21 +73,30 @@ def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tupl
     """The codec at `source`, alone or part of a whole model."""
     if source == "debug":
         return initialize.DEBUG.codec, initialize.random_variables(initialize.DEBUG, place=place)["codec"]
-    directory = hub.fetch(os.fspath(source))
+    directory = hub.fetch(source)
     _tell(_license("unknown", source), source)
     return FORMATS[checkpoint.detect(directory)].read_codec(directory, place=place)
 
 
 def write(
-    directory: str | os.PathLike, model: Checkpoint, form: str = "mgjax", text_encoder: str | None = None
+    directory: str | os.PathLike,
+    model: Checkpoint,
+    form: str = "mgjax",
+    text_encoder: str | None = None,
+    compact: str | None = None,
 ) -> None:
     """Writes a model; one that is in `directory` already is replaced only once the new one is whole.
 
-    `text_encoder` is the name of the T5 that audiocraft's form refers to; None to tell it by its config.
+    `text_encoder` is the name of the T5 that audiocraft's form refers to; None to tell it by its config. `compact`, for
+    mgjax's form, is one of `interop.compact.FORMS`: weights in fewer bytes.
     """
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
-    if form == "audiocraft":
+    if form == "mgjax":
+        checkpoint.write_model(directory, model, compact)
+    elif compact is not None:
+        raise ValueError(f"compact weights are in mgjax's form only: leave compact out, or write {form} as mgjax")
+    elif form == "audiocraft":
         audiocraft.write_model(directory, model, text_encoder=text_encoder)
     else:
         FORMATS[form].write_model(directory, model)

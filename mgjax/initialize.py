@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,7 +38,7 @@ def random_arrays(shapes: Shapes, seed: int = 0, *, dtype: str | None = None, pl
     initialisation instead. `dtype` and `place` are those of `interop.table.load`.
     """
     rng = np.random.default_rng(seed)
-    place = place or (lambda path, array: jnp.asarray(array))
+    place = place or (lambda path, array: jax.device_put(array))
     placed = {}
     for name, shape in shapes.items():
         path = tuple(name.split("/"))

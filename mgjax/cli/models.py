@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ def add_commands(commands: Any) -> None:
     )
     convert.set_defaults(run=run_convert)
     convert.add_argument(
-        "model", metavar="MODEL", help="a name on the Hugging Face Hub, or a folder in any of the forms"
+        "model", metavar="MODEL", help='"mini", a name on the Hugging Face Hub, or a folder in any of the forms'
     )
     convert.add_argument("output", type=Path, metavar="DIR", help="the new folder")
     convert.add_argument("--format", choices=["mgjax", "huggingface", "audiocraft"], default="mgjax", help="(mgjax)")
     convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (as it is)")
+    convert.add_argument(
+        "--compact", choices=["bfloat16", "int8"], help="store all weights in fewer bytes, for format mgjax"
+    )
+    convert.add_argument("--license", metavar="NAME", help="what the weights of a model of your own may be used for")
     convert.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 that audiocraft's form refers to")
     convert.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model in audiocraft's form")
     convert.add_argument("--force", action="store_true", help="replace a model that is there already")
@@ -42,7 +47,7 @@ def add_commands(commands: Any) -> None:
         description="Says how large a model is, what it needs, and what it may be used for. Reads no weights.",
     )
     info.set_defaults(run=run_info)
-    info.add_argument("model", metavar="MODEL", help='"debug", a name on the Hugging Face Hub, or a folder')
+    info.add_argument("model", metavar="MODEL", help='"mini", "debug", a name on the Hugging Face Hub, or a folder')
     for parser in (convert, info):
         terminal.add_model_options(parser)
 
@@ -57,7 +62,9 @@ def run_convert(args: argparse.Namespace) -> None:
     # audiocraft's form refers to a text encoder: read from there, it has to be found, and written, to be named.
     needed = None if args.format == "audiocraft" else args.text_encoder
     model = formats.read(args.model, dtype=args.dtype, text_encoder=needed, style_encoder=args.style_encoder)
-    formats.write(args.output, model, args.format, args.text_encoder)
+    if args.license is not None:
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, license=args.license))
+    formats.write(args.output, model, args.format, args.text_encoder, args.compact)
     print(args.output)
 
 

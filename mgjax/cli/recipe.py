@@ -117,6 +117,8 @@ def sha256(path: str) -> str:
 
 def settled(name: str | None) -> str | None:
     """`name` of a model: absolute where it is a folder, so that it can be found from elsewhere."""
+    if name in ("mini", "debug"):  # these are never folders, whatever there is here
+        return name
     return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+_LARGEST_CACHE = 2**29  # bytes of compiled programs; those that were not used for longest go first
+
 
 def say(message: str) -> None:
     """One line to the person at the terminal, apart from the output of the command."""
@@ -97,7 +99,7 @@ def prepare(args: argparse.Namespace) -> None:
     import jax
     import platformdirs
 
-    folder = Path(args.cache or Path(platformdirs.user_cache_dir("mgjax")) / "xla")
+    folder = Path(args.cache or Path(platformdirs.user_cache_dir("mgjax")) / "programs")
     try:
         writable_folder(folder)
     except OSError:
@@ -105,7 +107,8 @@ def prepare(args: argparse.Namespace) -> None:
             raise
         return  # a home that cannot be written to is no reason not to make music
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
@@ -71,7 +70,7 @@ class Codec:
             raise ValueError(f"a codec that codes chunks apart codes its own {config.channels} channels only")
         # Folded once: the runtime would otherwise normalise every kernel in every call.
         self.folded_config, params = fold_weight_norm(config, variables["params"])
-        self.variables = jax.tree.map(jnp.asarray, {"params": params, "codebooks": dict(variables["codebooks"])})
+        self.variables = jax.device_put({"params": params, "codebooks": dict(variables["codebooks"])})
 
     @property
     def sample_rate(self) -> int:

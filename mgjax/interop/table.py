@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -202,9 +202,9 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
       match: What `match` returned.
       dtype: The type of the weights; None for float32. See `is_exact` for those that are float32 always.
       place: Called with the path and the numpy array of each array in turn; what it returns stands in the result.
-        None for `jnp.asarray`.
+        None for the first device.
     """
-    place = place or (lambda path, array: jnp.asarray(array))
+    place = place or (lambda path, array: jax.device_put(array))  # jnp.asarray compiles a program for every shape
     flat = {}
     for rule in match.rules:
         arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources], match.shapes)

@@ -142,7 +142,7 @@ def _decode(
     strengths = steering.strengths[np.maximum(frames.max(axis=1), 0)]  # a step is as new as the newest of its codes
 
     codes = np.pad(given, ((0, 0), (0, window.num_frames - window.given), (0, 0)))
-    tokens = np.array(pattern.build(jnp.asarray(codes), module.config.special_token))
+    tokens = pattern.build(codes, module.config.special_token)
     free = frames >= window.given
 
     def fitted(table: np.ndarray, axis: int) -> np.ndarray:

@@ -62,13 +62,16 @@ class Pattern:
         frames = self._frames(num_frames)
         return len(frames) - (int(frames.max()) + 1 - num_frames)
 
-    def build(self, codes: Int[Array, "b t k"], special: int, *, num_steps: int | None = None) -> Int[Array, "b s k"]:
-        """The sequence of `codes`, with `special` where the layout has no frame.
+    def build(
+        self, codes: Int[Array | np.ndarray, "b t k"], special: int, *, num_steps: int | None = None
+    ) -> Int[Array | np.ndarray, "b s k"]:
+        """The sequence of `codes`, with `special` where the layout has no frame: in numpy where the codes are in numpy.
 
         Only the first `num_steps` steps where given: `valid_steps(t)` for training.
         """
         layout = self.layout(codes.shape[1])[:num_steps]
-        padded = jnp.pad(codes, ((0, 0), (0, 1), (0, 0)), constant_values=special)
+        pad = np.pad if isinstance(codes, np.ndarray) else jnp.pad
+        padded = pad(codes, ((0, 0), (0, 1), (0, 0)), constant_values=special)
         return padded[:, layout, self._codebooks()]  # -1 names the last row, which is special
 
     def revert(self, tokens: Int[Array, "b s k"], num_frames: int) -> Int[Array, "b {num_frames} k"]:

@@ -288,7 +288,7 @@ class _Step:
     def show(self, state: TrainState, batch: Batch) -> dict[str, Sound]:
         """Music that the averaged weights make of the run's prompts, and of no other conditions."""
         weights = self.checkpoint(state, self.config.dtype)
-        model = MusicGen(dataclasses.replace(weights, variables=jax.tree.map(jnp.asarray, weights.variables)))
+        model = MusicGen(dataclasses.replace(weights, variables=jax.device_put(weights.variables)))
         texts = [text if self.model.text else None for text in self.config.prompts]
         sampling = model.config.sampling
         if not any(texts):
