@@ -149,6 +149,14 @@ def _add_synthesize(actions: Any) -> None:
     synthesize.add_argument("--seed", type=int, default=0, help="other seeds make other music (0)")
     synthesize.add_argument("--sample-rate", type=terminal.count, default=32_000, metavar="HZ", help="(32000)")
     synthesize.add_argument("--channels", type=int, choices=[1, 2], default=1, help="(1)")
+    synthesize.add_argument(
+        "--lengths",
+        type=terminal.positive,
+        nargs=2,
+        default=(20.0, 58.0),
+        metavar=("S", "S"),
+        help="seconds of the shortest and of the longest piece (20 58)",
+    )
     synthesize.add_argument("--workers", type=terminal.count, default=1, metavar="N", help="processes (1)")
 
 
@@ -257,6 +265,7 @@ def run_synthesize(args: argparse.Namespace) -> None:
             seed=args.seed,
             sample_rate=args.sample_rate,
             channels=args.channels,
+            lengths=tuple(args.lengths),
             workers=args.workers,
             progress=lambda seconds, _: progress.reach(seconds),
         )

@@ -78,10 +78,10 @@ class Score:
         return harmony.key_name(self.tonic, self.mode)
 
 
-def compose(style: Style, rng: np.random.Generator) -> Score:
-    """A piece in `style`: all chances are taken from `rng`."""
+def compose(style: Style, rng: np.random.Generator, lengths: tuple[float, float]) -> Score:
+    """A piece in `style`, about as many seconds long as `lengths` allow: all chances are taken from `rng`."""
     # Some choices of an intro and its rhythms leave holes; then another piece is better than a repaired one.
-    while longest_rest(score := _attempt(style, rng)) > _LONGEST_REST:
+    while longest_rest(score := _attempt(style, rng, lengths)) > _LONGEST_REST:
         pass
     return score
 
@@ -95,12 +95,12 @@ def longest_rest(score: Score) -> float:
     return longest
 
 
-def _attempt(style: Style, rng: np.random.Generator) -> Score:
+def _attempt(style: Style, rng: np.random.Generator, lengths: tuple[float, float]) -> Score:
     mode = pick(rng, tuple(style.progressions))
     tonic = int(rng.integers(12))
     bpm = int(rng.integers(style.bpm[0], style.bpm[1] + 1))
     parts = _one_melody(tuple(part for part in style.parts if rng.random() < part.chance), rng)
-    form, bars = lay_out(style, parts, mode, tonic, bpm, rng)
+    form, bars = lay_out(style, parts, mode, tonic, bpm, rng, lengths)
     scale = harmony.scale_classes(tonic, mode)
     tracks = []
     for index, part in enumerate(parts):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mgjax.data import audio
 from mgjax.data.parent import end_with_parent
+from mgjax.data.synthetic.form import USUAL_LENGTHS
 from mgjax.data.synthetic.pieces import compose, render
 from mgjax.data.synthetic.rendering import soundfont
 
@@ -45,6 +46,7 @@ class _Job:
     index: int
     sample_rate: int
     channels: int
+    lengths: tuple[float, float]
 
 
 def write_folder(
@@ -54,6 +56,7 @@ def write_folder(
     seed: int = 0,
     sample_rate: int = 32000,
     channels: int = 1,
+    lengths: tuple[float, float] = USUAL_LENGTHS,
     workers: int = 1,
     progress: Callable[[float, float], None] | None = None,
 ) -> Summary:
@@ -68,6 +71,7 @@ def write_folder(
       seed: Other seeds give other music, under other names.
       sample_rate: In hertz.
       channels: 1 or 2.
+      lengths: Seconds of the shortest and of the longest piece, see `compose`.
       workers: Processes that work at once.
       progress: Called with the seconds of music that are there so far and in all, after each piece.
 
@@ -85,7 +89,8 @@ def write_folder(
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(".synthetic-*.tmp"):  # of a call that was killed
         leftover.unlink(missing_ok=True)
-    jobs = (_Job(directory, seed, index, sample_rate, channels) for index in _indices(seed, hours))
+    indices = _indices(seed, hours, lengths)
+    jobs = (_Job(directory, seed, index, sample_rate, channels, lengths) for index in indices)
     pieces = written = 0
     seconds = 0.0
     styles: dict[str, int] = {}
@@ -97,12 +102,12 @@ def write_folder(
     return Summary(pieces, written, seconds, dict(sorted(styles.items())))
 
 
-def _indices(seed: int, hours: float) -> Iterator[int]:
+def _indices(seed: int, hours: float, lengths: tuple[float, float]) -> Iterator[int]:
     """The pieces that make up so many hours, known from their notes alone."""
     seconds, index = 0.0, 0
     while seconds < 3600 * hours:
         yield index
-        seconds += compose(seed, index).score.seconds
+        seconds += compose(seed, index, lengths=lengths).score.seconds
         index += 1
 
 
@@ -133,7 +138,7 @@ def _single_threaded() -> Iterator[None]:
 
 def _write_piece(job: _Job) -> tuple[bool, float, str]:
     """Writes a piece unless it is there; whether it did, its seconds and its style."""
-    piece = compose(job.seed, job.index)
+    piece = compose(job.seed, job.index, lengths=job.lengths)
     sound = job.directory / f"{piece.metadata['name']}.flac"
     sidecar = sound.with_suffix(".json")
     text = json.dumps(piece.metadata, indent=1, ensure_ascii=False) + "\n"

@@ -18,7 +18,7 @@ USUAL_VELOCITY = 90
 
 _SECTION_SECONDS = 11.0
 _INTRO_SECONDS = 3.0
-_SHORTEST, _LONGEST = 20.0, 58.0  # seconds of a whole piece
+USUAL_LENGTHS = (20.0, 58.0)  # seconds of the shortest and of the longest piece
 _FORMS = ("A", "AB", "AAB", "ABA", "AABA", "ABAB", "AABAB", "ABABA", "AABABA", "ABABAB")
 
 
@@ -64,9 +64,15 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def lay_out(
-    style: Style, parts: tuple[Part, ...], mode: str, tonic: int, bpm: int, rng: np.random.Generator
+    style: Style,
+    parts: tuple[Part, ...],
+    mode: str,
+    tonic: int,
+    bpm: int,
+    rng: np.random.Generator,
+    lengths: tuple[float, float],
 ) -> tuple[str, list[Bar]]:
-    """The letters of a form of 20 to 60 seconds, and its bars."""
+    """The letters of a form whose seconds are within `lengths`, the shortest form if none is, and its bars."""
     progressions = {letter: pick(rng, style.progressions[mode]).split() for letter in "AB"}
     bar_seconds = BEATS[style.metre] * 60 / bpm
     section_bars = {
@@ -75,8 +81,8 @@ def lay_out(
     }
     # Short, as a window of some seconds is to hold all that is said of the piece.
     intro = int(rng.integers(2)) * min(2, max(1, round(_INTRO_SECONDS / bar_seconds)))
-    lengths = {form: bar_seconds * (intro + sum(section_bars[letter] for letter in form) + 1) for form in _FORMS}
-    form = pick(rng, [form for form in _FORMS if _SHORTEST <= lengths[form] <= _LONGEST])
+    seconds = {form: bar_seconds * (intro + sum(section_bars[letter] for letter in form) + 1) for form in _FORMS}
+    form = pick(rng, [form for form in _FORMS if lengths[0] <= seconds[form] <= lengths[1]] or _FORMS[:1])
 
     plan = [("<", 0, i, intro, progressions["A"][i % len(progressions["A"])]) for i in range(intro)]
     for number, letter in enumerate(form):

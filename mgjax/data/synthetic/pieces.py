@@ -9,6 +9,7 @@ import numpy as np
 
 from mgjax.data import audio
 from mgjax.data.synthetic import captions, composition, rendering
+from mgjax.data.synthetic.form import USUAL_LENGTHS
 from mgjax.data.synthetic.styles import STYLES
 
 
@@ -25,23 +26,29 @@ class Composition:
     metadata: dict[str, Any]
 
 
-def compose(seed: int, index: int, *, style: str | None = None) -> Composition:
+def compose(
+    seed: int, index: int, *, style: str | None = None, lengths: tuple[float, float] = USUAL_LENGTHS
+) -> Composition:
     """Piece `index` of `seed`: a function of the two, that renders nothing.
 
     Args:
       seed: 0 or more.
       index: 0 or more.
       style: A name in `STYLES` to compose in; None for whose turn it is.
+      lengths: Seconds of the shortest and of the longest piece, before its last sound has died away. Where no form of
+        the style fits in, it is its shortest.
 
     Raises:
-      ValueError: A number is negative, or there is no such style.
+      ValueError: A number is negative, there is no such style, or `lengths` fall.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be 0 or more, got {seed} and {index}")
     if style is not None and style not in STYLES:
         raise ValueError(f"unknown style {style!r}; choose from {', '.join(STYLES)}")
+    if not 0 <= lengths[0] <= lengths[1]:
+        raise ValueError(f"lengths must be 0 or more, the longest last, got {lengths}")
     rng = np.random.default_rng([seed, index])
-    score = composition.compose(STYLES[style or _style_of(seed, index)], rng)
+    score = composition.compose(STYLES[style or _style_of(seed, index)], rng, lengths)
     return Composition(score, captions.metadata(score, f"synthetic-{seed}-{index:06d}", rng))
 
 
