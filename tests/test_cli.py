@@ -1,5 +1,6 @@
 """The command `mgjax`, run in this process with the debug model."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -7,7 +8,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
+import platformdirs
 import pytest
 import soundfile
 
@@ -556,3 +559,38 @@ def test_the_bar_counts_seconds_of_sound(monkeypatch, capsys):
     assert "8.0/8 s" in err
     assert "s of sound a second" in err
     assert "mgjax: generate" not in err
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """What is set in JAX, which is left as it is; the user's own folder is one of the test."""
+    found = {}
+    monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: found.update({name: value}))
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "user" / name))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    return found
+
+
+def prepare(cache=None):
+    terminal.prepare(argparse.Namespace(offline=False, cache=cache))
+
+
+def test_compiled_programs_are_kept_in_a_folder_that_does_not_grow_for_ever(settings, tmp_path, monkeypatch):
+    prepare()
+    assert settings["jax_compilation_cache_dir"] == str(tmp_path / "user" / "mgjax" / "programs")
+    assert 2**26 < settings["jax_compilation_cache_max_size"] < 2**30
+    prepare("here")
+    assert settings["jax_compilation_cache_dir"] == "here"
+    settings.clear()
+    prepare("off")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    prepare()
+    assert not settings
+
+
+def test_without_a_folder_for_programs_there_is_music_all_the_same(settings, tmp_path):
+    (tmp_path / "user").write_text("no folder")
+    prepare()
+    assert not settings
+    with pytest.raises(OSError, match="user"):
+        prepare(tmp_path / "user")
