@@ -102,6 +102,8 @@ def _learned(sentences: list[str], size: int) -> bytes:
             eos_piece=end,
             unk_piece=unknown,
             byte_fallback=True,
+            split_digits=True,  # a tempo that was never heard is made of digits that were
+            normalization_rule_name="nmt_nfkc_cf",  # in lower case: few texts teach little about capitals
             max_sentence_length=2**30,  # the most there is; longer texts would be left out
             num_threads=1,  # sums of several threads would depend on their number
             minloglevel=2,

@@ -60,6 +60,13 @@ def test_words_of_the_texts_are_pieces(learned):
     assert len(tokenizer.pieces("accordion")) < len(tokenizer.pieces("noidrocca"))
 
 
+def test_numbers_are_read_digit_by_digit_and_capitals_as_small_letters(tmp_path):
+    vocabulary.train(["at 120 bpm"] * 50, 300, tmp_path)
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert tokenizer.pieces("At 120 BPM") == tokenizer.pieces("at 120 bpm")
+    assert len(tokenizer.pieces("at 120 bpm")) == len(tokenizer.pieces("at 1 bpm")) + 2
+
+
 def test_the_same_texts_give_the_same_bytes(learned, tmp_path):
     vocabulary.train(TEXTS, 310, tmp_path)
     assert (tmp_path / "spiece.model").read_bytes() == (learned[0] / "spiece.model").read_bytes()
