@@ -143,7 +143,8 @@ def bootstrap(
     for _ in range(repeats):
         rows = [rng.integers(len(sample), size=len(sample)) for sample in samples]
         values.append(measure(*(sample[rows[0 if paired else i]] for i, sample in enumerate(samples))))
-    return {"value": float(measure(*samples)), "two_se": float(2 * np.std(values))}
+    low, high = np.quantile(values, (0.0228, 0.9772))  # two standard errors, where a few repeats may be wild
+    return {"value": float(measure(*samples)), "two_se": float(high - low) / 2}
 
 
 def mean(values: np.ndarray) -> dict[str, float]:

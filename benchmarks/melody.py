@@ -1,27 +1,32 @@
 """How closely a melody model follows: the chromagram of what it makes, beside that of what was asked.
 
-    python benchmarks/melody.py MODEL CORPUS [--clips 32] [--guidance 3]
+    python benchmarks/melody.py [MODEL] [--corpus CORPUS | --text] [--clips 32] [--guidance 3] [--json FILE]
 
-Each clip of the corpus of sound (its validation split, which training never saw) is handed over as the melody, without
-any text, and music of the same length is made. Reported is the mean cosine of the two chromagrams frame by frame, and
-how often their strongest pitch class is the same; then the same for melodies paired with the music made for others, the
-floor, and for the clips beside themselves after coding, the ceiling. The intervals are two standard errors over clips.
+Each clip is handed over as the melody and music of the same length is made: clips of held-out synthetic pieces, or of a
+corpus of sound (its validation split, which training never saw). No text goes with it; with --text the description of
+another piece does, so that the melody is followed in a style that is not its own. Reported is the mean cosine of the
+two chromagrams frame by frame, and how often their strongest pitch class is the same; then the same for melodies paired
+with the music made for others, the floor, and for the clips beside themselves after coding, the ceiling. The intervals
+are two standard errors over clips.
 """
 
-import argparse
 import dataclasses
 
+import clips
 import numpy as np
 
 import mgjax
 from mgjax.conditioning.chroma import chromagram
+from mgjax.data import audio
 from mgjax.data.corpus import Corpus
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("corpus", help="of sound, at the model's rate")
+    parser = clips.parser(__doc__)
+    parser.add_argument("model", nargs="?", default="mini")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--corpus", help="of sound, at the model's rate")
+    source.add_argument("--text", action="store_true", help="hand over another piece's description beside the melody")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--top-k", type=int, default=250)
@@ -30,32 +35,53 @@ def main() -> None:
 
     model = mgjax.load(args.model)
     seconds = model.config.window_seconds
-    asked = clips(Corpus.open(args.corpus, "valid"), args.clips, int(seconds * model.sample_rate), args.seed)
+    texts: list[str | None] = [None] * args.clips
+    if args.corpus:
+        asked = drawn(Corpus.open(args.corpus, "valid"), args.clips, int(seconds * model.sample_rate), args.seed)
+    else:
+        pieces = clips.held_out(args.clips, seconds, model.sample_rate, args.music_seed)
+        asked = np.stack([piece.sound[:, None] for piece in pieces])
+        if args.text:
+            texts = [piece.metadata["description"] for piece in pieces[1:] + pieces[:1]]
     sampling = mgjax.Sampling(guidance=args.guidance, top_k=args.top_k)
     made = np.concatenate(
         [
-            model.generate([None] * len(part), seconds=seconds, seed=args.seed, sampling=sampling, melody=part)
-            for part in np.array_split(asked, -(-len(asked) // 8))
+            model.generate(
+                texts[start : start + len(part)],
+                seconds=seconds,
+                seed=args.seed + start,
+                sampling=sampling,
+                melody=part,
+                melody_sample_rate=model.sample_rate,
+            )
+            for start in range(0, len(asked), clips.BATCH)
+            for part in [asked[start : start + clips.BATCH]]
         ]
     )
     config = dataclasses.replace(model.config.melody, bottleneck="none")
 
     def chroma(sound: np.ndarray) -> np.ndarray:
-        return np.asarray(chromagram(sound.mean(axis=-1), config))
+        mono = [
+            audio.resample(one, model.sample_rate, config.sample_rate)[:, 0] for one in sound.mean(-1, keepdims=True)
+        ]
+        return np.asarray(chromagram(np.stack(mono), config))
 
     coded = model.codec.decode(model.codec.encode(asked))[:, : asked.shape[1]]
     wanted, got, ceiling = chroma(asked), chroma(made[:, : asked.shape[1]]), chroma(coded)
     others = [np.roll(got, shift, axis=0) for shift in range(1, len(got))]
     print(f"{len(asked)} clips of {seconds:g} s, guidance {args.guidance:g}; cosine, share of equal pitch classes")
+    numbers = {}
     for name, pairs in (("asked and made", [got]), ("shuffled", others), ("asked and coded", [ceiling])):
         cosines = np.mean([cosine(wanted, other) for other in pairs], axis=0)
         same = np.mean([equal(wanted, other) for other in pairs], axis=0)
-        print(f"  {name:<16} {interval(cosines)}   {interval(same)}")
+        numbers[name] = {"cosine": clips.mean(cosines), "equal": clips.mean(same)}
+        print(f"  {name:<16} {clips.text(numbers[name]['cosine'])}   {clips.text(numbers[name]['equal'])}")
     ahead = np.mean([cosine(wanted, got) > cosine(wanted, other) for other in others])
     print(f"  a clip is nearer to the music made for it than to that made for another in {ahead:.0%} of pairs")
+    clips.keep({**numbers, "nearer to its own": float(ahead)}, args)
 
 
-def clips(corpus: Corpus, count: int, length: int, seed: int) -> np.ndarray:
+def drawn(corpus: Corpus, count: int, length: int, seed: int) -> np.ndarray:
     """Clips float32 [count, length, c], from every piece by turns, at places drawn by `seed`."""
     rng = np.random.default_rng(seed)
     long = np.flatnonzero(corpus.lengths >= length)
@@ -73,10 +99,6 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.mean(a.argmax(axis=-1) == b.argmax(axis=-1), axis=-1)
-
-
-def interval(values: np.ndarray) -> str:
-    return f"{values.mean():.3f} ± {2 * values.std(ddof=1) / np.sqrt(len(values)):.3f}"
 
 
 if __name__ == "__main__":
