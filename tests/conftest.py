@@ -1,12 +1,22 @@
 """Every test runs on eight fake devices, with shapes checked and with rank promotion and key reuse as errors."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Compiling takes most of the time; what is compiled is tiny.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# What one worker has compiled, the others and the processes that tests start need not: within one run of pytest.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _programs = tempfile.mkdtemp(prefix="mgjax-tests-")
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jaxtyping
 
@@ -22,5 +32,5 @@ jax.config.update("jax_debug_key_reuse", True)
 
 
 def pytest_collection_modifyitems(items):
-    """The test that takes minutes comes first: the workers then end together."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    """The files that take minutes come first: the workers then end together."""
+    items.sort(key=lambda item: (item.path.name != "test_end_to_end.py", item.path.parent.name != "train"))

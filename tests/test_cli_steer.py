@@ -1,6 +1,7 @@
 """`mgjax generate` with all that steers it, on toys that listen."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -34,23 +35,39 @@ def steered(tmp_path_factory):
     return folder
 
 
-def test_what_steers_is_heard_and_kept(steered, tmp_path, monkeypatch):
-    """Melody, label, later prompt and what to avoid: each changes the sound, and the recipe makes it again."""
+def test_what_steers_is_asked_for_and_kept(steered, tmp_path, monkeypatch):
+    """Melody, label, later prompt and what to avoid: each asks the model for one thing (test_steering.py shows that
+    every such thing is heard), and the recipe makes the piece again."""
     monkeypatch.chdir(tmp_path)
-    plain = ["generate", "a", "--model", str(steered / "model"), "--seconds", "1", "--cache", "off", "--out"]
-    melody = ["--melody", str(steered / "tune.wav")]
-    asked = [*melody, "--label", "genre=march", "--then", "0.5", "b", "--negative", "c", "--text-guidance", "2"]
-    assert main([*plain, "all.wav", *asked]) == 0
-    for i in range(len(asked)):
-        if asked[i].startswith("--"):
-            following = next((j for j in range(i + 1, len(asked)) if asked[j].startswith("--")), len(asked))
-            assert main([*plain, f"{i}.wav", *asked[:i], *asked[following:]]) == 0
-            assert Path(f"{i}.wav").read_bytes() != Path("all.wav").read_bytes(), asked[i]
+    calls, real = [], MusicGen.generate
+
+    def spy(self, texts, **options):
+        del options["progress"]
+        calls.append({"texts": texts, **options})
+        return real(self, texts, **options) if len(calls) < 3 else np.zeros((len(texts), 16_000, 1), np.float32)
+
+    monkeypatch.setattr(MusicGen, "generate", spy)
+    plain = ["generate", "a", "--model", str(steered / "model"), "--seconds", "0.5", "--cache", "off", "--out"]
+    parts = {
+        ("--melody", str(steered / "tune.wav")): {"melody", "melody_sample_rate"},
+        ("--label", "genre=march"): {"labels"},
+        ("--then", "0.3", "b"): {"texts"},
+        ("--negative", "c"): {"negative"},
+        ("--text-guidance", "2"): {"sampling"},
+    }
+    assert main([*plain, "all.wav", *itertools.chain(*parts)]) == 0
     assert main(["generate", "--again", "all.json", "--out", "again.wav", "--cache", "off"]) == 0
     assert Path("again.wav").read_bytes() == Path("all.wav").read_bytes()
     kept = json.loads(Path("all.json").read_text())
     assert kept["melody"] == str(steered / "tune.wav")
     assert kept["labels"] == {"genre": "march"}
+
+    both, again = calls
+    assert repr(both) == repr(again)
+    for i, (left_out, names) in enumerate(parts.items()):
+        assert main([*plain, f"{i}.wav", *itertools.chain(*(part for part in parts if part != left_out))]) == 0
+        other = calls[-1]
+        assert {name for name in both if repr(both[name]) != repr(other.get(name))} == names, left_out
 
 
 def test_info_says_what_a_model_follows(steered, capsys):
