@@ -262,6 +262,7 @@ def difference(model, one, other):
     return np.abs(found[0] - found[1]).max()
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_run_on_codes_learns_and_its_model_follows(corpora, tmp_path):
     model = learned(on(corpora["tokens"], told("melody", "genre")), tmp_path)
     assert (model.config.melody, model.config.labels) == (MELODY, (GENRE,))

@@ -147,6 +147,7 @@ def sound(tmp_path_factory):
     return str(directory)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_run_saves_a_whole_model_that_follows_a_style(mert, sound, tmp_path):
     config = dataclasses.replace(RUN, style_encoder=mert, data=dataclasses.replace(RUN.data, corpora=(sound,)))
     state = lm.run(config, tmp_path)

@@ -1,7 +1,6 @@
 """The text encoder of a run: read from elsewhere, frozen or trained, or new with a vocabulary of its own."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -112,9 +111,8 @@ def predicted(model, codes, texts):
     return np.mean([lost[:, : 10 - k, k].mean() for k in range(4)])
 
 
-def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path, monkeypatch):
-    one = sharding.make_mesh(devices=jax.devices()[:1])  # quick to compile for
-    monkeypatch.setattr(lm, "fit", functools.partial(lm.fit, mesh=one))
+@pytest.mark.usefixtures("one_device")
+def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
     config = dataclasses.replace(RUN, vocabulary=str(words), data=dataclasses.replace(RUN.data, corpora=(str(corpus),)))
     state = lm.run(config, tmp_path)
     assert state.params["text"]["embed"]["embedding"].shape == (284, 8)
