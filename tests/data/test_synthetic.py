@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import re
 import signal
@@ -15,9 +16,12 @@ import pytest
 
 from mgjax.data import audio, synthetic
 from mgjax.data.metadata import Metadata
-from mgjax.data.synthetic import captions, composition, harmony, rendering
+from mgjax.data.synthetic import captions, composition, form, harmony, mastering, rendering
+from mgjax.data.synthetic.form import Event
 from mgjax.data.synthetic.instruments import DRUMS, INSTRUMENTS
-from mgjax.data.synthetic.soundfont import SoundFont
+from mgjax.data.synthetic.notes import Notes
+from mgjax.data.synthetic.performance import perform
+from mgjax.data.synthetic.soundfont import DRUM_BANK, SoundFont
 from mgjax.data.synthetic.styles.style import BEATS, FILLS, STEPS, parse_rhythm
 
 RATE = 16_000
@@ -95,6 +99,13 @@ def test_voices_move_little():
     assert led_moves < deaf_moves
 
 
+def test_low_voices_do_not_lie_close():
+    for symbol, root in itertools.product(("I", "i", "V7", "ii7"), range(12)):
+        voicing = harmony.lead(harmony.chord(symbol, root), (), 58, "open")
+        assert all(high - low >= 5 for low, high in itertools.pairwise(voicing) if low < 50), voicing
+    assert harmony.lead(harmony.chord("I", 0), (), 52) != (48, 52, 55)  # which is the nearest
+
+
 def test_the_leading_note_replaces_the_flat_seventh_over_the_dominant():
     minor = harmony.scale_classes(9, "minor")  # A minor: G natural
     assert harmony.chord_scale(minor, harmony.chord("V7", 9)) == {9, 11, 0, 2, 4, 5, 8}
@@ -135,6 +146,19 @@ def test_the_form_holds(piece):
         sound = INSTRUMENTS[track.instrument]
         if track.part.role == "melody":
             assert all(sound.low - 2 <= note.pitch <= sound.high + 2 for note in track.notes)  # 2: ornaments
+
+
+@every_piece
+def test_who_is_named_plays_in_any_stretch(piece):
+    """But for two bars of an intro, and notes that ring on at the end."""
+    score = piece.score
+    bar = BEATS[score.style.metre] * 60 / score.bpm
+    assert sum(track.part.role == "melody" for track in score.tracks) <= 1
+    for track in score.tracks:
+        begins = [note.start for note in track.notes]
+        assert begins[0] < 2 * bar + 0.6
+        assert score.chords[-1].start - 0.1 < begins[-1], track.instrument  # all come together for the last bar
+        assert np.diff(begins).max() < 2 * bar + 0.1, track.instrument
 
 
 @every_piece
@@ -193,6 +217,14 @@ def test_sections_come_back():
     assert len(first & again) >= 0.5 * len(first)
 
 
+def _bars(piece, count):
+    """The first bars of a piece's form."""
+    score, rng = piece.score, np.random.default_rng(0)
+    parts = tuple(track.part for track in score.tracks)
+    _, bars = form.lay_out(score.style, parts, score.mode, score.tonic, score.bpm, rng, form.USUAL_LENGTHS)
+    return [bar for bar in bars if bar.section == "A"][:count]
+
+
 def test_humans_are_uneven_and_machines_are_not():
     def offsets(style):
         score = PIECES[style][0].score
@@ -205,24 +237,50 @@ def test_humans_are_uneven_and_machines_are_not():
     assert 0.002 < offsets("country").mean() < 0.03
 
 
+def test_players_swell_accent_and_strum():
+    style = synthetic.STYLES["folk"]
+    bars = [bar for piece in PIECES["folk"][:1] for bar in _bars(piece, 4)]
+    part = next(part for part in style.parts if part.strum)
+    events = [
+        Event(16 * bar + step, 2, pitch, 90) for bar in range(4) for step in range(0, 16, 2) for pitch in (60, 64)
+    ]
+    rng = np.random.default_rng(0)
+    takes = [perform(part, events, bars, style, 100, rng) for _ in range(40)]
+    velocity = np.mean([[note.velocity for note in take] for take in takes], axis=0).reshape(4, 8, 2).mean(axis=2)
+    assert velocity[2].mean() > velocity[0].mean() + 3
+    assert (velocity[:, 0] > velocity[:, 1] + 3).all()
+    starts = np.array([[note.start for note in take] for take in takes]).reshape(-1, 4, 8, 2)
+    strum = np.median(starts[..., 1] - starts[..., 0], axis=(0, 1))
+    np.testing.assert_allclose(strum[0], part.strum, atol=1e-6)  # down, on the beat
+    np.testing.assert_allclose(strum[1], -part.strum, atol=1e-6)  # and up
+    assert 0.002 < starts[:, 0, 0, 0].std() < 0.03
+
+
 # Captions
 
 KITS = {name for name in INSTRUMENTS if "drum" in name}
 
 
+def _names(style):
+    """What a caption may call a style, in either case."""
+    names = [style, *captions._ALSO.get(style, ())]
+    return {*names, *(name[0].upper() + name[1:] for name in names)}
+
+
 def test_captions_say_nothing_false():
     rng = np.random.default_rng(0)
     by_length = sorted(INSTRUMENTS, key=len, reverse=True)
-    texts = []
+    texts, said = [], []
     for pieces in PIECES.values():
         for piece in pieces:
             score = piece.score
             playing = {track.instrument for track in score.tracks}
             if playing & KITS:
                 playing.add("drums")  # as all kits may be called
-            for _ in range(20):
+            for _ in range(10):
                 text = captions.caption(score, rng)
                 texts.append(text)
+                said.append((score, text))
                 rest = text.lower().replace(score.style.name.lower(), "")
                 if not playing & KITS:
                     rest = rest.replace("no drums", "")
@@ -233,19 +291,29 @@ def test_captions_say_nothing_false():
                     if re.search(rf"\b{name}\b", rest):
                         assert name in playing, text
                         rest = rest.replace(name, "")
-                for number in re.findall(r"(\d+) (?:bpm|beats)", text, re.IGNORECASE):
-                    assert int(number) == score.bpm, text
+                for number in re.findall(r"(\d+) ?(?:bpm|beats)|(?<!mid-)tempo:? (\d+)", text, re.IGNORECASE):
+                    assert int("".join(number)) == score.bpm, text
                 for key in re.findall(r"(?:in|of) ([A-G][b#]? [a-z]+)|\b([A-G][b#]? (?:major|minor))", text):
-                    assert score.key in key, text
+                    key = "".join(key)
+                    short = key.split()[1] == "bpm" or key.split()[1].isdigit()  # "jazz in F 90 bpm"
+                    assert score.key == key or (short and score.key == f"{key.split()[0]} major"), text
+                for tonic in re.findall(r"in ([A-G][b#]?)(?:,|\.| \d|$)", text):
+                    assert score.key == f"{tonic} major", text
                 for metre in re.findall(r"\b\d/\d\b", text):
                     assert metre == score.style.metre, text
     assert len(set(texts)) > 0.8 * len(texts)
     lengths = np.array([len(text) for text in texts])
-    assert (lengths < 35).mean() > 0.05
+    assert (lengths < 35).mean() > 0.1
     assert (lengths > 120).mean() > 0.1
-    for fact in (r"bpm|beats per minute", r"\b[A-G][b#]? (major|minor)", "melody|lead|led"):
-        share = np.mean([re.search(fact, text, re.IGNORECASE) is not None for text in texts])
-        assert 0.05 < share < 0.8, (fact, share)
+    key = r"\b[A-G][b#]? (major|minor|dorian|mixolydian|blues)|in [A-G]\b"
+    shares = {"(?i:bpm|beats per|tempo:? \\d)": 0.61, key: 0.57, "lead|led |tune is|melody": 0.3}
+    for fact, expected in shares.items():
+        share = np.mean([re.search(fact, text) is not None for text in texts])
+        assert abs(share - expected) < 0.1, (fact, share)
+    named = np.mean([any(t.instrument.split()[-1] in text.lower() for t in s.tracks) for s, text in said])
+    assert named > 0.82
+    genre = np.mean([any(word in text for word in _names(s.style.name)) for s, text in said])
+    assert genre > 0.85
     assert not any("  " in text or " ," in text or ".." in text for text in texts)
 
 
@@ -290,6 +358,61 @@ def test_a_soundfont_that_is_none_and_a_preset_that_is_not_there(tmp_path):
         SoundFont(path)
     with pytest.raises(ValueError, match="no program 3 in bank 77"):
         rendering.soundfont().note(77, 3, 60, 1.0, RATE)
+
+
+def test_all_programs_are_in_the_font():
+    font = rendering.soundfont()
+    for name, sound in INSTRUMENTS.items():
+        assert all(font.zones(DRUM_BANK if name in KITS else 0, program) for program in sound.programs), name
+
+
+def test_notes_are_kept_within_bounds_and_do_not_depend_on_what_came_before(monkeypatch):
+    font, asked, note = rendering.soundfont(), [], SoundFont.note
+    monkeypatch.setattr(SoundFont, "note", lambda self, *what: asked.append(what) or note(self, *what))
+    notes = Notes(most_bytes=300_000)
+    first = notes.get(font, 0, 0, 60, 0.9, RATE, 0.0)
+    assert len(first) == RATE  # made a second long
+    assert notes.get(font, 0, 0, 60, 0.6, RATE, 0.0) is first
+    assert not first.flags.writeable
+    for pitch in range(61, 70):
+        notes.get(font, 0, 0, pitch, 0.9, RATE, 0.0)
+    assert sum(sound.nbytes for sound in notes._kept.values()) == notes._bytes <= 300_000
+    np.testing.assert_array_equal(notes.get(font, 0, 0, 60, 0.7, RATE, 0.0), first)
+    assert len(asked) == 11  # the first had to go
+    plucked = notes.get(font, 0, 81, 60, 2.0, RATE, 0.1)
+    assert 0.5 < len(plucked) / RATE < 1.5  # cut where it cannot be heard
+
+
+def test_what_is_struck_softly_is_duller():
+    track = next(track for track in PIECES["rock"][0].score.tracks if track.part.role == "bass")
+
+    def brightness(velocity):
+        stem = np.zeros((2, 2 * RATE), np.float32)
+        rendering._play(dataclasses.replace(track, notes=(composition.Note(0.0, 1.0, 40, velocity),)), stem, RATE)
+        return np.abs(stem[0]).max() / np.abs(stem).max()
+
+    assert brightness(110) == 1
+    assert brightness(40) < 0.5
+    assert brightness(20) == 0
+
+
+def test_a_mix_is_brought_to_its_loudness():
+    """Held against pyloudnorm, whose filters run through; quiet passages come nearer to the loud ones."""
+    rng = np.random.default_rng(0)
+    sound = 0.1 * rng.standard_normal((2, 6 * RATE)).astype(np.float32)
+    sound[:, : 3 * RATE] *= 0.5
+    meter = pyloudnorm.Meter(RATE)
+    assert abs(mastering.loudness(sound, RATE) - meter.integrated_loudness(sound.T)) < 0.1
+    made = mastering.mastered(sound + np.float32(0.05), RATE)
+    assert abs(meter.integrated_loudness(made.T) - mastering.LOUDNESS) < 0.5
+    assert np.abs(made).max() <= mastering.PEAK
+    assert abs(made[:, RATE // 2 :].mean()) < 1e-3
+    quiet, loud = np.std(made[:, RATE : 2 * RATE]), np.std(made[:, 4 * RATE : 5 * RATE])
+    assert 1.2 < loud / quiet < 1.6
+    room = mastering.room(1.0, 2, RATE)
+    np.testing.assert_allclose(np.square(room).sum(axis=1), 1, rtol=1e-4)
+    early, late = np.square(room[:, : RATE // 10]).sum(), np.square(room[:, RATE // 2 :]).sum()
+    assert early > 20 * late > 0
 
 
 @every_style

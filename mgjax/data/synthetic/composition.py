@@ -22,6 +22,7 @@ from mgjax.data.synthetic.styles.style import FILLS, STEPS, Part, Style, parse_r
 
 _LOUD = {"X": 112, "o": 62}  # velocities of rhythms' letters; all others are usual
 _LONGEST_REST = 0.8  # seconds
+_CLOSING = ("kick", "crash", "snare", "ride", "shaker")  # the drums of the last stroke; where none is there, all
 _GHOST = 42  # velocity
 _GHOST_STEPS = (3, 6, 7, 9, 11, 15)  # of 16
 _BASS_RANGE = (28, 47)
@@ -219,7 +220,8 @@ def _drums(part: Part, instrument: str, bars: list[Bar], scale, style: Style, rn
             events += [Event(bar.start + step, 1, DRUMS["snare"], _GHOST) for step in ghosts[bar.section]]
         pattern = patterns["B" if bar.section == "B" else "A"]
         if bar.section == ">":
-            pattern = {name: "X" for name in pattern if name in ("kick", "crash", "snare", "ride", "shaker")}
+            closing = [name for name in pattern if name in _CLOSING] or list(pattern)
+            pattern = dict.fromkeys(closing, "X")
         strokes = [
             (start, name, letter)
             for name, rhythm in pattern.items()

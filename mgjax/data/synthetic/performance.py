@@ -12,7 +12,7 @@ from mgjax.data.synthetic.styles.style import BEATS, STEPS, Part, Style
 
 _LEAD_IN = 0.05  # seconds before the first beat, for players who are early
 _DYNAMICS = {"<": -8, "A": 0, "B": 6, ">": 6}  # added to velocities, section by section
-_EARLIEST = 0.03  # seconds before or after the beat, at most
+_EARLIEST = 0.03  # seconds before the beat, or after it, at most
 _HATS = {DRUMS["hat"], DRUMS["shaker"], DRUMS["ride"], DRUMS["tambourine"]}
 _PHRASE = 4  # bars that swell and fade
 _SWELL = 7  # velocities from the quiet end of a phrase to its height
@@ -56,7 +56,10 @@ def perform(
     """
     drums, looseness = part.role == "drums", style.looseness
     lean = float(rng.normal(0, 0.5 * looseness))
-    strays = {step: float(rng.normal(0, 0.6 * looseness)) for step in sorted({event.step for event in events})}
+    early = {
+        step: min(max(lean + float(rng.normal(0, 0.6 * looseness)), -_EARLIEST), _EARLIEST)
+        for step in sorted({event.step for event in events})
+    }
     events = sorted(events, key=lambda event: (event.step, event.pitch))
     struck: dict[float, int] = {}
     for event in events:
@@ -69,9 +72,8 @@ def perform(
         order = met[event.step] = met.get(event.step, -1) + 1  # of a strummed chord, from the string struck first
         if event.step % beat and not drums:
             order = struck[event.step] - 1 - order
-        shift = float(np.clip(lean + strays[event.step], -_EARLIEST, _EARLIEST))
         end = seconds_at(event.step + event.steps, style, bpm)
-        start = max(0.0, seconds_at(event.step, style, bpm) + shift + order * part.strum)
+        start = max(0.0, seconds_at(event.step, style, bpm) + early[event.step] + order * part.strum)
         velocity = event.velocity + _shape(part, event, bars, style) + uneven
         notes.append(Note(start, max(end - start, 0.03), event.pitch, int(min(max(velocity, 20), 127))))
     return tuple(notes)
