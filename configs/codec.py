@@ -69,6 +69,7 @@ def mini(config: ConfigDict) -> None:
     config.model.codebook_size = 1024
     config.model.bandwidths = (2.0,)
     config.loss.mel_sizes = (128, 256, 512, 1024, 2048)
+    config.loss.num_mels = (10, 20, 40, 80, 320)
     config.loss.l1 = 0.5
     config.loss.adversarial = 0.0
     config.loss.feature = 0.0

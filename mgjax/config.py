@@ -64,7 +64,9 @@ class CodecConfig:
     def __post_init__(self):
         one_of("norm", self.norm, ("weight_norm", "time_group_norm", "none"))
         one_of("pad_mode", self.pad_mode, ("reflect", "constant"))
-        positive(self, "sample_rate", "channels", "phases", "num_filters", "latent_dim", "num_codebooks", "codebook_size")
+        positive(
+            self, "sample_rate", "channels", "phases", "num_filters", "latent_dim", "num_codebooks", "codebook_size"
+        )
         if not self.ratios or min(self.ratios) < 1:
             raise ConfigError(f"ratios must be one or more whole numbers above 0, got {self.ratios}")
 

@@ -26,7 +26,8 @@ class LossConfig:
       mel: Of the difference of mel spectrograms at several resolutions.
       commitment: Of the distance of the latents from their codewords; outside the balancer.
       mel_sizes: Windows of the mel spectrograms, in samples.
-      num_mels: Mel bands of each.
+      num_mels: Mel bands of each. Few for short windows and many for long ones (as in Kumar et al. 2023) tell harmonics
+        from a buzz that has the same power in a wide band.
       f_min: Lowest frequency of the mel bands, in hertz.
       floor: What is added to a power before its logarithm is taken.
       balancer_decay: Of the moving average of the gradients' norms.
@@ -39,7 +40,7 @@ class LossConfig:
     mel: float = 2.0
     commitment: float = 1.0
     mel_sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    num_mels: int = 64
+    num_mels: tuple[int, ...] = (64, 64, 64, 64, 64)
     f_min: float = 64.0
     floor: float = 1e-5
     balancer_decay: float = 0.999
@@ -53,7 +54,9 @@ class LossConfig:
             raise ConfigError(f"loss.mel_sizes must be multiples of 8 samples, got {self.mel_sizes}")
         if not 0 <= self.balancer_decay < 1:
             raise ConfigError(f"loss.balancer_decay must be from 0 to below 1, got {self.balancer_decay}")
-        if min(self.num_mels, self.floor, self.total_norm) <= 0 or self.f_min < 0:
+        if len(self.num_mels) != len(self.mel_sizes):
+            raise ConfigError(f"loss.num_mels must be one number for each of {self.mel_sizes}, got {self.num_mels}")
+        if min(*self.num_mels, self.floor, self.total_norm) <= 0 or self.f_min < 0:
             raise ConfigError(f"loss: num_mels, floor and total_norm must be above 0, f_min not below, got {self}")
 
 
@@ -70,10 +73,8 @@ def mel(
     For each size it is the mean of the L1 distance of the powers and the squared distance of their decimal logarithms.
     """
     total = jnp.float32(0)
-    for size in config.mel_sizes:
-        ours, theirs = (
-            mel_spectrogram(x, sample_rate, size, config.num_mels, config.f_min) for x in (generated, audio)
-        )
+    for size, bands in zip(config.mel_sizes, config.num_mels, strict=True):
+        ours, theirs = (mel_spectrogram(x, sample_rate, size, bands, config.f_min) for x in (generated, audio))
         total += jnp.mean(jnp.abs(ours - theirs))
         total += jnp.mean(jnp.square(jnp.log10(config.floor + ours) - jnp.log10(config.floor + theirs)))
     return total / (2 * len(config.mel_sizes))

@@ -31,13 +31,13 @@ def _torch(array):
 
 
 @functools.cache
-def _filters(size):
+def _filters(size, bands=64):
     # Windows of few samples leave filters empty, which transformers warns of.
     with pytest.warns(UserWarning, match="zero values") if size < 512 else pytest.MonkeyPatch.context():
-        return torch.tensor(mel_filter_bank(size // 2 + 1, 64, 64.0, _RATE / 2, _RATE, norm=None, mel_scale="htk"))
+        return torch.tensor(mel_filter_bank(size // 2 + 1, bands, 64.0, _RATE / 2, _RATE, norm=None, mel_scale="htk"))
 
 
-def _torch_mel(audio, size):
+def _torch_mel(audio, size, bands=64):
     """Powers [rows, frames, mels] of [b, n, c], as torchaudio's MelSpectrogram(normalized=True) gives them."""
     hop = size // 4
     rows = audio.transpose(1, 2).flatten(0, 1)
@@ -47,7 +47,7 @@ def _torch_mel(audio, size):
     window = torch.hann_window(size, dtype=torch.float64)
     spectrum = torch.stft(padded, size, hop, window=window, center=False, return_complex=True)
     power = (spectrum / window.square().sum().sqrt()).abs().square()
-    return torch.einsum("rft,fm->rtm", power, _filters(size))
+    return torch.einsum("rft,fm->rtm", power, _filters(size, bands))
 
 
 @pytest.mark.parametrize("size", [64, 256, 1024])
@@ -67,14 +67,14 @@ def test_filters_are_those_of_transformers():
 
 
 def test_the_mel_loss_and_its_gradient_are_those_of_torch():
-    config = LossConfig(mel_sizes=(64, 512))
+    config = LossConfig(mel_sizes=(64, 512), num_mels=(48, 64))
     generated, audio = _pair(1_500)
     value, gradient = jax.jit(jax.value_and_grad(lambda x: losses.mel(x, audio, _RATE, config)))(generated)
 
     x, y = _torch(generated).requires_grad_(), _torch(audio)
     total = 0
-    for size in config.mel_sizes:
-        ours, theirs = _torch_mel(x, size), _torch_mel(y, size)
+    for size, bands in zip(config.mel_sizes, config.num_mels, strict=True):
+        ours, theirs = _torch_mel(x, size, bands), _torch_mel(y, size, bands)
         total += (ours - theirs).abs().mean()
         total += ((1e-5 + ours).log10() - (1e-5 + theirs).log10()).square().mean()
     total = total / 4
@@ -135,6 +135,7 @@ def test_mel_distance():
         ({"l1": -1.0}, "0 or above"),
         ({"l1": 0.0, "mel": 0.0, "adversarial": 0.0, "feature": 0.0}, "one of them above 0"),
         ({"mel_sizes": (100,)}, "multiples of 8"),
+        ({"mel_sizes": (64, 512)}, "one number for each of"),
         ({"balancer_decay": 1.0}, "below 1"),
         ({"floor": 0.0}, "above 0"),
     ],
