@@ -32,7 +32,7 @@ from mgjax.data import audio
 PACKAGES = ("extremetuxracer-data", "lincity-ng-data")
 CODERS = {  # name: ffmpeg's options, suffix, lowest rate in bits per second
     "Opus": (("-c:a", "libopus", "-application", "audio", "-frame_duration", "60"), ".ogg", 4000),
-    "MP3": (("-c:a", "libmp3lame"), ".mp3", 8000),
+    "MP3": (("-c:a", "libmp3lame", "-ar", "24000"), ".mp3", 8000),  # at 32 kHz its lowest is 32 kb/s
 }
 MULTIPLES = (1, 2, 4)
 
