@@ -63,31 +63,31 @@ def mini(config: ConfigDict) -> None:
     config.model.phases = 8
     config.model.num_filters = 48
     config.model.ratios = (5, 6, 4)
+    config.model.num_residual_layers = 3
     config.model.num_lstm_layers = 0
     config.model.latent_dim = 64
     config.model.num_codebooks = 8
     config.model.codebook_size = 1024
     config.model.bandwidths = (2.0,)
     config.loss.mel_sizes = (128, 256, 512, 1024, 2048)
-    config.loss.num_mels = (10, 20, 40, 80, 320)
+    config.loss.num_mels = (10, 20, 80, 512, 1024)
     config.loss.l1 = 0.5
     config.loss.adversarial = 0.0
     config.loss.feature = 0.0
-    config.quantizer.decay = 0.98
+    config.quantizer.decay = 0.985
     config.quantizer.dead_below = 0.4
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "cosine"
-    config.optim.warmup_steps = 100
+    config.optim.warmup_steps = 200
     config.optim.b1 = 0.8
     config.optim.b2 = 0.99
     config.optim.average_decay = 0.999
-    config.data.batch_size = 12
-    config.data.valid_rounds = 8
-    config.loop.steps = 8000
+    config.data.batch_size = 8
+    config.loop.steps = 14000
     config.loop.log_every = 50
-    config.loop.eval_every = 500
+    config.loop.eval_every = 1000
     config.loop.save_every = 500
-    config.loop.show_every = 4000
+    config.loop.show_every = 7000
 
 
 def debug(config: ConfigDict) -> None:

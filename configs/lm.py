@@ -155,7 +155,7 @@ def mini(config: ConfigDict) -> None:
         "melody",
         MelodyConfig(sample_rate=24_000, fft_size=4096, hop_length=1024, num_frames=235, null="nothing"),
     )
-    config.text.max_tokens = 64
+    config.text.max_tokens = 96
     config.text.word_dropout = 0.05
     config.dropout.conditions = 0.15
     config.dropout.text = 0.05

@@ -20,7 +20,6 @@ from mgjax.config import CodecConfig
 Length = int | Int[Array, ""]
 
 _EPS = 1e-5  # of the group norm
-_kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 def keep(x: Float[Array, "b n c"], length: Length) -> Float[Array, "b n c"]:
@@ -129,7 +128,7 @@ def convolve_transpose(x: Float[Array, "b n c"], kernel: Float[Array, "w c f"], 
 class Conv(nn.Module):
     """A strided or dilated convolution, `b n c` to `b n/stride features`; `n` is a multiple of the stride.
 
-    Returns ceil(length / stride) samples that count.
+    Returns ceil(length / stride) samples that count. New kernels let about `gain` of the input's power through.
     """
 
     config: CodecConfig
@@ -137,10 +136,11 @@ class Conv(nn.Module):
     width: int
     stride: int = 1
     dilation: int = 1
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], length: Length) -> Float[Array, "b m f"]:
-        kernel, bias = _weights(self, x.shape[-1], axis=2)
+        kernel, bias = _weights(self, x.shape[-1], axis=2, gain=self.gain)
         y = convolve_padded(x, length, kernel, self.stride, self.dilation, self.config) + bias[None, None]
         return _time_group_norm(self, y, -(-length // self.stride))
 
@@ -165,9 +165,10 @@ class ConvTranspose(nn.Module):
         return jax.lax.slice_in_dim(y, left, left + x.shape[1] * self.stride, axis=1)
 
 
-def _weights(module: Conv | ConvTranspose, inputs: int, axis: int) -> tuple[Array, Array]:
+def _weights(module: Conv | ConvTranspose, inputs: int, axis: int, gain: float = 1.0) -> tuple[Array, Array]:
     """The kernel and bias; under weight norm the kernel is `scale * kernel / |kernel|` for each index of `axis`."""
-    kernel = module.param("kernel", _kernel_init, (module.width, inputs, module.features))
+    init = nn.initializers.variance_scaling(gain, "fan_in", "normal")
+    kernel = module.param("kernel", init, (module.width, inputs, module.features))
     bias = module.param("bias", nn.initializers.zeros_init(), (module.features,))
     if module.config.norm == "weight_norm":
         scale = module.param("scale", lambda _: _norm(kernel, axis))

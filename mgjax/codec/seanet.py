@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
         y = Conv(
             config, features // config.compress, config.residual_kernel_size, dilation=self.dilation, name="conv1"
         )(elu(x), length)
-        y = Conv(config, features, 1, name="conv2")(elu(y), length)
+        # What a new block adds is small: otherwise a stack of them would double the power of the sound with each.
+        y = Conv(config, features, 1, gain=0.1, name="conv2")(elu(y), length)
         if config.conv_shortcut:
             x = Conv(config, features, 1, name="shortcut")(x, length)
         return x + y
