@@ -17,7 +17,7 @@ T = TypeVar("T")
 USUAL_VELOCITY = 90
 
 _SECTION_SECONDS = 11.0
-_INTRO_SECONDS = 3.0
+_INTRO_SECONDS = 1.5
 USUAL_LENGTHS = (20.0, 58.0)  # seconds of the shortest and of the longest piece
 _FORMS = ("A", "AB", "AAB", "ABA", "AABA", "ABAB", "AABAB", "ABABA", "AABABA", "ABABAB")
 
