@@ -138,9 +138,9 @@ def test_every_option_reaches_synthesize(capsys, monkeypatch):
         progress(1800.0, 1800.0)
 
     monkeypatch.setattr(synthetic, "write_folder", write_folder)
-    argv = "corpus synthesize music --hours 0.5 --seed 7 --sample-rate 16000 --channels 2 --workers 2"
+    argv = "corpus synthesize music --hours 0.5 --seed 7 --sample-rate 16000 --channels 2 --workers 2 --lengths 8 18"
     assert cli.main(argv.split()) == 0
-    options = {"seed": 7, "sample_rate": 16_000, "channels": 2, "workers": 2}
+    options = {"seed": 7, "sample_rate": 16_000, "channels": 2, "workers": 2, "lengths": (8.0, 18.0)}
     assert calls == [((Path("music"), 0.5), options)]
     out, err = capsys.readouterr()
     assert out == "music\n"

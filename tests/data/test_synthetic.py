@@ -127,6 +127,15 @@ def test_a_piece_is_a_function_of_seed_and_index():
     assert turns[:count] != turns[count:]
 
 
+def test_pieces_are_as_long_as_wanted():
+    found = [synthetic.compose(0, index, lengths=(8, 18)).score.seconds for index in range(40)]
+    assert sum(8 <= seconds <= 19 for seconds in found) > 30  # the slowest styles have no shorter form
+    assert max(found) < 40
+    assert min(piece.score.seconds for pieces in PIECES.values() for piece in pieces) > 18  # as they usually are
+    with pytest.raises(ValueError, match="the longest last"):
+        synthetic.compose(0, 0, lengths=(18, 8))
+
+
 @pytest.mark.parametrize(("seed", "index", "style"), [(-1, 0, None), (0, -1, None), (0, 0, "polka")])
 def test_what_cannot_be_composed_is_said(seed, index, style):
     with pytest.raises(ValueError, match=r"polka|0 or more"):
