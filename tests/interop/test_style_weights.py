@@ -96,7 +96,7 @@ class Reference(nn.Module):
         own = {name for name, _ in self.named_parameters() if name.endswith("bias") and "layers" in name}
         biases = {name for name in own if "norm" not in name}
         return {
-            PREFIX + name: Tensor(tuple(value.shape), value.numpy().dtype, "state_dict.bin", value.numpy)
+            PREFIX + name: Tensor(tuple(value.shape), value.numpy().dtype, "state_dict.bin", value.clone().numpy)
             for name, value in self.state_dict().items()
             if name not in biases
         }
