@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mgjax.interop.torch_file import Shape, Tensor
+from mgjax.interop.torch_file import CheckpointError, Shape, Tensor
 
 FORMS = ("bfloat16", "int8")
 
@@ -46,21 +46,29 @@ def pack(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
         if not _EXACT.isdisjoint(name.split("/")):
             packed[name] = tensor
         elif form == "int8" and len(tensor.shape) > 1 and math.prod(tensor.shape) >= _GROUP:
-            groups = (-(-math.prod(tensor.shape) // _GROUP),)
             packed[name + _WHOLE] = _changed(tensor, tensor.shape, np.int8, lambda array: _quantized(array)[0])
-            packed[name + _SCALE] = _changed(tensor, groups, _HALF, lambda array: _quantized(array)[1])
+            packed[name + _SCALE] = _changed(tensor, _groups(tensor.shape), _HALF, lambda array: _quantized(array)[1])
         else:
             packed[name] = _changed(tensor, tensor.shape, _HALF, lambda array: array.astype(_HALF))
     return packed
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `pack` was given, up to rounding; tensors that were not packed as they are."""
+    """The tensors that `pack` was given, up to rounding; tensors that were not packed as they are.
+
+    Raises:
+      CheckpointError: There are not as many scales as an array needs.
+    """
     unpacked: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = name.removesuffix(_WHOLE)
         if name.endswith(_WHOLE) and plain + _SCALE in tensors:
-            read = functools.partial(_restored, tensor, tensors[plain + _SCALE])
+            scale, needed = tensors[plain + _SCALE], _groups(tensor.shape)
+            if scale.shape != needed:
+                raise CheckpointError(
+                    f"{scale.file}: {plain} needs scales of the shape {needed}, found {scale.shape}: it is damaged"
+                )
+            read = functools.partial(_restored, tensor, scale)
             unpacked[plain] = Tensor(tensor.shape, np.dtype(np.float32), tensor.file, read)
         elif not (name.endswith(_SCALE) and name.removesuffix(_SCALE) + _WHOLE in tensors):
             unpacked[name] = tensor
@@ -71,6 +79,11 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             read = functools.partial(_sums, means, unpacked[name])
             unpacked[sums] = Tensor(means.shape, means.dtype, means.file, read)
     return unpacked
+
+
+def _groups(shape: Shape) -> Shape:
+    """The shape of the scales of an array."""
+    return (-(-math.prod(shape) // _GROUP),)
 
 
 def _changed(tensor: Tensor, shape: Shape, dtype: Any, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:

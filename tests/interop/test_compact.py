@@ -65,6 +65,15 @@ def test_int8_keeps_what_stands_out():
     assert np.abs(found - array).max() < 5
 
 
+def test_scales_that_are_missing_are_told():
+    array = np.ones((8, 16), np.float32)
+    packed = compact.pack({"lm/kernel": Tensor(array.shape, array.dtype, "file", lambda: array)}, "int8")
+    scale = packed["lm/kernel:scale"]
+    packed["lm/kernel:scale"] = Tensor((1,), scale.dtype, "file", lambda: scale.read()[:1])
+    with pytest.raises(CheckpointError, match=r"file: lm/kernel needs scales of the shape \(2,\), found \(1,\)"):
+        compact.unpack(packed)
+
+
 def test_only_mgjax_has_these_forms(model, tmp_path):
     with pytest.raises(ValueError, match="compact must be one of bfloat16, int8"):
         model.save(tmp_path / "model", compact="int4")
