@@ -134,12 +134,13 @@ def mini(config: ConfigDict) -> None:
     """The bundled model's language model: text and melody, for the codes of `configs/codec.py:mini` and two CPU cores.
 
     Its text encoder is new, and learns with it, on the vocabulary in `--config.vocabulary=DIR` that
-    `mgjax corpus vocabulary` makes. The codes are made with `mgjax corpus tokenize --melody 0.1707`.
+    `mgjax corpus vocabulary` makes. The codes are made with `mgjax corpus tokenize --melody 0.1707`. Unlike the
+    published recipe it takes Muon, and embeddings made of the codec's codewords: so few updates would not do otherwise.
     """
     config.lm = to_config_dict(
         LMConfig(
             dim=256,
-            num_layers=8,
+            num_layers=6,
             num_heads=4,
             ffn_dim=1024,
             num_codebooks=8,
@@ -150,24 +151,27 @@ def mini(config: ConfigDict) -> None:
     )
     settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
     config.train_text = True
+    config.text_rate = 0.1
     settle(
         config,
         "melody",
         MelodyConfig(sample_rate=24_000, fft_size=4096, hop_length=1024, num_frames=235, null="nothing"),
     )
-    config.text.max_tokens = 96
     config.text.word_dropout = 0.05
     config.dropout.conditions = 0.15
     config.dropout.text = 0.05
     config.dropout.melody = 0.6
     config.data.batch_size = 12
     config.data.segment_seconds = 10.0
-    config.optim.learning_rate = 1.5e-3
-    config.optim.warmup_steps = 200
+    config.codes_as_heard = True
+    config.optim.name = "muon"
+    config.optim.learning_rate = 0.03
+    config.optim.adam_learning_rate = 3e-3
+    config.optim.warmup_steps = 100
     config.optim.average_decay = 0.995
     config.optim.average_every = 1
     config.scan_layers = False
-    config.loop.steps = 3000
+    config.loop.steps = 5000
     config.loop.log_every = 50
     config.loop.eval_every = 500
     config.loop.save_every = 250

@@ -26,6 +26,7 @@ from mgjax.config import LMConfig
 from mgjax.data.conditions import Told
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import batches, validation_batches
+from mgjax.lm import codewords
 from mgjax.lm import loss as losses
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
@@ -180,6 +181,9 @@ class _Step:
         self.lm = LM(self.model.lm, jnp.dtype(config.dtype), scan_layers=config.scan_layers, remat=config.remat)
         self.pattern = patterns.from_config(self.model.lm)
         self.optimizer = optim.make(config.optim, config.loop.steps)
+        if config.text_rate < 1:
+            of_text = functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: path[0].key == "text")
+            self.optimizer = optax.chain(self.optimizer, optax.masked(optax.scale(config.text_rate), of_text))
 
     def init(self, key: Array, pretrained: Any = None) -> TrainState:
         """The state before the first update: the published initialisation, or the weights to go on from."""
@@ -190,7 +194,12 @@ class _Step:
         key, style_key = (key, None) if self.model.style is None else jax.random.split(key)
         learned, extra = conditions.initial(self.model, given, style_key)
         params |= learned
+        key, codes_key = (key, None) if not self.config.codes_as_heard else jax.random.split(key)
         stacked = stack_layers(given["lm"]) if "lm" in given else initial(self.model.lm, key)
+        if codes_key is not None:
+            codebooks = self.begun.codec.variables["codebooks"]["embed"]
+            groups = self.model.lm.num_codebooks // len(codebooks)  # of channels that are coded apart
+            stacked = codewords.placed(stacked, jnp.repeat(codebooks, groups, axis=0), codes_key)
         params["lm"] = stacked if self.config.scan_layers else unstack_layers(stacked)
         return TrainState(
             step=jnp.int32(0),

@@ -37,6 +37,8 @@ class LMRun:
       lm: What the model is; None for that of `init`.
       init: A model to go on from; None for new weights.
       codec: A codec, or a model that has one; None for that of `init`.
+      codes_as_heard: Whether new weights begin with embeddings and heads made of the codec's codebooks, so that codes
+        that sound alike are read and predicted alike from the start.
       text_encoder: A T5 (FLAN-T5 too), or a model that has one. None for that of `init`; without `init`, for a model
         that reads no text, or has a new text encoder.
       new_text: A new text encoder, trained from scratch; None for none. A `vocab_size` that is left at T5's own becomes
@@ -44,6 +46,8 @@ class LMRun:
       vocabulary: Of the new text encoder: a folder with spiece.model, as `mgjax corpus vocabulary` makes it; None or
         "bytes" for the bytes of the texts.
       train_text: Whether the text encoder is trained with the language model, rather than left as it is.
+      text_rate: Its learning rate then, as a share of what the optimiser's would be. At rates that suit new embeddings,
+        an encoder soon says the same of every text, before the language model has found out what the texts are for.
       channels: Of the audio; 2 with a mono `init` makes a stereo model of it.
       window_seconds: The length of music that the model will generate at once; None for the length of the segments.
       data: Corpora of tokens made with `codec`, or of audio at its rate.
@@ -73,10 +77,12 @@ class LMRun:
     lm: LMConfig | None = field(default_factory=LMConfig)
     init: str | None = None
     codec: str | None = None
+    codes_as_heard: bool = False
     text_encoder: str | None = None
     new_text: T5Config | None = None
     vocabulary: str | None = None
     train_text: bool = False
+    text_rate: float = 1.0
     channels: int = 1
     window_seconds: float | None = None
     data: DataConfig = field(default_factory=lambda: DataConfig(batch_size=192, sample_on_duration=False))
@@ -105,6 +111,10 @@ class LMRun:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be above 0, got {value}")
+        if self.codes_as_heard and self.init is not None:
+            raise ConfigError("codes_as_heard is how new weights begin, and those of init are not new: leave it out")
+        if not 0 < self.text_rate <= 1:
+            raise ConfigError(f"text_rate must be above 0 and at most 1, got {self.text_rate}")
         text_encoders.check(
             init=self.init,
             text_encoder=self.text_encoder,

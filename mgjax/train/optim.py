@@ -18,8 +18,9 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from mgjax.strict_json import ConfigError
+from mgjax.train import muon
 
-OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "prodigy")
+OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
 
 _FINDS_ITS_RATE = ("dadapt_adamw", "prodigy")
@@ -31,8 +32,10 @@ class OptimConfig:
 
     Attributes:
       name: "adamw"; "adam", the same without decay; "dadapt_adamw" (D-Adaptation, Defazio & Mishchenko 2023) or
-        "prodigy" (Mishchenko & Defazio 2023), which find the learning rate themselves.
+        "prodigy" (Mishchenko & Defazio 2023), which find the learning rate themselves; "muon" (Jordan et al. 2024) for
+        the matrices in the language model's layers, and Adam with Nesterov's momentum and decay for all else.
       learning_rate: The highest one. For the two that find theirs, a factor on it, which is 1 in all recipes.
+      adam_learning_rate: The highest one of what "muon" leaves to Adam; the others do not read it.
       schedule: What follows the warm-up: "constant"; "cosine" or "linear", down to `min_ratio` of the highest at the
         last update; "inverse_sqrt", down with the root of the number of updates.
       warmup_steps: Updates in which the rate rises linearly. It rises from 0, so that the first update changes nothing.
@@ -52,6 +55,7 @@ class OptimConfig:
 
     name: str = "adamw"
     learning_rate: float = 1e-4
+    adam_learning_rate: float = 1e-3
     schedule: str = "cosine"
     warmup_steps: int = 4000
     min_ratio: float = 0.0
@@ -69,7 +73,7 @@ class OptimConfig:
         for field, choices in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, field) not in choices:
                 raise ConfigError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}")
-        for field in ("learning_rate", "eps", "d0", "max_grad_norm"):
+        for field in ("learning_rate", "adam_learning_rate", "eps", "d0", "max_grad_norm"):
             value = getattr(self, field)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{field} must be above 0, got {value}")
@@ -131,6 +135,18 @@ def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
             rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=config.weight_decay
         )
         update = _ready_to_rest(found)
+    elif config.name == "muon":
+        share = config.adam_learning_rate / config.learning_rate
+        update = optax.contrib.muon(
+            rate,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            adam_learning_rate=lambda step: share * rate(step),
+            muon_weight_dimension_numbers=muon.matrices,
+        )
     else:
         update = optax.adamw(rate, *betas, config.eps, weight_decay=config.weight_decay)
     clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)

@@ -365,12 +365,12 @@ class Killed:
             yield piece
 
 
-def test_four_workers_of_which_one_is_killed_make_the_same_corpus(songs, alone, tmp_path):
+def test_two_workers_of_which_one_is_killed_make_the_same_corpus(songs, alone, tmp_path):
     plan = build.make_plan(songs, RATE, 1, 0.2, 1.0, None, num_shards=5)
     shard = next(shard for shard in plan.shards["train"] if len(shard) > 1)
     mark = tmp_path / "mark"
     plan = dataclasses.replace(plan, maker=Killed(plan.maker, shard[-1].name, str(mark)))
-    report = assembly.assemble(tmp_path / "corpus", plan, workers=4)
+    report = assembly.assemble(tmp_path / "corpus", plan, workers=2)
     assert int(mark.read_text()) != os.getpid()
     assert sum(report.pieces.values()) == 12
     assert _contents(tmp_path / "corpus") == alone

@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 
+from mgjax.lm.stack import stack_layers, unstack_layers
 from mgjax.strict_json import ConfigError
 from mgjax.train import optim
 from mgjax.train.optim import Average, OptimConfig
@@ -109,6 +110,85 @@ def test_optimisers_that_find_their_rate(name):
     assert np.abs(x - target).max() < 0.01  # measured 7e-4 and 6e-6
     assert state[1].estim_lr > 0.1
     assert optim.learning_rate(config, 300, state, 5) == state[1].estim_lr  # the highest, right after the warm-up
+
+
+def layers(count, rng):
+    """Kernels as a language model of `count` layers has them, beside what is not Muon's."""
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    def one():
+        return {
+            "self_attn": {"qkv": {"kernel": draw(8, 3, 2, 4)}, "out": {"kernel": draw(2, 4, 8)}},
+            "cross_attn": {
+                "query": {"kernel": draw(8, 2, 4)},
+                "kv": {"kernel": draw(8, 2, 2, 4)},
+                "out": {"kernel": draw(2, 4, 8)},
+            },
+            "ffn": {"up": {"kernel": draw(8, 16)}, "down": {"kernel": draw(16, 8)}},
+            "ffn_norm": {"scale": draw(8)},
+        }
+
+    rest = {"embed": {"embedding": draw(4, 5, 8)}, "head": {"kernel": draw(8, 4, 5)}}
+    text = {"layer0": {"ffn": {"up": {"kernel": draw(8, 16)}}}}
+    return {"lm": {f"layer{i}": one() for i in range(count)} | rest, "text": text}
+
+
+def as_matrices(name, kernel):
+    """A kernel as the matrices [n, in, out] that its layer multiplies by, written down once more."""
+    if name == "qkv":
+        return np.moveaxis(kernel, 1, 0).reshape(3, 8, 8)
+    if name == "kv":
+        return np.moveaxis(kernel, 1, 0).reshape(2, 8, 8)
+    return kernel.reshape(1, *{"out": (8, 8), "query": (8, 8), "up": (8, 16), "down": (16, 8)}[name])
+
+
+def test_muon_moves_matrices_in_all_directions_alike_and_adam_moves_the_rest():
+    config = OptimConfig(
+        name="muon", learning_rate=0.02, adam_learning_rate=0.003, schedule="constant", warmup_steps=0,
+        weight_decay=0.1, max_grad_norm=None,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    weights, gradient = layers(2, rng), layers(2, rng)
+    stacked = [tree | {"lm": stack_layers(tree["lm"])} for tree in (weights, gradient)]
+
+    @jax.jit
+    def updated(gradient, weights):
+        optimizer = optim.make(config, 10)
+        return optimizer.update(gradient, optimizer.init(weights), weights)[0]
+
+    updates = jax.device_get(updated(gradient, weights))
+    again = jax.device_get(updated(stacked[1], stacked[0]))
+    for one, other in zip(jax.tree.leaves(updates["lm"]), jax.tree.leaves(unstack_layers(again["lm"])), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)  # measured 7.5e-9
+
+    for layer in ("layer0", "layer1"):
+        for part in ("self_attn", "cross_attn", "ffn"):
+            for name, tree in weights["lm"][layer][part].items():
+                moved = updates["lm"][layer][part][name]["kernel"] + 0.02 * 0.1 * tree["kernel"]
+                slope = gradient["lm"][layer][part][name]["kernel"]
+                for step, matrix in zip(as_matrices(name, moved), as_matrices(name, slope), strict=True):
+                    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+                    scale = 0.02 * max(1, step.shape[1] / step.shape[0]) ** 0.5
+                    inside = left.T @ step @ right.T / -scale  # the identity, were the iteration exact
+                    along = np.diag(inside)
+                    assert along.min() > 0.6, name  # measured 0.68
+                    assert along.max() < 1.25, name  # measured 1.20
+                    assert np.abs(inside - np.diag(along)).max() < 1e-4, name  # measured 5.5e-7
+
+    def of_adam(tree):
+        return {
+            "embed": tree["lm"]["embed"],
+            "head": tree["lm"]["head"],
+            "norm": tree["lm"]["layer0"]["ffn_norm"],
+            "text": tree["text"],
+        }
+
+    plain = optax.nadamw(0.003, config.b1, config.b2, config.eps, weight_decay=0.1)
+    expected = plain.update(of_adam(gradient), plain.init(of_adam(weights)), of_adam(weights))[0]
+    for one, other in zip(jax.tree.leaves(of_adam(updates)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-7)
 
 
 def test_the_average_is_that_of_the_published_recipe():

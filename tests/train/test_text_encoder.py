@@ -111,6 +111,23 @@ def predicted(model, codes, texts):
     return np.mean([lost[:, : 10 - k, k].mean() for k in range(4)])
 
 
+def test_an_encoder_can_learn_more_slowly_than_the_rest(words):
+    config = dataclasses.replace(RUN, vocabulary=str(words), optim=dataclasses.replace(RUN.optim, name="muon"))
+    begun = lm.begin(config)
+    batch = batch_of(begun)
+    moved = {}
+    for rate in (1.0, 0.1):
+        task = lm.task(dataclasses.replace(config, text_rate=rate), begun, "tokens")
+        before = jax.jit(task.init)(jax.random.key(0))
+        after, _ = jax.jit(task.train_step)(before, task.frozen, batch)
+        moved[rate] = jax.tree.map(lambda new, old: np.asarray(new - old), after.params, before.params)
+    for one, other in zip(jax.tree.leaves(moved[1.0]["text"]), jax.tree.leaves(moved[0.1]["text"]), strict=True):
+        np.testing.assert_allclose(other, 0.1 * one, atol=1e-6)
+        print("ZZ", np.abs(other - 0.1 * one).max())
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved[1.0]["text"])) > 1e-3
+    assert all(same(moved[1.0]["lm"], moved[0.1]["lm"]))
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
     config = dataclasses.replace(RUN, vocabulary=str(words), data=dataclasses.replace(RUN.data, corpora=(str(corpus),)))

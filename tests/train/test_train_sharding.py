@@ -128,12 +128,14 @@ def test_many_devices_learn_what_one_learns(alone, name):
 
 
 def test_many_devices_learn_a_language_model_as_one_does():
-    """The real one, tiny, with text, lengths and an average."""
+    """The real one, tiny, with text, lengths and an average, and the optimiser that tells matrices apart."""
     lm_config = LMConfig(
         dim=32, num_layers=2, num_heads=8, ffn_dim=64, codebook_size=64, conditions=(Fused("text", 16),)
     )
     model = dataclasses.replace(DEBUG, lm=lm_config, text=dataclasses.replace(DEBUG.text, num_layers=1))
-    optim = OptimConfig(learning_rate=3e-3, schedule="constant", warmup_steps=0, average_decay=0.9)
+    optim = OptimConfig(
+        name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="constant", warmup_steps=0, average_decay=0.9
+    )
     begun = SimpleNamespace(config=model, lm=None, text=random_variables(model)["text"], features=None)
     task = lm.task(lm.LMRun(lm=lm_config, codec="any", optim=optim), begun, "tokens")
     rng = np.random.default_rng(0)
@@ -153,6 +155,9 @@ def test_many_devices_learn_a_language_model_as_one_does():
     np.testing.assert_allclose(losses, alone, rtol=1e-4)
     assert losses[-1] < 0.96 * losses[0]
     assert state.average.weights["lm"]["layers"]["ffn"]["up"]["kernel"].sharding.spec == P(None, "fsdp", "model")
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim > 2]
+    assert all(leaf.sharding.spec == P(None, "fsdp", "model") for leaf in moments if leaf.shape == (2, 32, 64))
+    assert len(moments) > 10
 
 
 def drawn(state):

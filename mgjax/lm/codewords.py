@@ -1,0 +1,37 @@
+"""New weights of a language model that know the codec: codes that sound alike are read and predicted alike.
+
+An embedding of its own for each of thousands of codes has to be found out code by code, and most codes are rare. The
+codec already places them: here embeddings and heads begin as random projections of its codewords. The sum of a frame's
+embeddings is then, but for the delays, a projection of the very latent that the codec would decode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def placed(params: dict[str, Any], codebooks: Float[Array, "k v c"], key: Array) -> dict[str, Any]:
+    """`params` of an LM, new ones, with embeddings and heads made of `codebooks`, one for each of the model's.
+
+    The projected latents have variance 1, so that they are heard beside the positions. The codebooks share them as they
+    share the latents, the first ones having most. What was drawn for each code alone stays, and so does the special
+    token's. The heads of all codebooks have the deviation that they had, `dim` ** -0.5.
+    """
+    embedding = params["embed"]["embedding"]
+    dim = embedding.shape[-1]
+    centred = codebooks - jnp.mean(codebooks, axis=1, keepdims=True)
+    variances = jnp.mean(jnp.square(centred), axis=(1, 2), keepdims=True)
+
+    embed_key, head_key = jax.random.split(key)
+    width = codebooks.shape[-1]
+    shared = jax.random.normal(embed_key, (width, dim)) * (width * jnp.sum(variances)) ** -0.5
+    apart = jax.random.normal(head_key, (codebooks.shape[0], width, dim)) * (width * dim) ** -0.5
+    heads = jnp.einsum("kvc,kcd->dkv", centred * variances**-0.5, apart)
+    return params | {
+        "embed": {"embedding": embedding.at[:, :-1].add(centred @ shared)},
+        "head": params["head"] | {"kernel": heads},
+    }
