@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgjax.lm.codewords import placed
-from tests.lm.tiny_lm import CONFIG, make
+from tiny_lm import CONFIG, make
 
 K, V, D, WIDTH = CONFIG.num_codebooks, CONFIG.codebook_size, CONFIG.dim, 6
 
