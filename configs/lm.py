@@ -1,7 +1,7 @@
 """Language models to train: `--config=configs/lm.py:NAME`.
 
-    python launch/train_lm.py --config=configs/lm.py:mini --workdir=runs/lm --config.codec=runs/codec/best \
-        --config.data.corpora="('tokens',)"
+    python launch/train_lm.py --config=configs/lm.py:mini_beginning --workdir=runs/beginning \
+        --config.codec=runs/codec/best --config.vocabulary=words --config.data.corpora="('tokens',)"
 
 where `tokens` is a folder that `mgjax corpus tokenize` made with that codec. Any setting can be overridden in the same
 way; `configs/lm.py:finetune --config.init=MODEL` goes on from a model that `mgjax.load` opens. Each function below says
@@ -130,11 +130,12 @@ def finetune(config: ConfigDict) -> None:
     config.loop.save_every = 200
 
 
-def mini(config: ConfigDict) -> None:
-    """The bundled model's language model: text and melody, for the codes of `configs/codec.py:mini` and two CPU cores.
+def mini_beginning(config: ConfigDict) -> None:
+    """The bundled model's language model, first part: text and melody, learned from short segments on two CPU cores.
 
-    Its text encoder is new, and learns with it, on the vocabulary in `--config.vocabulary=DIR` that
-    `mgjax corpus vocabulary` makes. The codes are made with `mgjax corpus tokenize --melody 0.1707`. Unlike the
+    For the codes of `configs/codec.py:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is new,
+    and learns with it, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts say
+    most about the first seconds, which later ones only continue, so the segments are short and many. Unlike the
     published recipe it takes Muon, and embeddings made of the codec's codewords: so few updates would not do otherwise.
     """
     config.lm = to_config_dict(
@@ -150,20 +151,38 @@ def mini(config: ConfigDict) -> None:
         )
     )
     settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
-    config.train_text = True
-    config.text_rate = 0.1
     settle(
         config,
         "melody",
         MelodyConfig(sample_rate=24_000, fft_size=4096, hop_length=1024, num_frames=235, null="nothing"),
     )
+    config.codes_as_heard = True
+    on_two_cores(config)
+    config.data.batch_size = 48
+    config.data.segment_seconds = 2.5
+    config.window_seconds = 10.0
+    config.optim.schedule = "constant"
+    config.loop.steps = 1500
+
+
+def mini(config: ConfigDict) -> None:
+    """The bundled model's language model, second part: the first, `--config.init=DIR`, goes on with longer segments."""
+    config.lm = None
+    config.init = "runs/beginning/best"
+    on_two_cores(config)
+    config.data.batch_size = 12
+    config.data.segment_seconds = 10.0
+    config.loop.steps = 2400
+
+
+def on_two_cores(config: ConfigDict) -> None:
+    """What both parts of the bundled model's training share."""
+    config.train_text = True
+    config.text_rate = 0.1
     config.text.word_dropout = 0.05
     config.dropout.conditions = 0.15
     config.dropout.text = 0.05
     config.dropout.melody = 0.6
-    config.data.batch_size = 12
-    config.data.segment_seconds = 10.0
-    config.codes_as_heard = True
     config.optim.name = "muon"
     config.optim.learning_rate = 0.03
     config.optim.adam_learning_rate = 3e-3
@@ -171,7 +190,6 @@ def mini(config: ConfigDict) -> None:
     config.optim.average_decay = 0.995
     config.optim.average_every = 1
     config.scan_layers = False
-    config.loop.steps = 5000
     config.loop.log_every = 50
     config.loop.eval_every = 500
     config.loop.save_every = 250
@@ -206,6 +224,7 @@ VARIANTS = {
     "style": style,
     "stereo": stereo,
     "finetune": finetune,
+    "mini_beginning": mini_beginning,
     "mini": mini,
     "debug": debug,
 }

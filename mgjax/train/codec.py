@@ -78,6 +78,8 @@ class CodecRun:
             raise ConfigError("a codec needs a model, or an init that has one")
         if self.keep_codes and self.init is None:
             raise ConfigError("keep_codes keeps the codes of another codec: set init to it")
+        if self.optim.name == "muon":
+            raise ConfigError("optim.name muon is for the layers of a language model, a codec has none: take adam")
         if self.model is None:
             return  # until `init` is read
         if self.model.norm == "none":

@@ -298,6 +298,7 @@ def test_a_run_reads_its_corpora(tmp_path, monkeypatch):
         ({"model": None}, "needs a model, or an init"),
         ({"keep_codes": True}, "set init"),
         ({"optim": OptimConfig(accumulate=2)}, "accumulate must be 1"),
+        ({"optim": OptimConfig(name="muon")}, "a codec has none: take adam"),
         ({"data": DataConfig(segment_seconds=0.01)}, "320 samples, the discriminators need 2048"),
     ],
 )
