@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the clips")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--guidance", type=float, help="as the model has it")
+    clips.add_sampling(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the model's clips, the wordings and the bootstrap")
     parser.add_argument("--training", type=int, default=500, help="pieces that the analysers are fitted to")
     parser.add_argument("--ceiling-only", action="store_true", help="hear real clips alone, at 24 kHz")
@@ -64,8 +64,8 @@ def main() -> None:
     if model:
         rng = np.random.default_rng(args.seed)
         prompts = [prompt(piece, str(rng.choice(WORDINGS))) for piece in pieces]
-        options = {} if args.guidance is None else {"sampling": mgjax.Sampling(guidance=args.guidance)}
-        made = heard(ear, clips.made(model, prompts, args.seconds, args.seed, args.out, **options), rate)
+        sampling = clips.sampling(model, args)
+        made = heard(ear, clips.made(model, prompts, args.seconds, args.seed, args.out, sampling=sampling), rate)
 
     numbers = {}
     print(f"{len(pieces)} prompts, {args.seconds:g} s{'':<12} model          ceiling            floor              way")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -165,6 +166,19 @@ def parser(doc: str, music_seed: int = SEED) -> argparse.ArgumentParser:
     found.add_argument("--music-seed", type=int, default=music_seed, help=f"of the held-out pieces ({music_seed})")
     found.add_argument("--json", type=Path, help="keep the numbers in this file")
     return found
+
+
+def add_sampling(found: argparse.ArgumentParser) -> None:
+    """Options that change how codes are drawn, which `sampling` reads."""
+    found.add_argument("--guidance", type=float, help="as the model has it")
+    found.add_argument("--temperature", type=float, help="as the model has it")
+    found.add_argument("--top-k", type=int, help="as the model has it")
+
+
+def sampling(model: Any, args: argparse.Namespace) -> Any:
+    """How the model draws codes, but for what `add_sampling` was asked for."""
+    asked = {name: getattr(args, name) for name in ("guidance", "temperature", "top_k")}
+    return dataclasses.replace(model.config.sampling, **{k: v for k, v in asked.items() if v is not None})
 
 
 def keep(numbers: dict[str, Any], args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ packages that are fetched by `apt-get download` (they stay in --cache). All are 
 * kb/s is what the packets of the clips really take, without the container; Opus and MP3 are asked for 1, 2 and 4 times
   the codec's rate, or the lowest that they can do (4 and 8 kb/s). Their delay is taken off before measuring.
 * Codes used: the share of each codebook's codes that occur at all, and the perplexity, the number of codes that would
-  be as varied if all were equally frequent. Both over --usage-clips synthetic clips of 10 s.
+  be as varied if all were equally frequent. Over --usage-clips clips of 10 s of each kind.
 
 The intervals are two standard errors over clips. Needs ffmpeg with libopus and libmp3lame, and Debian's apt and dpkg.
 """
@@ -63,12 +63,18 @@ def main() -> None:
         for name, row in numbers[kind].items():
             figures = f"{clips.text(row['si_snr'], '.2f'):>15} {clips.text(row['mel_distance']):>17}"
             print(f"  {name:<28} {row['kilobits']:8.2f} {figures}", flush=True)
-    numbers["codebooks"] = usage(codec, args.usage_clips, args.music_seed)
-    print("codebook: share of codes used, perplexity")
-    for number, (share, perplexity) in enumerate(
-        zip(numbers["codebooks"]["used"], numbers["codebooks"]["perplexity"], strict=True), 1
-    ):
-        print(f"  {number}: {share:.1%}, {perplexity:.0f} of {codec.codebook_size}")
+    count = args.usage_clips
+    long = {
+        "synthetic": [clip.sound for clip in clips.held_out(count, 10.0, rate, args.music_seed)],
+        "real": real_music(args.packages, count, 10.0, rate, args.seed, args.cache),
+    }
+    codes = {kind: np.concatenate([codec.encode(sound)[0] for sound in sounds]) for kind, sounds in long.items()}
+    codes["both"] = np.concatenate(list(codes.values()))
+    numbers["codebooks"] = {kind: usage(found, codec.codebook_size) for kind, found in codes.items()}
+    print("share of codes used and perplexity, codebook by codebook")
+    for kind, row in numbers["codebooks"].items():
+        print(f"  {kind:<10} {' '.join(f'{share:6.1%}' for share in row['used'])}")
+        print(f"  {'':<10} {' '.join(f'{perplexity:6.0f}' for perplexity in row['perplexity'])}")
     clips.keep(numbers, args)
 
 
@@ -124,13 +130,11 @@ def aligned(late: np.ndarray, sound: np.ndarray, sample_rate: int) -> np.ndarray
     return np.pad(moved, (0, max(0, len(sound) - len(moved))))[: len(sound)]
 
 
-def usage(codec: mgjax.Codec, count: int, seed: int) -> dict[str, list[float]]:
-    """The share of codes used and the perplexity of each codebook."""
-    sounds = clips.held_out(count, 10.0, codec.sample_rate, seed)
-    codes = np.concatenate([codec.encode(clip.sound)[0] for clip in sounds])
+def usage(codes: np.ndarray, size: int) -> dict[str, list[float]]:
+    """The share of codes used and the perplexity of each codebook, of codes [t, k]."""
     found = {"used": [], "perplexity": []}
     for column in codes.T:
-        shares = np.bincount(column, minlength=codec.codebook_size) / len(column)
+        shares = np.bincount(column, minlength=size) / len(column)
         heard = shares[shares > 0]
         found["used"].append(float(np.mean(shares > 0)))
         found["perplexity"].append(float(np.exp(-np.sum(heard * np.log(heard)))))

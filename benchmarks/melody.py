@@ -1,6 +1,6 @@
 """How closely a melody model follows: the chromagram of what it makes, beside that of what was asked.
 
-    python benchmarks/melody.py [MODEL] [--corpus CORPUS | --text] [--clips 32] [--guidance 3] [--json FILE]
+    python benchmarks/melody.py [MODEL] [--corpus CORPUS | --text] [--clips 32] [--guidance G] [--json FILE]
 
 Each clip is handed over as the melody and music of the same length is made: clips of held-out synthetic pieces, or of a
 corpus of sound (its validation split, which training never saw). No text goes with it; with --text the description of
@@ -28,8 +28,7 @@ def main() -> None:
     source.add_argument("--corpus", help="of sound, at the model's rate")
     source.add_argument("--text", action="store_true", help="hand over another piece's description beside the melody")
     parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--top-k", type=int, default=250)
+    clips.add_sampling(parser)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -43,7 +42,7 @@ def main() -> None:
         asked = np.stack([piece.sound[:, None] for piece in pieces])
         if args.text:
             texts = [piece.metadata["description"] for piece in pieces[1:] + pieces[:1]]
-    sampling = mgjax.Sampling(guidance=args.guidance, top_k=args.top_k)
+    sampling = clips.sampling(model, args)
     made = np.concatenate(
         [
             model.generate(
@@ -69,7 +68,7 @@ def main() -> None:
     coded = model.codec.decode(model.codec.encode(asked))[:, : asked.shape[1]]
     wanted, got, ceiling = chroma(asked), chroma(made[:, : asked.shape[1]]), chroma(coded)
     others = [np.roll(got, shift, axis=0) for shift in range(1, len(got))]
-    print(f"{len(asked)} clips of {seconds:g} s, guidance {args.guidance:g}; cosine, share of equal pitch classes")
+    print(f"{len(asked)} clips of {seconds:g} s, guidance {sampling.guidance:g}; cosine, share of equal pitch classes")
     numbers = {}
     for name, pairs in (("asked and made", [got]), ("shuffled", others), ("asked and coded", [ceiling])):
         cosines = np.mean([cosine(wanted, other) for other in pairs], axis=0)

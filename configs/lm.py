@@ -133,9 +133,9 @@ def finetune(config: ConfigDict) -> None:
 def mini_beginning(config: ConfigDict) -> None:
     """The bundled model's language model, first part: text and melody, learned from short segments on two CPU cores.
 
-    For the codes of `configs/codec.py:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is new,
-    and learns with it, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts say
-    most about the first seconds, which later ones only continue, so the segments are short and many. Unlike the
+    For the codes of `configs/codec.py:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is
+    new, and learns with it, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts
+    say most about the first seconds, which later ones only continue, so the segments are short and many. Unlike the
     published recipe it takes Muon, and embeddings made of the codec's codewords: so few updates would not do otherwise.
     """
     config.lm = to_config_dict(

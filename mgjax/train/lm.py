@@ -111,6 +111,7 @@ def begin(config: LMRun) -> Start:
         clap_encoder=config.clap_encoder,
         labels=config.labels,
         numbers=config.numbers,
+        sampling=config.sampling,
     )
     conditions.check(begun.config, config.optim.accumulate, config.data.segment_seconds)
     if config.train_text and begun.config.text is None:

@@ -14,7 +14,7 @@ from mgjax.conditioner_config import (
     StyleConfig,
     T5Config,
 )
-from mgjax.config import LMConfig
+from mgjax.config import LMConfig, Sampling
 from mgjax.data.conditions import Dropout
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
@@ -65,6 +65,8 @@ class LMRun:
       numbers: Quantities, in the same way.
       dropout: How often examples are told less than is known.
       optim: How the weights are updated.
+      sampling: How the model draws codes where nothing else is asked for; None for how `init` does, or the published
+        models.
       loop: How long, and on what.
       dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
       scan_layers: Compile one layer for all, which saves minutes, rather than each.
@@ -96,6 +98,7 @@ class LMRun:
     numbers: tuple[NumberConfig, ...] = ()
     dropout: Dropout = field(default_factory=Dropout)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    sampling: Sampling | None = None
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000_000))
     dtype: str = "float32"
     scan_layers: bool = True

@@ -13,7 +13,7 @@ from mgjax.codec.codec import Codec
 from mgjax.conditioner_config import ClapConditionConfig, LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
 from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import LMConfig, ModelConfig
+from mgjax.config import LMConfig, ModelConfig, Sampling
 from mgjax.interop import hub
 from mgjax.interop.clap import read_clap
 from mgjax.interop.hubert import read_hubert
@@ -103,6 +103,7 @@ def read(
     numbers: tuple[NumberConfig, ...] = (),
     new_text: T5Config | None = None,
     vocabulary: str | None = None,
+    sampling: Sampling | None = None,
 ) -> Start:
     """The parts from their sources, each a directory, a Hub id or "debug".
 
@@ -119,6 +120,7 @@ def read(
         for a new model or for an `init` that comes without; None for that of `init`.
       clap: The condition by CLAP, but for its towers.
       clap_encoder: A CLAP of transformers, for a new model; None for none, or for that of `init`.
+      sampling: How the model draws codes; None for how `init` does, or the published models.
       melody, style, labels, numbers: What the language model reads besides text; None and () for what `init` has.
 
     Raises:
@@ -168,6 +170,8 @@ def read(
         lm, extra = found, {name: getattr(base, name) for name in kept}
     if made.config.chunk_seconds is not None:
         raise ConfigError("this codec codes chunks of audio apart: its codes are no sequence that a model could learn")
+    if sampling is not None:
+        extra["sampling"] = sampling
     config = ModelConfig(
         lm=lm, codec=made.folded_config, text=reader.config, channels=channels, window_seconds=window_seconds, **extra
     )

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tiny_lm import CONFIG, make
 
 from mgjax.lm.codewords import placed
-from tiny_lm import CONFIG, make
 
 K, V, D, WIDTH = CONFIG.num_codebooks, CONFIG.codebook_size, CONFIG.dim, 6
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax.config import Fused
+from mgjax.checkpoint import Checkpoint, write_model
+from mgjax.config import Fused, Sampling
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Corpus, Description
 from mgjax.data.metadata import Metadata
@@ -202,6 +203,17 @@ def test_codes_can_begin_as_they_are_heard(corpus):
     both = jax.jit(task.init)(jax.random.key(0)).params["lm"]["embed"]["embedding"]
     assert alike(both[0]) > 0.7  # measured 0.82
     assert alike(both[1]) > 0.7  # the other channel's first codebook
+
+
+def test_how_codes_are_drawn_is_saved_with_the_model(tmp_path):
+    """What the run says, and otherwise what the model did that it goes on from."""
+    safer = Sampling(temperature=0.8, top_k=50, guidance=4.0)
+    begun = lm.begin(dataclasses.replace(RUN, sampling=safer))
+    assert begun.config.sampling == safer
+    write_model(tmp_path / "given", Checkpoint(begun.config, random_variables(begun.config)))
+    further = dataclasses.replace(RUN, lm=None, codec=None, init=str(tmp_path / "given"))
+    assert lm.begin(further).config.sampling == safer
+    assert lm.begin(dataclasses.replace(further, sampling=Sampling())).config.sampling == Sampling()
 
 
 def test_prompts_are_played():
