@@ -37,7 +37,8 @@ MAY_CHANGE = (
     *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
     *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
     *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch")),
-    *("prompts", "prompt_seconds"),
+    *("prompts", "prompt_seconds", "sampling"),
+    *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "guidance", "text_guidance")),
 )
 
 
