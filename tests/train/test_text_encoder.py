@@ -123,7 +123,6 @@ def test_an_encoder_can_learn_more_slowly_than_the_rest(words):
         moved[rate] = jax.tree.map(lambda new, old: np.asarray(new - old), after.params, before.params)
     for one, other in zip(jax.tree.leaves(moved[1.0]["text"]), jax.tree.leaves(moved[0.1]["text"]), strict=True):
         np.testing.assert_allclose(other, 0.1 * one, atol=1e-6)
-        print("ZZ", np.abs(other - 0.1 * one).max())
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved[1.0]["text"])) > 1e-3
     assert all(same(moved[1.0]["lm"], moved[0.1]["lm"]))
 
