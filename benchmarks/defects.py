@@ -21,7 +21,7 @@ import clips
 import numpy as np
 import pyloudnorm
 
-from mgjax.data import audio
+from mgjax.data.loudness import normalized
 
 TARGET = -14.0
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 def measured(sounds: list[np.ndarray], rate: int) -> dict[str, dict[str, float]]:
     """All numbers of clips [n]."""
-    loud = [audio.normalize_loudness(sound[:, None], rate, TARGET)[:, 0] for sound in sounds]
+    loud = [normalized(sound[:, None], rate, TARGET)[:, 0] for sound in sounds]
     before, after = ([loudness(sound, rate) for sound in some] for some in (sounds, loud))
     return {
         "silence, share": clips.mean([silent(sound, rate) > 0.2 for sound in sounds]),

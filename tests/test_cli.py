@@ -20,7 +20,7 @@ from mgjax.cli import coding, recipe, terminal
 from mgjax.cli.models import describe
 from mgjax.codec.codec import Codec
 from mgjax.config import CodecConfig, LMConfig, ModelConfig
-from mgjax.data import audio
+from mgjax.data import audio, loudness
 from mgjax.initialize import random_variables
 
 SECONDS = "0.4"  # of the pieces made here
@@ -187,7 +187,7 @@ def test_loudness(debug_model):
     assert generate("a", "--out", "even.wav", "--loudness", "-30") == 0
     assert generate("a", "--out", "raw.wav", "--loudness", "off") == 0
     raw = debug_model.generate(["a"], seconds=0.4)[0]
-    expected = audio.normalize_loudness(raw, debug_model.sample_rate, -30.0)
+    expected = loudness.normalized(raw, debug_model.sample_rate, -30.0)
     np.testing.assert_allclose(audio.read("even.wav")[0], expected, atol=1e-3)
     np.testing.assert_allclose(audio.read("raw.wav")[0], np.clip(raw, -1, 1), atol=1e-3)
 

@@ -21,7 +21,8 @@ PACKAGE = ROOT / "mgjax"
 LEVELS = [
     [
         *("config conditioner_config strict_json", "sharding", "interop.torch_file"),
-        *("data.__init__", "interop.__init__", "train.__init__", "data.audio", "data.metadata", "data.parent"),
+        *("data.__init__", "interop.__init__", "train.__init__", "data.audio data.loudness"),
+        *("data.metadata", "data.parent"),
     ],
     ["nn", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],

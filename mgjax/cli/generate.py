@@ -15,7 +15,7 @@ import mgjax
 from mgjax import config, strict_json
 from mgjax.cli import steer, terminal
 from mgjax.cli.recipe import Recipe, Wish, read_recipe, read_wishes, settled, sha256, slug
-from mgjax.data import audio
+from mgjax.data import audio, loudness
 
 _EXAMPLES = """\
 examples:
@@ -267,7 +267,7 @@ def _play(
 def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
     """Writes a piece, and then its recipe."""
     if recipe.loudness is not None:
-        piece = audio.normalize_loudness(piece, sample_rate, recipe.loudness)
+        piece = loudness.normalized(piece, sample_rate, recipe.loudness)
     audio.write(path, piece, sample_rate)
     path.with_suffix(".json").write_text(strict_json.to_json(recipe), encoding="utf-8")
 

@@ -33,9 +33,6 @@ _MOST_CHANNELS = 64  # more than this is an array that stands on its side
 _LARGEST_WAV = 2**32 - 4096  # bytes; a wav header counts in 32 bits
 _FRAMES_AT_ONCE = 1 << 16  # the Vorbis encoder overflows its stack when it is handed minutes at once
 
-_LOUDNESS_BLOCK = 0.4  # seconds; BS.1770 measures in blocks of this length
-_SILENCE_RMS = 2e-3
-
 
 class Info(NamedTuple):
     """What a sound file says about itself."""
@@ -220,79 +217,6 @@ def to_channels(audio: Audio, channels: int) -> Float32[np.ndarray, "n {channels
     if given == 1 and channels > 1:
         return np.repeat(audio, channels, axis=1)
     raise ValueError(f"audio of {given} channels cannot be made into {channels}; mix it down to 1 or {channels} first")
-
-
-def normalize_loudness(audio: Audio, sample_rate: int, target_lufs: float = -14.0) -> Audio:
-    """`audio` at a loudness of `target_lufs` (ITU-R BS.1770-4), clipped to -1 and 1.
-
-    Audio of less than 0.4 s cannot be measured, and silence (a root mean square below 0.002) would become loud noise:
-    both come back as they are.
-    """
-    if len(audio) < _LOUDNESS_BLOCK * sample_rate or np.sqrt(np.mean(np.square(audio))) < _SILENCE_RMS:
-        return audio
-    import pyloudnorm
-
-    loudness = pyloudnorm.Meter(sample_rate, block_size=_LOUDNESS_BLOCK).integrated_loudness(audio)
-    if not math.isfinite(loudness):  # every block lies below the gate
-        return audio
-    return np.clip(audio * np.float32(10 ** ((target_lufs - loudness) / 20)), -1.0, 1.0)
-
-
-class LoudnessMeter:
-    """The loudness (ITU-R BS.1770-4) of mono or stereo that comes in blocks, in the memory of one block.
-
-    As pyloudnorm measures the whole, whose filters it uses.
-    """
-
-    def __init__(self, sample_rate: int):
-        """Takes the rate in hertz of what will come."""
-        import pyloudnorm
-
-        self._rate = sample_rate
-        filters = pyloudnorm.Meter(sample_rate, block_size=_LOUDNESS_BLOCK)._filters.values()
-        self._filters = [(stage.b, stage.a) for stage in filters]
-        self._states = None
-        self._squares = np.zeros(0)  # of the filtered signal, summed over channels, from sample `_origin` on
-        self._origin = self._num_samples = 0
-        self._powers: list[float] = []
-
-    def push(self, audio: Audio) -> None:
-        """Takes the next block."""
-        from scipy.signal import lfilter
-
-        if self._states is None:
-            self._states = [np.zeros((2, audio.shape[1])) for _ in self._filters]
-        x = audio.astype(np.float64)
-        for i, (b, a) in enumerate(self._filters):
-            x, self._states[i] = lfilter(b, a, x, axis=0, zi=self._states[i])
-        self._num_samples += len(audio)
-        self._squares = np.concatenate([self._squares, np.square(x).sum(axis=1)])
-        while self._bounds()[1] <= self._num_samples:
-            self._measure()
-        start = self._bounds()[0] - self._origin
-        self._squares, self._origin = self._squares[start:], self._origin + start
-
-    def lufs(self) -> float | None:
-        """The loudness of all that came; None if it is shorter than 0.4 s or too quiet to be measured."""
-        hop = _LOUDNESS_BLOCK / 4
-        blocks = round((self._num_samples / self._rate - _LOUDNESS_BLOCK) / hop) + 1
-        if self._num_samples < _LOUDNESS_BLOCK * self._rate:
-            return None
-        while len(self._powers) < blocks:  # the last one may end a little after the sound
-            self._measure()
-        powers = np.array(self._powers)
-        powers = powers[powers >= 10 ** ((-70 + 0.691) / 10)]  # the absolute gate, then the relative one
-        powers = powers[powers > 0.1 * powers.mean()] if len(powers) else powers
-        return float(-0.691 + 10 * np.log10(powers.mean())) if len(powers) else None
-
-    def _bounds(self) -> tuple[int, int]:
-        """First and last sample of the block that is measured next; blocks overlap by three quarters."""
-        number = len(self._powers)
-        return tuple(int(_LOUDNESS_BLOCK * (number * 0.25 + shift) * self._rate) for shift in (0, 1))
-
-    def _measure(self) -> None:
-        low, high = (bound - self._origin for bound in self._bounds())
-        self._powers.append(self._squares[low:high].sum() / (_LOUDNESS_BLOCK * self._rate))
 
 
 def check(audio: Any, what: str = "audio") -> Audio:

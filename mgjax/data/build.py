@@ -17,9 +17,9 @@ from jaxtyping import Float32
 
 from mgjax.data import assembly, datasets, sources
 from mgjax.data.assembly import BadPiece, Plan, Progress, Report
-from mgjax.data.audio import LoudnessMeter
 from mgjax.data.corpus import describe_audio
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.loudness import LoudnessMeter
 
 _SILENCE_RMS = 1e-4  # -80 dB: all that is left of it in 16 bits is noise of three steps
 _IN_MEMORY = 1 << 26  # bytes of a piece; what is longer waits in a file

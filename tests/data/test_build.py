@@ -241,22 +241,6 @@ def test_loudness_is_that_which_was_asked_for(tmp_path):
     assert measured == pytest.approx(-30, abs=0.01)  # measured: 1e-4
 
 
-@pytest.mark.parametrize("rate", [11_025, 32_000])
-def test_loudness_of_blocks_is_that_of_the_whole(rate):
-    random = np.random.default_rng(rate)
-    for length in (rate // 2, rate * 3 + 77):
-        sound = (random.standard_normal((length, 2)) * np.linspace(0, 0.2, length)[:, None]).astype(np.float32)
-        meter = audio.LoudnessMeter(rate)
-        for block in np.array_split(sound, sorted(random.integers(1, length, 5))):
-            if len(block):
-                meter.push(block)
-        expected = pyloudnorm.Meter(rate, block_size=0.4).integrated_loudness(sound)
-        assert meter.lufs() == pytest.approx(expected, abs=1e-4)  # measured: 5e-7
-    quiet = audio.LoudnessMeter(rate)
-    quiet.push(np.zeros((rate, 1), np.float32))
-    assert quiet.lufs() is None
-
-
 # --- what is left out
 
 
