@@ -17,6 +17,7 @@ import pytest
 from mgjax.data import audio, synthetic
 from mgjax.data.metadata import Metadata
 from mgjax.data.synthetic import captions, composition, form, harmony, mastering, rendering
+from mgjax.data.synthetic.composition import BAR_UNIT
 from mgjax.data.synthetic.form import Event
 from mgjax.data.synthetic.instruments import DRUMS, INSTRUMENTS
 from mgjax.data.synthetic.notes import Notes
@@ -161,7 +162,7 @@ def test_the_form_holds(piece):
 def test_who_is_named_plays_in_any_stretch(piece):
     """But for two bars of an intro, and notes that ring on at the end."""
     score = piece.score
-    bar = BEATS[score.style.metre] * 60 / score.bpm
+    bar = BEATS[score.style.metre] * 60 / score.tempo
     assert sum(track.part.role == "melody" for track in score.tracks) <= 1
     for track in score.tracks:
         begins = [note.start for note in track.notes]
@@ -191,14 +192,16 @@ def test_metadata_are_true_of_the_notes(piece):
         assert np.mean([note.pitch % 12 in scale for note in melodies]) >= 0.85
 
     # Tempo and metre: chords change on halves of bars, and all notes but swung ones fall on sixteenths.
-    beat = 60 / said["bpm"]
+    assert said["bpm"] == round(score.tempo)
+    beat = 60 / score.tempo
     metre = next(word for word in said["keywords"] if word.endswith(" time")).removesuffix(" time")
     bar = BEATS[metre] * beat
     halves = np.array([chord.start - score.chords[0].start for chord in score.chords]) / (bar / 2)
     np.testing.assert_allclose(halves, np.round(halves), atol=1e-6)
     if score.style.swing[0] == 0.5:
         step = bar / STEPS[metre]
-        onsets = np.array([note.start for track in score.tracks for note in track.notes]) - score.chords[0].start
+        together = [track for track in score.tracks if not track.part.strum]  # strings are struck one by one
+        onsets = np.array([note.start for track in together for note in track.notes]) - score.chords[0].start
         away = np.abs(onsets - step * np.round(onsets / step))
         assert np.mean(away < max(0.035, 3 * score.style.looseness)) > 0.9
     drummed = any(track.part.role == "drums" for track in score.tracks)
@@ -230,20 +233,38 @@ def _bars(piece, count):
     """The first bars of a piece's form."""
     score, rng = piece.score, np.random.default_rng(0)
     parts = tuple(track.part for track in score.tracks)
-    _, bars = form.lay_out(score.style, parts, score.mode, score.tonic, score.bpm, rng, form.USUAL_LENGTHS)
+    _, bars = form.lay_out(score.style, parts, score.mode, score.tonic, score.tempo, rng, form.USUAL_LENGTHS)
     return [bar for bar in bars if bar.section == "A"][:count]
 
 
 def test_humans_are_uneven_and_machines_are_not():
     def offsets(style):
         score = PIECES[style][0].score
-        step = 60 / score.bpm * BEATS[score.style.metre] / STEPS[score.style.metre]
+        step = 60 / score.tempo * BEATS[score.style.metre] / STEPS[score.style.metre]
         notes = [note for track in score.tracks if track.part.role == "bass" for note in track.notes]
         onsets = (np.array([note.start for note in notes]) - score.chords[0].start) / step
         return np.abs(onsets - np.round(onsets)) * step
 
     assert offsets("techno").max() < 1e-6
     assert 0.002 < offsets("country").mean() < 0.03
+
+
+@every_piece
+def test_bars_last_whole_units_and_repeat_to_the_millisecond(piece):
+    """What is played again falls on the same places of a codec's frames, whose codes are nearly the same then."""
+    score = piece.score
+    bar = BEATS[score.style.metre] * 60 / score.tempo
+    np.testing.assert_allclose(bar / BAR_UNIT, round(bar / BAR_UNIT), atol=1e-9)
+    low, high = score.style.bpm
+    assert 0.975 * low <= score.tempo <= 1.025 * high
+    for track in score.tracks:
+        if track.part.role == "drums":
+            begin = score.chords[0].start
+            kicks = [note.start - begin for note in track.notes if note.pitch == DRUMS["kick"]]
+            places = np.mod(np.array(kicks) + bar / 64, bar)  # an early downbeat is still on the downbeat
+            places = places[np.argsort(places)]
+            apart = np.diff(places)
+            assert apart[apart < bar / 64].max(initial=0) < 0.006
 
 
 def test_players_swell_accent_and_strum():

@@ -68,13 +68,13 @@ def lay_out(
     parts: tuple[Part, ...],
     mode: str,
     tonic: int,
-    bpm: int,
+    tempo: float,
     rng: np.random.Generator,
     lengths: tuple[float, float],
 ) -> tuple[str, list[Bar]]:
     """The letters of a form whose seconds are within `lengths`, the shortest form if none is, and its bars."""
     progressions = {letter: pick(rng, style.progressions[mode]).split() for letter in "AB"}
-    bar_seconds = BEATS[style.metre] * 60 / bpm
+    bar_seconds = BEATS[style.metre] * 60 / tempo
     section_bars = {
         letter: max(1, round(_SECTION_SECONDS / (bar_seconds * len(bars)))) * len(bars)
         for letter, bars in progressions.items()

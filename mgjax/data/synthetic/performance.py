@@ -14,6 +14,7 @@ _LEAD_IN = 0.05  # seconds before the first beat, for players who are early
 _DYNAMICS = {"<": -8, "A": 0, "B": 6, ">": 6}  # added to velocities, section by section
 _EARLIEST = 0.03  # seconds before the beat, or after it, at most
 _HATS = {DRUMS["hat"], DRUMS["shaker"], DRUMS["ride"], DRUMS["tambourine"]}
+_STRAY = 0.15  # of the looseness
 _PHRASE = 4  # bars that swell and fade
 _SWELL = 7  # velocities from the quiet end of a phrase to its height
 
@@ -27,54 +28,58 @@ class Note(NamedTuple):
     velocity: int
 
 
-def seconds_at(step: float, style: Style, bpm: int) -> float:
+def seconds_at(step: float, style: Style, tempo: float) -> float:
     """When a step sounds: swing delays the second half of each pair."""
     ratio, pair = style.swing
     whole, within = divmod(step, pair)
     within /= pair
     swung = within / 0.5 * ratio if within < 0.5 else ratio + (within - 0.5) / 0.5 * (1 - ratio)
     steps_in_beat = STEPS[style.metre] / BEATS[style.metre]
-    return _LEAD_IN + (whole + swung) * pair * 60 / bpm / steps_in_beat
+    return _LEAD_IN + (whole + swung) * pair * 60 / tempo / steps_in_beat
 
 
 def perform(
-    part: Part, events: list[Event], bars: list[Bar], style: Style, bpm: int, rng: np.random.Generator
+    part: Part, events: list[Event], bars: list[Bar], style: Style, tempo: float, rng: np.random.Generator
 ) -> tuple[Note, ...]:
     """Events as notes in seconds, as people play them.
 
-    Each player sits a little before or behind the beat, and strays from there from stroke to stroke; what is struck
-    together stays together, but for strings that are strummed, down on the beat and up between. Machines, in styles
-    of no looseness, do none of that.
+    Each player sits a little before or behind the beat, has a feel for each place in the bar that comes back in every
+    bar, and strays a little from there from stroke to stroke; what is struck together stays together, but for strings
+    that are strummed, down on the beat and up between. Machines, in styles of no looseness, do none of that.
 
     Args:
       part: Who plays.
       events: What, on the grid.
       bars: The bars of the piece.
       style: Its swing and looseness.
-      bpm: Beats per minute.
+      tempo: Beats per minute.
       rng: The players' chances.
     """
     drums, looseness = part.role == "drums", style.looseness
     lean = float(rng.normal(0, 0.5 * looseness))
+    steps = STEPS[style.metre]
+    places = sorted({event.step % steps for event in events})
+    feel = {place: lean + float(rng.normal(0, 0.4 * looseness)) for place in places}
     early = {
-        step: min(max(lean + float(rng.normal(0, 0.6 * looseness)), -_EARLIEST), _EARLIEST)
+        step: min(max(feel[step % steps] + float(rng.normal(0, _STRAY * looseness)), -_EARLIEST), _EARLIEST)
         for step in sorted({event.step for event in events})
     }
     events = sorted(events, key=lambda event: (event.step, event.pitch))
     struck: dict[float, int] = {}
     for event in events:
         struck[event.step] = struck.get(event.step, 0) + 1
-    unevenness = rng.normal(0, 3.5 if looseness else 1.5, len(events)).tolist()
+    habits = {place: float(rng.normal(0, 3.5 if looseness else 1.5)) for place in places}
+    unevenness = rng.normal(0, 1.0 if looseness else 0.0, len(events)).tolist()
     notes = []
     met: dict[float, int] = {}
-    beat = STEPS[style.metre] // BEATS[style.metre]
+    beat = steps // BEATS[style.metre]
     for event, uneven in zip(events, unevenness, strict=True):
         order = met[event.step] = met.get(event.step, -1) + 1  # of a strummed chord, from the string struck first
         if event.step % beat and not drums:
             order = struck[event.step] - 1 - order
-        end = seconds_at(event.step + event.steps, style, bpm)
-        start = max(0.0, seconds_at(event.step, style, bpm) + early[event.step] + order * part.strum)
-        velocity = event.velocity + _shape(part, event, bars, style) + uneven
+        end = seconds_at(event.step + event.steps, style, tempo)
+        start = max(0.0, seconds_at(event.step, style, tempo) + early[event.step] + order * part.strum)
+        velocity = event.velocity + _shape(part, event, bars, style) + habits[event.step % steps] + uneven
         notes.append(Note(start, max(end - start, 0.03), event.pitch, int(min(max(velocity, 20), 127))))
     return tuple(notes)
 
