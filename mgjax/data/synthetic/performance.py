@@ -14,7 +14,6 @@ _LEAD_IN = 0.05  # seconds before the first beat, for players who are early
 _DYNAMICS = {"<": -8, "A": 0, "B": 6, ">": 6}  # added to velocities, section by section
 _EARLIEST = 0.03  # seconds before the beat, or after it, at most
 _HATS = {DRUMS["hat"], DRUMS["shaker"], DRUMS["ride"], DRUMS["tambourine"]}
-_STRAY = 0.15  # of the looseness
 _PHRASE = 4  # bars that swell and fade
 _SWELL = 7  # velocities from the quiet end of a phrase to its height
 
@@ -43,9 +42,9 @@ def perform(
 ) -> tuple[Note, ...]:
     """Events as notes in seconds, as people play them.
 
-    Each player sits a little before or behind the beat, has a feel for each place in the bar that comes back in every
-    bar, and strays a little from there from stroke to stroke; what is struck together stays together, but for strings
-    that are strummed, down on the beat and up between. Machines, in styles of no looseness, do none of that.
+    Each player sits a little before or behind the beat, and has a feel for each place in the bar that comes back in
+    every bar; what is struck together stays together, but for strings that are strummed, down on the beat and up
+    between. Machines, in styles of no looseness, do none of that.
 
     Args:
       part: Who plays.
@@ -59,11 +58,7 @@ def perform(
     lean = float(rng.normal(0, 0.5 * looseness))
     steps = STEPS[style.metre]
     places = sorted({event.step % steps for event in events})
-    feel = {place: lean + float(rng.normal(0, 0.4 * looseness)) for place in places}
-    early = {
-        step: min(max(feel[step % steps] + float(rng.normal(0, _STRAY * looseness)), -_EARLIEST), _EARLIEST)
-        for step in sorted({event.step for event in events})
-    }
+    early = {place: min(max(lean + float(rng.normal(0, 0.5 * looseness)), -_EARLIEST), _EARLIEST) for place in places}
     events = sorted(events, key=lambda event: (event.step, event.pitch))
     struck: dict[float, int] = {}
     for event in events:
@@ -78,7 +73,7 @@ def perform(
         if event.step % beat and not drums:
             order = struck[event.step] - 1 - order
         end = seconds_at(event.step + event.steps, style, tempo)
-        start = max(0.0, seconds_at(event.step, style, tempo) + early[event.step] + order * part.strum)
+        start = max(0.0, seconds_at(event.step, style, tempo) + early[event.step % steps] + order * part.strum)
         velocity = event.velocity + _shape(part, event, bars, style) + habits[event.step % steps] + uneven
         notes.append(Note(start, max(end - start, 0.03), event.pitch, int(min(max(velocity, 20), 127))))
     return tuple(notes)
