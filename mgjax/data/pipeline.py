@@ -8,6 +8,8 @@ whatever threads, processes and hosts read it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import math
 import sys
 import weakref
@@ -27,6 +29,8 @@ from mgjax.strict_json import ConfigError
 
 Batch = dict[str, np.ndarray]
 
+log = logging.getLogger("mgjax")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -45,6 +49,8 @@ class DataConfig:
       num_workers: Processes that make batches instead of the threads, for where Python itself is too slow. Their
         batches pass through shared memory (/dev/shm), which containers often limit.
       prefetch: Batches that are made before they are asked for, and wait in memory.
+      max_bad: The share of pieces that may turn out to be unreadable: others are drawn in their places. More end the
+        run.
     """
 
     corpora: tuple[str, ...] = ()
@@ -57,6 +63,7 @@ class DataConfig:
     num_threads: int = 4
     num_workers: int = 0
     prefetch: int = 4
+    max_bad: float = 0.01
 
     def __post_init__(self):
         least = {"batch_size": 1, "valid_rounds": 1, "num_threads": 0, "num_workers": 0, "prefetch": 1}
@@ -65,6 +72,8 @@ class DataConfig:
                 raise ConfigError(f"{name} must be {smallest} or more, got {getattr(self, name)}")
         if not (math.isfinite(self.segment_seconds) and self.segment_seconds > 0):
             raise ConfigError(f"segment_seconds must be above 0, got {self.segment_seconds}")
+        if not 0 <= self.max_bad < 1:
+            raise ConfigError(f"max_bad is a share: it must be 0 or above and below 1, got {self.max_bad}")
         if not 0 < self.min_segment_ratio <= 1:
             raise ConfigError(f"min_segment_ratio must be above 0 and at most 1, got {self.min_segment_ratio}")
         if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
@@ -106,13 +115,13 @@ def batches(
     Raises:
       ConfigError: The corpora do not have what is to be told.
       DataError: The corpora do not fit together or are not long enough, or there is no tokenizer for the texts. The
-        iterator raises it for a piece that cannot be read.
+        iterator raises it where more pieces than `config.max_bad` cannot be read.
     """
     pieces = Pieces(corpora)
     segment, least = _lengths(pieces, config)
     draw = _Anywhere(_cumulative(pieces, config), np.maximum(pieces.lengths - least, 0))
     rows, teller = _rows(config, shard), Teller(pieces, told or Told())
-    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, teller, sys.maxsize), config)
+    return BatchIterator(_Source(pieces, draw, segment, rows, config, seed, teller, sys.maxsize), config)
 
 
 def validation_batches(
@@ -137,7 +146,7 @@ def validation_batches(
     teller = Teller(pieces, (told or Told()).complete())
     rows, count = _rows(config, shard), math.ceil(config.valid_rounds * len(pieces.lengths) / config.batch_size)
     config = dataclasses.replace(config, num_workers=0)  # to start processes takes longer than a validation
-    return BatchIterator(_Source(pieces, draw, segment, rows, config.batch_size, seed, teller, count), config)
+    return BatchIterator(_Source(pieces, draw, segment, rows, config, seed, teller, count), config)
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -227,10 +236,11 @@ class _Source:
     draw: _Anywhere | _InOrder  # a sample's generator and number -> its piece, and its start there
     segment: int  # samples or frames
     rows: range  # those of each batch that are this host's
-    batch_size: int  # of all hosts
+    config: DataConfig
     seed: int
     teller: Teller
     count: int
+    bad: set[int] = dataclasses.field(default_factory=set)  # pieces that could not be read, as far as they were met
 
     def __len__(self) -> int:
         return self.count
@@ -241,15 +251,42 @@ class _Source:
         segments = np.zeros((len(self.rows), self.segment, first.width), np.float32 if is_audio else np.int32)
         lengths, drawn = np.zeros(len(self.rows), np.int32), []
         for row, place in enumerate(self.rows):
-            sample = int(number) * self.batch_size + place
-            rng = np.random.default_rng((self.seed, sample))
-            piece, start = self.draw(rng, sample)
-            found = self.pieces.read(piece, start, self.segment)
+            one, found = self._drawn(int(number) * self.config.batch_size + place)
             segments[row, : len(found)], lengths[row] = found, len(found)
-            drawn.append(Drawn(piece, start, len(found), rng))
+            drawn.append(one)
         names = ("audio", "num_samples") if is_audio else ("codes", "num_frames")
         batch = dict(zip(names, (segments, lengths), strict=True))
         return batch | self.teller(drawn)
+
+    def _drawn(self, sample: int) -> tuple[Drawn, np.ndarray]:
+        """The segment that is sample number `sample`: of the first piece drawn for it that can be read."""
+        rng = np.random.default_rng((self.seed, sample))
+        for attempt in itertools.count():
+            piece, start = self.draw(rng, sample + attempt)
+            try:
+                self.pieces.metadata(piece)
+                found = self.pieces.read(piece, start, self.segment)
+            except DataError as error:
+                self._leave_out(piece, error)
+            else:
+                return Drawn(piece, start, len(found), rng), found
+
+    def _leave_out(self, piece: int, error: DataError) -> None:
+        """Notes a piece that cannot be read.
+
+        Raises:
+          DataError: There are more of them than may be.
+        """
+        is_new = piece not in self.bad
+        self.bad.add(piece)
+        most, total = self.config.max_bad, len(self.pieces.lengths)
+        if len(self.bad) > most * total:
+            raise DataError(
+                f"{error}. {len(self.bad)} of {total} pieces could not be read so far, more than data.max_bad {most:g} "
+                "allows"
+            ) from error
+        if is_new:
+            log.warning("%s; it is left out, others are drawn in its place", error)
 
 
 def _lengths(pieces: Pieces, config: DataConfig) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from mgjax.train.programs import Programs
 from mgjax.train.report import Report
 from mgjax.train.state import TrainState
 from mgjax.train.task import LoopConfig, Task
+from mgjax.train.watchdog import Watchdog
 
 __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 
@@ -36,7 +37,8 @@ __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 MAY_CHANGE = (
     *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
     *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
-    *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch")),
+    *(f"loop.{name}" for name in ("max_skipped", "hang_seconds")),
+    *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch", "max_bad")),
     *("prompts", "prompt_seconds", "sampling"),
     *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "guidance", "text_guidance")),
 )
@@ -84,7 +86,7 @@ def fit(
     Raises:
       ConfigError: `workdir` holds a run with other settings.
       CheckpointError: It holds checkpoints, and none can be read.
-      NotFiniteError: A metric is NaN or infinite.
+      NotFiniteError: A metric is NaN or infinite, in more updates in a row than `config.max_skipped`.
       OSError: A checkpoint could not be written.
     """
     workdir = Path(workdir).resolve()
@@ -110,8 +112,11 @@ def fit(
         stack.callback(report.close)
         if done:
             report.say(f"goes on from the checkpoint of step {done}")
-        late = _OneLate(report, config.log_every, checkpoints)
+        late = _OneLate(report, config, checkpoints)
+        watchdog = stack.enter_context(Watchdog(config.hang_seconds))
         for step in range(done + 1, config.steps + 1):
+            if step > done + 1:  # the first update compiles, which takes as long as it takes
+                watchdog.again()
             batch = programs.place(next(train_data))
             if step == done + 1:
                 report.work(*programs.work(batch))
@@ -127,12 +132,15 @@ def fit(
                 with report.aside():
                     values = {}
                     if validating:
+                        watchdog.again()
                         values = programs.validate(state, valid_data)
                         late.check(step, _not_finite(values))
                         report.validated(step, values, task.best[0])
                     if showing:
+                        watchdog.again()
                         report.sounds(step, task.show(state, programs.example(valid_data)))
                     if saving:
+                        watchdog.again()
                         late.check(step, programs.not_finite(state))
                         report.sync()
                         checkpoints.save(step, state, train_data.get_state(), values)
@@ -140,6 +148,7 @@ def fit(
                 report.say(f"stopped after step {step}; the same command goes on from there")
                 return state
 
+        watchdog.again()
         checkpoints.wait()
         task.save(state, workdir / "model")
         best = checkpoints.best()
@@ -168,9 +177,10 @@ class _OneLate:
     So that the device never waits, and no state is kept whose metrics are not known.
     """
 
-    def __init__(self, report: Report, log_every: int, checkpoints: Checkpoints):
-        self._report, self._log_every, self._checkpoints = report, log_every, checkpoints
+    def __init__(self, report: Report, config: LoopConfig, checkpoints: Checkpoints):
+        self._report, self._config, self._checkpoints = report, config, checkpoints
         self._waiting: tuple[int, dict[str, Array]] | None = None
+        self._skipped, self._in_a_row = 0, 0
 
     def push(self, step: int, metrics: dict[str, Array]) -> None:
         """Takes the metrics of `step`, which are not there yet, and reads those before."""
@@ -183,8 +193,18 @@ class _OneLate:
             return
         (step, metrics), self._waiting = self._waiting, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.check(step, _not_finite(values))
-        self._report.trained(step, values if step % self._log_every == 0 else None)
+        wrong = _not_finite(values)
+        self._in_a_row = self._in_a_row + 1 if wrong else 0
+        if self._in_a_row > self._config.max_skipped:
+            self.check(step, wrong)
+        elif wrong:
+            self._skipped += 1
+            self._report.say(
+                f"{', '.join(wrong)}: not finite in update {step}, which is left out: {self._in_a_row} in a row, of "
+                f"{self._config.max_skipped} at most, and {self._skipped} in all"
+            )
+            values = {name: value for name, value in values.items() if name not in wrong}
+        self._report.trained(step, values if step % self._config.log_every == 0 else None)
 
     def check(self, step: int, not_finite: list[str]) -> None:
         """Raises NotFiniteError where `not_finite` names something."""

@@ -36,9 +36,8 @@ class Programs:
         )
         self.frozen = self._put(task.frozen)
         inputs = (placed, jax.tree.map(lambda array: array.sharding, self.frozen), None)
-        self.train_step = jax.jit(
-            task.train_step, donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere)
-        )
+        step = _skipping(task.train_step) if config.max_skipped else task.train_step
+        self.train_step = jax.jit(step, donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere))
         self._eval_step = jax.jit(task.eval_step, in_shardings=inputs, out_shardings=everywhere)
         self._all_finite = jax.jit(
             lambda state: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state), out_shardings=everywhere
@@ -96,6 +95,19 @@ class Programs:
 
     def _put(self, tree: Any) -> Any:
         return jax.device_put(tree, sharding.shardings(tree, self._mesh))
+
+
+def _skipping(train_step: Callable) -> Callable:
+    """`train_step`, but where a metric is not finite all but the number of the update stays as it was, and the metric
+    "skipped" is 1."""
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        new, metrics = train_step(state, frozen, batch)
+        good = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+        kept = jax.tree.map(lambda new, old: jax.lax.select(jnp.broadcast_to(good, new.shape), new, old), new, state)
+        return kept.replace(step=new.step), {**metrics, "skipped": 1.0 - good.astype(jnp.float32)}
+
+    return step
 
 
 def _added(sums: Any, more: Any) -> Any:

@@ -66,6 +66,11 @@ class LoopConfig:
       data: Devices (groups of them, with fsdp and model) that hold a whole copy; -1 for as many as there are.
       fsdp: Devices among which parameters are split, each working on its own rows.
       model: Devices among which heads and wide layers are split, working on the same rows.
+      max_skipped: Updates in a row that may be left out because a number in them was NaN or infinite; one more stops
+        the run. More than 0 needs memory for a second state.
+      hang_seconds: An update, a validation, a round of sounds or the copying of a checkpoint that takes longer than
+        this ends the process, after the stacks of its threads were written to stderr; 0 for never. The first update,
+        which compiles, may take longer.
       peak_flops: The floating point operations of one device in a second, for the utilisation that is printed; None to
         look it up by the name of the device.
     """
@@ -82,12 +87,14 @@ class LoopConfig:
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    max_skipped: int = 0
+    hang_seconds: float = 1800.0
     peak_flops: float | None = None
 
     def __post_init__(self):
         for name in ("steps", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("eval_every", "show_every", "keep_best"):
+        for name in ("eval_every", "show_every", "keep_best", "max_skipped", "hang_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"loop.{name} must be 0 or more, got {getattr(self, name)}")

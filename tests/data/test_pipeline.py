@@ -319,9 +319,29 @@ def test_a_damaged_corpus_is_named_with_the_piece(tmp_path, workers):
     content[middle : middle + 2000] = bytes(2000)
     path.write_bytes(content)
     iterator = batches(Corpus.open(directory, "train"), dataclasses.replace(CONFIG, num_workers=workers), seed=0)
-    with pytest.raises(DataError, match=r"piece 0 of the corpus .*damaged \(train\) cannot be read"):
+    with pytest.raises(DataError, match=r"piece 0 of .*damaged \(train\) cannot be read.* 1 of 1 pieces .* more than"):
         take(iterator, 20)
     iterator.close()
+
+
+def test_others_are_drawn_in_the_place_of_a_damaged_piece(tmp_path, caplog):
+    directory = write(tmp_path / "damaged", valid=(800, 800, 800, 800))
+    path = shard_path(directory, "audio", "valid", 0, 1)
+    content = bytearray(path.read_bytes())
+    sound = content.index(np.arange(ROOM + 400, ROOM + 405, dtype="<i2").tobytes())  # of piece 1
+    content[sound - 500 : sound + 500] = bytes(1000)
+    path.write_bytes(content)
+    corpus, config = Corpus.open(directory, "valid"), dataclasses.replace(CONFIG, max_bad=0.3)
+    for read in (batches(corpus, config, seed=0), validation_batches(corpus, config)):
+        found = [places(batch)[0] for batch in take(read, 1)]
+        assert set(np.concatenate(found)) == {0, 2, 3}
+        assert caplog.text.count("piece 1 of the corpus") == 1
+        assert "others are drawn in its place" in caplog.text
+        caplog.clear()
+    with pytest.raises(
+        DataError, match=r"1 of 4 pieces could not be read so far, more than data\.max_bad 0\.01 allows"
+    ):
+        next(validation_batches(corpus, CONFIG))
 
 
 def test_what_cannot_be_read_together_is_refused(directory, tmp_path):

@@ -19,6 +19,7 @@ TROUBLES = [
     ("killed when writing", 6),
     ("disk full after", 9),
     ("killed after", 10),
+    ("hangs before", 13),
     ("killed when writing", 14),
     ("killed when saving", 0),
     ("nothing", 0),
@@ -42,11 +43,13 @@ def runs(tmp_path_factory):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     codes = [int(line) for line in result.stdout.split()]
-    assert codes == [0, -9, -9, 1, -9, -9, -9, 0], result.stderr
+    assert codes == [0, -9, -9, 1, -9, 1, -9, -9, 0], result.stderr
     assert re.search(r"could not be written .* last good one is that of step (6|9)\. ", result.stderr), result.stderr
+    hung = result.stderr.split("Timeout (0:00:0")[1]
+    assert re.search(r'toy_task\.py", line \d+ in hang\n.*loop\.py", line \d+ in fit', hung, re.DOTALL), result.stderr
     # Checkpoints are written in the background, so that of step 9 may be there or not when its process ends.
     resumed = [int(step) for step in re.findall(r"goes on from the checkpoint of step (\d+)", result.stderr)]
-    assert resumed in ([3, 6, 6, 12, 14], [3, 6, 9, 12, 14], [3, 9, 9, 12, 14]), result.stderr
+    assert resumed in ([3, 6, 6, 12, 12, 14], [3, 6, 9, 12, 12, 14], [3, 9, 9, 12, 12, 14]), result.stderr
     return whole, killed
 
 

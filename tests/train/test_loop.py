@@ -171,6 +171,24 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
         fit(line(), Rows(events={1: nothing_finite}), valid, CONFIG, tmp_path / "new")
 
 
+def test_what_is_not_finite_can_be_left_out(tmp_path, capfd):
+    config = dataclasses.replace(CONFIG, eval_every=0, log_every=1, max_skipped=2)
+    early = fit(line(), Rows(), valid, dataclasses.replace(config, steps=7), tmp_path / "early")
+    bad = dict.fromkeys((8, 9), nothing_finite)
+    late = fit(line(), Rows(events=bad), valid, dataclasses.replace(config, steps=9), tmp_path / "late")
+    assert late.step == 9
+    np.testing.assert_array_equal(late.params["lm"]["w"], early.params["lm"]["w"])
+    assert (
+        "largest, loss: not finite in update 9, which is left out: 2 in a row, of 2 at most" in capfd.readouterr().err
+    )
+    told = [line["values"] for line in read(tmp_path / "late") if line["split"] == "train"]
+    assert [values["skipped"] for values in told] == [0] * 7 + [1] * 2
+    assert told[8] == {"skipped": 1}
+    events = dict.fromkeys((3, 4, 7, 8, 9), nothing_finite)
+    with pytest.raises(NotFiniteError, match=r"not finite after update 9. The last good .* step 6"):
+        fit(line(), Rows(events=events), valid, config, tmp_path / "more")
+
+
 def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     def train_step(state, frozen, batch):
         state, metrics = line().train_step(state, frozen, batch)

@@ -165,6 +165,10 @@ class Interrupted(Batches):
         return super().__next__()
 
 
+def hang() -> None:
+    time.sleep(1000)
+
+
 def kill(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -186,6 +190,8 @@ def child(workdir: Path, kind: str, moment: int) -> None:
     toy, data = task(ballast=2_000_000), Batches(seed=0)
     if kind == "killed after":
         data = Interrupted(moment, kill)
+    elif kind == "hangs before":
+        data = Interrupted(moment - 1, hang)
     elif kind == "disk full after":
         data = Interrupted(moment, fill_disk)
     elif kind == "killed when writing":
@@ -193,7 +199,7 @@ def child(workdir: Path, kind: str, moment: int) -> None:
         threading.Thread(target=kill_when_writing, args=(folder,), daemon=True).start()
     elif kind == "killed when saving":
         toy = dataclasses.replace(toy, save=kill)
-    fit(toy, data, valid, KILLED, workdir)
+    fit(toy, data, valid, dataclasses.replace(KILLED, hang_seconds=5.0 if kind == "hangs before" else 1800.0), workdir)
 
 
 if __name__ == "__main__":
