@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mgjax import initialize
 from mgjax.conditioner_config import MelodyConfig, StyleConfig, T5Config
 from mgjax.config import Fused, LMConfig
+from mgjax.lm.lora import LoraConfig
 from mgjax.train.configs import to_config_dict
 from mgjax.train.lm import LMRun
 
@@ -130,6 +131,14 @@ def finetune(config: ConfigDict) -> None:
     config.loop.save_every = 200
 
 
+def lora(config: ConfigDict) -> None:
+    """An adapter of low rank beside the weights of `--config.init`, as `mgjax finetune` trains it. Not run here."""
+    finetune(config)
+    settle(config, "lora", LoraConfig(rank=16, alpha=32.0))
+    config.optim.learning_rate = 5e-4
+    config.optim.average_decay = 0.0
+
+
 def mini_beginning(config: ConfigDict) -> None:
     """The bundled model's language model, first part: text and melody, learned from short segments on two CPU cores.
 
@@ -224,6 +233,7 @@ VARIANTS = {
     "style": style,
     "stereo": stereo,
     "finetune": finetune,
+    "lora": lora,
     "mini_beginning": mini_beginning,
     "mini": mini,
     "debug": debug,

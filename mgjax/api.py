@@ -380,6 +380,7 @@ def load(
     mesh: Mesh | None = None,
     text_encoder: str | None = None,
     style_encoder: str | None = None,
+    adapter: str | os.PathLike | None = None,
     compat: str | None = None,
 ) -> MusicGen:
     """The model at `source`.
@@ -393,6 +394,7 @@ def load(
         of a ClapModel for those that hear texts through CLAP.
       style_encoder: A directory or Hub id of MERT, for audiocraft's checkpoints of style models; None for the published
         one.
+      adapter: A directory or Hub id of what a fine-tuning of this model has learned, in the layout of the library peft.
       compat: "audiocraft" repeats what the original does with texts of different lengths in one batch: padding is
         attended to. By default a row does not depend on its batch.
 
@@ -400,8 +402,8 @@ def load(
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
     dtype = checks.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
-    model = formats.read(source, dtype=dtype, place=_placement(mesh), **encoders)
+    parts = {"text_encoder": text_encoder, "style_encoder": style_encoder, "adapter": adapter}
+    model = formats.read(source, dtype=dtype, place=_placement(mesh), **parts)
     return MusicGen(model, compat=compat, mesh=mesh)
 
 

@@ -178,7 +178,8 @@ def replacing(directory: str | os.PathLike) -> Iterator[Path]:
 
 
 def _holds_model(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in ("config.json", "state_dict.bin", "compression_state_dict.bin"))
+    names = ("config.json", "state_dict.bin", "compression_state_dict.bin", "adapter_config.json")
+    return any((directory / name).is_file() for name in names)
 
 
 def _match(directory: Path, tensors: dict[str, Tensor], wanted: shapes.Shapes) -> table.Match:

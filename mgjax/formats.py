@@ -11,8 +11,10 @@ from typing import Any
 from mgjax import checkpoint, initialize
 from mgjax.checkpoint import Checkpoint
 from mgjax.config import CodecConfig, ModelConfig
-from mgjax.interop import audiocraft, hub, huggingface
+from mgjax.interop import audiocraft, hub, huggingface, peft
 from mgjax.interop.table import Place
+from mgjax.interop.torch_file import CheckpointError
+from mgjax.lm import lora
 
 log = logging.getLogger("mgjax")
 
@@ -26,6 +28,7 @@ def read(
     place: Place | None = None,
     text_encoder: str | None = None,
     style_encoder: str | None = None,
+    adapter: str | os.PathLike | None = None,
 ) -> Checkpoint:
     """The whole model at `source`.
 
@@ -35,13 +38,26 @@ def read(
       place: Puts each array where it belongs; see `interop.table.load`.
       text_encoder: A directory or Hub id of a T5 or a CLAP, for models that come without theirs.
       style_encoder: A directory or Hub id of a MERT, for style models that come without theirs.
+      adapter: A directory or Hub id of an adapter of low rank for this model, as a fine-tuning makes it; its products
+        are added to the weights.
 
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
+    if adapter is not None:
+        model = read(source, dtype=dtype, place=place, text_encoder=text_encoder, style_encoder=style_encoder)
+        found = peft.read(hub.fetch(adapter), model.config.lm)
+        adapted = lora.merge(found.config, model.variables["lm"], found.adapter)
+        return dataclasses.replace(model, variables=model.variables | {"lm": adapted})
     if source == "debug":
         return Checkpoint(initialize.DEBUG, initialize.random_variables(initialize.DEBUG, dtype=dtype, place=place))
     directory = hub.fetch(source)
+    if peft.is_adapter(directory):
+        base = peft.base(directory) or "MODEL"
+        raise CheckpointError(
+            f"{source} is an adapter, not a model: load the model that it was made for with it, as in "
+            f"mgjax.load({base!r}, adapter={str(source)!r}) or --model {base} --adapter {source}"
+        )
     form = checkpoint.detect(directory)
     if form == "audiocraft":
         encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}

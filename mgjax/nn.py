@@ -64,12 +64,25 @@ class Dense(nn.Module):
         batch = x.shape[: x.ndim - len(self.in_shape)]
         kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
         matrix = kernel.astype(dtype).reshape(math.prod(self.in_shape), math.prod(self.out_shape))
-        y = _product(x.astype(dtype).reshape(-1, matrix.shape[0]), matrix, self.result_dtype)
+        rows = x.astype(dtype).reshape(-1, matrix.shape[0])
+        y = _product(rows, matrix, self.result_dtype)
+        if self.has_variable("params", "lora_down"):
+            y = y + self._adapted(rows).astype(y.dtype)
         y = y.reshape(*batch, *self.out_shape)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, self.out_shape)
             y = y + jnp.expand_dims(bias.astype(y.dtype), range(len(batch)))
         return y
+
+    def _adapted(self, rows: Float[Array, "n i"]) -> Float[Array, "n o"]:
+        """What an adapter (lm/lora.py) that lies beside the kernel adds: a product of two narrow matrices."""
+        down, up = (self.get_variable("params", f"lora_{name}").astype(rows.dtype) for name in ("down", "up"))
+        if self.has_variable("params", "lora_key"):
+            keep = self.get_variable("params", "lora_keep").astype(rows.dtype)
+            kept = jax.random.bernoulli(self.get_variable("params", "lora_key"), keep, rows.shape)
+            rows = jnp.where(kept, rows / keep, 0)
+        narrow = jnp.einsum("ni,gir->ngr", rows, down, precision=_EXACT)
+        return jnp.einsum("ngr,gro->ngo", narrow, up, precision=_EXACT).reshape(rows.shape[0], -1)
 
 
 def symmetric_uniform(fan_in: int) -> Initializer:

@@ -34,6 +34,7 @@ LEVELS = [
     ],
     ["api checks conditioner formats initialize melody references separate steering style __init__"],
     ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize data.vocabulary"],
+    ["finetune"],
     ["cli cli.* __main__"],
 ]
 
@@ -42,7 +43,7 @@ NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"]
 
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
-    "train": "train.* data.conditions data.corpus data.corpus_writing data.datasets data.pieces data.pipeline "
+    "train": "train.* finetune data.conditions data.corpus data.corpus_writing data.datasets data.pieces data.pipeline "
     "data.processes",
     "synthetic": "data.synthetic.*",
     "separate": "separate",

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 import mgjax
-from mgjax.cli import coding, corpus, generate, models, terminal
+from mgjax.cli import coding, corpus, finetune, generate, models, terminal
 
 _EPILOG = """\
 first steps:
@@ -47,4 +47,5 @@ def _parser() -> argparse.ArgumentParser:
     coding.add_commands(commands)
     models.add_commands(commands)
     corpus.add_command(commands)
+    finetune.add_command(commands)
     return parser

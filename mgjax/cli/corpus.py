@@ -16,7 +16,7 @@ import numpy as np
 from mgjax.cli import terminal
 
 _LOOKED_AT = 1000  # pieces, at most, that `inspect` reads
-_TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
+TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
 _SYNTHETIC = ("pretty_midi",)
 
 
@@ -174,10 +174,10 @@ def _add_work_options(parser: argparse.ArgumentParser) -> None:
 
 def run_build(args: argparse.Namespace) -> None:
     """Makes a corpus of sound of `args.source`."""
-    _need(_TRAIN, "train")
+    need(TRAIN, "train")
     from mgjax.data import build
 
-    with _bar("build") as progress:
+    with bar("build") as progress:
         report = build.build(
             args.source,
             args.output,
@@ -200,10 +200,10 @@ def run_build(args: argparse.Namespace) -> None:
 def run_tokenize(args: argparse.Namespace) -> None:
     """Makes a corpus of codes of the corpus `args.source`."""
     terminal.prepare(args)
-    _need(_TRAIN, "train")
+    need(TRAIN, "train")
     from mgjax.data import tokenize
 
-    with _bar("tokenize") as progress:
+    with bar("tokenize") as progress:
         report = tokenize.tokenize(
             args.source,
             args.output,
@@ -231,7 +231,7 @@ def _melody(source: Path, seconds: float) -> Any:
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Prints what the corpus `args.corpus` is."""
-    _need(_TRAIN, "train")
+    need(TRAIN, "train")
     lines = describe(args.corpus, args.examples)
     print(args.corpus)
     for name, value in lines:
@@ -240,12 +240,12 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 def run_vocabulary(args: argparse.Namespace) -> None:
     """Learns a vocabulary from the texts of `args.corpora`."""
-    _need(_TRAIN, "train")
+    need(TRAIN, "train")
     from mgjax.data import vocabulary
     from mgjax.data.corpus import Corpus
 
     corpora = [Corpus.open(directory) for directory in args.corpora]
-    with _bar("vocabulary") as progress:
+    with bar("vocabulary") as progress:
         texts = vocabulary.texts_of(corpora, progress)
         found = vocabulary.train(texts, args.size, args.out, replace=args.force)
     fewer = f"; the texts do not hold {args.size}" if found < args.size else ""
@@ -255,7 +255,7 @@ def run_vocabulary(args: argparse.Namespace) -> None:
 
 def run_synthesize(args: argparse.Namespace) -> None:
     """Fills the folder `args.output` with music."""
-    _need(_SYNTHETIC, "synthetic")
+    need(_SYNTHETIC, "synthetic")
     from mgjax.data import synthetic
 
     with terminal.Progress("synthesize", args.hours * 3600) as progress:
@@ -357,7 +357,7 @@ def _share(text: str) -> float:
     return value
 
 
-def _need(packages: tuple[str, ...], extra: str) -> None:
+def need(packages: tuple[str, ...], extra: str) -> None:
     """Says how to install what is missing, if anything is."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -365,7 +365,7 @@ def _need(packages: tuple[str, ...], extra: str) -> None:
 
 
 @contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of the pieces that are done; where nobody watches, there is none."""
     from tqdm import tqdm
 

@@ -107,6 +107,7 @@ def add_command(commands: Any) -> None:
     machine.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
     )
+    machine.add_argument("--adapter", metavar="DIR", help="what a fine-tuning of the model has learned")
     machine.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
     machine.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model that comes without one")
     terminal.add_model_options(machine)
@@ -124,8 +125,8 @@ def run(args: argparse.Namespace) -> None:
     opening = _Opening.read(first) if first.continued else None
 
     terminal.prepare(args)
-    encoders = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder}
-    model = mgjax.load(first.model, dtype=first.dtype, **encoders)
+    parts = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder, "adapter": first.adapter}
+    model = mgjax.load(first.model, dtype=first.dtype, **parts)
     recipes = [_completed(recipe, sampling, model) for _, recipe in plan]
     steer.check_labels(recipes, model)
     if opening:
@@ -160,6 +161,7 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
             seconds=wish.seconds or getattr(args, "seconds", 8.0),
             seed=seed,
             model=settled(getattr(args, "model", "debug")),
+            adapter=settled(getattr(args, "adapter", None)),
             text_encoder=settled(getattr(args, "text_encoder", None)),
             style_encoder=settled(getattr(args, "style_encoder", None)),
             format=_format(args, "wav"),

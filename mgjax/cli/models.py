@@ -39,6 +39,7 @@ def add_commands(commands: Any) -> None:
     convert.add_argument("--license", metavar="NAME", help="what the weights of a model of your own may be used for")
     convert.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 that audiocraft's form refers to")
     convert.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model in audiocraft's form")
+    convert.add_argument("--adapter", metavar="DIR", help="what a fine-tuning has learned, to be added to the weights")
     convert.add_argument("--force", action="store_true", help="replace a model that is there already")
 
     info = commands.add_parser(
@@ -61,7 +62,8 @@ def run_convert(args: argparse.Namespace) -> None:
 
     # audiocraft's form refers to a text encoder: read from there, it has to be found, and written, to be named.
     needed = None if args.format == "audiocraft" else args.text_encoder
-    model = formats.read(args.model, dtype=args.dtype, text_encoder=needed, style_encoder=args.style_encoder)
+    encoders = {"text_encoder": needed, "style_encoder": args.style_encoder}
+    model = formats.read(args.model, dtype=args.dtype, adapter=args.adapter, **encoders)
     if args.license is not None:
         model = dataclasses.replace(model, config=dataclasses.replace(model.config, license=args.license))
     formats.write(args.output, model, args.format, args.text_encoder, args.compact)

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from mgjax.config import LMConfig
@@ -87,11 +88,15 @@ class Stack(nn.Module):
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """The language model's parameters in training form, from those of its single layers."""
+    """The language model's parameters in training form, from those of its single layers; numpy's stay numpy's."""
     names = [name for name in params if name.startswith("layer")]
     layers = [params[f"layer{i}"] for i in range(len(names))]
     rest = {name: tree for name, tree in params.items() if name not in names}
-    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+    def stacked(*leaves: Any) -> Any:
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
+
+    return rest | {"layers": jax.tree.map(stacked, *layers)}
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
-from mgjax.api import MusicGen
-from mgjax.checkpoint import Checkpoint, write_model
+from mgjax import formats
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
 from mgjax.conditioning.condition import Condition
@@ -26,18 +22,18 @@ from mgjax.config import LMConfig
 from mgjax.data.conditions import Told
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import batches, validation_batches
-from mgjax.lm import codewords
+from mgjax.lm import codewords, lora
 from mgjax.lm import loss as losses
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.stack import stack_layers, unstack_layers
 from mgjax.strict_json import ConfigError
-from mgjax.train import conditions, optim, start
+from mgjax.train import conditions, lm_model, optim, start
 from mgjax.train import text as text_encoders
 from mgjax.train.flops import products
 from mgjax.train.lm_run import LMRun
 from mgjax.train.loop import fit
-from mgjax.train.metrics import CrossEntropy, Mean, Perplexity, Sound
+from mgjax.train.metrics import CrossEntropy, Mean, Perplexity
 from mgjax.train.optim import Average
 from mgjax.train.start import Start
 from mgjax.train.state import TrainState
@@ -45,8 +41,6 @@ from mgjax.train.task import Task
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
-
-_HOME = "provenance.json"  # beside a model: what it was made of
 
 
 def run(config: LMRun, workdir: str | Path) -> TrainState:
@@ -95,6 +89,8 @@ def begin(config: LMRun) -> Start:
       CheckpointError: There is nothing readable at a source.
       ConfigError: The parts do not fit together.
     """
+    if config.lora and config.init is None:
+        raise ConfigError("lora adapts a model that is there: set init to it")
     begun = start.read(
         init=config.init,
         lm=config.lm,
@@ -114,9 +110,23 @@ def begin(config: LMRun) -> Start:
         sampling=config.sampling,
     )
     conditions.check(begun.config, config.optim.accumulate, config.data.segment_seconds)
+    if config.lora:
+        _check_lora(config, begun)
     if config.train_text and begun.config.text is None:
         raise ConfigError(f"{config.init} reads no text, so there is no text encoder to train: leave train_text out")
     return begun
+
+
+def _check_lora(config: LMRun, begun: Start) -> None:
+    """Raises ConfigError where more than the language model would learn, which an adapter's files cannot hold."""
+    model = begun.config
+    if config.channels != formats.read_config(config.init).channels:
+        raise ConfigError(
+            f"an adapter cannot make a model of {config.channels} channels of {config.init}: leave lora out"
+        )
+    if model.style is not None or (model.clap is not None and model.clap.num_codebooks):
+        raise ConfigError(f"in {config.init} more learns than the language model, how it hears music: leave lora out")
+    jax.eval_shape(functools.partial(lora.initial, config.lora), begun.lm, jax.random.key(0))
 
 
 def _check(corpus: Corpus, begun: Start) -> None:
@@ -146,12 +156,14 @@ def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
     """The functions that the loop runs, for batches of codes or of audio."""
     step = _Step(config, begun)
     texts = {} if begun.text is None else {"text": begun.text}
-    learned = {"lm": begun.lm} if begun.lm is not None else {}
+    learned = {"lm": begun.lm} if begun.lm is not None and not config.lora else {}
     learned |= {"style": begun.style} if begun.config.style and begun.style else {}
     if begun.config.clap and "codebooks" in begun.clap:
         learned["clap"] = {"codebooks": begun.clap["codebooks"]}
     learned |= texts if config.train_text else {}
     frozen = {} if config.train_text else texts
+    if config.lora:
+        frozen["lm"] = step.base()
     if begun.config.clap:
         frozen["clap"] = {name: begun.clap[name] for name in ("text", "audio")}
     if begun.features is not None:
@@ -164,9 +176,9 @@ def task(config: LMRun, begun: Start, kind: Literal["tokens", "audio"]) -> Task:
         train_step=step.train,
         eval_step=step.evaluate,
         frozen=frozen,
-        flops=step.flops,
-        show=step.show if config.prompts else None,
-        save=step.save,
+        flops=functools.partial(step.flops, jax.eval_shape(lambda: frozen)),
+        show=(lambda state, _: lm_model.show(config, begun, state)) if config.prompts else None,
+        save=functools.partial(lm_model.save, config, begun),
         best=("cross_entropy", "min"),
         pretrained=learned or None,
     )
@@ -195,13 +207,10 @@ class _Step:
         key, style_key = (key, None) if self.model.style is None else jax.random.split(key)
         learned, extra = conditions.initial(self.model, given, style_key)
         params |= learned
-        key, codes_key = (key, None) if not self.config.codes_as_heard else jax.random.split(key)
-        stacked = stack_layers(given["lm"]) if "lm" in given else initial(self.model.lm, key)
-        if codes_key is not None:
-            codebooks = self.begun.codec.variables["codebooks"]["embed"]
-            groups = self.model.lm.num_codebooks // len(codebooks)  # of channels that are coded apart
-            stacked = codewords.placed(stacked, jnp.repeat(codebooks, groups, axis=0), codes_key)
-        params["lm"] = stacked if self.config.scan_layers else unstack_layers(stacked)
+        if self.config.lora:
+            params["lora"] = lora.initial(self.config.lora, self.base(), key)
+        else:
+            params["lm"] = self.new(key, given)
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -210,13 +219,34 @@ class _Step:
             extra=extra,
         )
 
+    def new(self, key: Array, given: dict[str, Any]) -> dict[str, Any]:
+        """The language model's weights before the first update, those of `given` where it has them."""
+        key, codes_key = (key, None) if not self.config.codes_as_heard else jax.random.split(key)
+        stacked = stack_layers(given["lm"]) if "lm" in given else initial(self.model.lm, key)
+        if codes_key is not None:
+            codebooks = self.begun.codec.variables["codebooks"]["embed"]
+            groups = self.model.lm.num_codebooks // len(codebooks)  # of channels that are coded apart
+            stacked = codewords.placed(stacked, jnp.repeat(codebooks, groups, axis=0), codes_key)
+        return stacked if self.config.scan_layers else unstack_layers(stacked)
+
+    def base(self) -> dict[str, Any]:
+        """The weights that an adapter leaves as they are, in the type of the activations, which they are read in."""
+        weights = jax.tree.map(lambda leaf: leaf.astype(self.config.dtype), self.begun.lm)
+        return stack_layers(weights) if self.config.scan_layers else weights
+
+    def language(self, params: Any, frozen: Any, key: Array | None = None) -> dict[str, Any]:
+        """The language model's weights; with an adapter beside them where that is what learns."""
+        if not self.config.lora:
+            return params["lm"]
+        return lora.insert(self.config.lora, frozen["lm"], params["lora"], key)
+
     def train(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update."""
         config = self.config.optim
         pieces = self.pieces(frozen, batch)
         counts = jnp.sum(pieces["steps"].counted, axis=(0, 1), dtype=jnp.float32)
 
-        key = jax.random.fold_in(jax.random.key(self.config.loop.seed), state.step) if state.extra else None
+        key = jax.random.fold_in(jax.random.key(self.config.loop.seed), state.step)
 
         def loss(params: Any, part: Any) -> tuple[Array, Any]:
             sums, extra = self.cross_entropy(params, frozen, part, state.extra, key)
@@ -239,7 +269,7 @@ class _Step:
     def evaluate(self, state: TrainState, frozen: Any, batch: Batch) -> dict[str, Any]:
         """How well the averaged weights predict each codebook."""
         pieces = self.pieces(frozen, batch)
-        sums, _ = self.cross_entropy(weights_of(state), frozen, pieces, state.extra)
+        sums, _ = self.cross_entropy(lm_model.weights_of(state), frozen, pieces, state.extra)
         counts = jnp.sum(pieces["steps"].counted, axis=(0, 1), dtype=jnp.float32)
         metrics = {"cross_entropy": CrossEntropy(sums, counts)}
         for k in range(self.model.lm.num_codebooks):
@@ -270,22 +300,21 @@ class _Step:
         """The cross-entropy of each codebook, summed over what counts; and `extra` of the state after it, where there
         is a `key`: then the conditions learn."""
         steps = pieces["steps"]
-        variables = {"params": params["lm"]}
-        told, extra = conditions.conditions(self.model, {**frozen, **params}, pieces, extra, key)
+        variables = {"params": self.language(params, frozen, key)}
+        told, extra = conditions.conditions(self.model, {**frozen, **params}, pieces, extra, key if extra else None)
         context = self.lm.apply(variables, told, batch=steps.inputs.shape[0], method="context")
         return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0], extra
 
-    def flops(self, batch: Batch) -> float:
+    def flops(self, frozen: Any, batch: Batch) -> float:
         """The operations of all convolutions and matrix products that one update needs.
 
         The language model goes forward once and backward twice as long, which is 6 for each weight and code step, and
         its attention (counted in full, although half of it is masked); so does a text encoder that is trained. What is
-        not trained goes forward only. What `remat` computes again is not counted.
+        not trained goes forward only; but beside an adapter the language model goes backward too, as long as forward,
+        for there are no gradients of its weights. What `remat` computes again is not counted.
         """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
         state = jax.eval_shape(self.init, jax.random.key(0))
-        frozen = {"text": self.begun.text, "codec": self.begun.codec.variables}
-        frozen |= {"clap": self.begun.clap, "features": self.begun.features}
         pieces = jax.eval_shape(self.pieces, frozen, shapes)
         learned = products(self.cross_entropy, state.params, frozen, pieces, state.extra)
         frozen_ones = products(self.pieces, frozen, shapes)
@@ -293,58 +322,7 @@ class _Step:
             encoder = T5Encoder(self.model.text)
             text = products(encoder.apply, {"params": frozen["text"]}, shapes["text_ids"], shapes["text_mask"])
             learned, frozen_ones = learned - text, frozen_ones + text
-        return 3 * learned + frozen_ones
-
-    def show(self, state: TrainState, batch: Batch) -> dict[str, Sound]:
-        """Music that the averaged weights make of the run's prompts, and of no other conditions."""
-        weights = self.checkpoint(state, self.config.dtype)
-        model = MusicGen(dataclasses.replace(weights, variables=jax.device_put(weights.variables)))
-        texts = [text if self.model.text else None for text in self.config.prompts]
-        sampling = model.config.sampling
-        if not any(texts):
-            sampling = dataclasses.replace(sampling, guidance=1.0)  # there is nothing to be guided to
-        audio = model.generate(texts, seconds=self.config.prompt_seconds, sampling=sampling)
-        names = [f"{i + 1} {text or ''}".strip() for i, text in enumerate(texts)]
-        return {name: Sound(row, model.sample_rate) for name, row in zip(names, audio, strict=True)}
-
-    def save(self, state: TrainState, directory: Path) -> None:
-        """Writes the whole model with its averaged weights, for `mgjax.load`, and what it was made of."""
-        model = self.checkpoint(state)
-        if jax.process_index() == 0:
-            write_model(directory, model)
-            config, begun = self.config, self.begun
-            text = None
-            if model.config.text is not None:
-                text = {
-                    "source": "new" if config.new_text else config.text_encoder or config.init,
-                    "vocabulary": config.vocabulary,
-                    "trained": config.train_text,
-                    "hash": text_encoders.hash_of(model.config.text, model.variables["text"]),
-                }
-            home = {
-                "codec": {"source": config.codec or config.init, "hash": begun.codec.hash},
-                "text_encoder": text,
-                "init": config.init,
-                "corpora": list(config.data.corpora),
-                "updates": int(state.step),
-            }
-            (Path(directory) / _HOME).write_text(json.dumps(home, indent=2) + "\n")
-
-    def checkpoint(self, state: TrainState, dtype: str = "float32") -> Checkpoint:
-        """The model with the averaged weights, as numpy has them: on this process alone."""
-        weights = jax.tree.map(_on_host, weights_of(state))
-        lm = jax.tree.map(lambda leaf: leaf.astype(dtype), weights["lm"])
-        variables = {"lm": unstack_layers(lm) if self.config.scan_layers else lm, "codec": self.begun.codec.variables}
-        if self.model.text is not None:
-            variables["text"] = weights.get("text", self.begun.text)
-        if self.model.style is not None:
-            features = {} if self.begun.features is None else {"features": self.begun.features}
-            moved = jax.tree.map(_on_host, state.extra["style"])
-            variables["style"] = {"params": weights["style"], **moved, **features}
-        if self.model.clap is not None:
-            codebooks = {"codebooks": jax.tree.map(_on_host, state.extra["clap"])} if "clap" in state.extra else {}
-            variables["clap"] = {name: self.begun.clap[name] for name in ("text", "audio")} | codebooks
-        return Checkpoint(self.model, variables, self.begun.tokenizer_files, self.begun.clap_tokenizer_files)
+        return (2 if self.config.lora else 3) * learned + frozen_ones
 
 
 def initial(config: LMConfig, key: Array) -> dict[str, Any]:
@@ -360,11 +338,6 @@ def initial(config: LMConfig, key: Array) -> dict[str, Any]:
     return LM(config, scan_layers=True).init(key, method=touch_all)["params"]
 
 
-def weights_of(state: TrainState) -> dict[str, Any]:
-    """What is validated, heard and saved: the averaged weights where there is an average."""
-    return state.params if state.average is None else state.average.value()
-
-
 def encoded(codec: Codec, variables: dict[str, Any], audio: Float[Array, "b n c"]) -> Int[Array, "b t k"]:
     """The codes of `audio`, as `codec.encode` gives them, within a compiled step."""
     b, n, c = audio.shape
@@ -374,9 +347,3 @@ def encoded(codec: Codec, variables: dict[str, Any], audio: Float[Array, "b n c"
     with jax.default_matmul_precision("highest"):  # a code is a hard decision
         codes = EncodecModel(codec.folded_config).apply(variables, rows, n, method="encode")
     return jnp.moveaxis(codes.reshape(b, groups, *codes.shape[1:]), 1, 3).reshape(b, codes.shape[1], -1)
-
-
-def _on_host(array: Array) -> np.ndarray:
-    """The whole array, wherever its parts are."""
-    whole = array.is_fully_addressable
-    return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))

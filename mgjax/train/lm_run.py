@@ -18,6 +18,7 @@ from mgjax.config import LMConfig, Sampling
 from mgjax.data.conditions import Dropout
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
+from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
 from mgjax.strict_json import ConfigError
 from mgjax.train import text as text_encoders
@@ -63,6 +64,8 @@ class LMRun:
       labels: Closed vocabularies that `lm` reads, found in the metadata by their names; () for none, or for those of
         `init`.
       numbers: Quantities, in the same way.
+      lora: An adapter of low rank that is trained in the place of the weights of `init`, which stay as they are; None
+        to train these.
       dropout: How often examples are told less than is known.
       optim: How the weights are updated.
       sampling: How the model draws codes where nothing else is asked for; None for how `init` does, or the published
@@ -96,6 +99,7 @@ class LMRun:
     clap_encoder: str | None = None
     labels: tuple[LabelConfig, ...] = ()
     numbers: tuple[NumberConfig, ...] = ()
+    lora: LoraConfig | None = None
     dropout: Dropout = field(default_factory=Dropout)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sampling: Sampling | None = None
@@ -125,7 +129,15 @@ class LMRun:
             vocabulary=self.vocabulary,
             train_text=self.train_text,
         )
+        if self.lora is not None:
+            self._check_lora()
         if self.data.batch_size % self.optim.accumulate:
             raise ConfigError(
                 f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
             )
+
+    def _check_lora(self) -> None:
+        if self.train_text:
+            raise ConfigError("an adapter is of the language model alone: leave train_text out, or lora")
+        if self.optim.name == "muon":
+            raise ConfigError("optim.name muon is for whole matrices, an adapter has narrow ones: take adamw")

@@ -12,19 +12,9 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-Axes = optax.contrib.MuonDimensionNumbers
+from mgjax.lm.matrices import matrix
 
-# Of kernels in layers (mgjax/lm/transformer.py): which axes are read and which are written. Queries, keys and values
-# are matrices of their own. Counted from the end, for stacked layers have one axis more in front.
-_KERNELS = {
-    ("self_attn", "qkv"): ((-4,), (-2, -1)),
-    ("self_attn", "out"): ((-3, -2), (-1,)),
-    ("cross_attn", "query"): ((-3,), (-2, -1)),
-    ("cross_attn", "kv"): ((-4,), (-2, -1)),
-    ("cross_attn", "out"): ((-3, -2), (-1,)),
-    ("ffn", "up"): ((-2,), (-1,)),
-    ("ffn", "down"): ((-2,), (-1,)),
-}
+Axes = optax.contrib.MuonDimensionNumbers
 
 
 def matrices(params: Any) -> Any:
@@ -34,7 +24,7 @@ def matrices(params: Any) -> Any:
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         if names[:1] != ["lm"] or names[-1] != "kernel" or not names[1].startswith("layer"):
             return None
-        read, written = _KERNELS[names[2], names[3]]
-        return Axes(tuple(axis + leaf.ndim for axis in read), tuple(axis + leaf.ndim for axis in written))
+        found = matrix(tuple(names[1:]))
+        return Axes(*(tuple(axis + leaf.ndim for axis in axes) for axes in found))
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,0 +1,100 @@
+"""`mgjax finetune`: a model learns to play like a folder of music."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mgjax.cli import corpus, terminal
+
+_EXAMPLES = """\
+examples:
+  mgjax finetune my-songs --out mine --caption "in the style of my songs"
+  mgjax generate "in the style of my songs" --adapter mine
+
+Each piece needs a caption: {"description": "a slow waltz on accordion"} in waltz.json for waltz.wav, or one for all, or
+its name. What is learned is an adapter of a few megabytes. The same command goes on where it was stopped.
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Adds `finetune` to the commands of argparse."""
+    parser = commands.add_parser(
+        "finetune",
+        help="teach a model to play like your music",
+        description="Trains a model on a folder of music, and writes what it has learned.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "music", metavar="MUSIC", help="a folder of wav, flac, ogg or mp3 files, or a .csv or .jsonl table"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to put what is learned")
+    parser.add_argument("--model", default="debug", metavar="NAME|DIR", help="what to begin with (debug)")
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--caption", metavar="TEXT", help="one caption for all pieces")
+    texts.add_argument(
+        "--captions",
+        choices=["files", "names"],
+        default="files",
+        help="in a .json beside each piece, or its name (files)",
+    )
+    parser.add_argument("--full", action="store_true", help="let all weights learn: a whole model, not an adapter")
+    parser.add_argument(
+        "--rank", type=terminal.count, default=16, metavar="R", help="of the adapter: how much it can hold (16)"
+    )
+    parser.add_argument("--steps", type=terminal.count, default=500, metavar="N", help="updates (500)")
+    parser.add_argument("--batch-size", type=terminal.count, default=4, metavar="N", help="segments in an update (4)")
+    parser.add_argument(
+        "--segment", type=terminal.positive, metavar="S", help="seconds of a segment (what the model hears at once)"
+    )
+    parser.add_argument("--learning-rate", type=terminal.positive, metavar="R", help="(5e-4; with --full 1e-5)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    parser.add_argument(
+        "--workers", type=terminal.count, default=1, metavar="N", help="processes that prepare the music (1)"
+    )
+    parser.add_argument("--force", action="store_true", help="begin anew where there is something else in DIR")
+    terminal.add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Tunes `args.model` to `args.music`."""
+    terminal.prepare(args)
+    corpus.need((*corpus.TRAIN, "grain", "optax", "orbax"), "train")
+    from mgjax.finetune import Finetuning, finetune
+
+    tuning = Finetuning(
+        music=args.music,
+        model=args.model,
+        caption=args.caption,
+        captions=args.captions,
+        full=args.full,
+        rank=args.rank,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        segment_seconds=args.segment,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    if args.force:
+        shutil.rmtree(args.out / "run", ignore_errors=True)
+    terminal.writable_folder(args.out)
+    if finetune(tuning, args.out, _stage):
+        how = f"--model {args.out}" if args.full else f"--model {args.model} --adapter {args.out}"
+        terminal.say(f'listen to {args.out / "clips"}; then: mgjax generate "..." {how}')
+        print(args.out)
+    else:
+        terminal.say("stopped; the same command goes on")
+
+
+@contextlib.contextmanager
+def _stage(name: str) -> Iterator[Callable[[int, int], None] | None]:
+    terminal.say(name)
+    with corpus.bar(name) as progress:
+        yield progress

@@ -1,0 +1,166 @@
+"""Low-rank adaptation (LoRA, Hu et al. 2021): what is learned is a product of two narrow matrices beside each kernel.
+
+An adapter is a tree like the language model's, with `{"down", "up"}` in the place of kernels: what goes in is brought
+down to `rank` numbers and up to what comes out. It begins with `up` at zero, so that it changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from mgjax.lm.matrices import Matrix, matrix
+from mgjax.strict_json import ConfigError
+
+Path = tuple[str, ...]
+Adapter = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """What is adapted, and how much it may change.
+
+    Attributes:
+      rank: The width of the narrow matrices.
+      alpha: The product is taken `alpha / rank` times, so that rates of learning suit all ranks.
+      dropout: The share of what goes into an adapter that is left out at random in training.
+      targets: Patterns (regular expressions) that are looked for in the path of each kernel, such as
+        "layer0/self_attn/qkv" or "head". One that is found nowhere is an error.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("self_attn", "cross_attn", "ffn")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank must be 1 or more, got {self.rank}")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError(f"lora.alpha must be above 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout must be 0 or above and below 1, got {self.dropout}")
+        if not self.targets:
+            raise ConfigError('lora.targets names nothing to adapt: leave it out, or give patterns such as "self_attn"')
+        for pattern in self.targets:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"lora.targets: {pattern!r} is no regular expression: {error}") from error
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> Adapter:
+    """A new adapter for the language model's parameters `params` (arrays or shapes), layers stacked or not.
+
+    Raises:
+      ConfigError: A target is found nowhere.
+    """
+    adapter: Adapter = {}
+    found = _targets(config, params)
+    for (path, kernel), one in zip(found.items(), jax.random.split(key, len(found)), strict=True):
+        lead, count, ins, outs = _sizes(matrix((*path, "kernel")), kernel.shape)
+        down = jax.random.uniform(one, (*lead, count, ins, config.rank), minval=-1.0, maxval=1.0) * ins**-0.5
+        _put(adapter, path, {"down": down, "up": jnp.zeros((*lead, count, config.rank, outs))})
+    return adapter
+
+
+def insert(
+    config: LoraConfig, params: dict[str, Any], adapter: Adapter, key: Key[Array, ""] | None = None
+) -> dict[str, Any]:
+    """The parameters with the adapter beside the kernels, as `nn.Dense` reads them: for training.
+
+    Args:
+      key: Of what is left out at random, where the config says so; None for nothing.
+    """
+    dropped = key is not None and config.dropout > 0
+    pairs = _pairs(adapter)
+    keys = jax.random.split(key, len(pairs)) if dropped else [None] * len(pairs)
+    joined = params
+    for (path, pair), one in zip(pairs.items(), keys, strict=True):
+        beside = {"lora_down": pair["down"], "lora_up": pair["up"] * config.scale}
+        if dropped:
+            lead = pair["down"].shape[:-3]
+            beside["lora_key"] = jax.random.split(one, lead) if lead else one
+            beside["lora_keep"] = jnp.full(lead, 1 - config.dropout)
+        joined = _with(joined, path, lambda dense, beside=beside: dense | beside)
+    return joined
+
+
+def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """The parameters with the adapter's products added to the kernels, which are the model that it makes of them.
+
+    Raises:
+      ConfigError: The adapter is for another model.
+    """
+    merged = params
+    for path, pair in _pairs(adapter).items():
+        merged = _with(merged, path, lambda dense, path=path, pair=pair: _merged(config, path, dense, pair))
+    return merged
+
+
+def _merged(config: LoraConfig, path: Path, dense: dict[str, Any], pair: dict[str, Any]) -> dict[str, Any]:
+    kernel, place = dense["kernel"], matrix((*path, "kernel"))
+    lead, count, ins, outs = _sizes(place, kernel.shape)
+    wanted = {"down": (*lead, count, ins, config.rank), "up": (*lead, count, config.rank, outs)}
+    if {name: tuple(np.shape(part)) for name, part in pair.items()} != wanted:
+        raise ConfigError(f"the adapter does not fit {'/'.join(path)}, whose kernel is {kernel.shape}")
+    numbers = np if isinstance(kernel, np.ndarray) else jnp
+    # Sums in float32 whatever the kernel is: a step of learning may be finer than its type.
+    product = numbers.matmul(np.float32(config.scale) * pair["down"], pair["up"])
+    product = numbers.moveaxis(product, -3, -2).reshape(kernel.shape)
+    return dense | {"kernel": (kernel.astype(np.float32) + product).astype(kernel.dtype)}
+
+
+def _targets(config: LoraConfig, params: dict[str, Any]) -> dict[Path, Any]:
+    """The kernels that are adapted, by the paths of their layers."""
+    kernels = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = tuple(entry.key for entry in path)
+        if matrix(names) is not None:
+            kernels[names[:-1]] = leaf
+    for pattern in config.targets:
+        if not any(re.search(pattern, "/".join(path)) for path in kernels):
+            raise ConfigError(
+                f"lora.targets: {pattern!r} is found in none of {', '.join(sorted({'/'.join(p) for p in kernels}))}"
+            )
+    return {path: leaf for path, leaf in kernels.items() if any(re.search(p, "/".join(path)) for p in config.targets)}
+
+
+def _sizes(place: Matrix, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, int]:
+    """Of a kernel: the axes in front, how many matrices it holds, and how much each reads and writes."""
+    ins, outs = (math.prod(shape[axis] for axis in axes) for axes in place)
+    lead = shape[: len(shape) - place.num_axes]
+    return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
+
+
+def _pairs(adapter: Adapter, path: Path = ()) -> dict[Path, dict[str, Any]]:
+    """The narrow matrices by the paths of their layers."""
+    if "down" in adapter and not isinstance(adapter["down"], dict):
+        return {path: adapter}
+    return {key: pair for name, below in adapter.items() for key, pair in _pairs(below, (*path, name)).items()}
+
+
+def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def _with(tree: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:
+    """A copy of `tree` with what `change` makes of the part at `path`."""
+    if not path:
+        return change(tree)
+    if path[0] not in tree:
+        raise ConfigError(f"the adapter is for {path[0]!r}, which the model does not have")
+    return tree | {path[0]: _with(tree[path[0]], path[1:], change)}
