@@ -35,6 +35,7 @@ CODERS = {  # name: ffmpeg's options, suffix, lowest rate in bits per second
     "MP3": (("-c:a", "libmp3lame", "-ar", "24000"), ".mp3", 8000),  # at 32 kHz its lowest is 32 kb/s
 }
 MULTIPLES = (1, 2, 4)
+CACHE = Path(platformdirs.user_cache_dir("mgjax")) / "benchmarks"
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--usage-clips", type=int, default=200)
     parser.add_argument("--packages", nargs="+", default=PACKAGES, help="Debian packages with OGG music")
-    parser.add_argument("--cache", type=Path, default=Path(platformdirs.user_cache_dir("mgjax")) / "benchmarks")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--seed", type=int, default=0, help="of all else that is drawn")
     args = parser.parse_args()
 
