@@ -186,6 +186,7 @@ def mini(config: ConfigDict) -> None:
 
 def on_two_cores(config: ConfigDict) -> None:
     """What both parts of the bundled model's training share."""
+    config.codebook_weights = (4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
     config.train_text = True
     config.text_rate = 0.1
     config.text.word_dropout = 0.05

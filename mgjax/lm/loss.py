@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,14 @@ def cross_entropy(logits: Float[Array, "b s k v"], steps: Steps) -> tuple[Float[
     return jnp.sum(lost, axis=(0, 1)), jnp.sum(steps.counted, axis=(0, 1), dtype=jnp.float32)
 
 
-def mean(sums: Float[Array, "k"], counts: Float[Array, "k"]) -> Float[Array, ""]:
-    """The mean over the codebooks of their mean cross-entropies; a codebook of which nothing counts adds nothing."""
-    return jnp.mean(sums / jnp.maximum(counts, 1.0))
+def mean(
+    sums: Float[Array, "k"], counts: Float[Array, "k"], weights: Sequence[float] | None = None
+) -> Float[Array, ""]:
+    """The mean over the codebooks of their mean cross-entropies; a codebook of which nothing counts adds nothing.
+
+    Args:
+      sums: The cross-entropies of each codebook, added up.
+      counts: How many there are.
+      weights: How much each codebook weighs in the mean; None for all alike.
+    """
+    return jnp.average(sums / jnp.maximum(counts, 1.0), weights=None if weights is None else jnp.array(weights))

@@ -109,6 +109,11 @@ def begin(config: LMRun) -> Start:
         numbers=config.numbers,
         sampling=config.sampling,
     )
+    weights, num_codebooks = config.codebook_weights, begun.config.lm.num_codebooks
+    if weights and len(weights) != num_codebooks:
+        raise ConfigError(
+            f"codebook_weights must be {num_codebooks} numbers, one for each codebook, got {len(weights)}"
+        )
     conditions.check(begun.config, config.optim.accumulate, config.data.segment_seconds)
     if config.lora:
         _check_lora(config, begun)
@@ -250,7 +255,7 @@ class _Step:
 
         def loss(params: Any, part: Any) -> tuple[Array, Any]:
             sums, extra = self.cross_entropy(params, frozen, part, state.extra, key)
-            return losses.mean(sums, counts), (sums, extra)
+            return losses.mean(sums, counts, self.config.codebook_weights or None), (sums, extra)
 
         value, (sums, extra), gradient = optim.gradients(loss, state.params, pieces, config.accumulate)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)

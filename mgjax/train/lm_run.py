@@ -40,6 +40,9 @@ class LMRun:
       codec: A codec, or a model that has one; None for that of `init`.
       codes_as_heard: Whether new weights begin with embeddings and heads made of the codec's codebooks, so that codes
         that sound alike are read and predicted alike from the start.
+      codebook_weights: How much the cross-entropy of each codebook weighs in the loss; () for all alike, as published.
+        The first codebooks hold what is played, the last ones how it sounds, most of which nothing foretells: where
+        updates are few, they are better spent on the first.
       text_encoder: A T5 (FLAN-T5 too), or a model that has one. None for that of `init`; without `init`, for a model
         that reads no text, or has a new text encoder.
       new_text: A new text encoder, trained from scratch; None for none. A `vocab_size` that is left at T5's own becomes
@@ -83,6 +86,7 @@ class LMRun:
     init: str | None = None
     codec: str | None = None
     codes_as_heard: bool = False
+    codebook_weights: tuple[float, ...] = ()
     text_encoder: str | None = None
     new_text: T5Config | None = None
     vocabulary: str | None = None
@@ -118,6 +122,8 @@ class LMRun:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be above 0, got {value}")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.codebook_weights):
+            raise ConfigError(f"codebook_weights must be above 0, got {self.codebook_weights}")
         if self.codes_as_heard and self.init is not None:
             raise ConfigError("codes_as_heard is how new weights begin, and those of init are not new: leave it out")
         if not 0 < self.text_rate <= 1:

@@ -90,3 +90,10 @@ def test_a_codebook_without_codes_adds_nothing():
     assert counts.tolist() == [3, 2, 1, 0]
     assert sums[3] == 0
     assert float(value) == pytest.approx(0.75 * np.log(11), rel=1e-6)
+
+
+def test_codebooks_may_weigh_more_than_others():
+    sums, counts = jnp.array([6.0, 8.0, 0.0]), jnp.array([3.0, 2.0, 0.0])
+    assert losses.mean(sums, counts) == 2.0
+    assert losses.mean(sums, counts, (3.0, 1.0, 1.0)) == 2.0
+    assert losses.mean(sums, counts, (1.0, 3.0, 0.5)) == pytest.approx(14 / 4.5)

@@ -123,13 +123,17 @@ def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
 
 
 def test_parts_of_a_batch_are_weighed_by_what_they_hold():
-    """The loss of an update in two parts, of 28 and of 34 frames, is that of the whole batch."""
-    config = dataclasses.replace(RUN, optim=dataclasses.replace(RUN.optim, accumulate=2))
+    """The loss of an update in two parts, of 28 and of 34 frames, is that of the whole batch, codebooks as weighed."""
+    config = dataclasses.replace(
+        RUN, optim=dataclasses.replace(RUN.optim, accumulate=2), codebook_weights=(3.0, 1.0, 0.5, 0.5)
+    )
     _, task, state = made(config)
     batch = {"codes": codes(rows=4), "num_frames": np.array([25, 25, 3, 9], np.int32)}
     whole = validated(task, state, batch)
     after, metrics = jax.jit(task.train_step)(state, task.frozen, batch)
-    assert metrics["loss"] == pytest.approx(whole["cross_entropy"], rel=1e-6)
+    weighed = [weight * whole[f"cross_entropy_{k + 1}"] for k, weight in enumerate(config.codebook_weights)]
+    assert metrics["loss"] == pytest.approx(sum(weighed) / 5, rel=1e-6)
+    assert whole["cross_entropy"] == pytest.approx(sum(whole[f"cross_entropy_{k}"] for k in range(1, 5)) / 4, rel=1e-6)
     for k in range(1, 5):
         assert metrics[f"cross_entropy_{k}"] == pytest.approx(whole[f"cross_entropy_{k}"], rel=1e-6)
     assert after.step == 1
@@ -239,6 +243,7 @@ def test_model_operations():
         ({"codec": None}, "give lm and codec"),
         ({"init": "debug", "codec": None}, "leave lm out"),
         ({"lm": DEBUG.lm}, "reads the conditions {'text': 16}, the model's encoders give {}"),
+        ({"codebook_weights": (1.0, 0.5)}, "must be 4 numbers, one for each codebook, got 2"),
         ({"channels": 2}, "writes 4 codebooks, but the codec reads 2 x 4"),
     ],
 )
@@ -255,6 +260,7 @@ def test_parts_that_do_not_fit_are_refused(changes, message):
         ({"channels": 3}, "channels must be one of"),
         ({"window_seconds": 0.0}, "window_seconds must be above 0"),
         ({"optim": OptimConfig(accumulate=3)}, "must divide data.batch_size"),
+        ({"codebook_weights": (1.0, 0.0)}, "codebook_weights must be above 0"),
         ({"text_rate": 0.0}, "text_rate must be above 0 and at most 1"),
         ({"codes_as_heard": True, "init": "debug", "codec": None, "lm": None}, "those of init are not new"),
     ],
