@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mgjax import initialize
 from mgjax.conditioner_config import MelodyConfig, StyleConfig, T5Config
-from mgjax.config import Fused, LMConfig
+from mgjax.config import Fused, LMConfig, Sampling
 from mgjax.lm.lora import LoraConfig
 from mgjax.train.configs import to_config_dict
 from mgjax.train.lm import LMRun
@@ -178,6 +178,7 @@ def mini(config: ConfigDict) -> None:
     """The bundled model's language model, second part: the first, `--config.init=DIR`, goes on with longer segments."""
     config.lm = None
     config.init = "runs/beginning/best"
+    settle(config, "sampling", Sampling(guidance=4.0, temperature=(0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
     on_two_cores(config)
     config.data.batch_size = 12
     config.data.segment_seconds = 10.0

@@ -33,8 +33,9 @@ def debug_model():
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch, debug_model):
-    """A folder of its own, and one debug model for all tests; `loads` notes what was asked of `mgjax.load`."""
+    """A folder of its own, and one debug model in place of mini; `loads` notes what was asked of `mgjax.load`."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mgjax, "load_codec", lambda source: debug_model.codec, raising=False)
     loads = []
 
     def load(source, **options):
@@ -129,10 +130,10 @@ def test_the_recipe_says_all_that_was_asked(here, debug_model):
     assert made.continued == os.path.abspath("intro.wav")
     assert (made.window, made.stride, made.dtype, made.seed, made.seconds) == (2.0, 1.0, "float32", 0, 0.4)
     assert made.sampling == dataclasses.replace(debug_model.config.sampling, top_p=0.5)
-    assert (made.model, made.model_hash) == ("debug", debug_model.hash)
+    assert (made.model, made.model_hash) == ("mini", debug_model.hash)
     assert made.mgjax == mgjax.__version__
     assert made.device.startswith("cpu")
-    assert here == [("debug", {"dtype": "float32", "text_encoder": None, "style_encoder": None})]
+    assert here == [("mini", {"dtype": "float32", "text_encoder": None, "style_encoder": None, "adapter": None})]
 
 
 def test_every_option_reaches_the_model(monkeypatch, debug_model):
@@ -287,7 +288,7 @@ def test_again_with_other_weights_warns(capsys):
     capsys.readouterr()
     assert run("generate", "--again", "a.json", "--out", "b.wav") == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("mgjax: warning: debug has other weights now")
+    assert lines[0].startswith("mgjax: warning: mini has other weights now")
 
 
 # --- generate: when it goes wrong on the way

@@ -105,7 +105,7 @@ def test_a_file_of_prompts_steers_each(steered, tmp_path, monkeypatch):
         (["--then", "3", "b"], "begins at 3 s"),
         (["--blend", "1"], "about --then"),
         (["--separate"], "about --melody"),
-        (["--temperature", "1,2"], "4 codebooks"),
+        (["--temperature", "1,2"], "8 codebooks"),
     ],
 )
 def test_what_cannot_steer(asked, message, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The README is true: its code runs, its two commands stand where .ci/run looks for them, its paths exist."""
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,11 @@ from typing import NamedTuple
 import pytest
 
 from mgjax import cli
+from mgjax.checkpoint import Checkpoint, write_model
+from mgjax.conditioner_config import MelodyConfig
+from mgjax.config import Fused
+from mgjax.initialize import DEBUG, random_variables
+from mgjax.interop import hub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +34,22 @@ def commands(code):
     """The commands of a shell block, as lists of words."""
     lines = code.replace("\\\n", " ").replace("&&", "\n").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A toy in place of mini, which compiles in less time; test_mini.py plays the real one."""
+    melody = MelodyConfig(fft_size=4096, hop_length=3200, num_frames=100, null="nothing")
+    conditions = (*DEBUG.lm.conditions, Fused("melody", 12, "interpolate"))
+    toy = dataclasses.replace(DEBUG, lm=dataclasses.replace(DEBUG.lm, conditions=conditions), melody=melody)
+    folder = tmp_path_factory.mktemp("pretrained")
+    write_model(folder / "mini", Checkpoint(toy, random_variables(toy)))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def mini(pretrained, monkeypatch):
+    monkeypatch.setattr(hub, "_PRETRAINED", pretrained)
 
 
 RUN = [block for block in blocks(README) if block.skipped is None]

@@ -10,11 +10,11 @@ from mgjax.cli import coding, corpus, finetune, generate, models, terminal
 
 _EPILOG = """\
 first steps:
-  mgjax generate "a slow waltz on accordion" --out waltz.wav
+  mgjax generate "driving techno with a deep bass" --out techno.wav
   mgjax generate --help
 
-The model "debug" is a toy with random weights: it makes noise, to try things out. Where the Hugging Face Hub can be
-reached, `--model facebook/musicgen-small` makes music.
+The model "mini" comes with mgjax: small, trained on synthetic music, free to use (Apache-2.0). Where the Hugging Face
+Hub can be reached, `--model facebook/musicgen-small` plays more kinds of music, not for commercial use.
 
 Choose the device with JAX_PLATFORMS=cpu, cuda or tpu. MGJAX_TRACEBACK=1 shows where in the code an error arose.
 """

@@ -20,7 +20,7 @@ from mgjax.data import audio
 
 _BLOCK_SECONDS = 10.0
 _MOST_BYTES = 1 << 30  # of a file of codes, unpacked: some weeks of music, and no more than a machine can hold
-_MODEL_HELP = 'the model whose codec to use: "debug", a name on the Hugging Face Hub, or a folder'
+_MODEL_HELP = 'the model whose codec to use: "mini", "debug", a name on the Hugging Face Hub, or a folder'
 
 
 class CodeFile(NamedTuple):
@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
     encode.set_defaults(run=run_encode)
     encode.add_argument("input", type=Path, metavar="SOUND", help="a wav, flac, ogg or mp3 file")
     encode.add_argument("output", type=Path, metavar="CODES.npz")
-    encode.add_argument("--model", default="debug", metavar="NAME|DIR", help=f"{_MODEL_HELP} (debug)")
+    encode.add_argument("--model", default="mini", metavar="NAME|DIR", help=f"{_MODEL_HELP} (mini)")
     encode.add_argument(
         "--bandwidth", type=terminal.positive, metavar="KBPS", help="one of the codec's, in kilobits a second (highest)"
     )

@@ -35,7 +35,7 @@ def add_command(commands: Any) -> None:
         "music", metavar="MUSIC", help="a folder of wav, flac, ogg or mp3 files, or a .csv or .jsonl table"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to put what is learned")
-    parser.add_argument("--model", default="debug", metavar="NAME|DIR", help="what to begin with (debug)")
+    parser.add_argument("--model", default="mini", metavar="NAME|DIR", help="what to begin with (mini)")
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--caption", metavar="TEXT", help="one caption for all pieces")
     texts.add_argument(

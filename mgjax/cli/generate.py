@@ -77,8 +77,8 @@ def add_command(commands: Any) -> None:
     how.add_argument(
         "--model",
         metavar="NAME|DIR",
-        help='"debug", a toy that makes noise; a name on the Hugging Face Hub, such as facebook/musicgen-small; '
-        "or a folder (debug)",
+        help='"mini", which comes with mgjax; "debug", a toy that makes noise; a name on the Hugging Face Hub, such as '
+        "facebook/musicgen-small; or a folder (mini)",
     )
     how.add_argument(
         "--temperature",
@@ -160,7 +160,7 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
             prompt=wish.prompt,
             seconds=wish.seconds or getattr(args, "seconds", 8.0),
             seed=seed,
-            model=settled(getattr(args, "model", "debug")),
+            model=settled(getattr(args, "model", "mini")),
             adapter=settled(getattr(args, "adapter", None)),
             text_encoder=settled(getattr(args, "text_encoder", None)),
             style_encoder=settled(getattr(args, "style_encoder", None)),

@@ -19,7 +19,7 @@ from mgjax.data.prompts import TextConfig
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.lm.model import LM
 from mgjax.strict_json import ConfigError
-from mgjax.train import baselines, lm, start
+from mgjax.train import baselines, lm, lm_model, start
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig
 
@@ -114,7 +114,7 @@ def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
     assert np.abs(unigram - baselines.uniform(64)).max() < 0.01  # each code is as likely as any other
     for k in range(4):
         assert valid[f"cross_entropy_{k + 1}"] < 0.9 * unigram[k]
-    trained = lm.weights_of(state)["lm"]
+    trained = lm_model.weights_of(state)["lm"]
     assert trained["layers"]["ffn"]["up"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "model")
     saved = mgjax.load(tmp_path / "model")
     assert saved.config.window_seconds == 0.5
