@@ -81,25 +81,6 @@ def test_what_is_loaded_predicts_as_what_was_validated(fuse, tmp_path):
     assert home["text_encoder"]["hash"] == begun.text_hash
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Pieces in which each frame follows from the one before: every code is 3 more, from any first frame."""
-    rng = np.random.default_rng(0)
-    description = Description(
-        kind="tokens", sample_rate=32_000, channels=1, frame_rate=50.0, num_codebooks=4, codebook_size=64,
-        codec_source="debug", codec_hash=mgjax.load_codec("debug").hash,
-    )  # fmt: skip
-
-    def pieces(count):
-        for i in range(count):
-            content = (rng.integers(0, 64, 4) + 3 * np.arange(60)[:, None]) % 64
-            yield corpus_writing.Piece(f"piece {i}", Metadata(description="a scale"), content.astype(np.uint16))
-
-    directory = tmp_path_factory.mktemp("corpus") / "scales"
-    corpus_writing.write(directory, description, {"train": list(pieces(24)), "valid": list(pieces(8))})
-    return directory
-
-
 def on(corpus, **changes):
     return dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, corpora=(str(corpus),)), **changes)
 

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax.data import corpus_writing
-from mgjax.data.corpus import Description
-from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
 from mgjax.interop import peft
@@ -30,25 +27,6 @@ RUN = lm.LMRun(
     loop=LoopConfig(steps=12, log_every=4, eval_every=0, show_every=0, save_every=6),
     prompts=(),
 )
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Scales: each code is three above the last."""
-    rng = np.random.default_rng(0)
-    description = Description(
-        kind="tokens", sample_rate=32_000, channels=1, frame_rate=50.0, num_codebooks=4, codebook_size=64,
-        codec_source="debug", codec_hash=mgjax.load_codec("debug").hash,
-    )  # fmt: skip
-
-    def pieces(count):
-        for i in range(count):
-            content = (rng.integers(0, 64, 4) + 3 * np.arange(60)[:, None]) % 64
-            yield corpus_writing.Piece(f"piece {i}", Metadata(description="a scale"), content.astype(np.uint16))
-
-    directory = tmp_path_factory.mktemp("corpus") / "scales"
-    corpus_writing.write(directory, description, {"train": list(pieces(24)), "valid": list(pieces(8))})
-    return directory
 
 
 def lines(folder, split):
