@@ -4,16 +4,21 @@ The mesh has three axes. `data` holds copies of the model that work on different
 large parameter among its devices as well and gathers it when it is used. `model` splits the heads and the wide layers,
 so that its devices work on the same rows together. Training, loading, restoring and generation all read this table;
 modules never name an axis.
+
+Many hosts make one mesh. Each of them holds the rows of a batch that its own devices work on, and no others.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -46,11 +51,15 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices (or of `devices`); one of the three sizes may be -1: as many as there are.
+def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices (or of `devices`, those of a topology too); one of the three sizes may be -1: as many as
+    there are.
+
+    Where the devices are in several slices (of TPUs, or of GPUs that one node or NVLink joins), `data` goes over the
+    slow network between the slices, and `fsdp` too if `data` is too small for that.
 
     Raises:
-      ValueError: The sizes do not multiply to the number of devices.
+      ValueError: The sizes do not multiply to the number of devices, or do not fit the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, model]
@@ -58,7 +67,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: list[jax.D
         sizes[sizes.index(-1)] = len(devices) // max(1, -math.prod(sizes))
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise ValueError(f"data x fsdp x model = {' x '.join(map(str, sizes))} does not make {len(devices)} devices")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    between = _between_slices(sizes, devices)
+    if math.prod(between) == 1:
+        laid_out = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        within = [size // slices for size, slices in zip(sizes, between, strict=True)]
+        laid_out = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _between_slices(sizes: list[int], devices: Sequence[Any]) -> list[int]:
+    """How many parts of each axis of the mesh lie in slices of their own."""
+    counts = Counter(getattr(device, "slice_index", 0) for device in devices)
+    data = math.gcd(sizes[0], len(counts))
+    fsdp = len(counts) // data
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the devices are in slices of {sorted(counts.values())}: a mesh needs slices of one size")
+    if sizes[1] % fsdp:
+        raise ValueError(
+            f"data x fsdp x model = {' x '.join(map(str, sizes))} does not fit {len(counts)} slices of "
+            f"{len(devices) // len(counts)} devices: model has to stay within a slice, so make data (or data x fsdp) a "
+            f"multiple of {len(counts)}"
+        )
+    return [data, fsdp, 1]
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -96,3 +127,54 @@ def rows(num_rows: int, mesh: Mesh) -> NamedSharding:
     while axes and num_rows % math.prod(mesh.shape[axis] for axis in axes):
         axes.pop()
     return NamedSharding(mesh, P(tuple(axes)) if axes else P())
+
+
+def rows_here(num_rows: int, mesh: Mesh) -> list[int]:
+    """Which rows of a batch the devices of this process work on, in order: those that this host has to read.
+
+    Raises:
+      ValueError: There are several processes, and the rows cannot be spread evenly over the mesh.
+    """
+    spread = mesh.shape["data"] * mesh.shape["fsdp"]
+    if num_rows % spread and mesh.is_multi_process:
+        raise ValueError(
+            f"{num_rows} rows cannot be spread over data x fsdp = {spread} devices on several hosts: make the batch "
+            f"(data.batch_size) a multiple of {spread}"
+        )
+    parts = rows(num_rows, mesh).addressable_devices_indices_map((num_rows,)).values()
+    return sorted({row for (part,) in parts for row in range(*part.indices(num_rows))})
+
+
+def place_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """The batch [b, ...] over the mesh, of which this process has `array`, the rows that `rows_here` names."""
+    spread = mesh.shape["data"] * mesh.shape["fsdp"]
+    num_rows = len(array) * spread // len(rows_here(spread, mesh))
+    first = {row: i for i, row in enumerate(rows_here(num_rows, mesh))}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(num_rows)
+        return array[first[start] : first[start] + stop - start]
+
+    return jax.make_array_from_callback((num_rows, *array.shape[1:]), rows(num_rows, mesh), part)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of `tree`, which every process holds whole, where `shardings` says. No process sends another any."""
+
+    def one(array: Any, where: NamedSharding) -> jax.Array:
+        if where.is_fully_addressable:
+            return jax.device_put(array, where)
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(one, tree, shardings(tree, mesh))
+
+
+def on_host(tree: Any) -> Any:
+    """The whole arrays of `tree` as numpy has them, wherever their parts are; all processes have to ask for them."""
+
+    def one(array: Any) -> np.ndarray:
+        whole = getattr(array, "is_fully_addressable", True) or array.is_fully_replicated
+        return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))
+
+    return jax.tree.map(one, tree)

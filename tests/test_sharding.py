@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 
 import jax
 import numpy as np
@@ -134,3 +135,79 @@ def test_a_mesh_must_use_every_device():
         sharding.make_mesh(3, 1, 1)
     with pytest.raises(ValueError, match="does not make 8 devices"):
         sharding.make_mesh(-1, 3, 1)
+
+
+class Client:
+    """Of process 1."""
+
+    platform = "cpu"
+
+    def process_index(self):
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One that is not there: of 4 to a host, 2 hosts to a slice."""
+
+    id: int
+    client: Client = dataclasses.field(default=Client(), repr=False)
+    platform = device_kind = "cpu"
+
+    @property
+    def process_index(self):
+        return self.id // 4
+
+    @property
+    def slice_index(self):
+        return self.id // 8
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "apart"),
+    [((4, 2, 4), 4, 4), ((-1, 4, 2), 4, 4), ((2, 4, 4), 4, 2), ((1, 8, 2), 2, 1), ((8, 1, 1), 1, 1), ((2, 1, 8), 2, 2)],
+)
+def test_the_slow_network_between_slices_is_for_data_and_then_fsdp(sizes, slices, apart):
+    """`apart` slices hold other parts of `data`, and what is left of them other parts of `fsdp`."""
+    mesh = sharding.make_mesh(*sizes, devices=[Device(i) for i in range(8 * slices)])
+    where = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert np.all(where == where[:, :, :1]), "model stays within a slice"
+    by_data = [sorted(set(part.flat)) for part in where]
+    assert len({tuple(part) for part in by_data}) == apart
+    assert all(len(part) == slices // apart for part in by_data)
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8 * slices))
+
+
+def test_a_mesh_that_does_not_fit_the_slices_is_told():
+    devices = [Device(i) for i in range(16)]
+    with pytest.raises(ValueError, match=r"1 x 1 x 16 does not fit 2 slices of 8 devices: model has to stay within"):
+        sharding.make_mesh(1, 1, 16, devices=devices)
+    with pytest.raises(ValueError, match=r"slices of \[4, 8\]: a mesh needs slices of one size"):
+        sharding.make_mesh(devices=devices[:12])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "order", "expected"),
+    [
+        ((8, 1, 1), range(8), [8, 9, 10, 11, 12, 13, 14, 15]),
+        ((2, 2, 2), range(8), [8, 9, 10, 11, 12, 13, 14, 15]),
+        ((4, 2, 1), [0, 1, 4, 5, 2, 3, 6, 7], [4, 5, 6, 7, 12, 13, 14, 15]),  # as a square of TPUs lies
+        ((2, 1, 4), [0, 1, 4, 5, 2, 3, 6, 7], list(range(16))),  # model goes over both hosts
+    ],
+)
+def test_a_host_reads_the_rows_of_its_devices(sizes, order, expected):
+    """Of two hosts, this is the second."""
+    devices = [Device(i) for i in order]
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(sizes), sharding.AXES)
+    assert sharding.rows_here(16, mesh) == expected
+    spread = sizes[0] * sizes[1]
+    with pytest.raises(ValueError, match=f"7 rows cannot be spread over data x fsdp = {spread} devices on several"):
+        sharding.rows_here(7, mesh)
+
+
+@pytest.mark.parametrize("num_rows", [16, 6])
+def test_rows_go_where_they_belong(mesh, num_rows):
+    rows = np.random.default_rng(0).random((num_rows, 3))
+    placed = sharding.place_rows(rows, mesh)
+    assert placed.sharding == sharding.rows(num_rows, mesh)
+    np.testing.assert_array_equal(placed, rows.astype(placed.dtype))

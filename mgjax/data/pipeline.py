@@ -85,7 +85,7 @@ def batches(
     config: DataConfig,
     *,
     seed: int,
-    shard: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     told: Told | None = None,
 ) -> BatchIterator:
     """Random segments without end, as batches of numpy arrays.
@@ -108,8 +108,7 @@ def batches(
       corpora: Training splits of one or more corpora of one kind.
       config: What to draw.
       seed: 0 or more. Another seed gives other music in another order.
-      shard: Which host this is, and of how many. Host p gets the p-th part of the rows of the batch that a single host
-        would get.
+      rows: Those of each batch that this host reads, such as `sharding.rows_here` names; None for all of them.
       told: What they tell besides the music; None for nothing.
 
     Raises:
@@ -120,8 +119,8 @@ def batches(
     pieces = Pieces(corpora)
     segment, least = _lengths(pieces, config)
     draw = _Anywhere(_cumulative(pieces, config), np.maximum(pieces.lengths - least, 0))
-    rows, teller = _rows(config, shard), Teller(pieces, told or Told())
-    return BatchIterator(_Source(pieces, draw, segment, rows, config, seed, teller, sys.maxsize), config)
+    teller = Teller(pieces, told or Told())
+    return BatchIterator(_Source(pieces, draw, segment, _rows(config, rows), config, seed, teller, sys.maxsize), config)
 
 
 def validation_batches(
@@ -129,7 +128,7 @@ def validation_batches(
     config: DataConfig,
     *,
     seed: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     told: Told | None = None,
 ) -> BatchIterator:
     """`valid_rounds` segments of every piece in order, always the same ones, as batches like those of `batches`.
@@ -144,9 +143,9 @@ def validation_batches(
     segment, _ = _lengths(pieces, config)
     draw = _InOrder(np.maximum(pieces.lengths - segment, 0))
     teller = Teller(pieces, (told or Told()).complete())
-    rows, count = _rows(config, shard), math.ceil(config.valid_rounds * len(pieces.lengths) / config.batch_size)
+    count = math.ceil(config.valid_rounds * len(pieces.lengths) / config.batch_size)
     config = dataclasses.replace(config, num_workers=0)  # to start processes takes longer than a validation
-    return BatchIterator(_Source(pieces, draw, segment, rows, config, seed, teller, count), config)
+    return BatchIterator(_Source(pieces, draw, segment, _rows(config, rows), config, seed, teller, count), config)
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -235,7 +234,7 @@ class _Source:
     pieces: Pieces
     draw: _Anywhere | _InOrder  # a sample's generator and number -> its piece, and its start there
     segment: int  # samples or frames
-    rows: range  # those of each batch that are this host's
+    rows: tuple[int, ...]  # those of each batch that are this host's
     config: DataConfig
     seed: int
     teller: Teller
@@ -317,12 +316,9 @@ def _cumulative(pieces: Pieces, config: DataConfig) -> Float64[np.ndarray, "p"]:
     return np.cumsum(weights / weights.sum())
 
 
-def _rows(config: DataConfig, shard: tuple[int, int]) -> range:
-    """The rows of each batch that belong to this host."""
-    index, count = shard
-    if not 0 <= index < count:
-        raise DataError(f"there is no host {index} of {count}: the first is 0")
-    if config.batch_size % count:
-        raise DataError(f"batch_size {config.batch_size} must be a multiple of the number of hosts, {count}")
-    size = config.batch_size // count
-    return range(index * size, (index + 1) * size)
+def _rows(config: DataConfig, rows: Sequence[int] | None) -> tuple[int, ...]:
+    """The rows of each batch that this host reads."""
+    found = tuple(range(config.batch_size) if rows is None else rows)
+    if not set(found) <= set(range(config.batch_size)):
+        raise DataError(f"the rows of a batch of {config.batch_size} are from 0 on, got {found}")
+    return found

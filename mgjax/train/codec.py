@@ -15,7 +15,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from mgjax import formats
+from mgjax import formats, sharding
 from mgjax.checkpoint import write_codec
 from mgjax.codec import balancer, losses, rvq, rvq_training
 from mgjax.codec.discriminator import Discriminator, DiscriminatorConfig
@@ -136,11 +136,12 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in ("train", "valid")}
     for corpus in corpora["train"] + corpora["valid"]:
         _check(corpus, config.model)
-    shard = (jax.process_index(), jax.process_count())
-    train_data = batches(corpora["train"], config.data, seed=config.loop.seed, shard=shard)
+    mesh = sharding.make_mesh(config.loop.data, config.loop.fsdp, config.loop.model)
+    rows = sharding.rows_here(config.data.batch_size, mesh)
+    train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows)
 
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
-        return validation_batches(corpora["valid"], config.data, shard=shard)
+        return validation_batches(corpora["valid"], config.data, rows=rows)
 
     return fit(task(config, pretrained), train_data, valid_data, config.loop, workdir, run=config)
 
@@ -380,15 +381,16 @@ class _Step:
         audio = batch["audio"][:_SHOWN]
         generated = self._reconstruct(state.average.value(), state.extra["codebooks"], audio)
         sounds = {}
-        for i, (before, after) in enumerate(zip(np.asarray(audio), np.asarray(generated), strict=True)):
+        for i, (before, after) in enumerate(zip(*sharding.on_host((audio, generated)), strict=True)):
             sounds[f"clip{i}/input"] = Sound(before, self.config.model.sample_rate)
             sounds[f"clip{i}/reconstruction"] = Sound(after, self.config.model.sample_rate)
         return sounds
 
     def save(self, state: TrainState, directory: Path) -> None:
         """Writes the codec with its averaged weights, for `mgjax.load_codec`."""
-        variables = {"params": state.average.value(), "codebooks": state.extra["codebooks"]}
-        write_codec(directory, self.config.model, jax.tree.map(np.asarray, variables))
+        variables = sharding.on_host({"params": state.average.value(), "codebooks": state.extra["codebooks"]})
+        if jax.process_index() == 0:
+            write_codec(directory, self.config.model, variables)
 
     def flops(self, batch: Batch) -> float:
         """The operations of all convolutions and matrix products that one update needs.

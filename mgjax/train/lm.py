@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from mgjax import formats
+from mgjax import formats, sharding
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
 from mgjax.conditioning.condition import Condition
@@ -72,7 +72,8 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
         labels=(*begun.config.labels, *begun.config.numbers),
         dropout=config.dropout,
     )
-    options = {"shard": (jax.process_index(), jax.process_count()), "told": told}
+    mesh = sharding.make_mesh(config.loop.data, config.loop.fsdp, config.loop.model)
+    options = {"rows": sharding.rows_here(config.data.batch_size, mesh), "told": told}
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, **options)
 
     def valid_data() -> Iterator[dict[str, np.ndarray]]:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from jaxtyping import Array
 
+from mgjax import sharding
 from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint, write_model
 from mgjax.interop import peft
@@ -41,7 +39,7 @@ def together(config: LMRun, begun: Start, state: TrainState, dtype: str = "float
       state: How far it is.
       dtype: Of the language model's weights.
     """
-    model, weights = begun.config, jax.tree.map(_on_host, weights_of(state))
+    model, weights = begun.config, sharding.on_host(weights_of(state))
     if config.lora:
         weights["lm"] = lora.merge(config.lora, begun.lm, _adapter(config, weights))
     elif config.scan_layers:
@@ -51,10 +49,10 @@ def together(config: LMRun, begun: Start, state: TrainState, dtype: str = "float
         variables["text"] = weights.get("text", begun.text)
     if model.style is not None:
         features = {} if begun.features is None else {"features": begun.features}
-        moved = jax.tree.map(_on_host, state.extra["style"])
+        moved = sharding.on_host(state.extra["style"])
         variables["style"] = {"params": weights["style"], **moved, **features}
     if model.clap is not None:
-        codebooks = {"codebooks": jax.tree.map(_on_host, state.extra["clap"])} if "clap" in state.extra else {}
+        codebooks = {"codebooks": sharding.on_host(state.extra["clap"])} if "clap" in state.extra else {}
         variables["clap"] = {name: begun.clap[name] for name in ("text", "audio")} | codebooks
     return Checkpoint(model, variables, begun.tokenizer_files, begun.clap_tokenizer_files)
 
@@ -75,7 +73,7 @@ def show(config: LMRun, begun: Start, state: TrainState) -> dict[str, Sound]:
 def save(config: LMRun, begun: Start, state: TrainState, directory: Path) -> None:
     """Writes the averaged weights, of the whole model or of the adapter, for `mgjax.load`; and where they are from."""
     model = together(config, begun, state)
-    adapter = _adapter(config, jax.tree.map(_on_host, weights_of(state))) if config.lora else None
+    adapter = _adapter(config, sharding.on_host(weights_of(state))) if config.lora else None
     if jax.process_index() != 0:
         return
     if adapter is None:
@@ -104,9 +102,3 @@ def save(config: LMRun, begun: Start, state: TrainState, directory: Path) -> Non
 def _adapter(config: LMRun, weights: dict[str, Any]) -> lora.Adapter:
     """The adapter out of the trained weights, its layers apart."""
     return unstack_layers(weights["lora"]) if config.scan_layers else weights["lora"]
-
-
-def _on_host(array: Array) -> np.ndarray:
-    """The whole array, wherever its parts are."""
-    whole = array.is_fully_addressable
-    return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))

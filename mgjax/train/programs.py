@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
 
 from mgjax import sharding
 from mgjax.strict_json import ConfigError
@@ -28,13 +27,13 @@ class Programs:
         self._task, self._config, self._mesh = task, config, mesh
         self._begin = (jax.random.key(config.seed),)
         if task.pretrained is not None:
-            self._begin += (self._put(task.pretrained),)
+            self._begin += (sharding.place(task.pretrained, mesh),)
         shapes = jax.eval_shape(task.init, *self._begin)
         placed, everywhere = sharding.shardings(shapes, mesh), NamedSharding(mesh, P())
         self.like = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, placed
         )
-        self.frozen = self._put(task.frozen)
+        self.frozen = sharding.place(task.frozen, mesh)
         inputs = (placed, jax.tree.map(lambda array: array.sharding, self.frozen), None)
         step = _skipping(task.train_step) if config.max_skipped else task.train_step
         self.train_step = jax.jit(step, donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere))
@@ -52,12 +51,7 @@ class Programs:
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """The global batch, of which this process has some rows, spread over the mesh."""
-
-        def one(rows: np.ndarray) -> Array:
-            shape = (len(rows) * jax.process_count(), *rows.shape[1:])
-            return jax.make_array_from_process_local_data(sharding.rows(shape[0], self._mesh), rows, shape)
-
-        return {name: one(rows) for name, rows in batch.items()}
+        return {name: sharding.place_rows(rows, self._mesh) for name, rows in batch.items()}
 
     def work(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
         """The rows of a batch; the operations that an update takes on one device, and what it can do in a second."""
@@ -92,9 +86,6 @@ class Programs:
         """The paths of the arrays of `state` in which a number is NaN or infinite."""
         flags = jax.tree_util.tree_leaves_with_path(jax.device_get(self._all_finite(state)))
         return [sharding.path_of(path) for path, all_finite in flags if not all_finite]
-
-    def _put(self, tree: Any) -> Any:
-        return jax.device_put(tree, sharding.shardings(tree, self._mesh))
 
 
 def _skipping(train_step: Callable) -> Callable:
