@@ -2,6 +2,9 @@
 
 A run's directory holds `config.json`, what the run is, and `checkpoints/<step>/`, each written beside its place and
 renamed to it once it is complete. A process that is killed at any moment leaves the checkpoints before it as they were.
+
+All hosts write their own parts of a checkpoint at once, and read what their devices hold, into and out of one directory
+that all of them see. Which checkpoint is read is for the first of them to say: the others may see an older listing.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
@@ -97,7 +101,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step of the best checkpoint, the first of equals; None where none was validated."""
         validated = [step for step in self.steps() if self._merits[step] > -math.inf]
-        return max(validated, key=self._merits.get, default=None)
+        return next(iter(_as_the_first_has(sorted(validated, key=self._merits.get, reverse=True)[:1])), None)
 
     def latest(self, like: TrainState) -> Restored | None:
         """What the newest checkpoint that can be read holds; None where there are no checkpoints.
@@ -112,7 +116,7 @@ class Checkpoints:
           CheckpointError: None can be read.
         """
         broken = []
-        for step in reversed(self.steps()):
+        for step in reversed(_as_the_first_has(self.steps())):
             try:
                 restored = self.restore(step, like)
             except _NOT_DAMAGE:
@@ -136,11 +140,17 @@ class Checkpoints:
           ConfigError: It is of another model.
           Exception: It is damaged.
         """
-        self._check(step, like)
-        arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
-        items = ocp.args.Composite(state=arrays, record=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        state, record = restored["state"], restored["record"]
+        failure, state, record = None, None, None
+        try:
+            state, record = self._read(step, like)
+        except Exception as error:
+            failure = error
+        # What one process cannot read, none goes on from. Orbax's manager would wait here for the one that failed.
+        failures = multihost_utils.process_allgather(np.array(failure is not None))
+        if failure is not None:
+            raise failure
+        if np.any(failures):
+            raise CheckpointError(f"{self._directory / str(step)}: process {np.argmax(failures)} cannot read its part")
         if int(_checksum(state)) != record["checksum"]:
             raise CheckpointError(f"{self._directory / str(step)}: the numbers are not those that were written")
         return Restored(step, state, record["position"])
@@ -156,12 +166,13 @@ class Checkpoints:
         # Cutting replicated arrays up among their devices compiles a program for each; only large ones are worth it.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
         types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-        state, record = ocp.PyTreeCheckpointHandler(type_handler_registry=types), ocp.JsonCheckpointHandler()
+        self._state = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+        self._record = ocp.JsonCheckpointHandler()
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        handlers.add("state", ocp.args.PyTreeSave, state)
-        handlers.add("state", ocp.args.PyTreeRestore, state)
-        handlers.add("record", ocp.args.JsonSave, record)
-        handlers.add("record", ocp.args.JsonRestore, record)
+        handlers.add("state", ocp.args.PyTreeSave, self._state)
+        handlers.add("state", ocp.args.PyTreeRestore, self._state)
+        handlers.add("record", ocp.args.JsonSave, self._record)
+        handlers.add("record", ocp.args.JsonRestore, self._record)
         options = ocp.CheckpointManagerOptions(preservation_policy=_Kept(self._keep), cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=handlers)
 
@@ -172,10 +183,16 @@ class Checkpoints:
     def _merit(self, metrics: Mapping[str, float]) -> float:
         return self._sign * metrics[self._metric] if metrics else -math.inf
 
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The arrays of a checkpoint, and what is recorded of it, without a word to other processes."""
+        self._check(step, like)
+        arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+        folder = self._directory / str(step)
+        return self._state.restore(folder / "state", args=arrays), self._record.restore(folder / "record")
+
     def _read_merit(self, step: int) -> float:
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-            return self._merit(restored["record"]["metrics"])
+            return self._merit(self._record.restore(self._directory / str(step) / "record")["metrics"])
         except Exception:  # damaged, or half deleted when the process was killed: not worth keeping
             return -math.inf
 
@@ -219,6 +236,13 @@ class _Kept(PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: Any) -> Sequence[bool]:
         kept = self.keep([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def _as_the_first_has(steps: list[int]) -> list[int]:
+    """What the first process calls this with, on all of them."""
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    mine = np.array(steps if jax.process_index() == 0 else [0] * count, np.int32)
+    return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
 def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
