@@ -3,24 +3,26 @@
     python launch/train_lm.py --config=configs/lm.py:debug --workdir=runs/lm --config.loop.steps=100
 
 The same command goes on where a run in that folder was stopped. `configs/lm.py` says what there is to run.
+
+On several hosts each of them starts this command; launch/README.md says how, on TPUs, GKE, Slurm and plain hosts.
 """
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from typing import Any
 
-from mgjax.cli import terminal
+from absl import app, flags
+from ml_collections import ConfigDict
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/ and the name of one in it.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder for checkpoints, curves and the model.", required=True)
+from mgjax.cli import training
+
+flags.adopt_module_key_flags(training)
 
 
-def main(_: list[str]) -> int:
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step that it takes
+def train(config: ConfigDict, workdir: str) -> Any:
     from mgjax.train import lm
     from mgjax.train.configs import from_config_dict
 
-    return terminal.status(lambda: lm.run(from_config_dict(lm.LMRun, CONFIG.value), WORKDIR.value))
+    return lm.run(from_config_dict(lm.LMRun, config), workdir)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(lambda _: training.status(train))

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "mgjax"
 # other. A whole name goes before a pattern.
 LEVELS = [
     [
-        *("config conditioner_config strict_json", "sharding", "interop.torch_file"),
+        *("config conditioner_config strict_json", "sharding", "hosts", "interop.torch_file"),
         *("data.__init__", "interop.__init__", "train.__init__", "data.audio data.loudness"),
         *("data.metadata", "data.parent"),
     ],
@@ -44,7 +44,7 @@ NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"]
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
     "train": "train.* finetune data.conditions data.corpus data.corpus_writing data.datasets data.pieces data.pipeline "
-    "data.processes",
+    "data.processes cli.training",
     "synthetic": "data.synthetic.*",
     "separate": "separate",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -71,8 +72,9 @@ def fit(
     """The state after training, which went on from the checkpoints in `workdir` where there are any.
 
     The directory then holds `model`, and `best` where a validation chose it, as `task.save` writes them;
-    `checkpoints`; `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C) the loop writes a
-    checkpoint and returns early: `state.step` is below `config.steps`, and there is no model yet.
+    `checkpoints`; `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C), to any of the
+    processes, the loop writes a checkpoint and returns early: `state.step` is below `config.steps`, and there is no
+    model yet.
 
     Args:
       task: What is trained.
@@ -123,7 +125,7 @@ def fit(
             state, metrics = programs.train_step(state, programs.frozen, batch)
             late.push(step, metrics)
 
-            stopping = _agreed(stop.requested, step % config.log_every == 0)
+            stopping = stop.agreed(step)
             validating = step == config.steps or _due(config.eval_every, step)
             showing = task.show is not None and _due(config.show_every, step) and not stopping
             saving = validating or stopping or _due(config.save_every, step)
@@ -220,32 +222,37 @@ class _OneLate:
 
 
 class _Stop(contextlib.AbstractContextManager):
-    """Notes SIGTERM and SIGINT instead of ending the process; a second SIGINT does what it always does."""
+    """Notes SIGTERM and SIGINT instead of ending the process; a second SIGINT does what it always does.
+
+    Several processes have to stop after the same update. JAX sees to that, where `jax.distributed` was started: it
+    listens for SIGTERM in the place of Python, and finds the next update that none of them has done yet.
+    """
 
     def __init__(self):
-        self.requested = False
+        self._requested = False
+        self._alone = jax.process_count() == 1
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            numbers = (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def agreed(self, step: int) -> bool:
+        """Whether all processes stop after `step`. To be asked after every step."""
+        return self._requested if self._alone else multihost_utils.reached_preemption_sync_point(step)
+
     def _note(self, number: int, _: Any) -> None:
-        self.requested = True
+        self._requested = True
         if number == signal.SIGINT:
             signal.signal(number, self._before[number])
-
-
-def _agreed(requested: bool, now: bool) -> bool:
-    """Whether any process was asked to stop; several processes talk about it only `now` and then."""
-    if jax.process_count() == 1:
-        return requested
-    return now and bool(np.any(multihost_utils.process_allgather(np.array(requested))))
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _claim(path: Path, run: Any, begun: bool) -> None:
