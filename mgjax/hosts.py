@@ -83,8 +83,8 @@ def finish(status: int) -> int:
     jax = sys.modules.get("jax")
     if status and jax and jax.distributed.is_initialized():
         _say(
-            f"ends with status {status}. The other processes end too, those that have not by themselves "
-            f"{HEARTBEAT_SECONDS} s after this one. Started again, all go on from what is kept"
+            f"ends with status {status}, and the other processes end with it, at the latest {HEARTBEAT_SECONDS} s from "
+            "now. Started again, all go on from what is kept"
         )
         sys.stdout.flush()
         os._exit(status)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 from toy_task import arrays
 
 from mgjax import sharding
@@ -131,6 +132,18 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, dama
     opened.save(3, state(3), {}, {})  # its place is free again
     opened.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3", "broken-3"]
+
+
+def test_what_another_process_cannot_read_gives_way_too(tmp_path, monkeypatch, caplog):
+    fill(tmp_path)
+    opened = Checkpoints(tmp_path, ("loss", "min"), keep_last=2, keep_best=1)
+    answers = iter([[False, True], [False, False]])  # of two processes, about 3 and about 2
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: next(answers))
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda name: None)
+    assert opened.latest(like()).step == 2
+    opened.close()
+    assert "3: process 1 cannot read its part" in caplog.text
+    assert (tmp_path / "broken-3").is_dir()
 
 
 def test_what_is_half_written_or_half_deleted_is_not_in_the_way(tmp_path):
