@@ -7,11 +7,13 @@ by flags, or by the environment. A process that is alone starts as if this were 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 # How long a host may take to start after the first one: that of the slowest to be given by the scheduler.
@@ -20,6 +22,9 @@ CONNECT_SECONDS = 600
 HEARTBEAT_SECONDS = 60
 # How long those that are done wait at the end for one that is still writing the model.
 LEAVE_SECONDS = 3600
+
+# How long a file that one host has written may be unseen by another: shared file systems keep listings for a while.
+_UNSEEN_SECONDS = 60
 
 # The flags of the scripts, and what they are called in the environment.
 VARIABLES = {
@@ -89,6 +94,43 @@ def finish(status: int) -> int:
         sys.stdout.flush()
         os._exit(status)
     return status
+
+
+def check_shared(folder: Path) -> None:
+    """Makes sure that `folder`, which is there, is one and the same on all hosts.
+
+    Raises:
+      ValueError: It is not.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return
+    first = jax.process_index() == 0
+    mark = folder / f".shared-{multihost_utils.broadcast_one_to_all(np.uint32(random.getrandbits(32)))}"
+    if first:
+        mark.touch()
+    multihost_utils.sync_global_devices("the mark is there")
+    seen = multihost_utils.process_allgather(np.array(wait_until(mark.exists)))
+    if first:
+        mark.unlink()
+    if not np.all(seen):
+        raise ValueError(
+            f"{folder} is not the same folder on all hosts: process {np.argmin(seen)} does not see what process 0 "
+            "writes there. Give a folder of a file system that all of them share (NFS, Lustre, Filestore, gcsfuse)"
+        )
+
+
+def wait_until(there: Callable[[], bool], seconds: float = _UNSEEN_SECONDS) -> bool:
+    """Whether what another host has written is `there` by now, or a little later."""
+    until = time.monotonic() + seconds
+    while not there():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def find(

@@ -33,7 +33,11 @@ LEVELS = [
         "evaluate.*",
     ],
     ["api checks conditioner formats initialize melody references separate steering style __init__"],
-    ["train.*", "data.assembly data.build data.datasets data.processes data.sources data.tokenize data.vocabulary"],
+    [
+        "batch",
+        "train.*",
+        "data.assembly data.build data.datasets data.processes data.sources data.tokenize data.vocabulary",
+    ],
     ["finetune"],
     ["cli cli.* __main__"],
 ]

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def add_command(commands: Any) -> None:
     where.add_argument("--out", type=Path, metavar="FILE|DIR", help="a file, or a folder for several (this folder)")
     where.add_argument("--format", choices=[suffix[1:] for suffix in audio.FORMATS], help="kind of file (wav)")
     where.add_argument("--force", action="store_true", help="replace files that are there already")
-    where.add_argument("--loudness", type=_loudness, metavar="LUFS|off", help="make all pieces equally loud (-14)")
+    where.add_argument("--loudness", type=lufs, metavar="LUFS|off", help="make all pieces equally loud (-14)")
 
     how = parser.add_argument_group("how to play it")
     how.add_argument(
@@ -80,6 +80,16 @@ def add_command(commands: Any) -> None:
         help='"mini", which comes with mgjax; "debug", a toy that makes noise; a name on the Hugging Face Hub, such as '
         "facebook/musicgen-small; or a folder (mini)",
     )
+    add_sampling(how)
+
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--batch-size", type=terminal.count, metavar="N", help="pieces to play at a time (4)")
+    add_model_sources(machine)
+    terminal.add_model_options(machine)
+
+
+def add_sampling(how: Any) -> None:
+    """Adds the options that are about drawing codes."""
     how.add_argument(
         "--temperature",
         type=steer.numbers,
@@ -102,22 +112,21 @@ def add_command(commands: Any) -> None:
     how.add_argument("--window", type=terminal.positive, metavar="S", help="what the model hears at once (30)")
     how.add_argument("--stride", type=terminal.positive, metavar="S", help="how far that moves on in long pieces (18)")
 
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--batch-size", type=terminal.count, metavar="N", help="pieces to play at a time (4)")
+
+def add_model_sources(machine: Any) -> None:
+    """Adds the options that say in which form the model is loaded, and what else it needs."""
     machine.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
     )
     machine.add_argument("--adapter", metavar="DIR", help="what a fine-tuning of the model has learned")
     machine.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
     machine.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model that comes without one")
-    terminal.add_model_options(machine)
 
 
 def run(args: argparse.Namespace) -> None:
     """Makes the pieces that `args` asks for, and prints the names of the files."""
     # All that can go wrong by mistake goes wrong here, before minutes are spent on loading and playing.
-    sampling = {name: getattr(args, name) for name in _SAMPLING if name in args}
-    config.Sampling(**sampling)
+    sampling = asked_sampling(args)
     plan = _plan_again(args) if "again" in args else _plan(args)
     paths = _outputs(args, plan)
     steer.check([recipe for _, recipe in plan])
@@ -127,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
     terminal.prepare(args)
     parts = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder, "adapter": first.adapter}
     model = mgjax.load(first.model, dtype=first.dtype, **parts)
-    recipes = [_completed(recipe, sampling, model) for _, recipe in plan]
+    recipes = [completed(recipe, sampling, model) for _, recipe in plan]
     steer.check_labels(recipes, model)
     if opening:
         opening = opening.fitted(first, model.config.window_seconds)
@@ -141,6 +150,13 @@ def run(args: argparse.Namespace) -> None:
         print(path)
 
 
+def asked_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_sampling` that are asked for, all of them good."""
+    sampling = {name: getattr(args, name) for name in _SAMPLING if name in args}
+    config.Sampling(**sampling)
+    return sampling
+
+
 def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
     """The name and the recipe of each piece, from the command line and the file of prompts."""
     wishes = [Wish(prompt) for prompt in args.prompt]
@@ -148,12 +164,19 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
         wishes += read_wishes(args.prompts)
     if not wishes:
         raise ValueError('say what to play, as in: mgjax generate "a slow waltz on accordion"')
+    recipes = planned(args, wishes, _format(args, "wav"))
+    names = [wish.name or f"{slug(wish.prompt)}-{recipe.seed}" for wish, recipe in zip(wishes, recipes, strict=True)]
+    return list(zip(names, recipes, strict=True))
+
+
+def planned(args: argparse.Namespace, wishes: list[Wish], form: str) -> list[Recipe]:
+    """The recipe of each wish, as far as it can be told without the model."""
     names = ("trim_prompt", "window", "stride", "dtype", "loudness")
     common = {name: getattr(args, name) for name in names if name in args}
     if "continued" in args:
         common["continued"] = os.path.abspath(args.continued)
         common["continued_sha256"] = sha256(args.continued)
-    plan = []
+    recipes = []
     for i, (wish, steered) in enumerate(zip(wishes, steer.asked(args, wishes), strict=True)):
         seed = getattr(args, "seed", 0) + i if wish.seed is None else wish.seed
         recipe = Recipe(
@@ -164,12 +187,12 @@ def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
             adapter=settled(getattr(args, "adapter", None)),
             text_encoder=settled(getattr(args, "text_encoder", None)),
             style_encoder=settled(getattr(args, "style_encoder", None)),
-            format=_format(args, "wav"),
+            format=form,
             **common,
             **steered,
         )
-        plan.append((wish.name or f"{slug(wish.prompt)}-{seed}", recipe))
-    return plan
+        recipes.append(recipe)
+    return recipes
 
 
 def _plan_again(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
@@ -216,7 +239,7 @@ def _outputs(args: argparse.Namespace, plan: list[tuple[str, Recipe]]) -> list[P
     return paths
 
 
-def _completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
+def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
     """`recipe` with what only the loaded model knows."""
     import jax
 
@@ -250,20 +273,27 @@ def _play(
 ) -> Any:
     """The sound of a batch, float32 `[b, n, c]`; `done` seconds are finished already."""
     recipes = [recipe for recipe, _ in batch]
-    first = recipes[0]
     seconds = sum(recipe.seconds for recipe in recipes)
     return model.generate(
-        [steer.texts(recipe) for recipe in recipes],
-        seconds=first.seconds,
-        seed=[recipe.seed for recipe in recipes],
-        sampling=first.sampling,
+        **arguments(recipes, model),
         prompt=opening and opening.sound,
         prompt_sample_rate=opening and opening.sample_rate,
-        window=first.window,
-        stride=first.stride,
         progress=lambda frames, total: progress.reach(done + seconds * frames / total),
-        **steer.options(recipes, model),
     )
+
+
+def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
+    """The arguments of `model.generate` for recipes of one length."""
+    first = recipes[0]
+    return {
+        "texts": [steer.texts(recipe) for recipe in recipes],
+        "seconds": first.seconds,
+        "seed": [recipe.seed for recipe in recipes],
+        "sampling": first.sampling,
+        "window": first.window,
+        "stride": first.stride,
+        **steer.options(recipes, model),
+    }
 
 
 def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
@@ -311,7 +341,7 @@ class _Opening:
         return _Opening(self.sound[-round(kept * self.sample_rate) :], self.sample_rate)
 
 
-def _loudness(text: str) -> float | None:
+def lufs(text: str) -> float | None:
     """An argparse type: loudness units below full scale, or None for "off"."""
     if text == "off":
         return None

@@ -87,7 +87,12 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_wishes(path: Path) -> list[Wish]:
-    """The prompts of a file: one a line; in a file named .jsonl, one JSON object a line.
+    """The prompts of a file, as `read_lines` reads it."""
+    return [wish for _, wish in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[tuple[str, Wish]]:
+    """The prompts of a file, one a line, and where each stands; in a file named .jsonl, one JSON object a line.
 
     Raises:
       OSError: There is no such file.
@@ -98,10 +103,10 @@ def read_wishes(path: Path) -> list[Wish]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not text in UTF-8 ({error})") from error
     read = _wish if path.suffix.lower() == ".jsonl" else lambda line, where: Wish(line.strip())
-    wishes = [read(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
-    if not wishes:
+    places = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
+    if not places:
         raise ValueError(f"{path}: there is no prompt in it")
-    return wishes
+    return [(where, read(line, where)) for where, line in places]
 
 
 def slug(prompt: str) -> str:
@@ -128,6 +133,10 @@ def _wish(line: str, where: str) -> Wish:
     found = [key for key in _PROMPT_KEYS if key in values]
     if len(found) != 1:
         raise ValueError(f"{where}: expected exactly one of {', '.join(_PROMPT_KEYS)}, got {found or 'none'}")
+    if "id" in values:
+        if "name" in values:
+            raise ValueError(f"{where}: id and name say the same: give one of them")
+        values["name"] = str(values.pop("id"))
     return strict_json.from_dict(Wish, {"prompt": values.pop(found[0])} | values, where)
 
 

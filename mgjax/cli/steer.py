@@ -171,17 +171,22 @@ def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
     return found
 
 
+def check_times(recipe: Recipe) -> None:
+    """Raises ValueError where later prompts come at times that make no sense."""
+    times = [0.0, *(seconds for seconds, _ in recipe.then)]
+    if any(after <= before for before, after in itertools.pairwise(times)):
+        raise ValueError(f"the times of later prompts must be above 0 and rise, got {times[1:]}")
+    if times[-1] >= recipe.seconds:
+        raise ValueError(
+            f"the prompt {recipe.then[-1][1]!r} begins at {times[-1]:g} s, but the piece lasts "
+            f"{recipe.seconds:g} s: ask for more --seconds"
+        )
+
+
 def check(recipes: Sequence[Recipe]) -> None:
     """Raises ValueError or OSError where a time makes no sense or a sound cannot be read, before a model is loaded."""
     for recipe in recipes:
-        times = [0.0, *(seconds for seconds, _ in recipe.then)]
-        if any(after <= before for before, after in itertools.pairwise(times)):
-            raise ValueError(f"the times of later prompts must be above 0 and rise, got {times[1:]}")
-        if times[-1] >= recipe.seconds:
-            raise ValueError(
-                f"the prompt {recipe.then[-1][1]!r} begins at {times[-1]:g} s, but the piece lasts "
-                f"{recipe.seconds:g} s: ask for more --seconds"
-            )
+        check_times(recipe)
     for path in {getattr(recipe, name) for recipe in recipes for name in _SOUNDS} - {None}:
         audio.read(path)
 

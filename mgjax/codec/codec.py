@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Float, Float32, Int, Int32
 
+from mgjax import sharding
 from mgjax.codec import chunks, stream
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.conv import fold_weight_norm
@@ -203,12 +205,19 @@ class Codec:
             yield self._joined(audio)
 
     def _run(self, method: str, x: np.ndarray, length: int, **options) -> jax.Array:
-        return _apply(self.folded_config, method, self.variables, x, np.int32(length), **options)
+        return _apply(self.folded_config, method, self.variables, self._spread(x), np.int32(length), **options)
+
+    def _spread(self, rows: np.ndarray) -> np.ndarray | jax.Array:
+        """The rows over the devices that the weights are on; each would do all of the work otherwise."""
+        where = self.variables["codebooks"]["embed"].sharding
+        if not isinstance(where, NamedSharding):
+            return rows
+        return jax.device_put(rows, sharding.rows(len(rows), where.mesh))
 
     def _recur(self, method: str, x: np.ndarray, length: int, state) -> tuple[jax.Array, object]:
         if state is None:
             state = zero_state(self.config.num_lstm_layers, x.shape[0], x.shape[2])
-        return _apply(self.folded_config, method, self.variables, x, np.int32(length), state)
+        return _apply(self.folded_config, method, self.variables, self._spread(x), np.int32(length), state)
 
     def _encode_whole(self, rows: np.ndarray, frames: int, num_codebooks: int) -> np.ndarray:
         buffer = stream.padded(rows, stream.bucket(frames) * self.hop_length)

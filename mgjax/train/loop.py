@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from mgjax import sharding
+from mgjax import hosts, sharding
 from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
 from mgjax.train.programs import Programs
@@ -87,12 +87,14 @@ def fit(
 
     Raises:
       ConfigError: `workdir` holds a run with other settings.
+      ValueError: `workdir` is not the same folder on all hosts.
       CheckpointError: It holds checkpoints, and none can be read.
       NotFiniteError: A metric is NaN or infinite, in more updates in a row than `config.max_skipped`.
       OSError: A checkpoint could not be written.
     """
     workdir = Path(workdir).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
+    hosts.check_shared(workdir)
     programs = Programs(task, config, mesh or sharding.make_mesh(config.data, config.fsdp, config.model))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_Stop())

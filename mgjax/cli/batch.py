@@ -1,0 +1,222 @@
+"""Music for a file of prompts, by many hosts: what `launch/generate_batch.py` runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mgjax
+from mgjax import hosts
+from mgjax.cli import generate, steer, terminal
+from mgjax.cli.recipe import Recipe, Wish, read_lines
+from mgjax.data import audio, loudness
+
+_DESCRIPTION = """\
+Makes music for every prompt of a file, on all devices of all hosts. What is done is kept: the same command, on as many
+hosts as there are then, makes what is missing. The result is the same.
+"""
+
+_EPILOG = """\
+a line of the file of prompts:
+  {"text": "a slow waltz on accordion", "id": "waltz-1", "seconds": 20, "seed": 7}
+may also have then, negative, melody, style and labels; all but text can be left out. An id names the sound file.
+
+in the folder:
+  manifest.jsonl   a line for each prompt: where its music is, its seed, model and settings; an error if it failed
+  run.json, parts  what is done so far
+  ID.wav, ...      or, with --format array_record, a corpus of sound as `mgjax corpus build` makes them
+"""
+
+_PER_DEVICE = 4  # pieces at a time, where it is not said
+_OF_THE_MACHINE = ("mgjax", "jax", "device")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status of the command line `argv` (None: that of this process)."""
+
+    def work() -> None:
+        run(_parser().parse_args(argv))
+
+    return hosts.finish(terminal.status(work))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes what `args` asks for.
+
+    Raises:
+      ValueError: A line of the prompts makes no sense, or pieces could not be made.
+    """
+    # All that can go wrong by mistake goes wrong before anything is played, and most of it before the model is loaded.
+    sampling = generate.asked_sampling(args)
+    places, wishes = zip(*read_lines(args.prompts), strict=True)
+    wishes = [_named(wish, number) for number, wish in enumerate(wishes)]
+    for where, wish in zip(places, wishes, strict=True):
+        with _told(where):
+            for sound in {wish.melody, wish.style} - {None}:
+                audio.info(sound)
+    recipes = generate.planned(args, wishes, args.format)
+    for where, recipe in zip(places, recipes, strict=True):
+        with _told(where):
+            steer.check_times(recipe)
+    _check_names(places, wishes)
+    terminal.writable_folder(args.out)
+
+    hosts.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=False)
+    terminal.prepare(args)
+    import jax
+
+    from mgjax import batch, sharding
+
+    devices = jax.local_devices()
+    size = args.batch or _PER_DEVICE * len(devices)
+    if size % len(devices):
+        raise ValueError(f"--batch {size} cannot be spread over {len(devices)} devices: make it a multiple of that")
+    mesh = sharding.make_mesh(devices=devices) if len(devices) > 1 else None
+    encoders = {"text_encoder": recipes[0].text_encoder, "style_encoder": recipes[0].style_encoder}
+    model = mgjax.load(recipes[0].model, dtype=recipes[0].dtype, mesh=mesh, **encoders)
+    recipes = [generate.completed(recipe, sampling, model) for recipe in recipes]
+    for where, recipe in zip(places, recipes, strict=True):
+        with _told(where):
+            _check(recipe, model)
+
+    jobs = [
+        batch.Job(wish.name, _kind(recipe), recipe, _about(recipe))
+        for wish, recipe in zip(wishes, recipes, strict=True)
+    ]
+    if args.format == "array_record":
+        form = batch.Records(model.sample_rate, model.channels)
+    else:
+        form = batch.Sounds(f".{args.format}", model.sample_rate)
+    first = recipes[0]
+    settings = {name: getattr(first, name) for name in ("model", "model_hash", "dtype", "format", "loudness")}
+    settings |= {"batch": size, **dataclasses.asdict(first.sampling)}
+    machine = {name: getattr(first, name) for name in _OF_THE_MACHINE}
+    begun, sound = time.monotonic(), 0.0
+
+    def progress(done: list[batch.Job], count: int, of: int) -> None:
+        nonlocal sound
+        sound += sum(job.recipe.seconds for job in done)
+        speed = sound / (time.monotonic() - begun)
+        terminal.say(f"{count} of {of} batches of this host, {speed:.2f} s of sound a second")
+
+    failed = batch.make(jobs, lambda recipes: _play(model, recipes), form, args.out, size, settings, machine, progress)
+    terminal.say(f"{len(jobs) - failed} of {len(jobs)} pieces are in {args.out}")
+    if failed:
+        raise ValueError(
+            f"{failed} pieces could not be made; {args.out / 'manifest.jsonl'} says why. The same command tries them "
+            "again"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="generate_batch.py",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.set_defaults(batch=None, offline=False, cache=None, coordinator=None, num_processes=None, process_id=None)
+    what = parser.add_argument_group("what to play")
+    what.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="one a line, or .jsonl; see below")
+    what.add_argument("--seconds", type=terminal.positive, metavar="S", help="length of each piece (8)")
+    what.add_argument("--seed", type=int, metavar="N", help="of the first prompt; the next one gets N + 1 ... (0)")
+    steer.add_options(parser)
+    where = parser.add_argument_group("where to put it")
+    where.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that all hosts see")
+    forms = [*(suffix[1:] for suffix in audio.FORMATS), "array_record"]
+    where.add_argument(
+        "--format", choices=forms, default="wav", help="a file for each, or the shards of a corpus (wav)"
+    )
+    where.add_argument("--loudness", type=generate.lufs, metavar="LUFS|off", help="make all equally loud (-14)")
+    how = parser.add_argument_group("how to play it")
+    how.add_argument("--model", required=True, metavar="NAME|DIR", help="as for mgjax generate")
+    generate.add_sampling(how)
+    machine = parser.add_argument_group("the machines")
+    machine.add_argument(
+        "--batch",
+        type=terminal.count,
+        metavar="N",
+        help="pieces that a host plays at a time (4 for each of its devices)",
+    )
+    generate.add_model_sources(machine)
+    terminal.add_model_options(machine)
+    machine.add_argument("--coordinator", metavar="HOST:PORT", help="on several hosts: that of process 0")
+    machine.add_argument(
+        "--num_processes", type=int, metavar="N", help="on several hosts: how many processes there are"
+    )
+    machine.add_argument("--process_id", type=int, metavar="I", help="on several hosts: which of them this is, from 0")
+    return parser
+
+
+def _named(wish: Wish, number: int) -> Wish:
+    return wish if wish.name else dataclasses.replace(wish, name=f"{number:06d}")
+
+
+def _check_names(places: Sequence[str], wishes: Sequence[Wish]) -> None:
+    """Raises ValueError where two pieces would be called the same."""
+    seen: dict[str, str] = {}
+    for where, wish in zip(places, wishes, strict=True):
+        if wish.name in seen:
+            raise ValueError(f"{where}: has the id {wish.name!r}, as {seen[wish.name]} has: give each one of its own")
+        seen[wish.name] = where
+
+
+def _check(recipe: Recipe, model: Any) -> None:
+    """Raises ValueError where the model cannot play this."""
+    from mgjax import checks
+
+    checks.num_frames(recipe.seconds, model.frame_rate)
+    checks.seeds(recipe.seed, 1)
+    checks.can_read([recipe.prompt, recipe.negative, *(text for _, text in recipe.then)], model.config)
+    for name in ("melody", "style"):
+        if getattr(recipe, name) and getattr(model.config, name) is None:
+            raise ValueError(f"has a {name}, and {recipe.model} was not trained with any")
+    steer.check_labels([recipe], model)
+
+
+def _kind(recipe: Recipe) -> Hashable:
+    """What decides which programs play the recipe: pieces that are played together have it in common."""
+    told = (recipe.prompt, recipe.negative, recipe.melody, recipe.style)
+    return recipe.seconds, tuple(when for when, _ in recipe.then), tuple(map(bool, told)), tuple(sorted(recipe.labels))
+
+
+def _about(recipe: Recipe) -> dict[str, Any]:
+    """The recipe, but for what may change while pieces stay the same."""
+    return {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
+
+
+def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
+    """The pieces of a batch, their sound as loud as is asked for."""
+    import numpy as np
+
+    from mgjax.batch import Made
+
+    codes = []
+
+    def kept() -> Iterator[np.ndarray]:
+        for piece in model.stream_codes(**generate.arguments(recipes, model)):
+            codes.append(piece)
+            yield piece
+
+    sounds = np.concatenate(list(model.codec.decode_blocks(kept())), axis=1)
+    made = []
+    for row, sound, recipe in zip(np.concatenate(codes, axis=1), sounds, recipes, strict=True):
+        if recipe.loudness is not None:
+            sound = loudness.normalized(sound, model.sample_rate, recipe.loudness)
+        made.append(Made(row, sound))
+    return made
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Says in an error where in the file of prompts it arose."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where}: {terminal.explain(error)}") from error
