@@ -37,4 +37,5 @@ def status(train: Callable[[ConfigDict, str], Any]) -> int:
         if int(state.step) < _CONFIG.value.loop.steps:
             raise SystemExit(UNFINISHED)
 
-    return hosts.finish(terminal.status(work))
+    found = terminal.status(work)
+    return found if found == UNFINISHED else hosts.finish(found)  # those who stop together leave together
