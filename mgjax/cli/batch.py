@@ -34,6 +34,7 @@ in the folder:
 
 _PER_DEVICE = 4  # pieces at a time, where it is not said
 _OF_THE_MACHINE = ("mgjax", "jax", "device")
+_COMMON = ("model", "model_hash", "adapter", "dtype", "format", "loudness")  # of all pieces of a folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,8 +78,9 @@ def run(args: argparse.Namespace) -> None:
     if size % len(devices):
         raise ValueError(f"--batch {size} cannot be spread over {len(devices)} devices: make it a multiple of that")
     mesh = sharding.make_mesh(devices=devices) if len(devices) > 1 else None
-    encoders = {"text_encoder": recipes[0].text_encoder, "style_encoder": recipes[0].style_encoder}
-    model = mgjax.load(recipes[0].model, dtype=recipes[0].dtype, mesh=mesh, **encoders)
+    first = recipes[0]
+    parts = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder, "adapter": first.adapter}
+    model = mgjax.load(first.model, dtype=first.dtype, mesh=mesh, **parts)
     recipes = [generate.completed(recipe, sampling, model) for recipe in recipes]
     for where, recipe in zip(places, recipes, strict=True):
         with _told(where):
@@ -92,8 +94,8 @@ def run(args: argparse.Namespace) -> None:
         form = batch.Records(model.sample_rate, model.channels)
     else:
         form = batch.Sounds(f".{args.format}", model.sample_rate)
-    first = recipes[0]
-    settings = {name: getattr(first, name) for name in ("model", "model_hash", "dtype", "format", "loudness")}
+    first = recipes[0]  # which knows the model by now
+    settings = {name: getattr(first, name) for name in _COMMON}
     settings |= {"batch": size, **dataclasses.asdict(first.sampling)}
     machine = {name: getattr(first, name) for name in _OF_THE_MACHINE}
     begun, sound = time.monotonic(), 0.0
