@@ -39,6 +39,12 @@ def published(config: ConfigDict) -> None:
     config.remat = "dots"
 
 
+def split(config: ConfigDict) -> None:
+    """Weights are split among 64 devices, or among all where there are fewer, and gathered once in an update."""
+    config.loop.fsdp = 64
+    config.remat = "weights"
+
+
 def small(config: ConfigDict) -> None:
     """musicgen-small, 420 million weights. Its recipe finds the learning rate itself (D-Adaptation). Not run here."""
     published(config)
@@ -53,7 +59,7 @@ def medium(config: ConfigDict) -> None:
     config.lm.num_layers = 48
     config.lm.num_heads = 24
     config.lm.ffn_dim = 6144
-    config.loop.fsdp = 8
+    split(config)
 
 
 def large(config: ConfigDict) -> None:
@@ -66,7 +72,7 @@ def large(config: ConfigDict) -> None:
     config.dropout.conditions = 0.2
     config.text.word_dropout = 0.2
     config.optim.max_grad_norm = 3.0
-    config.loop.fsdp = 16
+    split(config)
 
 
 def melody(config: ConfigDict) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from mgjax import sharding
 
 Initializer = Callable[..., jax.Array]
 
@@ -18,6 +21,8 @@ Initializer = Callable[..., jax.Array]
 _EXACT = jax.lax.Precision.HIGHEST
 
 _FEW_ROWS = 8
+
+WEIGHT = "weight"  # what `jax.checkpoint` calls the matrices that products were made with
 
 
 def _product(x: Float[Array, "n i"], matrix: Float[Array, "i o"], dtype: Any) -> Float[Array, "n o"]:
@@ -63,7 +68,9 @@ class Dense(nn.Module):
         dtype = self.dtype or x.dtype
         batch = x.shape[: x.ndim - len(self.in_shape)]
         kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
-        matrix = kernel.astype(dtype).reshape(math.prod(self.in_shape), math.prod(self.out_shape))
+        # Cast before it is gathered: half the bytes.
+        kernel = checkpoint_name(sharding.gathered("/".join((*self.path, "kernel")), kernel.astype(dtype)), WEIGHT)
+        matrix = kernel.reshape(math.prod(self.in_shape), math.prod(self.out_shape))
         rows = x.astype(dtype).reshape(-1, matrix.shape[0])
         y = _product(rows, matrix, self.result_dtype)
         if self.has_variable("params", "lora_down"):

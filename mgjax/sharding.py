@@ -6,20 +6,25 @@ so that its devices work on the same rows together. Training, loading, restoring
 modules never name an axis.
 
 Many hosts make one mesh. Each of them holds the rows of a batch that its own devices work on, and no others.
+
+A program that is compiled for a mesh by `over` is told by `by_rows` and `gathered`, at a few places, where activations
+and the weights in use belong. Left alone, XLA may take the way that the weights are split for that of the activations,
+and keep every row of a batch on every device.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model")
@@ -32,7 +37,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"attn/out/kernel$", P("model", None, "fsdp")),
     (r"ffn/(up|gate)/kernel$", P("fsdp", "model")),
     (r"ffn/down/kernel$", P("model", "fsdp")),
-    (r"lm/head/kernel$", P("fsdp", None, "model")),
+    (r"(^|lm/)head/kernel$", P("fsdp", None, "model")),
     (r"lm/embed/embedding$", P(None, None, "fsdp")),
     (r"text/embed/embedding$", P("model", "fsdp")),
     (r"roberta/(embed|positions)/embedding$", P("model", "fsdp")),
@@ -63,6 +68,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[A
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, model]
+    if data == -1:  # on fewer devices than `fsdp` says, weights are split among all that there are
+        sizes[1] = min(fsdp, max(1, len(devices) // max(1, model)))
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = len(devices) // max(1, -math.prod(sizes))
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
@@ -92,7 +99,7 @@ def _between_slices(sizes: list[int], devices: Sequence[Any]) -> list[int]:
     return [data, fsdp, 1]
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """The partition of a parameter. A dimension that its axis does not divide stays whole."""
     rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
     if len(rule) > len(shape):  # a number that an optimiser keeps for each parameter
@@ -115,13 +122,13 @@ def path_of(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def cache(num_rows: int, num_heads: int, mesh: Mesh) -> NamedSharding:
+def cache(num_rows: int, num_heads: int, mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of keys and values [rows, heads, slots, width]: rows as in a batch, heads over `model`."""
     heads = "model" if num_heads % mesh.shape["model"] == 0 else None
     return NamedSharding(mesh, P(*(rows(num_rows, mesh).spec or (None,)), heads, None, None))
 
 
-def rows(num_rows: int, mesh: Mesh) -> NamedSharding:
+def rows(num_rows: int, mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of a batch: its rows over `data` and `fsdp`, as far as they divide it."""
     axes = [axis for axis in ("data", "fsdp") if mesh.shape[axis] > 1]
     while axes and num_rows % math.prod(mesh.shape[axis] for axis in axes):
@@ -178,3 +185,81 @@ def on_host(tree: Any) -> Any:
         return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))
 
     return jax.tree.map(one, tree)
+
+
+def over(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, to be compiled for `mesh`, which the functions below then know."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
+
+
+def _mesh() -> AbstractMesh | None:
+    """What the program that is traced is compiled for; None outside of `over`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.axis_names == AXES else None
+
+
+def platform() -> str | None:
+    """What the mesh is made of, "cpu", "gpu" or "tpu"; None without a mesh."""
+    mesh = _mesh()
+    return mesh and mesh.abstract_device.platform
+
+
+def by_rows(array: jax.Array) -> jax.Array:
+    """The array with its first axis, the rows of a batch, spread over the mesh, and the others whole."""
+    mesh = _mesh()
+    return array if mesh is None else jax.lax.with_sharding_constraint(array, rows(array.shape[0], mesh))
+
+
+def rows_each(num_rows: int) -> int:
+    """How many of the rows of a batch are on each device of the mesh."""
+    mesh = _mesh()
+    return num_rows if mesh is None else rows(num_rows, mesh).shard_shape((num_rows,))[0]
+
+
+def gathered(path: str, weight: jax.Array) -> jax.Array:
+    """The weight at `path` as it is used: whole, or the part of it that the axis `model` leaves to a device.
+
+    Its gradient is split as the weight was: each device needs the sum over all rows of its own part alone.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return weight
+    split = spec(path, weight.shape, mesh)
+    whole = P(*(axis if axis == "model" else None for axis in split))
+    return _gathered(weight, NamedSharding(mesh, whole), NamedSharding(mesh, split))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(weight: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+
+def _gathered_forward(weight: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
+    return _gathered(weight, whole, split), None
+
+
+def _gathered_backward(whole: NamedSharding, split: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def apart(function: Callable, *arrays: jax.Array) -> jax.Array:
+    """`function` of arrays [rows, heads, ...] and [rows, ...] (two axes), each device for its own rows and heads.
+
+    For kernels that XLA cannot split. What it returns has rows and heads too.
+    """
+    mesh = _mesh()
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
+    num_rows, num_heads = arrays[0].shape[:2]
+    both, alone = cache(num_rows, num_heads, mesh).spec, rows(num_rows, mesh).spec
+    parts = tuple(alone if array.ndim == 2 else both for array in arrays)
+    return jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=both, check_vma=False)(*arrays)

@@ -131,6 +131,7 @@ def test_rows_are_spread_as_far_as_they_divide(mesh, num_rows, expected):
 def test_a_mesh_must_use_every_device():
     assert dict(sharding.make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "model": 2}
     assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "model": 1}
+    assert dict(sharding.make_mesh(-1, 64, 2).shape) == {"data": 1, "fsdp": 4, "model": 2}
     with pytest.raises(ValueError, match="does not make 8 devices"):
         sharding.make_mesh(3, 1, 1)
     with pytest.raises(ValueError, match="does not make 8 devices"):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from mgjax import sharding
 from mgjax.conditioner_config import T5Config
 from mgjax.nn import Dense, Initializer, RMSNorm, attention
 
@@ -35,7 +36,8 @@ class T5Encoder(nn.Module):
         relative_bias = nn.Embed(
             config.num_buckets, config.num_heads, embedding_init=_normal(config.dim), name="relative_bias"
         )
-        x = embed(ids).astype(jnp.float32)
+        table = sharding.gathered("text/embed/embedding", embed.embedding)
+        x = sharding.by_rows(jnp.take(table, ids, axis=0).astype(jnp.float32))
         bias = _by_distance(relative_bias(_buckets(ids.shape[1], config)).astype(jnp.float32))
         for i in range(config.num_layers):
             x = _Block(config, self.dtype, name=f"block{i}")(x, mask, bias)
@@ -51,6 +53,7 @@ class _Block(nn.Module):
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"], bias: Float[Array, "1 h l l"]
     ) -> Float[Array, "b l d"]:
         eps = self.config.norm_eps
+        x = sharding.by_rows(x)
         x = x + _SelfAttention(self.config, self.dtype, name="attn")(RMSNorm(eps, name="attn_norm")(x), mask, bias)
         return x + _FeedForward(self.config, self.dtype, name="ffn")(RMSNorm(eps, name="ffn_norm")(x))
 

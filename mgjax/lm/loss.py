@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mgjax import sharding
 from mgjax.lm.pattern import Pattern
+
+_AT_ONCE = 2**26  # float32 logits in the memory of a device: 5 clips of 30 s, and three times that with gradients
 
 
 class Steps(NamedTuple):
@@ -47,6 +50,30 @@ def cross_entropy(logits: Float[Array, "b s k v"], steps: Steps) -> tuple[Float[
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     lost = jnp.where(steps.counted, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
     return jnp.sum(lost, axis=(0, 1)), jnp.sum(steps.counted, axis=(0, 1), dtype=jnp.float32)
+
+
+def cross_entropy_of(
+    predict: Callable[[Float[Array, "b c d"]], Float[Array, "b c k v"]], hidden: Float[Array, "b s d"], steps: Steps
+) -> Float[Array, "k"]:
+    """The sums of `cross_entropy` of what `predict` makes of `hidden`; where the logits are many, of some of the steps
+    at a time, and once more for the gradient."""
+    b, s, k = steps.targets.shape
+    codes = jax.eval_shape(predict, hidden).shape[-1]
+    num_parts = min(s, -(-sharding.rows_each(b) * s * k * codes // _AT_ONCE))
+    if num_parts == 1:
+        return cross_entropy(predict(hidden), steps)[0]
+    length = -(-s // num_parts)
+
+    def cut(x: Array) -> Array:
+        """Parts first; what is added at the end does not count."""
+        whole = jnp.pad(x, [(0, num_parts * length - s if axis == 1 else 0) for axis in range(x.ndim)])
+        return jnp.moveaxis(whole.reshape(b, num_parts, length, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one(part: tuple[Array, Steps]) -> Array:
+        return cross_entropy(predict(part[0]), part[1])[0]
+
+    return jnp.sum(jax.lax.map(one, (cut(hidden), jax.tree.map(cut, steps))), axis=0)
 
 
 def mean(

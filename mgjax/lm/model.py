@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from mgjax import sharding
 from mgjax.conditioning.condition import Condition
 from mgjax.config import FUSES, LMConfig
 from mgjax.lm.stack import REMAT, Stack
@@ -47,15 +48,15 @@ class Context:
     Attributes:
       prefix: What stands before the music in the sequence (length 0 for none).
       prefix_mask: Which slots of the prefix are there; the others take no position and are not attended.
-      cross: Keys and values for cross-attention, one pair per layer (empty for none). In training form one pair for all
-        layers, stacked.
+      cross: Keys and values for cross-attention, one pair per layer (empty for none). In training form the vectors that
+        each layer makes them of.
       cross_mask: Which of them are there. A row without any gets exactly zero from cross-attention.
       added: What is added to the embedded steps.
     """
 
     prefix: Float[Array, "b p d"]
     prefix_mask: Bool[Array, "b p"]
-    cross: tuple[KeyValue, ...] | KeyValue
+    cross: tuple[KeyValue, ...] | Float[Array, "b l d"]
     cross_mask: Bool[Array, "b l"]
     added: tuple[Added, ...] = ()
 
@@ -92,13 +93,19 @@ class LM(nn.Module):
 
     def __call__(self, tokens: Int[Array, "b s k"], context: Context) -> Float[Array, "b s k v"]:
         """Logits of the step after each of `s` steps, float32."""
+        return self.logits(self.hidden(tokens, context))
+
+    def hidden(self, tokens: Int[Array, "b s k"], context: Context) -> Float[Array, "b s d"]:
+        """What the last layer makes of each of `s` steps, from which `logits` predicts the next."""
         x = jnp.concatenate([context.prefix.astype(self._dtype), self._embed(tokens, context, 0)], axis=1)
         x = x.at[:, : context.prefix.shape[1]].add(self._prefix_positions(context))
-        num_slots = x.shape[1]
-        causal = jnp.tril(jnp.ones((num_slots, num_slots), bool))
-        mask = causal[None, None] & _slots(context, tokens.shape[1])[:, None, None, :]
-        x, _ = self._transform(x, mask, context, None, 0)
-        return self._logits(x[:, context.prefix.shape[1] :])
+        there = _slots(context, tokens.shape[1]) if context.prefix.shape[1] else None
+        x, _ = self._transform(x, there, context, None, 0)
+        return x[:, context.prefix.shape[1] :]
+
+    def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s k v"]:
+        """Logits of the step after each of `s` steps, float32."""
+        return self.head(self.out_norm(sharding.by_rows(hidden)))
 
     def context(self, conditions: Mapping[str, Condition], *, batch: int = 1) -> Context:
         """Conditions as the transformer reads them.
@@ -143,9 +150,7 @@ class LM(nn.Module):
         cache = tuple(KeyValue(empty, empty) for _ in range(self.config.num_layers))
         if prefix_length:
             x = context.prefix.astype(self._dtype) + self._prefix_positions(context)
-            reach = jnp.arange(prefix_length)[:, None] >= jnp.arange(shape[2])[None, :]
-            mask = reach[None, None] & _slots(context, capacity)[:, None, None, :]
-            _, cache = self._transform(x, mask, context, cache, 0)
+            _, cache = self._transform(x, _slots(context, capacity), context, cache, 0)
         return cache
 
     def extend(
@@ -153,11 +158,9 @@ class LM(nn.Module):
     ) -> tuple[Float[Array, "b s k v"], Cache]:
         """Logits of the step after each of `s` steps, of which `step` is the first, and the cache with them in it."""
         index = step + context.prefix.shape[1]
-        num_slots = cache[0].key.shape[2]
-        reach = (index + jnp.arange(tokens.shape[1]))[:, None] >= jnp.arange(num_slots)[None, :]
-        mask = reach[None, None] & _slots(context, num_slots - context.prefix.shape[1])[:, None, None, :]
-        x, cache = self._transform(self._embed(tokens, context, step), mask, context, cache, index)
-        return self._logits(x), cache
+        there = _slots(context, cache[0].key.shape[2] - context.prefix.shape[1])
+        x, cache = self._transform(self._embed(tokens, context, step), there, context, cache, index)
+        return self.logits(x), cache
 
     @property
     def _dtype(self) -> jnp.dtype:
@@ -180,23 +183,21 @@ class LM(nn.Module):
         positions = jnp.maximum(jnp.cumsum(context.prefix_mask, axis=1) - 1, 0)
         return sinusoidal_positions(positions, self.config.dim).astype(self._dtype)
 
-    def _project(self, text: Float[Array, "b l d"]) -> tuple[KeyValue, ...] | KeyValue:
+    def _project(self, condition: Float[Array, "b l d"]) -> tuple[KeyValue, ...] | Float[Array, "b l d"]:
         if self.scan_layers:
-            return self.layers.project(text)
-        return tuple(layer.cross_attn.project(text) for layer in self._layers)
+            return condition
+        return tuple(layer.cross_attn.project(condition) for layer in self._layers)
 
-    def _transform(self, x, mask, context: Context, cache: Cache | None, index):
+    def _transform(self, x, there, context: Context, cache: Cache | None, index):
+        is_told = context.cross_mask.shape[1] > 0
         if self.scan_layers:
-            return self.layers(x, mask, context.cross or None, context.cross_mask), ()
+            return self.layers(x, there, context.cross if is_told else None, context.cross_mask), ()
         memories = []
         for i, layer in enumerate(self._layers):
-            cross = context.cross[i] if context.cross else None
-            x, memory = layer(x, mask, cross, context.cross_mask, cache[i] if cache else None, index)
+            cross = context.cross[i] if is_told else None
+            x, memory = layer(x, there, cross, context.cross_mask, cache[i] if cache else None, index)
             memories.append(memory)
         return x, tuple(memories)
-
-    def _logits(self, x: Float[Array, "b s d"]) -> Float[Array, "b s k v"]:
-        return self.head(self.out_norm(x))
 
 
 class Embedding(nn.Module):
@@ -216,7 +217,8 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: Int[Array, "b s k"]) -> Float[Array, "b s d"]:
         codebooks = jnp.arange(self.config.num_codebooks)[None, None, :]
-        return jnp.sum(self.embedding[codebooks, tokens].astype(jnp.float32), axis=2)
+        table = sharding.gathered("lm/embed/embedding", self.embedding)
+        return sharding.by_rows(jnp.sum(table[codebooks, tokens].astype(jnp.float32), axis=2))
 
 
 def _projection(width: int, dim: int) -> Dense:

@@ -16,13 +16,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from mgjax.config import LMConfig
-from mgjax.lm.transformer import Index, KeyValue, Layer
+from mgjax.lm.attention import ATTENDED
+from mgjax.lm.transformer import Index, Layer
+from mgjax.nn import WEIGHT
 
-# What the backward pass finds stored of each layer, besides its input: all of it, the results of its products with
-# weights (attention is computed again), or nothing.
+_save, _named = jax.checkpoint_policies.save_from_both_policies, jax.checkpoint_policies.save_only_these_names
+_dots = _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(ATTENDED))
+
+# What the backward pass finds stored of each layer, besides its input: all of it; the results of its products with
+# weights and of attention by a kernel (written out, it is computed again), with or without the gathered weights; or
+# nothing.
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "weights": _save(_dots, _named(WEIGHT)),
+    "dots": _dots,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -41,36 +48,26 @@ class Stack(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        mask: Bool[Array, "#b 1 s m"],
-        cross: KeyValue | None,
+        there: Bool[Array, "b s"] | None,
+        cross: Float[Array, "b l d"] | None,
         cross_mask: Bool[Array, "b l"],
     ) -> Float[Array, "b s d"]:
-        """The last layer's output; `cross` is what `project` gave, or None."""
+        """The last layer's output; `cross` is the condition that is attended to, or None."""
 
-        def one(x, inputs):
-            params, memory = inputs
-            return self._layer.apply({"params": params}, x, mask, memory, cross_mask, None, 0)[0], None
+        def one(x, params):
+            return self._layer.apply({"params": params}, x, there, cross, cross_mask, None, 0)[0], None
 
         if self.remat != "none":
             one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=False)
-        return jax.lax.scan(one, x, (self._params, cross))[0]
-
-    def project(self, condition: Float[Array, "b l d"]) -> KeyValue:
-        """The condition as each layer's cross-attention reads it, stacked."""
-
-        def one(params: dict) -> KeyValue:
-            return self._layer.apply({"params": params}, condition, method=lambda layer, x: layer.cross_attn.project(x))
-
-        return jax.vmap(one)(self._params)
+        return jax.lax.scan(one, x, self._params)[0]
 
     def _initial(self, key: Key[Array, ""]) -> dict[str, Any]:
         """New parameters of all layers, each as it initialises itself, in one program for all."""
         dim = self.config.dim
 
         def touch_all(layer: Layer) -> None:
-            memory = layer.cross_attn.project(jnp.zeros((1, 1, dim))) if self.config.cross_attention else None
-            there = jnp.ones((1, 1), bool)
-            layer(jnp.zeros((1, 1, dim)), there[None, None], memory, there, None, 0)
+            condition = jnp.zeros((1, 1, dim)) if self.config.cross_attention else None
+            layer(jnp.zeros((1, 1, dim)), None, condition, jnp.ones((1, 1), bool), None, 0)
 
         def one(index: Index, key: Key[Array, ""]) -> dict[str, Any]:
             return Layer(self.config, index, parent=None).init(key, method=touch_all)["params"]

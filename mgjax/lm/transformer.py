@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mgjax import sharding
 from mgjax.config import LMConfig
-from mgjax.nn import Dense, LayerNorm, attention, symmetric_uniform
+from mgjax.lm.attention import attend, attend_to_itself, reach
+from mgjax.nn import Dense, LayerNorm, symmetric_uniform
 
 Index = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
 
@@ -24,16 +26,6 @@ class KeyValue(NamedTuple):
 
     key: Float[Array, "b h m e"]
     value: Float[Array, "b h m e"]
-
-
-def _attend(query: Float[Array, "b s h e"], memory: KeyValue, mask: Bool[Array, "#b #h #s m"]) -> Array:
-    return attention(
-        query,
-        jnp.swapaxes(memory.key, 1, 2),
-        jnp.swapaxes(memory.value, 1, 2),
-        mask=mask,
-        scale=query.shape[-1] ** -0.5,
-    )
 
 
 class SelfAttention(nn.Module):
@@ -46,7 +38,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        mask: Bool[Array, "#b 1 s m"],
+        there: Bool[Array, "b m"] | None,
         cache: KeyValue | None,
         index: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
@@ -54,7 +46,7 @@ class SelfAttention(nn.Module):
 
         Args:
           x: The input of `s` steps.
-          mask: True where a step may look. Its last axis is the cache's length (`s` without a cache).
+          there: Which slots of the cache (steps without a cache) hold something, once written; None for all.
           cache: Memory of the steps before, into which this input's keys and values are written at `index`.
           index: The slot of the cache that the first of the `s` steps takes.
         """
@@ -63,14 +55,16 @@ class SelfAttention(nn.Module):
         qkv_init = symmetric_uniform(self.config.dim)
         qkv = Dense((self.config.dim,), (3, *heads), kernel_init=qkv_init, name="qkv")(x)
         memory = KeyValue(*(jnp.swapaxes(qkv[:, :, n], 1, 2) for n in (1, 2)))
-        if cache is not None:
+        if cache is None:
+            y = attend_to_itself(qkv[:, :, 0], *memory, there)
+        else:
             memory = KeyValue(
                 *(
                     jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=2)
                     for old, new in zip(cache, memory, strict=True)
                 )
             )
-        y = _attend(qkv[:, :, 0], memory, mask)
+            y = attend(qkv[:, :, 0], *memory, reach(index, x.shape[1], memory.key.shape[2], there))
         out_init = residual_init(self.layer, in_axis=(0, 1))
         return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), memory
 
@@ -93,7 +87,7 @@ class CrossAttention(nn.Module):
         return KeyValue(*(jnp.swapaxes(kv[:, :, n], 1, 2) for n in (0, 1)))
 
     def __call__(self, x: Float[Array, "b s d"], memory: KeyValue, mask: Bool[Array, "b l"]) -> Float[Array, "b s d"]:
-        return self.out(_attend(self.query(x), memory, mask[:, None, None, :]))
+        return self.out(attend(self.query(x), *memory, mask[:, None, None, :]))
 
 
 class FeedForward(nn.Module):
@@ -128,16 +122,19 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        mask: Bool[Array, "#b 1 s m"],
-        cross: KeyValue | None,
+        there: Bool[Array, "b m"] | None,
+        cross: KeyValue | Float[Array, "b l d"] | None,
         cross_mask: Bool[Array, "b l"] | None,
         cache: KeyValue | None,
         index: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
-        y, memory = self.self_attn(self.self_norm(x), mask, cache, index)
+        """`cross` is a condition, or what `cross_attn.project` made of it."""
+        x = sharding.by_rows(x)
+        y, memory = self.self_attn(self.self_norm(x), there, cache, index)
         x = x + y
         if cross is not None:
-            x = x + self.cross_attn(self.cross_norm(x), cross, cross_mask)
+            projected = cross if isinstance(cross, KeyValue) else self.cross_attn.project(cross)
+            x = x + self.cross_attn(self.cross_norm(x), projected, cross_mask)
         return x + self.ffn(self.ffn_norm(x)), memory
 
 

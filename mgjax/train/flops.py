@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,16 @@ from jax.extend.core import jaxprs_in_params
 
 
 def products(function: Callable, *arguments: Any) -> float:
-    """The floating point operations of all convolutions and matrix products of `function` (two for each product)."""
+    """The floating point operations of all convolutions and matrix products of `function` (two for each product).
+
+    Of a kernel, every block counts, those that it leaves out too.
+    """
 
     def count(jaxpr: Any) -> float:
         total = 0.0
         for equation in jaxpr.eqns:
             inner = [count(sub) for sub in jaxprs_in_params(equation.params)]
-            total += sum(inner) * equation.params.get("length", 1)
+            total += (max(inner) if equation.primitive.name == "cond" else sum(inner)) * _times(equation)
             if equation.primitive.name == "dot_general":
                 (contracted, _), _ = equation.params["dimension_numbers"]
                 left = equation.invars[0].aval.shape
@@ -29,3 +33,14 @@ def products(function: Callable, *arguments: Any) -> float:
         return total
 
     return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _times(equation: Any) -> int:
+    """How often what is inside of an equation is done: by a loop, by the devices, by the blocks of a kernel."""
+    if equation.primitive.name == "scan":
+        return equation.params["length"]
+    if equation.primitive.name == "shard_map":
+        return equation.params["mesh"].size
+    if equation.primitive.name == "pallas_call":
+        return math.prod(equation.params["grid_mapping"].grid)
+    return 1

@@ -309,7 +309,9 @@ class _Step:
         variables = {"params": self.language(params, frozen, key)}
         told, extra = conditions.conditions(self.model, {**frozen, **params}, pieces, extra, key if extra else None)
         context = self.lm.apply(variables, told, batch=steps.inputs.shape[0], method="context")
-        return losses.cross_entropy(self.lm.apply(variables, steps.inputs, context), steps)[0], extra
+        hidden = self.lm.apply(variables, steps.inputs, context, method="hidden")
+        predict = functools.partial(self.lm.apply, variables, method="logits")
+        return losses.cross_entropy_of(predict, hidden, steps), extra
 
     def flops(self, frozen: Any, batch: Batch) -> float:
         """The operations of all convolutions and matrix products that one update needs.

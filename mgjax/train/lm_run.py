@@ -76,8 +76,9 @@ class LMRun:
       loop: How long, and on what.
       dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
       scan_layers: Compile one layer for all, which saves minutes, rather than each.
-      remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights)
-        or "full" (all within a layer).
+      remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights
+        and attention by a kernel) or "full" (all within a layer). "weights" is "dots", but weights that are split among
+        devices are also stored as they were gathered, not gathered again.
       prompts: What is generated now and then to listen to, a clip for each text. A model without text makes as many.
       prompt_seconds: The length of these clips.
     """

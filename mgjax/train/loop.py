@@ -25,6 +25,7 @@ from jaxtyping import Array
 from mgjax import hosts, sharding
 from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
+from mgjax.train.memory import gib
 from mgjax.train.programs import Programs
 from mgjax.train.report import Report
 from mgjax.train.state import TrainState
@@ -123,6 +124,8 @@ def fit(
                 watchdog.again()
             batch = programs.place(next(train_data))
             if step == done + 1:
+                memory = programs.compile(batch)
+                report.say(f"an update needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
                 report.work(*programs.work(batch))
             state, metrics = programs.train_step(state, programs.frozen, batch)
             late.push(step, metrics)

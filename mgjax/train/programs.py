@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,42 +13,66 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Lowered
+from jaxtyping import Array
 
-from mgjax import sharding
+from mgjax import chips, sharding
 from mgjax.strict_json import ConfigError
-from mgjax.train.report import peak_flops
+from mgjax.train.memory import Memory
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task
 
 
 class Programs:
-    """The functions of a task, jitted and placed on a mesh."""
+    """The functions of a task, jitted and placed on a mesh.
+
+    All that is known from shapes is made from shapes: weights, which may be shapes alone where the programs are only to
+    be compiled, are placed when they are first needed.
+    """
 
     def __init__(self, task: Task, config: LoopConfig, mesh: Mesh):
         self._task, self._config, self._mesh = task, config, mesh
-        self._begin = (jax.random.key(config.seed),)
-        if task.pretrained is not None:
-            self._begin += (sharding.place(task.pretrained, mesh),)
-        shapes = jax.eval_shape(task.init, *self._begin)
-        placed, everywhere = sharding.shardings(shapes, mesh), NamedSharding(mesh, P())
-        self.like = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, placed
-        )
-        self.frozen = sharding.place(task.frozen, mesh)
-        inputs = (placed, jax.tree.map(lambda array: array.sharding, self.frozen), None)
+        self._key = jax.random.key(config.seed)
+        given = () if task.pretrained is None else (task.pretrained,)
+        self.like = self._placed(jax.eval_shape(task.init, self._key, *given))
+        self.frozen_like = self._placed(task.frozen)
+        placed, everywhere = _shardings(self.like), NamedSharding(mesh, P())
+        inputs = (placed, _shardings(self.frozen_like), None)
         step = _skipping(task.train_step) if config.max_skipped else task.train_step
-        self.train_step = jax.jit(step, donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere))
-        self._eval_step = jax.jit(task.eval_step, in_shardings=inputs, out_shardings=everywhere)
+        self._train_step = jax.jit(
+            sharding.over(mesh, step),
+            donate_argnums=0,
+            in_shardings=inputs,
+            out_shardings=(placed, everywhere),
+        )
+        self._eval_step = jax.jit(sharding.over(mesh, task.eval_step), in_shardings=inputs, out_shardings=everywhere)
         self._all_finite = jax.jit(
             lambda state: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state), out_shardings=everywhere
         )
 
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """The task's frozen weights, where they belong."""
+        return sharding.place(self._task.frozen, self._mesh)
+
     def init(self) -> TrainState:
         """The state before the first update."""
-        placed = jax.tree.map(lambda leaf: leaf.sharding, self.like)
-        state = jax.jit(self._task.init, out_shardings=placed)(*self._begin)
-        self._begin = None
-        return state
+        pretrained = self._task.pretrained
+        given = () if pretrained is None else (sharding.place(pretrained, self._mesh),)
+        return jax.jit(self._task.init, out_shardings=_shardings(self.like))(self._key, *given)
+
+    def compile(self, batch: Batch) -> Memory:
+        """Makes `train_step`, the program of an update on batches of such shapes; what it needs."""
+        self.train_step = self.lowered(batch).compile()
+        return Memory.of(self.train_step)
+
+    def lowered(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Lowered:
+        """The training step for global batches of such shapes, ready to be compiled; no weight is needed."""
+        rows = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.rows(leaf.shape[0], self._mesh))
+            for name, leaf in batch.items()
+        }
+        return self._train_step.lower(self.like, self.frozen_like, rows)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """The global batch, of which this process has some rows, spread over the mesh."""
@@ -56,7 +81,8 @@ class Programs:
     def work(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
         """The rows of a batch; the operations that an update takes on one device, and what it can do in a second."""
         rows = len(next(iter(batch.values())))
-        peak = self._config.peak_flops or peak_flops(self._mesh.devices.flat[0])
+        chip = chips.find(self._mesh.devices.flat[0].device_kind)
+        peak = self._config.peak_flops or (chip and chip.flops)
         if self._task.flops is None or peak is None:
             return rows, None
         return rows, (self._task.flops(batch) / self._mesh.size, peak)
@@ -86,6 +112,18 @@ class Programs:
         """The paths of the arrays of `state` in which a number is NaN or infinite."""
         flags = jax.tree_util.tree_leaves_with_path(jax.device_get(self._all_finite(state)))
         return [sharding.path_of(path) for path, all_finite in flags if not all_finite]
+
+    def _placed(self, tree: Any) -> Any:
+        """The shapes of `tree`, with the shardings of the table."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            tree,
+            sharding.shardings(tree, self._mesh),
+        )
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def _skipping(train_step: Callable) -> Callable:

@@ -15,33 +15,6 @@ import jax
 from mgjax.train.board import Board
 from mgjax.train.metrics import Sound
 
-# Floating point operations a second of one device in bfloat16, dense, as the makers state them. The first name that is
-# found in `device_kind` counts.
-_PEAKS = (
-    ("TPU v2", 22.5e12),
-    ("TPU v3", 61.5e12),
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6", 918e12),
-    ("B200", 2250e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("A10G", 70e12),
-    ("A10", 125e12),
-)
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """The bfloat16 operations that `device` can do in a second; None where it is not in the table."""
-    return next((peak for name, peak in _PEAKS if name in device.device_kind), None)
-
 
 class Report:
     """Everything that a run tells, apart from errors.

@@ -197,13 +197,17 @@ def _style_encoder(style: StyleConfig | None, source: str | None) -> tuple[Style
     return dataclasses.replace(style, features=found), weights
 
 
+def stereo_config(config: LMConfig) -> LMConfig:
+    """A mono model's, with every codebook once for the left and once for the right."""
+    delays = tuple(delay for delay in config.delays for _ in range(2))
+    return dataclasses.replace(config, num_codebooks=2 * config.num_codebooks, delays=delays)
+
+
 def to_stereo(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, Any]]:
     """The stereo model that a mono model becomes: left and right of a codebook begin with the weights of that codebook.
 
     The order of the codebooks is that of the published stereo models: left 1, right 1, left 2, right 2, ...
     """
-    delays = tuple(delay for delay in config.delays for _ in range(2))
-    stereo = dataclasses.replace(config, num_codebooks=2 * config.num_codebooks, delays=delays)
     embedding = np.repeat(params["embed"]["embedding"], 2, axis=0)
     kernel = np.repeat(params["head"]["kernel"], 2, axis=1)
-    return stereo, params | {"embed": {"embedding": embedding}, "head": {"kernel": kernel}}
+    return stereo_config(config), params | {"embed": {"embedding": embedding}, "head": {"kernel": kernel}}

@@ -64,7 +64,8 @@ class LoopConfig:
       keep_last: The newest checkpoints that are kept.
       keep_best: The best checkpoints that are kept besides.
       data: Devices (groups of them, with fsdp and model) that hold a whole copy; -1 for as many as there are.
-      fsdp: Devices among which parameters are split, each working on its own rows.
+      fsdp: Devices among which parameters are split, each working on its own rows; where `data` is -1 and there are
+        fewer, all of them.
       model: Devices among which heads and wide layers are split, working on the same rows.
       max_skipped: Updates in a row that may be left out because a number in them was NaN or infinite; one more stops
         the run. More than 0 needs memory for a second state.

@@ -97,3 +97,28 @@ def test_codebooks_may_weigh_more_than_others():
     assert losses.mean(sums, counts) == 2.0
     assert losses.mean(sums, counts, (3.0, 1.0, 1.0)) == 2.0
     assert losses.mean(sums, counts, (1.0, 3.0, 0.5)) == pytest.approx(14 / 4.5)
+
+
+def test_many_logits_are_made_in_parts(monkeypatch):
+    """Of 9 steps in 4 parts: the same sums and gradients, and never all logits."""
+    pattern, rng = PATTERNS["delay"], np.random.default_rng(3)
+    codes = jnp.asarray(rng.integers(0, SPECIAL, (2, 9, 4)), jnp.int32)
+    steps = losses.layout(pattern, codes, jnp.array([9, 5], jnp.int32), SPECIAL)
+    hidden, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 9, 3), (3, 4, SPECIAL)))
+    seen = []
+
+    def summed(hidden, kernel):
+        def predict(part):
+            seen.append(part.shape)
+            return jnp.einsum("bsd,dkv->bskv", part, kernel)
+
+        return losses.cross_entropy_of(predict, hidden, steps)
+
+    def both():
+        return jax.jit(jax.jacrev(summed, (0, 1)))(hidden, kernel), jax.jit(summed)(hidden, kernel)
+
+    expected = both()
+    seen.clear()
+    monkeypatch.setattr(losses, "_AT_ONCE", 2 * 9 * 4 * SPECIAL // 4 + 1)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), both(), expected)
+    assert set(seen) == {(2, 9, 3), (2, 3, 3)}  # that of all is asked for its shape alone

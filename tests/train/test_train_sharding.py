@@ -94,6 +94,7 @@ def curve(task, batches, mesh, state):
     """The loss of each update from `state` on, and the state after them."""
     programs = Programs(task, LoopConfig(), mesh)
     state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, programs.like))
+    assert programs.compile(programs.place(batches[0])).temporaries > 0
     losses = []
     for batch in batches:
         state, metrics = programs.train_step(state, programs.frozen, programs.place(batch))

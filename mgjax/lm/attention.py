@@ -1,0 +1,115 @@
+"""Attention of the language model: to a memory, and of a whole sequence to itself by the kernels that platforms have.
+
+Written out, the scores of a sequence of 1500 steps are the largest thing that a layer moves through memory; a kernel
+never writes them down. Which one there is is up to the devices that the program is compiled for (`sharding.over`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mgjax import sharding
+from mgjax.nn import attention
+
+ATTENDED = "attended"  # what `jax.checkpoint` calls the results of the TPU's kernel, which its gradient needs too
+
+_BLOCK = 512  # steps that the TPU's kernel works on at once
+
+
+def attend(
+    query: Float[Array, "b s h e"],
+    key: Float[Array, "b h m e"],
+    value: Float[Array, "b h m e"],
+    mask: Bool[Array, "#b #h #s m"],
+) -> Float[Array, "b s h e"]:
+    """What each step finds in a memory, where `mask` lets it look."""
+    memory = (jnp.swapaxes(x, 1, 2) for x in (key, value))
+    return attention(query, *memory, mask=mask, scale=query.shape[-1] ** -0.5)
+
+
+def reach(
+    index: jax.typing.ArrayLike, num_steps: int, num_slots: int, there: Bool[Array, "b m"] | None
+) -> Bool[Array, "#b 1 s m"]:
+    """Which slots each of `num_steps` steps may look at, of which the first has the slot `index`: its own and those
+    before it, as far as they are `there` (None: all are)."""
+    mask = ((index + jnp.arange(num_steps))[:, None] >= jnp.arange(num_slots)[None, :])[None, None]
+    return mask if there is None else mask & there[:, None, None, :]
+
+
+def attend_to_itself(
+    query: Float[Array, "b s h e"],
+    key: Float[Array, "b h s e"],
+    value: Float[Array, "b h s e"],
+    there: Bool[Array, "b s"] | None,
+) -> Float[Array, "b s h e"]:
+    """What each step of a sequence finds in itself and in those before it, as far as they are `there` (None: all are).
+
+    In half precision by a kernel, where there is one; in float32 always written out. A step that is not there itself
+    gets something that means nothing.
+    """
+    by_kernel = query.dtype in (jnp.bfloat16, jnp.float16)
+    if by_kernel and sharding.platform() == "tpu":
+        return _splash(query, key, value, there)
+    if by_kernel and sharding.platform() == "gpu" and there is None:  # a mask would be a table in memory to cuDNN
+        return _cudnn(query, key, value)
+    num_steps = query.shape[1]
+    return attend(query, key, value, reach(0, num_steps, num_steps, there))
+
+
+def _cudnn(query: Float[Array, "b s h e"], key: Float[Array, "b h s e"], value: Float[Array, "b h s e"]) -> Array:
+    memory = (jnp.swapaxes(x, 1, 2) for x in (key, value))
+    return jax.nn.dot_product_attention(query, *memory, is_causal=True, implementation="cudnn")
+
+
+def _splash(
+    query: Float[Array, "b s h e"],
+    key: Float[Array, "b h s e"],
+    value: Float[Array, "b h s e"],
+    there: Bool[Array, "b s"] | None,
+) -> Float[Array, "b s h e"]:
+    """By the kernel of jax.experimental.pallas, which is for one row and wants whole blocks of steps.
+
+    What is added at the end to fill them comes after every step, so that none looks at it. Steps that are not there
+    are a segment of their own.
+    """
+    query = jnp.swapaxes(query, 1, 2) * query.shape[-1] ** -0.5
+    num_steps = query.shape[2]
+    block = min(_BLOCK, -(-num_steps // 128) * 128)
+    missing = -num_steps % block
+
+    def whole(x: Array) -> Array:
+        return jnp.pad(x, [(0, missing if axis == 2 else 0) for axis in range(x.ndim)])
+
+    operands = [whole(x) for x in (query, key, value)]
+    if there is not None:
+        operands.append(jnp.pad(there, ((0, 0), (0, missing)), constant_values=True))
+    attended = sharding.apart(_splash_rows(num_steps + missing, block), *operands)
+    return jnp.swapaxes(attended[:, :, :num_steps], 1, 2)
+
+
+def _splash_rows(num_steps: int, block: int):
+    """The kernel of rows [b, h, s, e] that are on one device."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        use_fused_bwd_kernel=True,
+    )
+
+    def rows(query: Array, key: Array, value: Array, there: Array | None = None) -> Array:
+        causal = masks.MultiHeadMask([masks.CausalMask((num_steps, num_steps))] * query.shape[1])
+        kernel = splash.make_splash_mha(
+            causal, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=ATTENDED
+        )
+        if there is None:
+            return jax.vmap(kernel)(query, key, value)
+        segments = there.astype(jnp.int32)
+        return jax.vmap(kernel)(query, key, value, splash.SegmentIds(segments, segments))
+
+    return rows

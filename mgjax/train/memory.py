@@ -1,0 +1,51 @@
+"""The memory of a device that a compiled program needs, as the compiler counts it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax.stages import Compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      arguments: Weights, the state of the optimiser, the batch.
+      outputs: What is not written into the place of an argument.
+      temporaries: What is needed while the program runs.
+      code: The program itself.
+      beside: Weights that this program does not read, but others do.
+    """
+
+    arguments: float
+    outputs: float
+    temporaries: float
+    code: float
+    beside: float = 0.0
+
+    @staticmethod
+    def of(compiled: Compiled) -> Memory:
+        """What a compiled program needs on each device."""
+        found = compiled.memory_analysis()
+        return Memory(
+            arguments=found.argument_size_in_bytes,
+            outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+            temporaries=found.temp_size_in_bytes,
+            code=found.generated_code_size_in_bytes,
+        )
+
+    @property
+    def total(self) -> float:
+        return self.arguments + self.outputs + self.temporaries + self.code + self.beside
+
+    def parts(self) -> str:
+        """What it is made of, in words; what is next to nothing is left out."""
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return ", ".join(f"{name} {gib(size)}" for name, size in sizes.items() if size >= 1e6)
+
+
+def gib(size: float) -> str:
+    """A number of bytes in words."""
+    return f"{size / 2**30:.3g} GiB"
