@@ -22,7 +22,7 @@ from mgjax.codec.codec import Codec
 from mgjax.conditioner import Conditioner, Row, Span
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import Sampling
+from mgjax.config import LMConfig, Sampling
 from mgjax.interop.table import Place
 from mgjax.lm import pattern as patterns
 from mgjax.lm.generate import Steering as WindowSteering
@@ -352,19 +352,29 @@ class MusicGen:
         return steer
 
     def _layout(self, sets: Sequence[Sequence[Row]]) -> Layout | None:
-        if self._mesh is None:
-            return None
-        cache = sharding.cache(len(sets) * len(sets[0]), self.config.lm.num_heads, self._mesh)
-        return Layout(sharding.rows(len(sets[0]), self._mesh), cache)
+        return None if self._mesh is None else layout(self.config.lm, len(sets[0]), len(sets), self._mesh)
 
     def _context(self, sets: Sequence[Sequence[Row]], texts: Any, span: Span) -> Context:
         """The conditions of a batch, then of the same rows with less, as the language model reads them."""
         conditions = self._place_rows(self._conditioner.conditions(sets, texts, span))
-        return _make_context(self._lm, self._params["lm"], conditions, len(sets) * len(sets[0]))
+        return make_context(self._lm, self._params["lm"], conditions, len(sets) * len(sets[0]))
+
+
+def layout(config: LMConfig, batch: int, num_sets: int, mesh: Mesh) -> Layout:
+    """How the state of generation lies over a mesh.
+
+    Args:
+      config: Of the language model.
+      batch: Pieces at a time.
+      num_sets: How often each of them has a row: more than once with guidance.
+      mesh: The devices.
+    """
+    return Layout(sharding.rows(batch, mesh), sharding.cache(num_sets * batch, config.num_heads, mesh))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "batch"))
-def _make_context(module: LM, params: dict, conditions: dict[str, Condition], batch: int) -> Context:
+def make_context(module: LM, params: dict, conditions: dict[str, Condition], batch: int) -> Context:
+    """The conditions of `batch` rows, guidance's included, as the language model reads them."""
     return module.apply({"params": params}, conditions, batch=batch, method="context")
 
 

@@ -20,8 +20,8 @@ PACKAGE = ROOT / "mgjax"
 # other. A whole name goes before a pattern.
 LEVELS = [
     [
-        *("config conditioner_config strict_json", "sharding", "hosts", "interop.torch_file"),
-        *("data.__init__", "interop.__init__", "train.__init__", "data.audio data.loudness"),
+        *("chips", "config conditioner_config strict_json", "sharding", "hosts", "interop.torch_file"),
+        *("data.__init__", "interop.__init__", "train.__init__", "plan.__init__", "data.audio data.loudness"),
         *("data.metadata", "data.parent"),
     ],
     ["nn", "data.synthetic.*"],
@@ -35,7 +35,7 @@ LEVELS = [
     ["api checks conditioner formats initialize melody references separate steering style __init__"],
     [
         "batch",
-        "train.*",
+        "train.* plan.*",
         "data.assembly data.build data.datasets data.processes data.sources data.tokenize data.vocabulary",
     ],
     ["finetune"],
@@ -47,8 +47,8 @@ NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"]
 
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
-    "train": "train.* finetune data.conditions data.corpus data.corpus_writing data.datasets data.pieces data.pipeline "
-    "data.processes cli.training",
+    "train": "train.* plan.* finetune cli.plan cli.training data.conditions data.corpus data.corpus_writing "
+    "data.datasets data.pieces data.pipeline data.processes",
     "synthetic": "data.synthetic.*",
     "separate": "separate",
 }

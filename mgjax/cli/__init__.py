@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 import mgjax
-from mgjax.cli import coding, corpus, finetune, generate, models, terminal
+from mgjax.cli import coding, corpus, finetune, generate, models, plan, terminal
 
 _EPILOG = """\
 first steps:
@@ -48,4 +48,5 @@ def _parser() -> argparse.ArgumentParser:
     models.add_commands(commands)
     corpus.add_command(commands)
     finetune.add_command(commands)
+    plan.add_command(commands)
     return parser

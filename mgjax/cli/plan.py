@@ -1,0 +1,209 @@
+"""`mgjax plan`: what training or generation takes on devices that need not be there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mgjax.cli import corpus, terminal
+
+_DESCRIPTION = """\
+Compiles one update of a training run, or the loop that generates, for devices that need not be there, and says what it
+takes: memory of a device against what it has, operations, bytes moved and sent, the least time that follows, and what
+to change where it does not fit. Nothing is fetched, and no weights are made.
+"""
+
+_EXAMPLES = """\
+examples:
+  mgjax plan --config configs/lm.py:large --topology v5e:16x16
+  mgjax plan --config configs/lm.py:medium --topology v6e:16x16 --mesh data=4,fsdp=64 --set data.batch_size=512
+  mgjax plan --decode --model facebook/musicgen-large --batch 64 --seconds 30 --topology v5e:2x4 --mesh model=8
+
+devices:
+  v5e:16x16, v5p:8x8x8   a TPU slice; 2*v5e:16x16 are two. libtpu, which compiles for it, runs on any Linux machine:
+                         pip install '.[tpu]'. The plan is that of the real program.
+  h100:8, a100:64        so many GPUs. Without a GPU there is no compiler for GPUs, so the CPU's splits the program.
+                         Weights, state, operations and what is sent are those of the GPUs' program; temporaries and
+                         bytes moved are a CPU's, without flash attention and partly in float32: too many.
+  here                   the devices of this machine
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Adds `plan` to the commands of argparse."""
+    parser = commands.add_parser(
+        "plan",
+        help="say what training or generation takes on devices that need not be there",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--topology", required=True, metavar="DEVICES", help="what to compile for (see below)")
+    parser.add_argument(
+        "--mesh",
+        type=_mesh,
+        metavar="AXIS=N,...",
+        help="sizes of data, fsdp and model: -1 for as many as there are; those that are not named are 1 (as in the "
+        "config; --decode: data=-1)",
+    )
+    training = parser.add_argument_group("a training run")
+    training.add_argument("--config", metavar="FILE:NAME", help="a file of configs/ and the name of a run in it")
+    training.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other values for its settings, as in optim.accumulate=2",
+    )
+    decoding = parser.add_argument_group("generation")
+    decoding.add_argument("--decode", action="store_true", help="plan generation, not training")
+    decoding.add_argument(
+        "--model", metavar="NAME|DIR|FILE:NAME", help="a published model, a folder with one, or that of a run"
+    )
+    decoding.add_argument("--batch", type=terminal.count, default=1, metavar="N", help="pieces at a time (1)")
+    decoding.add_argument("--seconds", type=terminal.positive, default=30.0, metavar="S", help="their length (30)")
+    decoding.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(bfloat16)")
+    decoding.add_argument("--unguided", action="store_true", help="without guidance, which doubles the rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what `args` asks for takes."""
+    if args.decode == (args.model is None) or args.decode == (args.config is not None):
+        raise ValueError("give --config FILE:NAME for a training run, or --decode --model NAME for generation")
+    corpus.need((*corpus.TRAIN, "absl", "grain", "ml_collections", "optax", "orbax"), "train")
+    from mgjax.plan import topology
+
+    devices, chip = topology.find(args.topology)
+    if args.decode:
+        plan, title, advice = _decoding(args, devices, chip)
+    else:
+        plan, title, advice = _training(args, devices, chip)
+    print(title)
+    for name, value in [] if plan is None else describe(plan):
+        print(f"  {name:<16}{value}")
+    for one in advice:
+        print(f"  {'to change':<16}{one}")
+    if args.json and plan is not None:
+        args.json.write_text(json.dumps(values(plan), indent=2) + "\n")
+    if plan is None or plan.free < 0:
+        raise SystemExit(1)
+
+
+def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
+    """The plan of a training run (None where it does not fit), what it is of, and what to change."""
+    from mgjax.plan import training
+    from mgjax.plan.roofline import DoesNotFitError
+
+    made = _run(args.config, args.set, args.mesh)
+    data = made.data
+    title = (
+        f"one update of {args.config}, {data.batch_size} x {data.segment_seconds:g} s, on {args.topology}: "
+        f"{len(devices)} x {chip.kind}"
+    )
+    try:
+        plan = training.of_run(made, devices, chip)
+    except DoesNotFitError as error:
+        terminal.say(f"it does not fit: {error}")
+        return None, title, training.advice(made, None)
+    return plan, title, training.advice(made, plan)
+
+
+def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
+    """As `_training`, of generation."""
+    from mgjax.plan import decoding, shapes
+    from mgjax.plan.roofline import DoesNotFitError
+
+    if ":" in args.model:
+        model = shapes.begin(_run(args.model, args.set, None)).config
+    else:
+        model = shapes.model_config(args.model)
+    asked = decoding.Asked(args.batch, args.seconds, args.dtype, not args.unguided)
+    title = (
+        f"a step of {args.model}, {args.batch} x {args.seconds:g} s in {args.dtype}, on {args.topology}: "
+        f"{len(devices)} x {chip.kind}"
+    )
+    try:
+        plan = decoding.of_model(model, asked, devices, chip, **(args.mesh or {}))
+    except DoesNotFitError as error:
+        terminal.say(f"it does not fit: {error}")
+        return None, title, decoding.advice(None)
+    return plan, f"{title}\n  {'speed':<16}{decoding.speed(model, asked, plan)}", decoding.advice(plan)
+
+
+def _run(name: str, settings: list[str], mesh: dict[str, int] | None) -> Any:
+    """The run that a file of configs/ calls by that name, with other settings."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from mgjax.train.configs import from_config_dict
+    from mgjax.train.lm_run import LMRun
+
+    asked = [*settings, *(f"loop.{axis}={size}" for axis, size in (mesh or {}).items())]
+    words = ["plan", f"--config={name}", *(f"--config.{one}" for one in asked)]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    try:
+        values(words)
+    except flags.Error as error:
+        raise ValueError(f"{name}: {error}") from None
+    except AttributeError:
+        raise ValueError(f"{name} has no setting of one of these names: {', '.join(asked)}") from None
+    return from_config_dict(LMRun, values.config)
+
+
+def _mesh(text: str) -> dict[str, int]:
+    """An argparse type: sizes of the axes of a mesh."""
+    sizes = {"data": 1, "fsdp": 1, "model": 1}
+    for one in text.split(","):
+        axis, _, size = one.partition("=")
+        if axis not in sizes or not size.removeprefix("-").isdecimal():
+            raise argparse.ArgumentTypeError(f"must be like data=4,fsdp=64,model=1, got {one!r}")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def describe(plan: Any) -> list[tuple[str, str]]:
+    """Names and values to be shown of a plan."""
+    from mgjax.train.memory import gib
+
+    memory, chip = plan.memory, plan.chip
+    seconds = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in plan.seconds.items())
+    return [
+        ("mesh", " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())),
+        (
+            "memory",
+            f"{gib(memory.total)} of the {gib(chip.memory)} of a device, {plan.free:.0%} left: {memory.parts()}",
+        ),
+        ("operations", f"{plan.needed / 1e12:.4g} T that the model needs, {plan.computed / 1e12:.4g} T that are done"),
+        ("moved", f"{plan.moved / 1e9:.4g} GB between memory and chip"),
+        *(
+            (
+                "sent",
+                f"{one.bytes / 1e9:.4g} GB by {one.times:.0f} {one.kind} along {' and '.join(one.axes) or 'all'}, "
+                f"{1e3 * one.seconds:.3g} ms",
+            )
+            for one in plan.traffic
+            if one.bytes >= 1e6
+        ),
+        ("least time", f"{1e3 * plan.step:.4g} ms, limited by {plan.limit} ({seconds})"),
+        ("utilization", f"{plan.utilization:.0%} of {chip.flops / 1e12:.4g} TFLOP/s at most"),
+        *(("XLA says", line) for line in plan.remarks),
+    ]
+
+
+def values(plan: Any) -> dict[str, Any]:
+    """A plan as JSON holds it."""
+    import dataclasses
+
+    found = dataclasses.asdict(plan)
+    return found | {
+        "seconds": plan.seconds,
+        "step": plan.step,
+        "limit": plan.limit,
+        "utilization": plan.utilization,
+        "free": plan.free,
+    }

@@ -1,0 +1,161 @@
+"""The plan of generation: a step of the loop that draws codes, compiled as `MusicGen` runs it, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mgjax import sharding
+from mgjax.api import layout, make_context
+from mgjax.chips import Chip
+from mgjax.conditioning.condition import Condition
+from mgjax.config import ModelConfig, Sampling
+from mgjax.interop.shapes import model_shapes
+from mgjax.interop.table import is_exact, nested
+from mgjax.lm import pattern as patterns
+from mgjax.lm.model import LM
+from mgjax.lm.sample import Draws, State, advance, capacity_for
+from mgjax.lm.transformer import KeyValue
+from mgjax.plan import roofline
+from mgjax.plan.roofline import Plan
+from mgjax.train.flops import products
+
+_TEXT = 64  # tokens of the texts
+_STEPS = 50  # of a call, over which what is done once for each call is spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be generated.
+
+    Attributes:
+      batch: Pieces at a time.
+      seconds: Their length. What is beyond the model's window is made window by window, in the same memory.
+      dtype: Of weights, activations and cache.
+      is_guided: Whether by guidance, for which each piece has two rows.
+    """
+
+    batch: int
+    seconds: float
+    dtype: str = "bfloat16"
+    is_guided: bool = True
+
+
+def of_model(
+    config: ModelConfig,
+    asked: Asked,
+    devices: Sequence[Any],
+    chip: Chip,
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    model: int = 1,
+) -> Plan:
+    """The plan of one step, which reads the cache of the whole piece (of its longest window), as the last steps do.
+
+    Args:
+      config: What generates.
+      asked: What is generated.
+      devices: What it is compiled for.
+      chip: What they are.
+      data, fsdp, model: The sizes of the mesh.
+
+    Raises:
+      DoesNotFitError: It needs more memory than a device has.
+    """
+    mesh = sharding.make_mesh(data, fsdp, model, devices)
+    module, num_sets = LM(config.lm), 1 + asked.is_guided
+    weights = _weights(config, asked.dtype, mesh)
+    params, rows = weights.pop("lm"), num_sets * asked.batch
+    made = make_context.lower(module, params, _conditions(config, rows, mesh), rows)
+    context = jax.tree.map(_on, made.out_info, made.compile().output_shardings)
+    place = layout(config.lm, asked.batch, num_sets, mesh)
+
+    num_frames = round(min(asked.seconds, config.window_seconds) * config.codec.frame_rate)
+    capacity = capacity_for(patterns.from_config(config.lm).num_steps(num_frames))
+    h, e, k = config.lm.num_heads, config.lm.head_dim, config.lm.num_codebooks
+    slots = jax.ShapeDtypeStruct(
+        (rows, h, context.prefix_mask.shape[1] + capacity, e), jnp.dtype(asked.dtype), sharding=place.cache
+    )
+    everywhere = NamedSharding(mesh, P())
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    state = State(
+        tokens=jax.ShapeDtypeStruct((asked.batch, capacity, k), jnp.int32, sharding=place.tokens),
+        cache=tuple(KeyValue(slots, slots) for _ in range(config.lm.num_layers)),
+        step=number,
+    )
+    free = jax.ShapeDtypeStruct((capacity, k), jnp.bool_)
+    strengths = jax.ShapeDtypeStruct((capacity, num_sets - 1, asked.batch), jnp.float32)
+    draws = jax.eval_shape(lambda: Draws.of([Sampling()] * asked.batch, range(asked.batch), k))
+    lowered = advance.lower(module, params, context, state, free, draws, strengths, number, number, place)
+
+    tokens = jax.ShapeDtypeStruct((rows, 1, k), jnp.int32)
+    extend = functools.partial(module.apply, method="extend")
+    operations = products(extend, {"params": params}, tokens, context, state.cache, number)
+    plan = roofline.of(lowered, mesh, chip, needed=operations, computed=operations, open_loops=_STEPS)
+    return dataclasses.replace(
+        plan,
+        memory=dataclasses.replace(plan.memory, beside=_bytes_each(weights)),
+        moved=plan.moved / _STEPS,
+        traffic=tuple(
+            dataclasses.replace(one, times=one.times / _STEPS, bytes=one.bytes / _STEPS, seconds=one.seconds / _STEPS)
+            for one in plan.traffic
+        ),
+    )
+
+
+def speed(config: ModelConfig, asked: Asked, plan: Plan) -> str:
+    """How much music that is in a second, in words."""
+    each = 1 / (plan.step * config.codec.frame_rate)
+    return f"at most {asked.batch * each:.3g} s of music in a second, {each:.3g} of each piece"
+
+
+def advice(plan: Plan | None) -> list[str]:
+    """What to change where it does not fit; `plan` is None where it could not even be compiled."""
+    if plan is not None and plan.free >= 0.1:
+        return []
+    return ["--mesh model=N splits weights and caches among N devices; or generate fewer pieces at a time"]
+
+
+def _weights(config: ModelConfig, dtype: str, mesh: Mesh) -> dict[str, Any]:
+    """Shapes of the model's weights, where `mgjax.load` puts them."""
+    found = {}
+    for path, shape in model_shapes(config).items():
+        kind = jnp.float32 if is_exact(tuple(path.split("/"))) else jnp.dtype(dtype)
+        where = NamedSharding(mesh, sharding.spec(path, shape, mesh))
+        found[tuple(path.split("/"))] = jax.ShapeDtypeStruct(shape, kind, sharding=where)
+    return nested(found)
+
+
+def _conditions(config: ModelConfig, rows: int, mesh: Mesh) -> dict[str, Condition]:
+    """Shapes of conditions, as the encoders give them and `MusicGen` places them."""
+    lengths = {"text": _TEXT, "melody": config.melody and config.melody.num_frames}
+    if config.style is not None:
+        rate = config.codec.frame_rate if config.style.features is None else config.style.features.frame_rate
+        lengths["style"] = round(config.style.seconds * rate) // config.style.downsample
+    found = {}
+    for fused in config.lm.conditions:
+        where, length = sharding.rows(rows, mesh), lengths.get(fused.name, 1)
+        mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_, sharding=where)
+        tokens = jax.ShapeDtypeStruct((rows, length, fused.dim), jnp.float32, sharding=where)
+        rate = config.melody.frame_rate / config.codec.frame_rate if fused.name == "melody" else None
+        found[fused.name] = Condition(tokens, mask, mask if fused.fuse == "prefix" else None, rate)
+    return found
+
+
+def _on(info: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=where)
+
+
+def _bytes_each(tree: Any) -> float:
+    """Bytes of arrays on each device."""
+    leaves = jax.tree.leaves(tree)
+    return float(sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves))

@@ -1,0 +1,89 @@
+"""The plan of a training run: one update, compiled as the loop compiles it, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mgjax import sharding
+from mgjax.chips import Chip
+from mgjax.plan import roofline, shapes
+from mgjax.plan.roofline import Plan
+from mgjax.strict_json import ConfigError
+from mgjax.train import lm
+from mgjax.train.flops import products
+from mgjax.train.lm_run import LMRun
+from mgjax.train.programs import Programs
+from mgjax.train.task import LoopConfig, Task
+
+
+def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
+    """The plan of one update of a run.
+
+    Args:
+      run: What it trains and how. Of what it goes on from, nothing is read but the configs.
+      devices: What it is compiled for.
+      chip: What they are.
+
+    Raises:
+      ConfigError: The parts do not fit together, or a source would have to be fetched.
+      DoesNotFitError: The update needs more memory than a device has.
+    """
+    run = dataclasses.replace(run, codes_as_heard=False)  # which weights it begins with makes no difference
+    begun = shapes.begin(run)
+    mesh = sharding.make_mesh(run.loop.data, run.loop.fsdp, run.loop.model, devices)
+    groups = mesh.shape["data"] * mesh.shape["fsdp"] * run.optim.accumulate
+    if run.data.batch_size % groups:
+        raise ConfigError(
+            f"a batch of {run.data.batch_size} in {run.optim.accumulate} parts cannot be spread over data x fsdp of "
+            f"this mesh, {dict(mesh.shape)}: make data.batch_size a multiple of {groups}, or model larger"
+        )
+    task = lm.task(run, begun, shapes.kind_of(begun.config))
+    return of_task(task, run.loop, mesh, shapes.batch(run, begun.config), chip)
+
+
+def of_task(task: Task, config: LoopConfig, mesh: Mesh, batch: dict[str, jax.ShapeDtypeStruct], chip: Chip) -> Plan:
+    """The plan of one update of a task on global batches of such shapes; its weights may be shapes alone."""
+    programs = Programs(task, config, mesh)
+    step = sharding.over(mesh, task.train_step)
+    return roofline.of(
+        programs.lowered(batch),
+        mesh,
+        chip,
+        needed=task.flops(batch),
+        computed=products(step, programs.like, programs.frozen_like, batch),
+    )
+
+
+def advice(run: LMRun, plan: Plan | None) -> list[str]:
+    """What to change where an update does not fit, or runs far below what the devices can do.
+
+    Args:
+      run: What was planned.
+      plan: Its plan; None where it could not even be compiled.
+    """
+    found = []
+    if plan is None or plan.free < 0.1:
+        splits = f"loop.fsdp={2 * run.loop.fsdp}" if run.loop.fsdp > 0 else "more devices"
+        if plan is None or plan.memory.temporaries > plan.memory.arguments:
+            if run.remat != "full":
+                found.append("set remat=full: layers are computed again rather than stored, a quarter more work")
+            if run.data.batch_size > 1:
+                found.append(f"set optim.accumulate={2 * run.optim.accumulate}: a batch in more parts, one by one")
+            found.append(f"set {splits}, or loop.model={2 * run.loop.model}: activations are split too")
+        if plan is None or plan.memory.arguments > plan.chip.memory / 4:
+            found.append(f"set {splits}: weights and the optimiser's state are split among more devices")
+    elif plan.utilization < 0.5:
+        found.append(
+            {
+                "computing": "less is computed twice with remat=dots or remat=none, if it fits",
+                "memory": "a larger data.batch_size shares what is read of the weights",
+                "interconnect": "a larger data.batch_size shares what is sent of the weights; remat=weights sends them "
+                "once, if they fit",
+            }[plan.limit]
+        )
+    return found

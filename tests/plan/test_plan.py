@@ -1,0 +1,206 @@
+"""Plans of toys over eight fake devices: what is compiled is what runs, and what is said of it can be counted."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from mgjax import chips, cli, sharding
+from mgjax.conditioner_config import StyleConfig
+from mgjax.config import Fused
+from mgjax.data.pipeline import DataConfig
+from mgjax.initialize import DEBUG
+from mgjax.interop.shapes import lm_shapes, model_shapes
+from mgjax.lm.stack import REMAT
+from mgjax.plan import roofline, shapes, topology, training
+from mgjax.strict_json import ConfigError
+from mgjax.train import lm
+from mgjax.train.lm_run import LMRun
+from mgjax.train.optim import OptimConfig
+from mgjax.train.task import LoopConfig
+
+CHIP = chips.find("h100")
+RUN = LMRun(
+    lm=dataclasses.replace(DEBUG.lm, num_heads=4),
+    codec="debug",
+    text_encoder="debug",
+    data=DataConfig(batch_size=16, segment_seconds=1.0),
+    optim=OptimConfig(name="adamw"),
+    loop=LoopConfig(data=2, fsdp=2, model=2),
+    remat="dots",
+)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return training.of_run(RUN, jax.devices(), CHIP)
+
+
+def test_memory_of_a_device_is_what_lies_there(plan):
+    """The state, the text encoder and the rows of each device, to the byte."""
+    begun = shapes.begin(RUN)
+    task = lm.task(RUN, begun, "tokens")
+    mesh = sharding.make_mesh(2, 2, 2)
+    held = {"state": jax.eval_shape(task.init, jax.random.key(0)), **task.frozen}
+    parts = jax.tree.map(
+        lambda leaf, where: leaf.dtype.itemsize * math.prod(where.shard_shape(leaf.shape)),
+        held,
+        sharding.shardings(held, mesh),
+    )
+    rows = sum(leaf.dtype.itemsize * leaf.size // 4 for leaf in shapes.batch(RUN, begun.config).values())
+    assert plan.memory.arguments == sum(jax.tree.leaves(parts)) + rows
+    assert plan.memory.temporaries > 0
+    assert plan.free == pytest.approx(1 - plan.memory.total / CHIP.memory)
+
+
+def test_what_is_sent_are_the_weights_twice_and_their_gradients(plan):
+    """With remat "dots": of the layers gathered forward and backward along fsdp, to the byte, of the rest once; and of
+    the gradients no device gets the whole."""
+    mesh = sharding.make_mesh(2, 2, 2)
+    gathered = 0
+    for path, shape in model_shapes(shapes.begin(RUN).config).items():
+        split = sharding.spec(path, shape, mesh)
+        if "fsdp" in split and path.startswith(("lm", "text")):
+            times = 2 if path.startswith("lm/layer") else 1
+            gathered += times * 4 * math.prod(shape) / (2 if "model" in split else 1)
+    sent = {(one.kind, one.axes): one.bytes for one in plan.traffic}
+    assert sent["all-gather", ("fsdp",)] == gathered / 2  # a device has the other half
+    assert not plan.remarks
+
+
+def test_operations_are_those_of_the_task(plan):
+    begun = shapes.begin(RUN)
+    needed = lm.task(RUN, begun, "tokens").flops(shapes.batch(RUN, begun.config))
+    assert plan.needed == needed / 8
+    assert needed < 8 * plan.computed < 1.3 * needed  # the scores of attention are computed again
+    parts = dataclasses.replace(RUN.optim, accumulate=2)
+    for other in (dataclasses.replace(RUN, optim=parts), *(dataclasses.replace(RUN, remat=how) for how in REMAT)):
+        assert lm.task(other, begun, "tokens").flops(shapes.batch(other, begun.config)) == needed
+
+
+def test_the_longest_time_is_the_step(plan):
+    assert plan.seconds["computing"] == plan.computed / CHIP.flops
+    assert plan.seconds["memory"] == plan.moved / CHIP.bandwidth
+    assert plan.step == max(plan.seconds.values()) == plan.seconds[plan.limit]
+    assert plan.utilization == plan.needed / CHIP.flops / plan.step
+    slow = dataclasses.replace(plan, chip=dataclasses.replace(CHIP, flops=1.0))
+    assert (slow.limit, slow.utilization) == ("computing", plan.needed / plan.computed)
+
+
+def test_generation_reads_weights_and_cache_once(tmp_path):
+    """By the command, in a process of its own: the tests' checks of types know no shapes in the place of arrays."""
+    command = ["plan", "--decode", "--model", "debug", "--batch", "4", "--seconds", "4", "--dtype", "float32"]
+    where = ["--topology", "h100:8", "--mesh", "data=4,model=2", "--json", str(tmp_path / "plan.json")]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-m", "mgjax", *command, *where], env=environment, check=True)
+    found = json.loads((tmp_path / "plan.json").read_text())
+    config = DEBUG.lm
+    weights = 4 * sum(math.prod(shape) for shape in lm_shapes(config).values())
+    cache = 4 * 2 * config.num_layers * 8 * 256 * config.dim / 8  # 8 rows with guidance, 204 steps, 8 devices
+    assert weights / 2 + cache < found["memory"]["arguments"] < 1.5 * (weights / 2 + cache)
+    others = sum(math.prod(shape) for path, shape in model_shapes(DEBUG).items() if not path.startswith("lm/"))
+    assert 4 * others / 2 <= found["memory"]["beside"] <= 4 * others
+    assert found["moved"] > cache
+    assert found["needed"] < 8 * 2 * 1.5 * weights / 4
+
+
+def configs():
+    spec = importlib.util.spec_from_file_location("lm_configs", "configs/lm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["small", "medium", "large", "melody", "style", "stereo"])
+def test_every_published_run_begins_from_shapes(name):
+    """And its step can be traced: nothing is read, nothing fetched."""
+    from mgjax.train.configs import from_config_dict
+
+    run = from_config_dict(LMRun, configs().get_config(name))
+    begun = shapes.begin(run)
+    kind, batch = shapes.kind_of(begun.config), shapes.batch(run, begun.config)
+    task = lm.task(run, begun, kind)
+    given = () if task.pretrained is None else (task.pretrained,)
+    state = jax.eval_shape(task.init, jax.random.key(0), *given)
+    after, metrics = jax.eval_shape(task.train_step, state, task.frozen, batch)
+    assert jax.tree.map(jax.numpy.shape, after) == jax.tree.map(jax.numpy.shape, state)
+    assert {leaf.shape for leaf in metrics.values()} == {()}
+    assert kind == ("audio" if name == "style" else "tokens")
+    assert begun.config.lm.num_codebooks == (8 if name == "stereo" else 4)
+
+
+def test_what_would_have_to_be_fetched_is_refused():
+    with pytest.raises(ConfigError, match="a plan fetches nothing, and this is neither a folder here nor one of"):
+        shapes.begin(dataclasses.replace(RUN, codec="somebody/codec"))
+    fused = (Fused("style", 512, "prefix"), Fused("text", 16, "prefix"))
+    own = dataclasses.replace(DEBUG.lm, conditions=fused)
+    begun = shapes.begin(dataclasses.replace(RUN, lm=own, style=StyleConfig(), style_encoder="m-a-p/MERT-v1-95M"))
+    assert not begun.config.style.features.normalize
+
+
+def test_rows_that_cannot_be_spread_are_told():
+    run = dataclasses.replace(RUN, data=DataConfig(batch_size=6, segment_seconds=1.0))
+    with pytest.raises(ConfigError, match=r"make data.batch_size a multiple of 4"):
+        training.of_run(run, jax.devices(), CHIP)
+
+
+def test_what_does_not_fit_is_told_with_what_to_change(plan):
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.19G of 15.75G hbm. Exceeded"
+            )
+
+    with pytest.raises(roofline.DoesNotFitError, match=r"needs 17.19G of memory on each device, which has 15.75G"):
+        roofline.of(Lowered(), sharding.make_mesh(8), CHIP, needed=1.0, computed=1.0)
+    changes = " ".join(training.advice(RUN, None))
+    assert all(word in changes for word in ("remat=full", "optim.accumulate=2", "loop.fsdp=4"))
+    tight = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, temporaries=0.95 * CHIP.memory))
+    assert "remat=full" in " ".join(training.advice(RUN, tight))
+    idle = dataclasses.replace(plan, moved=1e12)
+    assert "batch_size" in " ".join(training.advice(RUN, idle))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a pod", "names no devices"),
+        ("h100:64", "has 8 devices of the CPU to stand for 64"),
+        ("abacus:8", "memory and speed of abacus are not known here"),
+        ("TPU:8", "memory and speed of TPU are not known"),
+    ],
+)
+def test_devices_that_are_not_known(name, message):
+    with pytest.raises(ConfigError, match=message):
+        topology.find(name)
+
+
+def test_how_to_install_the_compiler_of_tpus(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"libtpu.*pip install 'mgjax\[tpu\]'"):
+        topology.find("v5e:16x16")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # as ml_collections reads a config
+def test_at_the_terminal(tmp_path, capfd):
+    """On the mesh and with the settings that are asked for; the numbers as JSON too."""
+    command = ["plan", "--config", "configs/lm.py:debug", "--topology", "h100:8", "--mesh", "data=4,model=2"]
+    settings = ["--set", "data.batch_size=8", "data.segment_seconds=1.0"]
+    assert cli.main([*command, *settings, "--json", str(tmp_path / "plan.json")]) == 0
+    told = capfd.readouterr().out
+    assert "one update of configs/lm.py:debug, 8 x 1 s, on h100:8: 8 x H100" in told
+    assert "data 4 x fsdp 1 x model 2" in told
+    assert "utilization" in told
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert kept["step"] == max(kept["seconds"].values())
+    assert cli.main([*command, "--set", "data.batch_siez=8"]) == 2
+    assert "data.batch_siez" in capfd.readouterr().err
+    assert cli.main(["plan", "--topology", "h100:8"]) == 2
+    assert "give --config FILE:NAME for a training run, or --decode --model" in capfd.readouterr().err
+    assert cli.main([*command[:-1], "data=4;model=2"]) == 2
