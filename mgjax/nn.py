@@ -25,34 +25,36 @@ _FEW_ROWS = 8
 WEIGHT = "weight"  # what `jax.checkpoint` calls the matrices that products were made with
 
 
-def _product(x: Float[Array, "n i"], matrix: Float[Array, "i o"], dtype: Any) -> Float[Array, "n o"]:
-    """`x @ matrix`, with the sums in `dtype`.
+def _product(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: Any) -> Float[Array, "n *o"]:
+    """The product over `i`, with the sums in `dtype`.
 
-    A step of decoding has few rows and is bound by reading the matrix. On CPU, XLA reads it a fifth faster in a
+    A step of decoding has few rows and is bound by reading the kernel. On CPU, XLA reads it a fifth faster in a
     convolution of width 1, which is the same product. Only few rows: training never comes here, where the convolution's
     gradient would be slow.
     """
 
-    def product(x: Array, matrix: Array) -> Array:
-        return jnp.matmul(x, matrix, precision=_EXACT, preferred_element_type=dtype)
+    def product(x: Array, kernel: Array) -> Array:
+        contracted = (((1,), (0,)), ((), ()))
+        return jax.lax.dot_general(x, kernel, contracted, precision=_EXACT, preferred_element_type=dtype)
 
-    def convolution(x: Array, matrix: Array) -> Array:
+    def convolution(x: Array, kernel: Array) -> Array:
+        matrix = kernel.reshape(1, kernel.shape[0], -1)
         y = jax.lax.conv_general_dilated(
-            x[None], matrix[None], (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"), preferred_element_type=dtype
+            x[None], matrix, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"), preferred_element_type=dtype
         )
-        return y[0]
+        return y.reshape(x.shape[0], *kernel.shape[1:])
 
     if not 1 < x.shape[0] <= _FEW_ROWS:
-        return product(x, matrix)
-    return jax.lax.platform_dependent(x, matrix, cpu=convolution, default=product)
+        return product(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=convolution, default=product)
 
 
 class Dense(nn.Module):
     """A linear map of the last axes of x, `in_shape`, to `out_shape`, with a kernel of `(*in_shape, *out_shape)`.
 
-    The product is one plain matrix multiplication, with the axes of each side merged: contracting two axes at once
-    makes XLA copy the kernel on CPU. The kernel is cast to `dtype` (x's where None); `result_dtype` is the type that
-    sums are kept and returned in (that of the product where None).
+    The product is over one axis, into which those of x are merged: contracting two axes at once makes XLA copy the
+    kernel on CPU. Those of the result stay apart: one of them may be split among devices. The kernel is cast to `dtype`
+    (x's where None); `result_dtype` is the type that sums are kept and returned in (that of the product where None).
     """
 
     in_shape: tuple[int, ...]
@@ -70,11 +72,11 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
         # Cast before it is gathered: half the bytes.
         kernel = checkpoint_name(sharding.gathered("/".join((*self.path, "kernel")), kernel.astype(dtype)), WEIGHT)
-        matrix = kernel.reshape(math.prod(self.in_shape), math.prod(self.out_shape))
-        rows = x.astype(dtype).reshape(-1, matrix.shape[0])
-        y = _product(rows, matrix, self.result_dtype)
+        kernel = kernel.reshape(math.prod(self.in_shape), *self.out_shape)
+        rows = x.astype(dtype).reshape(-1, kernel.shape[0])
+        y = _product(rows, kernel, self.result_dtype)
         if self.has_variable("params", "lora_down"):
-            y = y + self._adapted(rows).astype(y.dtype)
+            y = y + self._adapted(rows).reshape(y.shape).astype(y.dtype)
         y = y.reshape(*batch, *self.out_shape)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, self.out_shape)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax import sharding
@@ -60,13 +61,26 @@ class SelfAttention(nn.Module):
         else:
             memory = KeyValue(
                 *(
-                    jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=2)
+                    _packed(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=2))
                     for old, new in zip(cache, memory, strict=True)
                 )
             )
             y = attend(qkv[:, :, 0], *memory, reach(index, x.shape[1], memory.key.shape[2], there))
         out_init = residual_init(self.layer, in_axis=(0, 1))
         return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), memory
+
+
+def _packed(memory: Float[Array, "b h m e"]) -> Float[Array, "b h m e"]:
+    """The same array; on TPUs its slots lie next to each other in memory.
+
+    Memory of TPUs is in tiles of 128 numbers. Left alone, XLA puts the width of a head last, because a slot is then
+    quickly written, and half of each tile stays empty: the cache takes twice the room and the time to read it.
+    """
+
+    def slots_last(memory: Array) -> Array:
+        return with_layout_constraint(memory, Layout(major_to_minor=(0, 1, 3, 2)))
+
+    return jax.lax.platform_dependent(memory, tpu=slots_last, default=lambda memory: memory)
 
 
 class CrossAttention(nn.Module):
