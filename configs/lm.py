@@ -32,15 +32,13 @@ def get_config(name: str = "small") -> ConfigDict:
 
 
 def published(config: ConfigDict) -> None:
-    """What all the published models share. T5 and the codec come from the Hugging Face Hub, or from folders."""
+    """What all the published models share. T5 and the codec come from the Hugging Face Hub, or from folders.
+
+    Weights are split among 64 devices, or among all where there are fewer, and gathered once in an update.
+    """
     config.codec = "facebook/encodec_32khz"
     config.text_encoder = "t5-base"
     config.dtype = "bfloat16"
-    config.remat = "dots"
-
-
-def split(config: ConfigDict) -> None:
-    """Weights are split among 64 devices, or among all where there are fewer, and gathered once in an update."""
     config.loop.fsdp = 64
     config.remat = "weights"
 
@@ -59,7 +57,6 @@ def medium(config: ConfigDict) -> None:
     config.lm.num_layers = 48
     config.lm.num_heads = 24
     config.lm.ffn_dim = 6144
-    split(config)
 
 
 def large(config: ConfigDict) -> None:
@@ -72,7 +69,6 @@ def large(config: ConfigDict) -> None:
     config.dropout.conditions = 0.2
     config.text.word_dropout = 0.2
     config.optim.max_grad_norm = 3.0
-    split(config)
 
 
 def melody(config: ConfigDict) -> None:
@@ -184,7 +180,7 @@ def mini(config: ConfigDict) -> None:
     """The bundled model's language model, second part: the first, `--config.init=DIR`, goes on with longer segments."""
     config.lm = None
     config.init = "runs/beginning/best"
-    settle(config, "sampling", Sampling(guidance=4.0, temperature=(0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
+    settle(config, "sampling", Sampling(guidance=5.0, temperature=(0.9, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
     on_two_cores(config)
     config.data.batch_size = 12
     config.data.segment_seconds = 10.0
