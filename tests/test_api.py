@@ -92,7 +92,7 @@ def test_long_music_goes_window_by_window(model):
 
 def test_programs_are_compiled_a_bounded_number_of_times(model):
     """Other texts, lengths, prompts, seeds and sampling, and there is little or nothing new to compile."""
-    music = (sample.start, sample.advance, sample.grow, conditioner._encode_text, api._make_context, api._logits)
+    music = (sample.start, sample.advance, sample.grow, conditioner._encode_text, api.make_context, api._logits)
 
     def compiled(functions):
         return sum(function._cache_size() for function in functions)

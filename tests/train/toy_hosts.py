@@ -63,7 +63,7 @@ class Slow(toy_task.Interrupted):
     """Batches that take so long that there is time to agree."""
 
     def __next__(self):
-        time.sleep(0.2)
+        time.sleep(0.6)
         return super().__next__()
 
 
