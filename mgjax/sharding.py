@@ -222,15 +222,20 @@ def rows_each(num_rows: int) -> int:
     return num_rows if mesh is None else rows(num_rows, mesh).shard_shape((num_rows,))[0]
 
 
-def gathered(path: str, weight: jax.Array) -> jax.Array:
-    """The weight at `path` as it is used: whole, or the part of it that the axis `model` leaves to a device.
+def gathered(path: str, weights: Any) -> Any:
+    """The weight at `path`, or all weights of a tree there, as they are used: whole, or the part of them that the axis
+    `model` leaves to a device.
 
-    Its gradient is split as the weight was: each device needs the sum over all rows of its own part alone.
+    Their gradient is split as the weights were: each device needs the sum over all rows of its own part alone.
     """
+    return jax.tree_util.tree_map_with_path(lambda below, one: _one_gathered(f"{path}/{path_of(below)}", one), weights)
+
+
+def _one_gathered(path: str, weight: jax.Array) -> jax.Array:
     mesh = _mesh()
     if mesh is None:
         return weight
-    split = spec(path, weight.shape, mesh)
+    split = spec(path.rstrip("/"), weight.shape, mesh)
     whole = P(*(axis if axis == "model" else None for axis in split))
     return _gathered(weight, NamedSharding(mesh, whole), NamedSharding(mesh, split))
 
@@ -263,3 +268,15 @@ def apart(function: Callable, *arrays: jax.Array) -> jax.Array:
     both, alone = cache(num_rows, num_heads, mesh).spec, rows(num_rows, mesh).spec
     parts = tuple(alone if array.ndim == 2 else both for array in arrays)
     return jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=both, check_vma=False)(*arrays)
+
+
+def row_by_row(function: Callable, array: jax.Array) -> Any:
+    """`function` of an array [rows, ...], each device for its own rows; what it returns has as many rows.
+
+    For what XLA would gather all rows for on every device, such as Fourier transforms.
+    """
+    mesh = _mesh()
+    if mesh is None or mesh.size == 1:
+        return function(array)
+    own = rows(array.shape[0], mesh).spec
+    return jax.shard_map(function, mesh=mesh, in_specs=own, out_specs=own, check_vma=False)(array)

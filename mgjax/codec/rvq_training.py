@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from mgjax import sharding
 from mgjax.codec import rvq
 from mgjax.strict_json import ConfigError
 
@@ -90,8 +91,9 @@ def quantize(
         residual, total, loss = carry
         codebook, index, key = inputs
         fixed = jax.lax.stop_gradient(residual)
-        codes = rvq.nearest(fixed, codebook["embed"])
-        words = jnp.take(codebook["embed"], codes, axis=0)
+        embed = sharding.gathered("codebooks/embed", codebook["embed"])  # so that frames stay where they are
+        codes = rvq.nearest(sharding.by_rows(fixed), embed)
+        words = jnp.take(embed, codes, axis=0)
         learned = update(codebook, fixed.reshape(-1, fixed.shape[-1]), codes.reshape(-1), key, config)
         used = index < num_used
         learned = jax.tree.map(lambda new, old: jnp.where(used, new, old), learned, codebook)

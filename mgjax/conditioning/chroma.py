@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from mgjax import sharding
 from mgjax.conditioner_config import MelodyConfig
 
 Audio = Float[Array, "b n"] | Float[np.ndarray, "b n"]
@@ -56,7 +57,7 @@ def _frames(audio: Float32[Array, "b m"], config: MelodyConfig) -> Float32[Array
         def frame(start):
             return jax.lax.dynamic_slice_in_dim(audio, start, size, axis=1)
 
-        spectrum = jnp.fft.rfft(jax.vmap(frame, out_axes=1)(starts) * window[None, None])
+        spectrum = sharding.row_by_row(jnp.fft.rfft, jax.vmap(frame, out_axes=1)(starts) * window[None, None])
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         if config.bottleneck == "suppress":
             power = power * (1 - jax.nn.one_hot(jnp.argmax(power, axis=-1), power.shape[-1]))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from mgjax import sharding
 from mgjax.conditioner_config import ClapAudioConfig
 
 _FLOOR = 1e-10  # of the power in a band: -100 dB
@@ -53,7 +54,7 @@ def log_mel(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array,
     whole = jnp.pad(clips(audio, config)[0].astype(jnp.float32), ((0, 0), (size // 2, size // 2)), mode="reflect")
     starts = np.arange(0, whole.shape[1] - size + 1, hop)
     frames = whole[:, starts[:, None] + np.arange(size)]
-    power = jax.lax.platform_dependent(frames, tpu=_power, default=_exact_power)
+    power = sharding.row_by_row(functools.partial(jax.lax.platform_dependent, tpu=_power, default=_exact_power), frames)
     filters = mel_filters(config.sample_rate, size, config.num_mels, config.lowest_hz, config.highest_hz)
     mels = jnp.einsum("btf,fm->btm", power, filters, precision="highest")
     return 10 * jnp.log10(jnp.maximum(mels, _FLOOR))

@@ -300,7 +300,7 @@ class _Step:
             scale = 1e-8 + jnp.sqrt(jnp.mean(jnp.square(jnp.mean(audio, axis=2)), axis=1))[:, None, None]
         frames = -(-n // model.hop_length)
         whole = jnp.pad(audio / scale, ((0, 0), (0, frames * model.hop_length - n), (0, 0)))
-        variables = {"params": weights, "codebooks": codebooks}
+        variables = {"params": sharding.gathered("codec", weights), "codebooks": codebooks}
         latents = self.codec.apply(variables, whole, n, method=lambda module, *inputs: module.encoder(*inputs))
         generated = self.codec.apply(
             variables, quantize(latents), frames, method=lambda module, *inputs: module.decoder(*inputs)
@@ -315,8 +315,9 @@ class _Step:
             "mel": lambda x: losses.mel(x, audio, config.model.sample_rate, config.loss),
         }
         values, gradients = {}, {}
-        for name in functions.keys() & config.weights.keys():
-            values[name], gradients[name] = jax.value_and_grad(functions[name])(generated)
+        for name, function in functions.items():  # in their order: every process has to compile the same program
+            if name in config.weights:
+                values[name], gradients[name] = jax.value_and_grad(function)(generated)
         return values, gradients
 
     def judge(
@@ -327,15 +328,17 @@ class _Step:
         weights, optimizer = self.update(weights, optimizer, gradient)
         judged, pull = jax.vjp(lambda x: self.deceive(weights, x, audio), generated)
         gradients = {}
-        for name in judged.keys() & self.config.weights.keys():
-            one = {other: jnp.float32(other == name) for other in judged}
-            (gradients[name],) = pull(one)
+        for name in judged:
+            if name in self.config.weights:
+                one = {other: jnp.float32(other == name) for other in judged}
+                (gradients[name],) = pull(one)
         return weights, optimizer, values | judged, gradients
 
     def discriminate(
         self, weights: Any, generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]
     ) -> tuple[Float[Array, ""], Metrics]:
         """What the discriminators make small: the sum over families, and each family's."""
+        weights = sharding.gathered("discriminator", weights)
         both = self.discriminator.apply({"params": weights}, jnp.concatenate([audio, generated]))
         values = {}
         for family, judgements in both.items():
@@ -345,6 +348,7 @@ class _Step:
 
     def deceive(self, weights: Any, generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]) -> Metrics:
         """What the codec makes small of the discriminators' judgement."""
+        weights = sharding.gathered("discriminator", weights)
         fake = self.discriminator.apply({"params": weights}, generated)
         real = self.discriminator.apply({"params": weights}, audio)
         values = {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.audio_utils import mel_filter_bank
 
+from mgjax import sharding
 from mgjax.codec import losses, spectrogram
 from mgjax.codec.losses import LossConfig
 from mgjax.strict_json import ConfigError
@@ -143,3 +144,15 @@ def test_mel_distance():
 def test_losses_without_meaning(values, message):
     with pytest.raises(ConfigError, match=message):
         LossConfig(**values)
+
+
+def test_each_device_transforms_its_own_rows():
+    """XLA alone gathers the rows of all devices on each of them for a Fourier transform."""
+    mesh = sharding.make_mesh(data=8)
+    audio = np.random.default_rng(0).standard_normal((16, 256, 1)).astype(np.float32)
+    spectrum = jax.jit(sharding.over(mesh, lambda x: spectrogram.mel_spectrogram(x, 8_000, 64, 8, 0.0)))
+    found = spectrum.lower(sharding.place_rows(audio, mesh)).compile()
+    assert "all-gather" not in found.as_text()
+    # Measured: 0.
+    alone = spectrogram.mel_spectrogram(jnp.asarray(audio), 8_000, 64, 8, 0.0)
+    np.testing.assert_allclose(found(sharding.place_rows(audio, mesh)), alone, rtol=1e-5)
