@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
+from orbax.checkpoint import multihost
 
 from mgjax import hosts, sharding
 from mgjax.strict_json import ConfigError
@@ -44,6 +45,8 @@ MAY_CHANGE = (
     *("prompts", "prompt_seconds", "sampling"),
     *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "guidance", "text_guidance")),
 )
+
+_COMPILING_SECONDS = 3600  # that the processes of a run may need one after the other
 
 
 class NotFiniteError(ValueError):
@@ -127,6 +130,8 @@ def fit(
                 memory = programs.compile(batch)
                 report.say(f"an update needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
                 report.work(*programs.work(batch))
+                # Those that are first would not wait as long within the update.
+                multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
             state, metrics = programs.train_step(state, programs.frozen, batch)
             late.push(step, metrics)
 
