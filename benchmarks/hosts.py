@@ -5,6 +5,9 @@ them when one is killed, frozen or told to stop.
     python benchmarks/hosts.py --only batch --keep /tmp/hosts
 
 The scripts of launch/ are started as a user starts them, each with its share of 4 (training) or 8 (batch) devices.
+
+Several processes add up in another order than one. In the language model that stays rounding. In the codec, the code of
+a frame that lies half-way between two codewords may turn out otherwise, and the codewords follow it.
 """
 
 import argparse

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from mgjax import hosts
 
@@ -110,3 +113,16 @@ def test_a_process_0_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr(hosts, "CONNECT_SECONDS", 0)
     with pytest.raises(ValueError, match=r"cannot be reached at localhost:1 for 0 s .*see whether it is running"):
         hosts.start("localhost:1", 2, 1, heeds_sigterm=True)
+
+
+def test_a_folder_that_other_hosts_do_not_see_is_told(monkeypatch, tmp_path):
+    """As process 0 of two, the other of which has a folder of its own."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda number: number)
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.array([mine, True]))
+    hosts.check_shared(tmp_path)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.array([mine, False]))
+    with pytest.raises(ValueError, match="not the same folder on all hosts: process 1 does not see"):
+        hosts.check_shared(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -155,6 +155,15 @@ def test_links_of_a_torus(chip, shape, mesh, group, links):
     assert line.seconds == pytest.approx(3 * 1e9 * (len(group) - 1) / len(group) / (links * found.link))
 
 
+@pytest.mark.parametrize(("shape", "links"), [((16, 16), 2), ((8, 8), 1)])
+def test_half_of_all_crosses_the_middle_when_all_send_to_all(shape, links):
+    """A quarter of what a row of chips holds crosses its middle in each direction: by one link, in rings by two."""
+    devices, chip = torus(*shape).reshape(*shape, 1), chips.find("TPU v5 lite")
+    one = hlo.Collective("all-to-all", 1e9, np.array([range(shape[1])]), 1)
+    (line,) = interconnect.traffic([one], SimpleNamespace(devices=devices, axis_names=sharding.AXES), chip)
+    assert line.seconds == pytest.approx(1e9 * shape[1] / 4 / (links * chip.link))
+
+
 def test_what_leaves_a_slice_or_a_node_is_slow():
     chip, devices = chips.find("TPU v6 lite"), torus(4, 4)
     for device in devices[8:]:
