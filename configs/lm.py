@@ -180,7 +180,7 @@ def mini(config: ConfigDict) -> None:
     """The bundled model's language model, second part: the first, `--config.init=DIR`, goes on with longer segments."""
     config.lm = None
     config.init = "runs/beginning/best"
-    settle(config, "sampling", Sampling(guidance=5.0, temperature=(0.9, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
+    settle(config, "sampling", Sampling(guidance=7.0, temperature=(1.1, 1.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
     on_two_cores(config)
     config.data.batch_size = 12
     config.data.segment_seconds = 10.0
