@@ -98,7 +98,8 @@ def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
     from mgjax.plan import training
     from mgjax.plan.roofline import DoesNotFitError
 
-    made = _run(args.config, args.set, args.mesh)
+    asked = _run(args.config, args.set, args.mesh)
+    made = training.spread(asked, devices)
     data = made.data
     title = (
         f"one update of {args.config}, {data.batch_size} x {data.segment_seconds:g} s, on {args.topology}: "
@@ -108,8 +109,12 @@ def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
         plan = training.of_run(made, devices, chip)
     except DoesNotFitError as error:
         terminal.say(f"it does not fit: {error}")
-        return None, title, training.advice(made, None)
-    return plan, title, training.advice(made, plan)
+        plan = None
+    advice = training.advice(made, plan)
+    if data != asked.data:
+        before = f"a batch of {asked.data.batch_size} cannot be spread over this mesh"
+        advice.insert(0, f"set data.batch_size={data.batch_size}, of which this is the plan: {before}")
+    return plan, title, advice
 
 
 def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:

@@ -21,6 +21,13 @@ from mgjax.train.programs import Programs
 from mgjax.train.task import LoopConfig, Task
 
 
+def spread(run: LMRun, devices: Sequence[Any]) -> LMRun:
+    """The run with a batch that can be spread over `devices`: the next larger one where its own cannot."""
+    groups = _groups(run, _mesh(run, devices))
+    size = -(-run.data.batch_size // groups) * groups
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, batch_size=size))
+
+
 def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
     """The plan of one update of a run.
 
@@ -35,8 +42,8 @@ def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
     """
     run = dataclasses.replace(run, codes_as_heard=False)  # which weights it begins with makes no difference
     begun = shapes.begin(run)
-    mesh = sharding.make_mesh(run.loop.data, run.loop.fsdp, run.loop.model, devices)
-    groups = mesh.shape["data"] * mesh.shape["fsdp"] * run.optim.accumulate
+    mesh = _mesh(run, devices)
+    groups = _groups(run, mesh)
     if run.data.batch_size % groups:
         raise ConfigError(
             f"a batch of {run.data.batch_size} in {run.optim.accumulate} parts cannot be spread over data x fsdp of "
@@ -44,6 +51,15 @@ def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
         )
     task = lm.task(run, begun, shapes.kind_of(begun.config))
     return of_task(task, run.loop, mesh, shapes.batch(run, begun.config), chip)
+
+
+def _mesh(run: LMRun, devices: Sequence[Any]) -> Mesh:
+    return sharding.make_mesh(run.loop.data, run.loop.fsdp, run.loop.model, devices)
+
+
+def _groups(run: LMRun, mesh: Mesh) -> int:
+    """What the rows of a batch have to be a multiple of."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] * run.optim.accumulate
 
 
 def of_task(task: Task, config: LoopConfig, mesh: Mesh, batch: dict[str, jax.ShapeDtypeStruct], chip: Chip) -> Plan:

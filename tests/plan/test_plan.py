@@ -191,10 +191,11 @@ def test_how_to_install_the_compiler_of_tpus(monkeypatch):
 def test_at_the_terminal(tmp_path, capfd):
     """On the mesh and with the settings that are asked for; the numbers as JSON too."""
     command = ["plan", "--config", "configs/lm.py:debug", "--topology", "h100:8", "--mesh", "data=4,model=2"]
-    settings = ["--set", "data.batch_size=8", "data.segment_seconds=1.0"]
+    settings = ["--set", "data.batch_size=6", "data.segment_seconds=1.0"]
     assert cli.main([*command, *settings, "--json", str(tmp_path / "plan.json")]) == 0
     told = capfd.readouterr().out
-    assert "one update of configs/lm.py:debug, 8 x 1 s, on h100:8: 8 x H100" in told
+    assert "one update of configs/lm.py:debug, 8 x 1 s, on h100:8: 8 x H100" in told  # 4 do not divide 6
+    assert "set data.batch_size=8, of which this is the plan: a batch of 6 cannot be spread over this mesh" in told
     assert "data 4 x fsdp 1 x model 2" in told
     assert "utilization" in told
     kept = json.loads((tmp_path / "plan.json").read_text())
