@@ -15,13 +15,16 @@ import numpy as np
 
 from mgjax import sharding
 from mgjax.codec.discriminator import DiscriminatorConfig
+from mgjax.codec.losses import LossConfig
 from mgjax.config import Fused, LMConfig
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.train import codec, lm
 from mgjax.train.programs import Programs
 
 codec_run = codec.CodecRun(
-    model=DEBUG.codec, discriminator=DiscriminatorConfig(families=("stft", "scale", "period"))
+    model=dataclasses.replace(DEBUG.codec, ratios=(8,), num_lstm_layers=0),
+    loss=LossConfig(mel_sizes=(64,), num_mels=(8,)),
+    discriminator=DiscriminatorConfig(families=("stft", "scale"), stft_sizes=(64,)),
 )
 lm_config = LMConfig(dim=32, num_layers=1, num_heads=8, ffn_dim=64, codebook_size=64, conditions=(Fused("text", 16),))
 model = dataclasses.replace(DEBUG, lm=lm_config, text=dataclasses.replace(DEBUG.text, num_layers=1))
@@ -33,7 +36,7 @@ def row(*shape, dtype=np.int32):
 
 
 tasks = {
-    "codec": (codec.task(codec_run), {"audio": row(8000, 1, dtype=np.float32), "num_samples": row()}),
+    "codec": (codec.task(codec_run), {"audio": row(400, 1, dtype=np.float32), "num_samples": row()}),
     "lm": (
         lm.task(lm.LMRun(lm=lm_config, codec="any"), begun, "tokens"),
         {
