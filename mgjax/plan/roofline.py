@@ -103,10 +103,11 @@ def of(
 
     Raises:
       DoesNotFitError: It needs more memory than a device has, and cannot be compiled.
+      ValueError: It cannot be read once it is compiled.
     """
     with _heard() as lines:
         compiled = _compiled(lowered, chip)
-    program = hlo.Program(compiled.as_text(), mesh.size, open_loops)
+    program = hlo.Program(_text(compiled), mesh.size, open_loops)
     return Plan(
         chip=chip,
         mesh=dict(mesh.shape),
@@ -130,6 +131,16 @@ def _compiled(lowered: Lowered, chip: Chip) -> Compiled:
         )
         needs, has = [size for size in sizes.groups() if size] if sizes else ("more memory", f"{chip.memory:.3g} bytes")
         raise DoesNotFitError(f"it needs {needs} of memory on each device, which has {has}") from None
+
+
+def _text(compiled: Compiled) -> str:
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # seen with a newer libtpu, for v5p
+        raise ValueError(
+            "this jax cannot read what the compiler has made; install the compiler that belongs to it: "
+            f"pip install 'jax[tpu]=={jax.__version__}' ({str(error).splitlines()[0][:200]})"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -167,6 +167,20 @@ def test_what_does_not_fit_is_told_with_what_to_change(plan):
     assert "batch_size" in " ".join(training.advice(RUN, idle))
 
 
+def test_a_program_that_cannot_be_read_is_told():
+    """As a compiler of another version makes them."""
+
+    class Lowered:
+        def compile(self):
+            return self
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update has 3 operands")
+
+    with pytest.raises(ValueError, match=r"pip install 'jax\[tpu\]==\d.*async-update has 3 operands"):
+        roofline.of(Lowered(), sharding.make_mesh(8), CHIP, needed=1.0, computed=1.0)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
