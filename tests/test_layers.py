@@ -19,6 +19,7 @@ PACKAGE = ROOT / "mgjax"
 # Level by level, from the bottom. Each string is a family: patterns of module names whose members may import each
 # other. A whole name goes before a pattern.
 LEVELS = [
+    ["inputs.*"],
     [
         *("chips", "config conditioner_config strict_json", "sharding", "hosts", "interop.torch_file"),
         *("data.__init__", "interop.__init__", "train.__init__", "plan.__init__", "data.audio data.loudness"),
@@ -43,7 +44,7 @@ LEVELS = [
 ]
 
 # Families that may use less than all that is below them: only these levels, and these modules.
-NARROWER = {"lm.*": ([0, 1], ["conditioning.condition", "conditioning.__init__"])}
+NARROWER = {"lm.*": ([0, 1, 2], ["conditioning.condition", "conditioning.__init__"])}
 
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {

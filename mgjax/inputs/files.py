@@ -1,0 +1,128 @@
+"""Files that strangers hand over, read once and within one set of limits, whatever is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+LARGEST_CONFIG = 16 << 20  # bytes of a file of settings
+LARGEST_TEXT = 256 << 20  # bytes of a table or of a file of prompts
+LARGEST_PIPE = 4 << 30  # bytes that are copied of what cannot be read twice
+DEEPEST = 64  # levels of lists and objects in JSON
+LARGEST_INTEGER = 2**63  # in JSON; no format here counts beyond it
+
+_HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+@contextlib.contextmanager
+def opened(
+    path: str | os.PathLike[str], error: type[ValueError] = ValueError, most: int = LARGEST_PIPE
+) -> Iterator[IO[bytes]]:
+    """A file to read bytes from, which can be sought in: of a pipe, a temporary copy of at most `most` bytes.
+
+    Raises:
+      OSError: There is no such file, it may not be read, or it is a device.
+      ValueError: (as `error`) It is no name of a file, or a pipe gives more than `most` bytes.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except ValueError as wrong:
+        raise error(f"{os.fspath(path)!r}: is no name of a file ({wrong})") from None
+    with file:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISREG(mode):
+            yield file
+            return
+        if not (stat.S_ISFIFO(mode) or file.isatty()):
+            raise OSError(f"{os.fspath(path)}: is a device, not a file; give a file or a pipe")
+        with tempfile.TemporaryFile() as copy:
+            # One byte more than is allowed tells whether there is more.
+            shutil.copyfileobj(_Limited(file, most + 1), copy)
+            if copy.tell() > most:
+                raise error(f"{os.fspath(path)}: gives more than {most >> 20} MiB; store it in a file first")
+            copy.seek(0)
+            yield copy
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> bytes:
+    """The content of a file of at most `most` bytes; raises as `opened`."""
+    with opened(path, error, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise error(f"{os.fspath(path)}: is larger than {most >> 20} MiB, more than such a file needs")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> str:
+    """The content of a text file in UTF-8, a byte order mark left out; raises as `opened`, also where it is no text."""
+    return decoded(read_bytes(path, most, error), os.fspath(path), error)
+
+
+def read_json(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> Any:
+    """What the JSON file holds; raises as `read_text` and `parse_json`."""
+    return parse_json(read_bytes(path, most, error), os.fspath(path), error)
+
+
+def decoded(content: bytes, where: str, error: type[ValueError] = ValueError) -> str:
+    """`content` as text in UTF-8, a byte order mark left out; messages call it `where`."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as wrong:
+        raise error(f"{where}: is not text in UTF-8 ({wrong.reason} at byte {wrong.start})") from None
+
+
+def parse_json(content: str | bytes, where: str, error: type[ValueError] = ValueError) -> Any:
+    """What a JSON text says; messages call it `where`.
+
+    Raises:
+      ValueError: (as `error`) It is no JSON or no UTF-8, is nested more than `DEEPEST` levels, holds an integer beyond
+        64 bits, or half of a character (a lone surrogate, which no file can be written with).
+    """
+    text = decoded(content, where, error) if isinstance(content, bytes) else content
+    try:
+        value = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise error(f"{where}: is nested more than {DEEPEST} levels deep") from None
+    except ValueError as wrong:
+        raise error(f"{where}: is not JSON ({wrong})") from None
+    if _is_deeper(value, DEEPEST):
+        raise error(f"{where}: is nested more than {DEEPEST} levels deep")
+    if _HALF_A_CHARACTER.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise error(f"{where}: a text in it holds half of a character (a lone surrogate)") from None
+    return value
+
+
+class _Limited:
+    """The first `left` bytes of a file."""
+
+    def __init__(self, file: IO[bytes], left: int):
+        self._file, self._left = file, left
+
+    def read(self, size: int) -> bytes:
+        found = self._file.read(min(size, self._left))
+        self._left -= len(found)
+        return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or abs(number := int(digits)) >= LARGEST_INTEGER:
+        raise ValueError(f"the integer {digits[:20]}... does not fit into 64 bits")
+    return number
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested more than `levels` levels."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
