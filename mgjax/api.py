@@ -52,7 +52,7 @@ class MusicGen:
       sample_rate: Of the audio, in hertz.
       channels: 1 for mono, 2 for stereo.
       frame_rate: Frames of codes per second.
-      num_codebooks: Codes per frame.
+      num_codebooks: Codes per frame, of the first of the codec's codebooks or all.
       codebook_size: The number of different codes.
     """
 
@@ -201,7 +201,7 @@ class MusicGen:
         spans = checks.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
         given = np.zeros((batch, 0, self.num_codebooks), np.int32)
         if prompt is not None:
-            given = checks.prompt_codes(self.codec, prompt, prompt_sample_rate, batch)
+            given = checks.prompt_codes(self.codec, prompt, prompt_sample_rate, batch)[..., : self.num_codebooks]
             checks.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
         steering = Steering(
             texts,
@@ -242,11 +242,13 @@ class MusicGen:
         """The model's prediction of every code given the codes before it in the sequence (teacher-forced), float32.
 
         Args:
-          codes: [t, k] or [b, t, k], as `codec.encode` gives them.
+          codes: [t, k] or [b, t, k], as `codec.encode` gives them: of all the codec's codebooks, or those written.
           texts: One for all rows, or one for each.
           melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels: As for `stream_codes`.
           seed: Of the style's excerpts: a whole number, or one for each row.
         """
+        if np.shape(codes)[-1:] == (self.codec.num_codebooks,):
+            codes = np.asarray(codes)[..., : self.num_codebooks]
         codes = checks.codes(codes, self.num_codebooks, self.codebook_size)
         seconds, num_frames = codes.shape[1] / self.frame_rate, codes.shape[1]
         if seconds > self.config.window_seconds:

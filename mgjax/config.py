@@ -25,6 +25,7 @@ from mgjax.conditioner_config import (
 from mgjax.strict_json import ConfigError, one_of, positive
 
 PATTERNS = ("delay", "parallel", "flattened", "coarse_first", "musiclm")  # made by lm/pattern.py
+_LATEST = 1000  # steps or frames that a pattern may put one codebook after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +124,13 @@ class LMConfig:
     ffn_dim: int = 4096
     num_codebooks: int = 4
     codebook_size: int = 2048
-    pattern: str = "delay"  # one of PATTERNS
-    delays: tuple[int, ...] = (0, 1, 2, 3)
+    pattern: str = "delay"  # one of PATTERNS; lm/pattern.py explains its numbers, which follow
+    delays: tuple[int, ...] = (0, 1, 2, 3)  # of delay
+    flatten_first: int = 0  # of delay
+    empty_initial: int = 0  # of delay and parallel
+    flattening: tuple[int, ...] = ()  # of flattened; empty for one codebook per step
+    frame_delays: tuple[int, ...] = ()  # of flattened and coarse_first; empty for none
+    group_by: int = 2  # of musiclm
     conditions: tuple[Fused, ...] = (Fused("text", 768),)  # what steers it; prefixes stand in this order
 
     def __post_init__(self):
@@ -135,17 +141,19 @@ class LMConfig:
         if self.dim % 2 or self.dim < 4:
             raise ConfigError(f"dim must be even and at least 4, for its sines and cosines, got {self.dim}")
         along = [condition.name for condition in self.conditions if condition.fuse == "interpolate"]
-        if along and self.pattern not in ("delay", "parallel"):
+        if along and (self.pattern not in ("delay", "parallel") or self.flatten_first or self.empty_initial):
             raise ConfigError(
                 f"conditions that go along with the music ({', '.join(along)}) need the pattern delay or parallel, in "
-                f"which every step is one frame later than the one before; got {self.pattern}"
+                f"which every step is one frame later than the one before, from the start; got {self.pattern}"
             )
         names = [condition.name for condition in self.conditions]
         if len(set(names)) != len(names):
             raise ConfigError(f"two conditions have one name: {names}")
-        ascending = list(self.delays) == sorted(self.delays) and min(self.delays, default=0) >= 0
-        if self.pattern == "delay" and (len(self.delays) != self.num_codebooks or not ascending):
-            raise ConfigError(f"{self.num_codebooks} codebooks need as many delays, ascending, got {self.delays}")
+        if self.pattern == "delay" and len(self.delays) != self.num_codebooks:
+            raise ConfigError(f"{self.num_codebooks} codebooks need as many delays, got {self.delays}")
+        late = (*self.delays, *self.flattening, *self.frame_delays, self.flatten_first, self.empty_initial)
+        if not 0 <= min(late) <= max(late) <= _LATEST:
+            raise ConfigError(f"all numbers of the pattern {self.pattern} must be from 0 to {_LATEST}, got {late}")
 
     @property
     def head_dim(self) -> int:
@@ -255,7 +263,8 @@ class ModelConfig:
     """A whole system: language model, codec and the encoders of its conditions, None or empty where it has none.
 
     `channels` 2 is stereo by a mono codec on the left and the right channel, with the codebooks interleaved
-    (left 1, right 1, left 2, ...). `window_seconds` is the longest stretch that the language model was trained on.
+    (left 1, right 1, left 2, ...). `window_seconds` is the longest stretch that the language model was trained on. It
+    may write fewer codebooks than the codec has: the first ones.
     """
 
     lm: LMConfig = dataclasses.field(default_factory=LMConfig)
@@ -277,10 +286,10 @@ class ModelConfig:
         if self.channels % self.codec.channels:
             raise ConfigError(f"{self.channels} channels cannot be coded by a codec of {self.codec.channels}")
         streams = self.channels // self.codec.channels
-        if self.lm.num_codebooks != streams * self.codec.num_codebooks:
+        if self.lm.num_codebooks % streams or self.lm.num_codebooks > streams * self.codec.num_codebooks:
             raise ConfigError(
                 f"the language model writes {self.lm.num_codebooks} codebooks, but the codec reads "
-                f"{streams} x {self.codec.num_codebooks}"
+                f"{streams} x {self.codec.num_codebooks}, or the first of them"
             )
         if self.lm.codebook_size != self.codec.codebook_size:
             raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 VERSION = "1.3.0"  # of audiocraft, whose form this is
 
-# A window that the melody's spectrogram keeps; it is computed here.
-_IGNORED = (r"^condition_provider\.conditioners\.self_wav\.chroma\.spec\.window$", *IGNORED)
+# A window that the melody's spectrogram keeps, without which audiocraft does not open a model; it is computed here.
+_WINDOW = PREFIX + "chroma.spec.window"
+_IGNORED = (f"^{re.escape(_WINDOW)}$", *IGNORED)
 
 Fetch = Callable[[str], Path]
 
@@ -108,7 +110,7 @@ class _Encoders:
 
     def add_clap(self, path: Path, fused: Fused, run: dict[str, Any], given: Any, fetch: Fetch) -> None:
         if given is None:
-            named = run["conditioners"]["description"].get("clap", {}).get("checkpoint")
+            named = (run["conditioners"]["description"].get("clap") or {}).get("checkpoint")
             raise CheckpointError(
                 f"{path}: hears texts through CLAP, which is not inside. It was made with {named}, a file in LAION's "
                 "own form, which is not read here: give text_encoder= the directory or Hub id of the same CLAP as a "
@@ -196,18 +198,12 @@ def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: there is no such file; give the folder that holds {LM_FILE} and {CODEC_FILE}")
     content = torch_file.read(path)
     state = content.get("best_state") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         raise CheckpointError(
             f"{path}: expected an exported model, with its tensors under 'best_state'. A training checkpoint "
             "(checkpoint.th) has to be exported first, by audiocraft.utils.export"
         )
-    try:
-        run = yaml.safe_load(content.get("xp.cfg") or "{}")
-    except (yaml.YAMLError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its xp.cfg is not YAML ({error})") from None
-    if not isinstance(run, dict):
-        raise CheckpointError(f"{path}: its xp.cfg should be a YAML mapping")
-    return state, audiocraft_run.resolved(run, run)
+    return state, audiocraft_run.parse(path, content.get("xp.cfg") or "{}")
 
 
 def write_model(
@@ -230,6 +226,9 @@ def write_model(
         text_encoder = text_encoder or audiocraft_run.t5_name(config.text)
     run = audiocraft_run.lm_run(config, text_encoder)
     state = table.export(names.audiocraft(config), checkpoint.variables)
+    if config.melody:
+        size = config.melody.fft_size
+        state[_WINDOW] = Tensor((size,), np.dtype(np.float32), _WINDOW, lambda: np.float32(np.hanning(size + 1)[:-1]))
     if dtype is not None:
         state = {name: tensor if _is_exact(name) else _cast(tensor, np.dtype(dtype)) for name, tensor in state.items()}
     with replacing(directory) as temporary:
@@ -254,8 +253,8 @@ def _write_package(path: Path, state: dict[str, Tensor], run: dict[str, Any]) ->
 
 
 def _is_exact(name: str) -> bool:
-    """Whether a tensor is not rounded: codebooks, since codes are hard decisions, and running statistics."""
-    return "._codebook." in name or ".batch_norm." in name
+    """Whether a tensor is not rounded: codebooks, since codes are hard decisions, statistics, and the window."""
+    return "._codebook." in name or ".batch_norm." in name or name == _WINDOW
 
 
 def _cast(tensor: Tensor, dtype: np.dtype) -> Tensor:

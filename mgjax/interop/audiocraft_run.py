@@ -5,19 +5,28 @@ Fields that are missing have the published values. What a field says that is not
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mgjax.conditioner_config import ClapConditionConfig, MelodyConfig, StyleConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
+from mgjax.inputs import files
 from mgjax.interop import names
 from mgjax.interop.joint import clap_run
 from mgjax.interop.style import style_run
 from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.lm import pattern as patterns
 from mgjax.strict_json import ConfigError, from_dict
+
+# Those of the published models have some 400 values in 10 kB.
+_LONGEST = 256 << 10  # characters
+_MOST_VALUES = 5_000
 
 # What the published models have, and the only thing that is supported.
 _FIXED = {
@@ -36,10 +45,41 @@ _FIXED = {
     "transformer_lm.qk_layer_norm_cross": False,
     "transformer_lm.kv_repeat": 1,
     "conditioners.self_wav.chroma_stem.radix2_exp": 14,
+    "conditioners.self_wav.chroma_stem.argmax": True,
+    "conditioners.self_wav.chroma_stem.eval_wavs": None,
+    "conditioners.self_wav.style.use_middle_of_segment": False,
+    "conditioners.description.t5.finetune": False,
+    "conditioners.description.t5.normalize_text": False,
     "conditioners.description.clap.enable_fusion": False,
+    "conditioners.description.clap.normalize": True,
     "fuser.sum": [],
     "fuser.input_interpolate": [],
+    "fuser.cross_attention_pos_emb": False,
+    "attribute_dropout.args.active_on_eval": False,
+    "interleave_stereo_codebooks.per_timestep": False,
 }
+# The parts that audiocraft builds modules from, and their fields that are read here or count in training alone.
+_PARTS = """
+    transformer_lm fuser conditioners conditioners.self_wav conditioners.self_wav.chroma_stem
+    conditioners.self_wav.style conditioners.description conditioners.description.t5 conditioners.description.clap
+    interleave_stereo_codebooks encodec seanet seanet.decoder rvq
+"""
+_OTHERS = """
+    dim num_heads num_layers hidden_scale n_q card q_modeling cross_attention xpos dropout attention_dropout emb_lr lr
+    weight_decay weight_init depthwise_init zero_bias_init checkpointing two_step_cfg custom memory_efficient
+    attention_as_float32 cross prepend cross_attention_pos_emb_scale use args self_wav description model chroma_stem
+    style t5 clap sample_rate channels n_chroma match_len_on_eval n_eval_wavs cache_path model_name transformer_scale
+    encodec_checkpoint encodec_n_q length ds_factor n_q_out eval_q q_dropout bins varying_lengths batch_norm
+    compute_mask num_codebooks_lm ds_rate_compression rvq_threshold_ema_dead_code name word_dropout autocast_dtype
+    checkpoint model_arch max_audio_length audio_stride attribute quantize text_p batch_size kmeans_iters causal
+    renorm true_skip decoder final_activation_params decay kmeans_init threshold_ema_dead_code orthogonal_reg_weight
+    orthogonal_reg_active_codes_only orthogonal_reg_max_codes
+"""
+# What has to be as it is for the whole run.
+_SAME = """
+    conditioners.self_wav.chroma_stem.sample_rate conditioners.self_wav.style.sample_rate encodec.sample_rate
+    encodec.channels seanet.channels
+"""
 # What is a choice, and which condition it makes.
 _CONDITIONERS = {
     "self_wav": {"chroma_stem": "melody", "style": "style"},
@@ -51,6 +91,7 @@ _FIXED_OF_CODEC = {
     "encodec.quantizer": "rvq",
     "seanet.activation": "ELU",
     "seanet.activation_params": {"alpha": 1.0},
+    "seanet.norm_params": {},
     "seanet.disable_norm_outer_blocks": 0,
     "seanet.encoder": {},
     "seanet.decoder.final_activation": None,
@@ -87,15 +128,45 @@ T5 = {
 }
 
 
-def resolved(value: Any, root: Any, depth: int = 0) -> Any:
-    """`value` with references such as "${sample_rate}" replaced; those of other kinds ("${oc.env:USER}") stay."""
+class _Loader(yaml.SafeLoader):
+    """YAML within limits, and without aliases: a few of them stand for more than any memory holds."""
+
+    num_nodes = depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.num_nodes, self.depth = self.num_nodes + 1, self.depth + 1
+        if self.num_nodes > _MOST_VALUES or self.depth > files.DEEPEST or self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"more than {_MOST_VALUES} values or {files.DEEPEST} levels, or aliases such as *name")
+        node = super().compose_node(parent, index)
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 18:
+            raise yaml.YAMLError(f"the integer {node.value[:18]}... has more than 18 digits")
+        self.depth -= 1
+        return node
+
+
+def parse(path: Path, text: Any) -> dict[str, Any]:
+    """The run that an xp.cfg describes; CheckpointError where it is no YAML mapping, or larger than any honest one."""
+    if not isinstance(text, str) or len(text) > _LONGEST:
+        raise CheckpointError(f"{path}: its xp.cfg is not a text of at most {_LONGEST} characters")
+    try:
+        run = yaml.load(text, _Loader)
+    # The last four: a scalar that is not what its tag says.
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its xp.cfg is not YAML that audiocraft writes ({error})") from None
+    if not isinstance(run, dict):
+        raise CheckpointError(f"{path}: its xp.cfg should be a YAML mapping")
+    return _resolved(run, run)
+
+
+def _resolved(value: Any, root: Any) -> Any:
+    """`value` with references ("${sample_rate}") replaced, but for those in what is referred to: they multiply."""
     if isinstance(value, dict):
-        return {key: resolved(item, root, depth) for key, item in value.items()}
+        return {key: _resolved(item, root) for key, item in value.items()}
     if isinstance(value, list):
-        return [resolved(item, root, depth) for item in value]
-    reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-    if reference and depth < 10:
-        return resolved(_at(root, reference[1], value), root, depth + 1)
+        return [_resolved(item, root) for item in value]
+    for _ in range(10):
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+        value = _at(root, reference[1], value) if reference else value
     return value
 
 
@@ -110,52 +181,58 @@ def _at(values: Any, path: str, default: Any = None) -> Any:
 
 def check_lm(path: Path, run: dict[str, Any]) -> None:
     """Raises CheckpointError unless the language model is of the one kind that is supported."""
-    _check_fixed(path, run, _FIXED)
+    _check_fields(path, run, _FIXED)
     for name, kinds in _CONDITIONERS.items():
         found = _at(run, f"conditioners.{name}.model")
-        if found is not None and found not in kinds:
+        if found is not None and found not in list(kinds):
             raise CheckpointError(
                 f"{path}: conditioners.{name}.model is {found!r} in its xp.cfg; only {' and '.join(map(repr, kinds))} "
                 "are supported"
             )
-    pattern = _at(run, "codebooks_pattern.modeling") or _at(run, "transformer_lm.q_modeling") or "delay"
-    if pattern != "delay":
-        raise CheckpointError(f"{path}: the codebook pattern is {pattern!r} in its xp.cfg; only 'delay' is supported")
 
 
 def check_codec(path: Path, run: dict[str, Any]) -> None:
     """Raises CheckpointError unless the codec is of the one kind that is supported."""
-    _check_fixed(path, run, _FIXED_OF_CODEC)
+    _check_fields(path, run, _FIXED_OF_CODEC)
 
 
-def _check_fixed(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> None:
-    for name, expected in fixed.items():
+def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> None:
+    """Raises CheckpointError unless all that audiocraft builds modules from is known here, and `fixed` as it is."""
+    same = {name: _at(run, name.split(".")[-1], _at(run, name)) for name in _SAME.split()}
+    for name, expected in (fixed | same).items():
         found = _at(run, name, expected)
         if found != expected:
             raise CheckpointError(f"{path}: {name} is {found!r} in its xp.cfg; only {expected!r} is supported")
+    known = {name.split(".")[-1] for name in (*_OTHERS.split(), *_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values())}
+    for part in _PARTS.split():
+        found = _at(run, part) or {}
+        unknown = [str(name) for name in found if name not in known] if isinstance(found, Mapping) else [str(found)]
+        if unknown:
+            raise CheckpointError(f"{path}: {part} has {', '.join(unknown)} in its xp.cfg, which is not supported")
 
 
 def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> LMConfig:
     """The language model's config: what xp.cfg says, and the shapes of the arrays where it says nothing."""
     embed, up = state.get("emb.0.weight"), state.get("transformer.layers.0.linear1.weight")
-    if embed is None or up is None or len(embed.shape) != 2 or len(up.shape) != 2:
+    if embed is None or up is None or len(embed.shape) != 2 or len(up.shape) != 2 or 0 in embed.shape:
         raise CheckpointError(f"{path}: holds no language model (no emb.0.weight, no transformer.layers.0)")
     crossed = "transformer.layers.0.cross_attention.in_proj_weight" in state
     try:
         dim = _at(run, "transformer_lm.dim", embed.shape[1])
-        count = _at(run, "transformer_lm.n_q", _count(state, r"emb\.(\d+)\."))
+        count = _count(state, r"emb\.(\d+)\.")
         fields = {
             "dim": dim,
             "num_layers": _at(run, "transformer_lm.num_layers", _count(state, r"transformer\.layers\.(\d+)\.")),
             "num_heads": _at(run, "transformer_lm.num_heads", max(1, embed.shape[1] // 64)),
             "ffn_dim": int(dim * float(_at(run, "transformer_lm.hidden_scale", up.shape[0] / embed.shape[1]))),
-            "num_codebooks": count,
+            "num_codebooks": _at(run, "transformer_lm.n_q", count),
             "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
-            "delays": _at(run, "codebooks_pattern.delay.delays") or list(range(count)),
             "conditions": _conditions(state, run, "cross" if crossed else "prefix"),
         }
-        return from_dict(LMConfig, fields)
-    except (ValueError, TypeError, IndexError) as error:
+        config = from_dict(LMConfig, fields | _pattern(run, count))
+        patterns.from_config(config)  # whose numbers have to fit each other
+        return config
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise CheckpointError(f"{path}: its xp.cfg does not describe a language model: {error}") from None
 
 
@@ -165,10 +242,26 @@ def _conditions(state: Mapping[str, Tensor], run: dict[str, Any], text_fuse: str
     for theirs, fuse in (("self_wav", "prefix"), ("description", text_fuse)):
         weight = state.get(f"condition_provider.conditioners.{theirs}.output_proj.weight")
         if weight is not None:
+            names_ = _at(run, f"fuser.{'prepend' if fuse == 'prefix' else fuse}")
+            if names_ is not None and theirs not in names_:
+                raise ConfigError(f"its fuser and its arrays do not agree on where {theirs} enters")
             kinds = _CONDITIONERS[theirs]
-            kind = kinds[_at(run, f"conditioners.{theirs}.model", next(iter(kinds)))]
+            kind = kinds[_at(run, f"conditioners.{theirs}.model") or next(iter(kinds))]
             fused.append(Fused(kind, weight.shape[-1], fuse))
     return tuple(fused)
+
+
+def _pattern(run: dict[str, Any], num_codebooks: int) -> dict[str, Any]:
+    """The fields of `LMConfig` that say how the codebooks are laid out."""
+    named = _at(run, "codebooks_pattern.modeling")
+    theirs = named or _at(run, "transformer_lm.q_modeling") or "delay"
+    # audiocraft reads the numbers of a pattern only where it is named at their side.
+    given = dict((named and _at(run, f"codebooks_pattern.{theirs}")) or {})
+    given = {name: value for name, value in given.items() if value is not None}
+    if theirs == "delay":
+        return {"delays": list(range(num_codebooks))} | given
+    late = {"frame_delays": given.pop("delays")} if "delays" in given else {}
+    return {"pattern": "flattened" if theirs == "unroll" else theirs} | late | given
 
 
 def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> MelodyConfig | None:
@@ -176,12 +269,13 @@ def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> Melo
     fused = lm.condition("melody")
     if fused is None:
         return None
-    samples = (_at(run, "dataset.segment_duration") or 30) * codec.sample_rate
+    samples = float(_at(run, "dataset.segment_duration") or 30) * codec.sample_rate
     return MelodyConfig(fused.dim, codec.sample_rate, num_frames=int(samples / MelodyConfig.hop_length) + 1)
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return 1 + max(int(found[1]) for name in state if (found := re.match(pattern, name)))
+    """How many numbers stand in the names of arrays where `pattern` says."""
+    return len({found[1] for name in state if (found := re.match(pattern, name))})
 
 
 def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
@@ -199,7 +293,7 @@ def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
 
 def named_text_encoder(run: dict[str, Any]) -> str:
     """The name of the T5 that the model was trained with."""
-    return _at(run, "conditioners.description.t5.name", "t5-base")
+    return str(_at(run, "conditioners.description.t5.name", "t5-base"))
 
 
 def model_config(
@@ -217,18 +311,22 @@ def model_config(
     try:
         guidance = float(_at(run, "classifier_free_guidance.inference_coef", 3.0))
         sampling = Sampling(guidance=guidance, text_guidance=None if text_guidance is None else float(text_guidance))
+        streams = 1 + bool(_at(run, "interleave_stereo_codebooks.use", lm.num_codebooks > codec.num_codebooks))
+        used = _at(run, "compression_model_n_q")
+        if used is not None and used * streams != lm.num_codebooks:
+            raise ConfigError(f"compression_model_n_q is {used}, but its arrays are of {lm.num_codebooks} codebooks")
         return ModelConfig(
             lm,
             codec,
             text,
-            channels=codec.channels * max(1, lm.num_codebooks // codec.num_codebooks),
+            channels=codec.channels * streams,
             window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
             sampling=sampling,
             melody=melody_config(run, lm, codec),
             style=style,
             clap=clap,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
@@ -245,9 +343,11 @@ def t5_name(config: T5Config) -> str:
 
 def check_writable(config: ModelConfig) -> None:
     """Raises CheckpointError unless audiocraft has a model of this kind."""
-    lm = config.lm
-    if lm.pattern != "delay":
-        raise CheckpointError(f"the pattern {lm.pattern!r} is not written for audiocraft; only 'delay' is")
+    lm, melody = config.lm, config.melody
+    if list(lm.delays) != sorted(lm.delays) or list(lm.frame_delays) != sorted(lm.frame_delays):
+        raise CheckpointError("audiocraft has no pattern whose delays do not ascend. Save it in mgjax form instead")
+    if melody and melody != MelodyConfig(melody.num_bins, config.codec.sample_rate, num_frames=melody.num_frames):
+        raise CheckpointError(f"audiocraft has no such melody ({melody}). Save the model in mgjax form instead")
     prefixes, crossed = (
         [names.AUDIOCRAFT_CONDITIONERS.get(one.name) for one in lm.conditions if one.fuse == fuse]
         for fuse in ("prefix", "cross")
@@ -281,6 +381,8 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
     if config.text:
         t5 = {"name": text_encoder, "finetune": False, "word_dropout": 0.0, "normalize_text": False}
         conditioners["description"] = {"model": "t5", "t5": t5}
+    pattern = "unroll" if lm.pattern == "flattened" else lm.pattern
+    part = "transformer_lm."
     crossed = ["description"] if lm.cross_attention else []
     fuser = {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [], "input_interpolate": []}
     run = {
@@ -295,28 +397,14 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
             "dim": lm.dim,
             "num_heads": lm.num_heads,
             "num_layers": lm.num_layers,
-            "hidden_scale": lm.ffn_dim // lm.dim if lm.ffn_dim % lm.dim == 0 else lm.ffn_dim / lm.dim,
+            "hidden_scale": lm.ffn_dim // lm.dim if lm.ffn_dim % lm.dim == 0 else (lm.ffn_dim + 0.5) / lm.dim,  # is cut
             "n_q": lm.num_codebooks,
             "card": lm.codebook_size,
             "dropout": 0.0,
-            "activation": "gelu",
-            "norm": "layer_norm",
-            "norm_first": True,
-            "bias_ff": False,
-            "bias_attn": False,
-            "bias_proj": False,
-            "causal": True,
-            "custom": False,
             "memory_efficient": True,
-            "attention_as_float32": False,
-            "layer_scale": None,
-            "positional_embedding": "sin",
-            "checkpointing": "none",
-        },
-        "codebooks_pattern": {
-            "modeling": "delay",
-            "delay": {"delays": list(lm.delays), "flatten_first": 0, "empty_initial": 0},
-        },
+        }
+        | {name.removeprefix(part): value for name, value in _FIXED.items() if name.startswith(part)},
+        "codebooks_pattern": {"modeling": pattern, pattern: patterns.numbers(lm)},
         "classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": config.sampling.guidance},
         "attribute_dropout": dropped,
         "fuser": fuser | {"cross": crossed, "prepend": [name for name in conditioners if name not in crossed]},
@@ -327,6 +415,9 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
         conditioners["self_wav"] = style_run(config.style, run)
     if config.clap:
         run["dataset"]["joint_embed_attributes"] = ["description"]
+    streams = config.channels // config.codec.channels
+    if lm.num_codebooks < streams * config.codec.num_codebooks:
+        run["compression_model_n_q"] = lm.num_codebooks // streams
     if config.sampling.text_guidance is not None:
         run["generate"] = {"lm": {"cfg_coef_beta": config.sampling.text_guidance}}
     return run
@@ -338,21 +429,17 @@ def codec_run(config: CodecConfig) -> dict[str, Any]:
     Raises:
       CheckpointError: audiocraft has no such codec.
     """
-    if config.phases != 1:
-        raise CheckpointError(f"audiocraft has no codec of {config.phases} phases. Save it in mgjax form instead")
-    run: dict[str, Any] = {"device": "cpu", "compression_model": "encodec"}
-    run["encodec"] = {"autoencoder": "seanet", "quantizer": "rvq", "sample_rate": config.sample_rate}
-    run["encodec"] |= {"channels": config.channels, "causal": config.causal}
-    run["seanet"] = {"channels": config.channels, "activation": "ELU", "activation_params": {"alpha": 1.0}}
-    run["seanet"] |= {"true_skip": not config.conv_shortcut, "norm_params": {}, "disable_norm_outer_blocks": 0}
-    run["seanet"] |= {"encoder": {}, "decoder": {"final_activation": None, "final_activation_params": None}}
-    run["rvq"] = {"q_dropout": False, "decay": 0.99, "kmeans_init": True, "kmeans_iters": 50}
-    run["rvq"] |= {"threshold_ema_dead_code": 2}
-    for ours, theirs in _CODEC_FIELDS.items():
-        *parents, name = theirs.split(".")
-        inner = run
-        for parent in parents:
-            inner = inner[parent]
-        value = getattr(config, ours)
+    if config.phases != 1 or config.chunk_seconds is not None:
+        what = "that codes chunks apart" if config.phases == 1 else f"of {config.phases} phases"
+        raise CheckpointError(f"audiocraft has no codec {what}. Save it in mgjax form instead")
+    values = _FIXED_OF_CODEC | {theirs: getattr(config, ours) for ours, theirs in _CODEC_FIELDS.items()}
+    values |= {"device": "cpu", "encodec.sample_rate": config.sample_rate, "encodec.channels": config.channels}
+    values |= {"encodec.causal": config.causal, "seanet.channels": config.channels}
+    values |= {"seanet.true_skip": not config.conv_shortcut, "seanet.decoder.final_activation_params": None}
+    values |= {"rvq.q_dropout": False, "rvq.decay": 0.99, "rvq.kmeans_init": True, "rvq.kmeans_iters": 50}
+    run: dict[str, Any] = {}
+    for name, value in (values | {"rvq.threshold_ema_dead_code": 2}).items():
+        *parents, name = name.split(".")
+        inner = functools.reduce(lambda part, parent: part.setdefault(parent, {}), parents, run)
         inner[name] = list(value) if isinstance(value, tuple) else value
     return run

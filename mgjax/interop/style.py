@@ -92,7 +92,7 @@ def style_config(run: Mapping[str, Any]) -> StyleConfig:
     # It was trained on features of MERT-v1-95M, of audio as it is.
     from_codes = style.get("model_name") == "encodec"
     fields["features"] = None if from_codes else HubertConfig(normalize=False)
-    fields["code_size"] = run.get("transformer_lm", {}).get("card", 2048)  # of the codec that the model writes for
+    fields["code_size"] = (run.get("transformer_lm") or {}).get("card", 2048)  # of the codec that the model writes for
     try:
         return from_dict(StyleConfig, fields)
     except ConfigError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -217,7 +218,7 @@ def delay(
 
     Args:
       num_codebooks: How many streams.
-      delays: One per codebook, ascending, in steps; 0, 1, 2, ... where None.
+      delays: One per codebook, in steps; 0, 1, 2, ... where None.
       flatten_first: This many frames at the start are emitted one codebook per step.
       empty_initial: This many further steps without codes at the start; -1 leaves out the start step too.
     """
@@ -225,9 +226,9 @@ def delay(
     return _Delay(num_codebooks, delays, flatten_first, empty_initial)
 
 
-def parallel(num_codebooks: int) -> Pattern:
-    """All codes of a frame in one step."""
-    return delay(num_codebooks, (0,) * num_codebooks)
+def parallel(num_codebooks: int, *, empty_initial: int = 0) -> Pattern:
+    """All codes of a frame in one step; `empty_initial` as for `delay`."""
+    return delay(num_codebooks, (0,) * num_codebooks, empty_initial=empty_initial)
 
 
 def flattened(
@@ -268,10 +269,20 @@ PATTERNS: dict[str, Callable[..., Pattern]] = {
 
 
 def from_config(config: LMConfig) -> Pattern:
-    """The pattern that `config` names. Only "delay" reads `config.delays`."""
-    if config.pattern == "delay":
-        return delay(config.num_codebooks, config.delays)
-    return PATTERNS[config.pattern](config.num_codebooks)
+    """The pattern that `config` names."""
+    return PATTERNS[config.pattern](config.num_codebooks, **numbers(config))
+
+
+def numbers(config: LMConfig) -> dict[str, Any]:
+    """What the function of the pattern that `config` names is called with, None where it is to choose."""
+    late, empty = {"delays": config.frame_delays or None}, {"empty_initial": config.empty_initial}
+    return {
+        "delay": {"delays": config.delays, "flatten_first": config.flatten_first} | empty,
+        "parallel": empty,
+        "flattened": {"flattening": config.flattening or None} | late,
+        "coarse_first": late,
+        "musiclm": {"group_by": config.group_by},
+    }[config.pattern]
 
 
 def _empty(num_steps: int, num_codebooks: int) -> Layout:
@@ -291,5 +302,5 @@ def _ascends(values: tuple[int, ...]) -> bool:
 
 
 def _check_delays(delays: tuple[int, ...], count: int) -> None:
-    if len(delays) != count or not _ascends(delays):
-        raise ConfigError(f"delays must be {count} ascending numbers from 0, got {delays}")
+    if len(delays) != count or min(delays) < 0:
+        raise ConfigError(f"delays must be {count} numbers from 0, got {delays}")

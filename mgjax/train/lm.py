@@ -231,8 +231,9 @@ class _Step:
         stacked = stack_layers(given["lm"]) if "lm" in given else initial(self.model.lm, key)
         if codes_key is not None:
             codebooks = self.begun.codec.variables["codebooks"]["embed"]
-            groups = self.model.lm.num_codebooks // len(codebooks)  # of channels that are coded apart
-            stacked = codewords.placed(stacked, jnp.repeat(codebooks, groups, axis=0), codes_key)
+            groups = self.model.channels // self.model.codec.channels  # that are coded apart
+            codebooks = jnp.repeat(codebooks, groups, axis=0)[: self.model.lm.num_codebooks]
+            stacked = codewords.placed(stacked, codebooks, codes_key)
         return stacked if self.config.scan_layers else unstack_layers(stacked)
 
     def base(self) -> dict[str, Any]:
@@ -292,7 +293,7 @@ class _Step:
             codes = optim.in_parts(encode, batch["audio"], self.config.optim.accumulate)
             num_frames = -(-batch["num_samples"] // self.begun.codec.hop_length)
         told = conditions.heard(self.model, frozen, batch, codes, self.config.optim.accumulate)
-        special = self.model.lm.special_token
+        special, codes = self.model.lm.special_token, codes[..., : self.model.lm.num_codebooks]
         steps = losses.layout(self.pattern, codes, num_frames, special)
         given_away = conditions.excerpted(self.model, batch, codes.shape[1])
         if given_away is not None:
