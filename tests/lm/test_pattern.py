@@ -8,6 +8,7 @@ from mgjax.lm import pattern as patterns
 from mgjax.strict_json import ConfigError
 
 S = 99  # the special token, printed in the golden matrices
+_UNROLLED = "---- ---- 0--- ---- -00- 1--- ---- ---0 -11- 2--- ---- ---1 -22- ---- ---- ---2 ---- ----"
 
 ALL = {
     "delay": patterns.delay(4),
@@ -140,6 +141,59 @@ def test_musiclm():
     ]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "num_frames", "layout", "num_valid"),
+    [
+        (
+            patterns.delay(3, (0, 0, 2), flatten_first=1, empty_initial=1),
+            3,
+            ["---", "---", "0--", "-0-", "--0", "11-", "22-", "--1", "--2"],
+            7,
+        ),
+        (patterns.delay(2, (1, 3), flatten_first=2), 1, ["--", "0-", "-0", "--", "--"], 3),
+        (patterns.parallel(2, empty_initial=1), 2, ["--", "--", "00", "11"], 4),
+        (
+            patterns.flattened(4, (0, 1, 1, 3), (0, 1, 1, 2)),
+            3,
+            _UNROLLED.split(),
+            16,
+        ),
+        (patterns.coarse_first(3, (0, 1)), 2, ["---", "0--", "1--", "-0-", "-10", "--1"], 5),
+        (patterns.musiclm(3, 3), 2, ["---", "0--", "-0-", "--0", "1--", "-1-", "--1"], 7),
+    ],
+)
+def test_layouts_of_audiocraft(pattern, num_frames, layout, num_valid):
+    """Made by audiocraft 1.4.0a2's pattern providers: a row per step, the frame of each codebook."""
+    rows = ["".join("-" if frame < 0 else str(frame) for frame in step) for step in pattern.layout(num_frames)]
+    assert rows == layout
+    assert pattern.valid_steps(num_frames) == num_valid
+
+
+def test_delays_of_any_order():
+    pattern = patterns.delay(3, (2, 0, 1))
+    assert sequence(pattern, 3) == [[S, S, S, 1, 2, 3], [S, 1, 2, 3, S, S], [S, S, 1, 2, 3, S]]
+    assert pattern.first_step(3, 1) == 2  # codebook 2 holds frame 1 there
+    assert pattern.frames_complete(3).tolist() == [0, 0, 0, 1, 2, 3]
+    codes = jnp.arange(9)[None].reshape(1, 3, 3)
+    assert np.array_equal(pattern.revert(pattern.build(codes, S), 3), codes)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"delays": (0, 1, 2, 10**9)},
+        {"delays": (0, 1, 2, -1)},
+        {"flatten_first": -1},
+        {"empty_initial": -1},
+        {"pattern": "flattened", "flattening": (0, 1, 2, 10**9)},
+        {"pattern": "coarse_first", "frame_delays": (10**9, 0, 0)},
+    ],
+)
+def test_numbers_without_end_are_refused_before_anything_is_laid_out(values):
+    with pytest.raises(ConfigError, match="must be from 0 to 1000"):
+        LMConfig(**values)
+
+
 def test_build_then_revert_gives_the_codes_back(pattern):
     @jax.jit  # all lengths in one program: compiling is what takes the time
     def there_and_back(batches):
@@ -248,6 +302,14 @@ def test_patterns_are_values():
 def test_from_config():
     assert patterns.from_config(LMConfig()) == patterns.delay(4)
     assert patterns.from_config(LMConfig(delays=(0, 0, 1, 1))) == patterns.delay(4, (0, 0, 1, 1))
+    late = LMConfig(delays=(2, 0, 0, 1), flatten_first=3, empty_initial=1)
+    assert patterns.from_config(late) == patterns.delay(4, (2, 0, 0, 1), flatten_first=3, empty_initial=1)
+    assert patterns.from_config(LMConfig(pattern="parallel", empty_initial=2)) == patterns.parallel(4, empty_initial=2)
+    unrolled = LMConfig(pattern="flattened", flattening=(0, 1, 1, 3), frame_delays=(0, 2, 2, 3))
+    assert patterns.from_config(unrolled) == patterns.flattened(4, (0, 1, 1, 3), (0, 2, 2, 3))
+    coarse = LMConfig(pattern="coarse_first", frame_delays=(0, 1, 2))
+    assert patterns.from_config(coarse) == patterns.coarse_first(4, (0, 1, 2))
+    assert patterns.from_config(LMConfig(pattern="musiclm", group_by=4)) == patterns.musiclm(4, 4)
     assert tuple(patterns.PATTERNS) == PATTERNS
     for name, make in patterns.PATTERNS.items():
         assert patterns.from_config(LMConfig(pattern=name)) == make(4)
@@ -260,7 +322,6 @@ def test_from_config():
     [
         lambda: patterns.delay(0),
         lambda: patterns.delay(3, (0, 1)),
-        lambda: patterns.delay(2, (1, 0)),
         lambda: patterns.delay(2, (-1, 0)),
         lambda: patterns.delay(2, flatten_first=-1),
         lambda: patterns.flattened(2, (0,)),
