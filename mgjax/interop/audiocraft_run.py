@@ -150,8 +150,7 @@ def parse(path: Path, text: Any) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its xp.cfg is not a text of at most {_LONGEST} characters")
     try:
         run = yaml.load(text, _Loader)
-    # The last four: a scalar that is not what its tag says.
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:  # of scalars of wrong tags
         raise CheckpointError(f"{path}: its xp.cfg is not YAML that audiocraft writes ({error})") from None
     if not isinstance(run, dict):
         raise CheckpointError(f"{path}: its xp.cfg should be a YAML mapping")
@@ -312,9 +311,8 @@ def model_config(
         guidance = float(_at(run, "classifier_free_guidance.inference_coef", 3.0))
         sampling = Sampling(guidance=guidance, text_guidance=None if text_guidance is None else float(text_guidance))
         streams = 1 + bool(_at(run, "interleave_stereo_codebooks.use", lm.num_codebooks > codec.num_codebooks))
-        used = _at(run, "compression_model_n_q")
-        if used is not None and used * streams != lm.num_codebooks:
-            raise ConfigError(f"compression_model_n_q is {used}, but its arrays are of {lm.num_codebooks} codebooks")
+        if _at(run, "compression_model_n_q") not in (None, lm.num_codebooks / streams):
+            raise ConfigError(f"compression_model_n_q is not {lm.num_codebooks / streams:g}, as its arrays have it")
         return ModelConfig(
             lm,
             codec,
@@ -405,7 +403,7 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
         }
         | {name.removeprefix(part): value for name, value in _FIXED.items() if name.startswith(part)},
         "codebooks_pattern": {"modeling": pattern, pattern: patterns.numbers(lm)},
-        "classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": config.sampling.guidance},
+        "classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": config.sampling.guidance_points[0][1]},
         "attribute_dropout": dropped,
         "fuser": fuser | {"cross": crossed, "prepend": [name for name in conditioners if name not in crossed]},
         "conditioners": conditioners,
@@ -430,8 +428,8 @@ def codec_run(config: CodecConfig) -> dict[str, Any]:
       CheckpointError: audiocraft has no such codec.
     """
     if config.phases != 1 or config.chunk_seconds is not None:
-        what = "that codes chunks apart" if config.phases == 1 else f"of {config.phases} phases"
-        raise CheckpointError(f"audiocraft has no codec {what}. Save it in mgjax form instead")
+        what = f"phases {config.phases} and chunk_seconds {config.chunk_seconds}"
+        raise CheckpointError(f"audiocraft has no codec with {what}. Save it in mgjax form instead")
     values = _FIXED_OF_CODEC | {theirs: getattr(config, ours) for ours, theirs in _CODEC_FIELDS.items()}
     values |= {"device": "cpu", "encodec.sample_rate": config.sample_rate, "encodec.channels": config.channels}
     values |= {"encodec.causal": config.causal, "seanet.channels": config.channels}

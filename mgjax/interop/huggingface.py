@@ -298,9 +298,8 @@ def _model_values(config: ModelConfig) -> dict[str, Any]:
     delays = _delays(config.channels, lm.num_codebooks)
     usual = dataclasses.replace(lm, pattern="delay", delays=delays, flatten_first=0, empty_initial=0)
     _require(lm == usual, f"the delay pattern {delays}")
-    codec, used = config.codec, lm.num_codebooks // config.channels
-    fits = used in (codec.num_codebooks, _num_codebooks(codec, codec.bandwidths[0]))  # it codes prompts by the latter
-    _require(fits, "the codebooks of the codec's first bandwidth, or all of them")
+    counts = (config.codec.num_codebooks, _num_codebooks(config.codec, config.codec.bandwidths[0]))
+    _require(lm.num_codebooks // config.channels in counts, "the codebooks of the codec's first bandwidth, or all")
     kind = "musicgen_melody" if melody else "musicgen"
     decoder = _to_theirs(_LM_FIELDS, lm) | {
         "model_type": f"{kind}_decoder",

@@ -362,7 +362,7 @@ def test_fewer_codebooks_than_the_codec_has(channels, each, tmp_path):
 def test_codebooks_that_the_run_does_not_use_are_an_error(tmp_path):
     audiocraft.write_model(tmp_path / "model", tiny(num_codebooks=3, delays=(0, 1, 2)))
     edit(tmp_path / "model" / "state_dict.bin", lambda package: package["xp.cfg"].update(compression_model_n_q=2))
-    with pytest.raises(CheckpointError, match="compression_model_n_q is 2, but its arrays are of 3 codebooks"):
+    with pytest.raises(CheckpointError, match="compression_model_n_q is not 3, as its arrays"):
         audiocraft.read_model(tmp_path / "model", place=as_numpy)
 
 
