@@ -58,7 +58,7 @@ def _add_build(actions: Any) -> None:
     build.add_argument("--sample-rate", type=terminal.count, default=32_000, metavar="HZ", help="(32000)")
     build.add_argument("--channels", type=int, choices=[1, 2], default=1, help="(1)")
     build.add_argument(
-        "--valid", type=_share, default=0.05, metavar="SHARE", help="of the pieces, kept for validation (0.05)"
+        "--valid", type=share, default=0.05, metavar="SHARE", help="of the pieces, kept for validation (0.05)"
     )
     build.add_argument(
         "--min-seconds", type=terminal.positive, default=1.0, metavar="S", help="leave out shorter pieces (1)"
@@ -66,7 +66,7 @@ def _add_build(actions: Any) -> None:
     build.add_argument("--loudness", type=float, metavar="LUFS", help="bring each piece to this, -14 say (as it is)")
     build.add_argument(
         "--max-bad",
-        type=_share,
+        type=share,
         default=0.05,
         metavar="SHARE",
         help="fail if more of the pieces than this cannot be used (0.05)",
@@ -349,7 +349,7 @@ def _fields(args: argparse.Namespace) -> Any:
     return Fields(args.audio_feature or "audio", args.source_rate, tuple(map(tuple, pairs)))
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
     """An argparse type: a share from 0 to below 1."""
     value = float(text)
     if not 0 <= value < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--workers", type=terminal.count, default=1, metavar="N", help="processes that prepare the music (1)"
     )
+    parser.add_argument(
+        "--max-bad", type=corpus.share, default=0.05, metavar="SHARE", help="of the pieces that may be unusable (0.05)"
+    )
     parser.add_argument("--force", action="store_true", help="begin anew where there is something else in DIR")
     terminal.add_model_options(parser)
 
@@ -81,11 +83,9 @@ def run(args: argparse.Namespace) -> None:
         learning_rate=args.learning_rate,
         seed=args.seed,
         workers=args.workers,
+        max_bad=args.max_bad,
     )
-    if args.force:
-        shutil.rmtree(args.out / "run", ignore_errors=True)
-    terminal.writable_folder(args.out)
-    if finetune(tuning, args.out, _stage):
+    if finetune(tuning, args.out, _stage, replace=args.force):
         how = f"--model {args.out}" if args.full else f"--model {args.model} --adapter {args.out}"
         terminal.say(f'listen to {args.out / "clips"}; then: mgjax generate "..." {how}')
         print(args.out)

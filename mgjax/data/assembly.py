@@ -3,7 +3,7 @@
 Every piece has its place (split, shard, position) before anything is made, and one element of the pipeline is one
 shard. A worker writes the shard and what is known of it (its part) under temporary names and renames them. So the
 corpus does not depend on the number of workers, a shard that is made twice is the same shard, and what was finished
-before an interruption is kept.
+before an interruption is kept: a part says of which sources and settings its shard is.
 
 All workers read the sources and write the corpus by its path: on several machines it lies on a file system that they
 share.
@@ -16,23 +16,48 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mgjax.data import corpus_writing, processes
-from mgjax.data.corpus import SPLITS, CorpusError, Description, shard_path
+from mgjax.data.corpus import SPLITS, CorpusError, Description, read_description, shard_path
 from mgjax.data.corpus_writing import Piece, Shard, replacing
+from mgjax.data.metadata import escaped
+from mgjax.inputs import claims, files
+
+log = logging.getLogger("mgjax")
 
 Progress = Callable[[int, int], None]  # pieces done, pieces in all
 
 _POLL_SECONDS = 0.5
 
+# What is written into the folder of a corpus, first what says that it is one, and into `unfinished` in it.
+_FILES = (
+    *("corpus.json", "index-train.npz", "index-valid.npz", "mgjax_*.array_record-*", "dataset_info.json"),
+    *("features.json", "report.json"),
+)
+_WORK = ("plan.json", "train-*.json", "valid-*.json", "*.progress", "workers.log")
+
 
 class BadPiece(ValueError):
     """A piece that is left out of the corpus, and why."""
+
+
+class Notes(dict[str, tuple[int, str]]):
+    """What is to be said of pieces: of each kind, how many there are, and the name of the first."""
+
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        before, first = self.get(kind, (0, name))
+        self[kind] = (before + count, first)
+
+    def tell(self) -> None:
+        """Logs them in one line."""
+        said = [f"{kind} ({count}x, first in {name})" for kind, (count, name) in self.items()]
+        if said:
+            log.warning("%s%s", "; ".join(said[:12]), f"; and {len(said) - 12} more" if len(said) > 12 else "")
 
 
 @runtime_checkable
@@ -56,24 +81,28 @@ class Plan:
       maker: Makes the pieces.
       shards: The sources of each shard of each split. A source has a `name`.
       settings: What the bytes of the corpus depend on, and nothing else, as JSON knows it.
+      request: All that was asked for, as JSON knows it: an unfinished corpus of the same request goes on though sources
+        have changed, and keeps the shards of those that have not. None: it goes on with the same sources alone.
     """
 
     description: Description
     maker: Maker
     shards: Mapping[str, Sequence[Sequence[Any]]]
     settings: Any
+    request: Any = None
 
     @functools.cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits that tell what is made from what."""
         content = [dataclasses.asdict(self.description), self.settings]
         content.append({split: [[repr(source) for source in some] for some in self.shards[split]] for split in SPLITS})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(content)
 
     def jobs(self) -> list[Job]:
         """One for each shard."""
+        made = _hash([dataclasses.asdict(self.description), self.settings])
         return [
-            Job(split, shard, len(self.shards[split]), tuple(sources))
+            Job(split, shard, len(self.shards[split]), tuple(sources), _hash([made, *map(repr, sources)]))
             for split in SPLITS
             for shard, sources in enumerate(self.shards[split])
         ]
@@ -87,19 +116,25 @@ class Job:
     shard: int
     num_shards: int
     sources: tuple[Any, ...]
+    hash: str  # of its sources and of the settings
 
     @property
     def label(self) -> str:
         return f"{self.split}-{self.shard:05d}"
 
+    def path(self, directory: Path, description: Description) -> Path:
+        return shard_path(directory, description.kind, self.split, self.shard, self.num_shards)
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of the sources: pieces and seconds in each split, and (name, reason) of those that were skipped."""
+    """What became of the sources: pieces and seconds in each split, (name, reason) of those that were skipped, and what
+    else is to be said, see `Notes`."""
 
     pieces: Mapping[str, int]
     seconds: Mapping[str, float]
     skipped: tuple[tuple[str, str], ...]
+    notes: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
 
 def assemble(
@@ -114,8 +149,8 @@ def assemble(
 ) -> Report:
     """Makes the corpus in `directory` and says what became of the sources; report.json in it says the same.
 
-    A build that was interrupted is continued, if it was of the same sources with the same settings. With several
-    workers on this machine, a worker that dies is replaced, and the shards that were finished stay.
+    A build that was interrupted is continued, if it was of the same sources or request, with the same settings. With
+    several workers on this machine, a worker that dies is replaced, and the shards that were finished stay.
 
     Args:
       directory: Where to; made if missing.
@@ -128,48 +163,57 @@ def assemble(
 
     Raises:
       CorpusError: Too many sources cannot be used, or workers die again and again.
-      FileExistsError: There is something else in `directory`.
+      FileExistsError: There is something else in `directory`, or another run is at work in it.
     """
-    if _finished(directory, plan, replace):
-        return _read_report(directory)
-    work = directory / "unfinished"
-    work.mkdir(parents=True, exist_ok=True)
-    with replacing(work / "plan.json") as file:
-        file.write(json.dumps({"hash": plan.hash}).encode())
-    jobs = plan.jobs()
-    with _reporting(work, sum(len(job.sources) for job in jobs), progress):
-        make = functools.partial(_make_shard, directory, plan.description, plan.maker)
-        if beam_options or workers == 1:
-            processes.run(make, _missing(work, jobs), beam_options)
-        else:
-            processes.run_apart(make, lambda: _missing(work, jobs), workers, work / "workers.log")
-    return _finish(directory, plan, jobs, max_bad)
+    check_free(directory)
+    with claims.claimed(directory):
+        if _finished(directory, plan, replace):
+            return _read_report(directory)
+        work = directory / "unfinished"
+        work.mkdir(exist_ok=True)
+        with replacing(work / "plan.json") as file:
+            file.write(json.dumps({"hash": plan.hash, "request": plan.request}).encode())
+        jobs = plan.jobs()
+        with _reporting(work, sum(len(job.sources) for job in jobs), progress):
+            make = functools.partial(_make_shard, directory, plan.description, plan.maker)
+            missing = functools.partial(_missing, directory, plan.description, jobs)
+            if beam_options or workers == 1:
+                processes.run(make, missing(), beam_options)
+            else:
+                processes.run_apart(make, missing, workers, work / "workers.log")
+        return _finish(directory, plan, jobs, max_bad)
+
+
+def check_free(directory: Path) -> None:
+    """Raises FileExistsError unless `directory` is a corpus, finished or not, or empty, or not there."""
+    try:
+        if str(directory) != (name := escaped(str(directory))):
+            raise CorpusError(f"{name}: is not a name in UTF-8")
+        if (directory / "unfinished" / "plan.json").is_file():
+            _read(directory / "unfinished" / "plan.json")
+        elif (directory / "corpus.json").is_file():
+            read_description(directory)
+        elif directory.exists() and any(path.name != claims.NAME for path in directory.iterdir()):
+            raise CorpusError(f"{directory}: is not empty and holds no corpus")
+    except CorpusError as error:
+        raise FileExistsError(f"{error}; choose another folder") from error
 
 
 def _finished(directory: Path, plan: Plan, replace: bool) -> bool:
     """Whether `directory` holds this very corpus already; if it does not, makes sure that it can be made there."""
-    if not directory.exists():
-        return False
-    if not directory.is_dir():
-        raise FileExistsError(f"{directory}: is a file; choose another name for the corpus")
-    work = directory / "unfinished"
-    finished, begun = directory / "corpus.json", work / "plan.json"
-    ours = finished.is_file() or begun.is_file() or not any(directory.iterdir())
-    if not ours:
-        raise FileExistsError(f"{directory}: is not empty and holds no corpus; choose another folder")
+    begun, report = directory / "unfinished" / "plan.json", directory / "report.json"
     if replace:
-        _clear(directory)
-        return False
-    if begun.is_file():
-        if json.loads(begun.read_bytes())["hash"] != plan.hash:
+        _clear(directory / "unfinished", _WORK)
+        _clear(directory, _FILES)
+    elif begun.is_file():
+        theirs = _read(begun)
+        if theirs["hash"] != plan.hash and (plan.request is None or theirs.get("request") != plan.request):
             raise FileExistsError(
                 f"{directory}: holds an unfinished corpus of other sources or settings; finish that one, choose "
                 "another folder, or replace it (--force)"
             )
-        return False
-    if finished.is_file():
-        report = directory / "report.json"
-        if not report.is_file() or json.loads(report.read_bytes())["hash"] != plan.hash:
+    elif (directory / "corpus.json").is_file():
+        if not report.is_file() or _read(report)["hash"] != plan.hash:
             raise FileExistsError(
                 f"{directory}: holds a corpus of other sources or settings; choose another folder, or replace it "
                 "(--force)"
@@ -178,50 +222,70 @@ def _finished(directory: Path, plan: Plan, replace: bool) -> bool:
     return False
 
 
-def _clear(directory: Path) -> None:
-    """Removes a corpus, and nothing else that may be there; what says that it is one goes first."""
-    (directory / "corpus.json").unlink(missing_ok=True)
-    shutil.rmtree(directory / "unfinished", ignore_errors=True)
-    for pattern in ("mgjax_*.array_record-*", ".*.tmp", "index-*.npz"):
-        for path in directory.glob(pattern):
+def _clear(folder: Path, patterns: Sequence[str]) -> None:
+    """Removes files that were written here, and what workers left of them that were killed."""
+    for pattern in patterns:
+        for path in [*folder.glob(pattern), *folder.glob(f".{pattern}.*.tmp")]:
             path.unlink()
-    for name in ("dataset_info.json", "features.json", "report.json"):
-        (directory / name).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file with a hash says that was written here; CorpusError where it is another."""
+    found = files.read_json(path, files.LARGEST_TEXT, CorpusError)
+    if not isinstance(found, dict) or "hash" not in found:
+        raise CorpusError(f"{path}: is damaged, or not of mgjax")
+    return found
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _make_shard(directory: Path, description: Description, maker: Maker, job: Job) -> None:
     """Makes one shard and its part; runs on a worker."""
     work = directory / "unfinished"
-    skipped = []
+    skipped, notes = [], Notes()
 
     def pieces() -> Iterator[Piece]:
         with (work / f"{job.label}.progress").open("wb", buffering=0) as progress:
             for source in job.sources:
                 try:
                     with maker.open(source, work) as piece:
+                        for note in piece.notes:
+                            notes.add(note, piece.name)
                         yield piece
                 except BadPiece as error:
                     skipped.append([source.name, str(error)])
                 progress.write(b".")
 
-    path = shard_path(directory, description.kind, job.split, job.shard, job.num_shards)
-    shard = corpus_writing.write_shard(path, description, pieces())
-    with replacing(_part_path(work, job)) as file:
-        file.write(json.dumps({**shard._asdict(), "skipped": skipped}).encode())
+    shard = corpus_writing.write_shard(job.path(directory, description), description, pieces())
+    part = {**shard._asdict(), "skipped": skipped, "notes": notes}
+    with replacing(work / f"{job.label}.json") as file:
+        file.write(json.dumps({**part, "hash": _hash([job.hash, part])}).encode())
 
 
-def _part_path(work: Path, job: Job) -> Path:
-    return work / f"{job.label}.json"
+def _part(directory: Path, description: Description, job: Job) -> dict[str, Any] | None:
+    """What is known of a shard; None where it has yet to be made, of these sources."""
+    try:
+        part = _read(directory / "unfinished" / f"{job.label}.json")
+        size = job.path(directory, description).stat().st_size
+    except (OSError, CorpusError):
+        return None
+    return part if part.pop("hash") == _hash([job.hash, part]) and part["num_bytes"] == size else None
 
 
-def _missing(work: Path, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in jobs if not _part_path(work, job).exists()]
+def _missing(directory: Path, description: Description, jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if _part(directory, description, job) is None]
 
 
 def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) -> Report:
     """Makes a corpus of the shards, which are all there."""
     work = directory / "unfinished"
-    parts = [json.loads(_part_path(work, job).read_bytes()) for job in jobs]
+    parts = [_part(directory, plan.description, job) for job in jobs]
+    notes = Notes()
+    for part in parts:
+        for kind, (count, name) in part["notes"].items():
+            notes.add(kind, name, count)
     shards = {
         split: [
             Shard(part["lengths"], part["num_bytes"])
@@ -236,6 +300,7 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
         {split: len(some) for split, some in lengths.items()},
         {split: sum(some) / rate for split, some in lengths.items()},
         tuple((name, reason) for part in parts for name, reason in part["skipped"]),
+        notes,
     )
     with replacing(directory / "report.json") as file:
         content = {"hash": plan.hash, "settings": plan.settings, **dataclasses.asdict(report)}
@@ -246,22 +311,28 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
         raise CorpusError(
             f"{len(report.skipped)} of {total} pieces cannot be used, more than the share of {max_bad:g} that is "
             f"allowed; the first is {name}: {reason}. All are listed in {directory / 'report.json'}. Mend or remove "
-            "them, or allow more (--max-bad) and run it again: what is done is kept"
+            "them, or allow more (--max-bad), and run it again: what is done is kept, where its pieces stay"
         )
     corpus_writing.finish(directory, plan.description, shards)
-    for path in directory.glob(".*.tmp"):  # of workers that were killed
+    kept = {job.path(directory, plan.description) for job in jobs if report.pieces[job.split]}
+    # Others are of empty splits, of workers that were killed, and of sources that are gone.
+    for path in {*directory.glob("mgjax_*.array_record-*"), *directory.glob(".mgjax_*.tmp")} - kept:
         path.unlink()
-    for split in SPLITS:
-        if not report.pieces[split]:
-            for path in directory.glob(f"mgjax_{plan.description.kind}-{split}.array_record-*"):
-                path.unlink()
-    shutil.rmtree(work)
+    _clear(work, _WORK)
+    with contextlib.suppress(OSError):  # something else is in it
+        work.rmdir()
+    notes.tell()
     return report
 
 
 def _read_report(directory: Path) -> Report:
-    content = json.loads((directory / "report.json").read_bytes())
-    return Report(content["pieces"], content["seconds"], tuple(map(tuple, content["skipped"])))
+    content = _read(directory / "report.json")
+    try:
+        skipped = tuple((name, reason) for name, reason in content["skipped"])
+        notes = {kind: (count, name) for kind, (count, name) in dict(content.get("notes", {})).items()}
+        return Report(dict(content["pieces"]), dict(content["seconds"]), skipped, notes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorpusError(f"{directory / 'report.json'}: is damaged; make the corpus anew (--force)") from error
 
 
 @contextlib.contextmanager

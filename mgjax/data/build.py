@@ -20,7 +20,9 @@ from mgjax.data.assembly import BadPiece, Plan, Progress, Report
 from mgjax.data.corpus import describe_audio
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.loudness import LoudnessMeter
+from mgjax.data.metadata import escaped
 
+NOT_USED = "the key {!r} is not used"
 _SILENCE_RMS = 1e-4  # -80 dB: all that is left of it in 16 bits is noise of three steps
 _IN_MEMORY = 1 << 26  # bytes of a piece; what is longer waits in a file
 
@@ -48,18 +50,23 @@ class AudioMaker:
     def open(self, source: sources.Source, scratch: Path) -> Iterator[Piece]:
         """See `assembly.Maker`."""
         with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=scratch) as file:
+            unused: list[str] = []
             with _usable(source):
-                metadata = source.metadata()
-            gain = self._read(source, file)
-            yield Piece(source.name, metadata, self._blocks(file, gain))
+                metadata = source.metadata(unused)
+            notes = [NOT_USED.format(escaped(key)) for key in unused]
+            gain, peak = self._read(source, file)
+            if gain * peak > 1:
+                notes.append("louder than full scale, and clipped")
+            yield Piece(source.name, metadata, self._blocks(file, gain), notes=tuple(notes))
 
-    def _read(self, source: sources.Source, file: tempfile.SpooledTemporaryFile) -> np.float32:
-        """Puts all sound into `file`; what it is to be multiplied by."""
+    def _read(self, source: sources.Source, file: tempfile.SpooledTemporaryFile) -> tuple[np.float32, float]:
+        """Puts all sound into `file`; what it is to be multiplied by, and its peak."""
         meter = None if self.loudness is None else LoudnessMeter(self.sample_rate)
-        count, power = 0, 0.0
+        count, power, peak = 0, 0.0, 0.0
         for block in self._sound(source):
             count += len(block)
             power += float(np.square(block, dtype=np.float64).sum())
+            peak = max(peak, float(np.abs(block).max(initial=0)))
             if meter:
                 meter.push(block)
             file.write(block.tobytes())
@@ -68,7 +75,7 @@ class AudioMaker:
         if math.sqrt(power / (count * self.channels)) < _SILENCE_RMS:
             raise BadPiece("silent")
         lufs = meter.lufs() if meter else None
-        return np.float32(1.0 if lufs is None else 10 ** ((self.loudness - lufs) / 20))
+        return np.float32(1.0 if lufs is None else 10 ** ((self.loudness - lufs) / 20)), peak
 
     def _sound(self, source: sources.Source) -> Iterator[Float32[np.ndarray, "n c"]]:
         with _usable(source):
@@ -101,8 +108,9 @@ def build(
     """Makes an audio corpus in `directory` of the music in `source`, and says what became of each piece.
 
     The corpus is the same whatever the number of workers. An interrupted build goes on where it was when it is called
-    again. A piece that cannot be read, is damaged, silent or too short, or whose metadata cannot be understood, is left
-    out and named in report.json with the reason.
+    again; the shards of pieces that have changed since are made anew. A piece that cannot be read, is damaged, silent
+    or too short, or whose metadata cannot be understood, is left out and named in report.json
+    with the reason.
 
     Args:
       source: See `sources.find`.
@@ -153,7 +161,9 @@ def make_plan(
         raise ValueError(f"valid must be a share from 0 to below 1, got {valid}")
     maker = AudioMaker(sample_rate, channels, float(min_seconds), None if loudness is None else float(loudness))
     shards = _shards(sources.find(source, fields), valid, num_shards)
-    return Plan(describe_audio(sample_rate, channels), maker, shards, dataclasses.asdict(maker))
+    settings = dataclasses.asdict(maker)
+    request = [os.path.abspath(source), valid, num_shards, repr(fields), settings]
+    return Plan(describe_audio(sample_rate, channels), maker, shards, settings, request)
 
 
 def _shards(
@@ -192,6 +202,9 @@ def _usable(source: sources.Source) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        path = os.fspath(getattr(source, "path", source.name))
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
         # The report names the piece anyway.
-        raise BadPiece(text.removeprefix(f"{getattr(source, 'path', source.name)}: ")) from error
+        raise BadPiece(escaped(text.removeprefix(f"{path}: "))) from error

@@ -30,6 +30,7 @@ class Piece(NamedTuple):
       content: The sound as blocks of float32 [n_i, c], one after the other, or the codes [t, k].
       text_ids: The token ids of the description, if the corpus has a tokenizer.
       melody: The chromagram of the whole piece, if the corpus keeps melodies.
+      notes: What the report is to say of it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Piece(NamedTuple):
     content: Any
     text_ids: Int[np.ndarray, "l"] | None = None
     melody: Float[np.ndarray, "f p"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Shard(NamedTuple):

@@ -63,8 +63,8 @@ class DatasetSource:
     number: int
     fields: Fields
 
-    def metadata(self) -> Metadata:
-        """What is known of it.
+    def metadata(self, unused: list[str] | None = None) -> Metadata:
+        """What is known of it; all that is asked for is used.
 
         Raises:
           ValueError: A feature is not what its field needs, or the dataset is damaged.

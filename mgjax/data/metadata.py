@@ -8,6 +8,10 @@ import math
 import re
 from typing import Any
 
+from mgjax.inputs import files
+
+_SPELLINGS = {"description": ("description", "caption", "text")}  # of a field, the first one that says something
+
 
 class MetadataError(ValueError):
     """Metadata that cannot be understood."""
@@ -29,23 +33,27 @@ class Metadata:
     instrument: tuple[str, ...] = ()
 
     @classmethod
-    def from_dict(cls, values: Any, where: str = "metadata") -> Metadata:
-        """The metadata in `values`, whose unknown keys are ignored.
+    def from_dict(cls, values: Any, where: str = "metadata", unused: list[str] | None = None) -> Metadata:
+        """The metadata in `values`, whose unknown keys are ignored, and added to `unused`.
 
         Null and "" mean that a field is not known. A list may be given as one text, its parts separated by commas or
-        semicolons, and a number as text, as they stand in audiocraft's sidecars and in CSV files.
+        semicolons, and a number as text, as they stand in audiocraft's sidecars and in CSV files. Capitals in a key and
+        spaces around it do not matter, and a description may be called caption or text.
 
         Raises:
-          MetadataError: A field has the wrong type; the message begins with `where`.
+          MetadataError: A field has the wrong type, or is no text in UTF-8; the message begins with `where`.
         """
         if not isinstance(values, dict):
             raise MetadataError(f"{where}: expected an object of fields, got {type(values).__name__}")
         read = {"moods": _texts, "keywords": _texts, "instrument": _texts, "bpm": _number}
+        told = {str(key).strip().lower(): value for key, value in values.items() if value not in (None, "", [])}
         fields = {}
         for field in dataclasses.fields(cls):
-            if values.get(field.name) not in (None, "", []):
-                name = f"{where}: {field.name}"
-                fields[field.name] = read.get(field.name, _text)(values[field.name], name)
+            for name in _SPELLINGS.get(field.name, (field.name,)):
+                if name in told and field.name not in fields:
+                    fields[field.name] = read.get(field.name, _text)(told.pop(name), f"{where}: {name}")
+        if unused is not None:
+            unused += told
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,34 +65,37 @@ class Metadata:
         }
 
     @classmethod
-    def from_json(cls, text: str | bytes, where: str = "metadata") -> Metadata:
+    def from_json(cls, text: str | bytes, where: str = "metadata", unused: list[str] | None = None) -> Metadata:
         """As `from_dict`, of a JSON text.
 
         Raises:
           MetadataError: It is no JSON, or as for `from_dict`.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or no UTF-8
-            raise MetadataError(f"{where}: is not JSON ({error})") from None
-        return cls.from_dict(values, where)
+        return cls.from_dict(files.parse_json(text, where, MetadataError, halves=True), where, unused)
 
     def to_json(self) -> str:
         """One line of JSON, the same for the same metadata."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
 
+def escaped(text: str) -> str:
+    """`text` as it can be written: what is no character in it (of a name that is not UTF-8, say) stands as \\udce9."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _text(value: Any, where: str) -> str | None:
     if not isinstance(value, str):
-        raise MetadataError(f"{where}: expected a text, got {value!r}")
+        raise MetadataError(f"{where}: expected a text, got {value!r:.80}")
+    if value != escaped(value):
+        raise MetadataError(f"{where}: holds half of a character (a lone surrogate)")
     return value.strip() or None
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
     parts = re.split("[,;]", value) if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise MetadataError(f"{where}: expected a list of texts, got {value!r}")
-    return tuple(part.strip() for part in parts if part.strip())
+        raise MetadataError(f"{where}: expected a list of texts, got {value!r:.80}")
+    return tuple(text for part in parts if (text := _text(part, where)))
 
 
 def _number(value: Any, where: str) -> float | None:
@@ -92,8 +103,8 @@ def _number(value: Any, where: str) -> float | None:
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number > 0):
-        raise MetadataError(f"{where}: expected a number above 0, got {value!r}")
+        raise MetadataError(f"{where}: expected a number above 0, got {value!r:.80}")
     return number

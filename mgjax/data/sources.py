@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 import os
+import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,21 @@ from jaxtyping import Float32
 from mgjax.data import audio, datasets
 from mgjax.data.corpus import CorpusError
 from mgjax.data.datasets import DatasetSource, Fields
-from mgjax.data.metadata import Metadata
+from mgjax.data.metadata import Metadata, escaped
+from mgjax.inputs import files
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
-MANIFESTS = (".csv", ".jsonl", ".jsonl.gz")
+# What libsndfile reads.
+SUFFIXES = (
+    *(".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc"),
+    *(".caf", ".au", ".snd", ".voc", ".avr", ".nist", ".sph", ".sf", ".ircam", ".paf", ".pvf", ".svx", ".8svx"),
+)
+# Music that it does not read: such pieces are left out, and the report says so.
+UNREADABLE = (
+    *(".m4a", ".m4b", ".mp4", ".aac", ".ac3", ".wma", ".webm", ".weba", ".mka", ".amr", ".ape", ".wv", ".tta"),
+    *(".mpc", ".dsf", ".dff", ".3gp", ".ra"),
+)
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".jsonl.gz")
+_PATHS = ("path", "file_name", "filename", "file", "audio")  # which a row may have its path under
 _BLOCK_SECONDS = 10.0
 
 
@@ -43,17 +56,20 @@ class FileSource:
     row: str | None = None
     stamp: tuple[int, ...] = ()
 
-    def metadata(self) -> Metadata:
-        """What is known of it.
+    def metadata(self, unused: list[str] | None = None) -> Metadata:
+        """What is known of it; keys that say nothing here are added to `unused`.
 
         Raises:
           MetadataError, OSError: The sidecar cannot be read or understood.
         """
-        known = {}
+        known, keys = {}, []
         if self.sidecar is not None:
-            known = Metadata.from_json(Path(self.sidecar).read_bytes(), os.path.basename(self.sidecar)).to_dict()
+            content = files.read_bytes(_regular(self.sidecar))
+            known = Metadata.from_json(content, os.path.basename(self.sidecar), keys).to_dict()
         if self.row is not None:
-            known |= Metadata.from_json(self.row, "manifest").to_dict()
+            known |= Metadata.from_json(self.row, "manifest", keys).to_dict()
+        if unused is not None:
+            unused += [key for key in keys if key not in (*_PATHS, "info_path")]
         return Metadata.from_dict(known)
 
     def blocks(self, sample_rate: int, channels: int) -> Iterator[Float32[np.ndarray, "n c"]]:
@@ -62,7 +78,10 @@ class FileSource:
         Raises:
           OSError, ValueError: As `audio.blocks`.
         """
-        yield from audio.blocks(self.path, _BLOCK_SECONDS, sample_rate, channels)
+        suffix = os.path.splitext(self.path)[1].lower()
+        if suffix in UNREADABLE:
+            raise ValueError(f"{suffix} cannot be read here; convert it to .wav or .flac")
+        yield from audio.blocks(_regular(self.path), _BLOCK_SECONDS, sample_rate, channels)
 
 
 Source = FileSource | DatasetSource
@@ -72,9 +91,10 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
     """All pieces of `source`, in an order that does not change.
 
     Args:
-      source: A folder of sound files, each with a JSON file of the same stem beside it or without; a manifest
-        (.csv, .jsonl or .jsonl.gz, audiocraft's data.jsonl.gz among them) with a column or key `path`, relative to the
-        manifest, and the fields of `Metadata`; or a dataset that tensorflow-datasets has prepared, see `datasets.find`.
+      source: A folder of sound files, each with a JSON file of the same stem beside it or without (links are followed,
+        and each folder is read once); a manifest (.csv, .tsv, .jsonl or .jsonl.gz, audiocraft's data.jsonl.gz among
+        them) with a column or key `path`, relative to the manifest, and the fields of `Metadata`; or a dataset that
+        tensorflow-datasets has prepared, see `datasets.find`.
       fields: What the features of such a dataset mean.
 
     Raises:
@@ -88,7 +108,7 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
         raise CorpusError(f"{text}: is no dataset of tensorflow-datasets, so it has no features to choose from")
     elif Path(text).is_dir():
         found = _find_files(Path(text))
-    elif text.endswith(MANIFESTS):
+    elif text.lower().endswith(MANIFESTS):
         found = _read_manifest(Path(text))
     else:
         raise FileNotFoundError(
@@ -100,17 +120,35 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
 
 
 def _find_files(folder: Path) -> list[Source]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        present = set(names)
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in SUFFIXES and not name.startswith("."):
-                path = Path(parent, name)
-                sidecar = str(Path(parent, f"{stem}.json")) if f"{stem}.json" in present else None
-                found.append(_file(path.relative_to(folder).as_posix(), str(path.absolute()), sidecar))
+    found, seen, tops = [], set(), [str(folder)]
+
+    def unreadable(error: OSError) -> None:  # a folder, which is told of as a piece that cannot be used
+        found.append(_file(os.path.relpath(error.filename, folder), error.filename, None))
+
+    for top in tops:  # grows by the links that are found, so that a folder goes by its own name if it has one in here
+        for parent, folders, names in os.walk(top, onerror=unreadable):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            tops += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            present = set(names)
+            for name in names:
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in (*SUFFIXES, *UNREADABLE) and not name.startswith("."):
+                    path = Path(parent, name)
+                    sidecar = str(Path(parent, f"{stem}.json")) if f"{stem}.json" in present else None
+                    found.append(_file(path.relative_to(folder).as_posix(), str(path.absolute()), sidecar))
     return sorted(found, key=lambda source: source.name)
+
+
+def _regular(path: str) -> str:
+    """The path again, unless it is of something that a worker could wait on for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path}: is no file, or a folder that cannot be read")
+    return path
 
 
 def _file(name: str, path: str, sidecar: str | None, row: str | None = None) -> FileSource:
@@ -119,43 +157,68 @@ def _file(name: str, path: str, sidecar: str | None, row: str | None = None) -> 
         try:
             state = os.stat(file)
             stamp += [state.st_size, state.st_mtime_ns]
-        except OSError:  # it will be among the pieces that cannot be used
+        except (OSError, ValueError):  # it will be among the pieces that cannot be used
             stamp.append(-1)
     sidecar = None if sidecar is None else os.path.abspath(sidecar)
-    return FileSource(name, os.path.abspath(path), sidecar, row, tuple(stamp))
+    return FileSource(escaped(name), os.path.abspath(path), sidecar, row, tuple(stamp))
 
 
 def _read_manifest(path: Path) -> list[Source]:
-    read = _csv_rows if path.suffix == ".csv" else _json_rows
+    read = _json_rows if path.name.lower().endswith((".jsonl", ".gz")) else _csv_rows
     found = {}
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        for number, row in read(content.decode("utf-8-sig")):
-            name = row.get("path")
-            if not isinstance(name, str) or not name:
-                raise CorpusError(f"{path}, line {number}: there is no path in it")
-            if name in found:
-                raise CorpusError(f"{path}, line {number}: {name} was listed before; each piece may stand there once")
-            sound = path.parent / name
-            given = row.get("info_path")
-            sidecar = path.parent / given if isinstance(given, str) and given else sound.with_suffix(".json")
-            sidecar = str(sidecar) if given or sidecar.is_file() else None
-            found[name] = _file(name, str(sound), sidecar, json.dumps(row, sort_keys=True))
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
-        raise CorpusError(f"{path}: is no manifest that can be read ({error})") from error
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{path}: a line is not JSON ({error})") from error
+    for number, row in read(path, _content(path)):
+        where, keys = f"{path}, line {number}", {key.strip().lower(): row[key] for key in reversed(row)}
+        name, given = next((keys[key] for key in _PATHS if key in keys), None), keys.get("info_path")
+        if not isinstance(name, str) or not Path(name).name:
+            listed = ", ".join(map(repr, [*row][:20])) or "nothing"
+            raise CorpusError(f"{where}: there is no path in it (or {', '.join(_PATHS[1:])}); it has {listed}")
+        if name in found:
+            raise CorpusError(f"{where}: {name} was listed before; each piece may stand there once")
+        sound = path.parent / name
+        if given not in (None, False) and not isinstance(given, str):
+            raise CorpusError(f"{where}: info_path: expected a path, got {str(given)[:80]}")
+        sidecar = path.parent / given if given else sound.with_suffix(".json")
+        # False stands where a piece has none, whatever is beside it.
+        sidecar = str(sidecar) if given or (given is not False and sidecar.is_file()) else None
+        found[name] = _file(name, str(sound), sidecar, json.dumps(row, sort_keys=True))
     return sorted(found.values(), key=lambda source: source.name)
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = csv.DictReader(io.StringIO(text), restkey="")
-    for row in rows:
-        yield rows.line_num, row
+def _content(path: Path) -> str:
+    """The text of a manifest."""
+    content = files.read_bytes(path, files.LARGEST_TEXT, CorpusError)
+    if path.suffix.lower() == ".gz":
+        try:
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(files.LARGEST_TEXT + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise CorpusError(f"{path}: is no manifest that can be read ({error})") from error
+        if len(content) > files.LARGEST_TEXT:
+            raise CorpusError(f"{path}: unpacks to more than {files.LARGEST_TEXT >> 20} MiB; make several of it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CorpusError(f"{path}, line {line}: is not text in UTF-8; save it as that") from None
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    header = text.partition("\n")[0]
+    rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
+    try:
+        for row in rows:
+            if any(row.pop(None, ())):
+                raise CorpusError(
+                    f"{path}, line {rows.line_num}: has more cells than there are columns; put a text that holds the "
+                    f"separator {rows.reader.dialect.delimiter!r} into double quotes"
+                )
+            if any(row.values()):
+                yield rows.line_num, row
+    except csv.Error as error:
+        raise CorpusError(f"{path}, line {rows.line_num + 1}: is no manifest that can be read ({error})") from error
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            row = json.loads(line)
+            row = files.parse_json(line, f"{path}, line {number}", CorpusError, halves=True)
             yield number, row if isinstance(row, dict) else {}

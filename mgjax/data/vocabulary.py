@@ -19,6 +19,7 @@ from mgjax.conditioning.text import SPECIAL
 from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import replacing
 from mgjax.data.prompts import TextConfig, assemble
+from mgjax.inputs import claims
 
 FILE = "spiece.model"
 
@@ -65,10 +66,10 @@ def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, repl
 
     Raises:
       VocabularyError: There are no texts, or `size` is too small for them.
-      FileExistsError: There is a vocabulary already.
+      FileExistsError: There is a vocabulary already, or that of a model.
     """
     path = Path(directory, FILE)
-    if path.exists() and not replace:
+    if path.exists() and (not replace or (path.parent / "config.json").exists()):  # of a model
         raise FileExistsError(f"{path} exists, and models may have been trained with it: give another folder")
     plain = (text.encode(errors="replace").decode().replace(_RESERVED, " ") for text in texts)
     sentences = [sentence for text in plain if (sentence := " ".join(text.split()))]
@@ -78,8 +79,9 @@ def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, repl
             "keywords or instruments"
         )
     content = _learned(sentences, size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with claims.claimed(path.parent), replacing(path) as file:
+        if path.exists() and not replace:
+            raise FileExistsError(f"{path}: another run has written it meanwhile; give another folder")
         file.write(content)
     return sentencepiece.SentencePieceProcessor(model_proto=content).GetPieceSize()
 

@@ -78,12 +78,12 @@ def decoded(content: bytes, where: str, error: type[ValueError] = ValueError) ->
         raise error(f"{where}: is not text in UTF-8 ({wrong.reason} at byte {wrong.start})") from None
 
 
-def parse_json(content: str | bytes, where: str, error: type[ValueError] = ValueError) -> Any:
+def parse_json(content: str | bytes, where: str, error: type[ValueError] = ValueError, *, halves: bool = False) -> Any:
     """What a JSON text says; messages call it `where`.
 
     Raises:
       ValueError: (as `error`) It is no JSON or no UTF-8, is nested more than `DEEPEST` levels, holds an integer beyond
-        64 bits, or half of a character (a lone surrogate, which no file can be written with).
+        64 bits, or, unless `halves`, half of a character (a lone surrogate, which no file can be written with).
     """
     text = decoded(content, where, error) if isinstance(content, bytes) else content
     try:
@@ -94,7 +94,7 @@ def parse_json(content: str | bytes, where: str, error: type[ValueError] = Value
         raise error(f"{where}: is not JSON ({wrong})") from None
     if _is_deeper(value, DEEPEST):
         raise error(f"{where}: is nested more than {DEEPEST} levels deep")
-    if _HALF_A_CHARACTER.search(text):
+    if not halves and _HALF_A_CHARACTER.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import gzip
 import json
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyloudnorm
 import pytest
+import soundfile
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_info, example_serializer, naming, splits
@@ -21,6 +23,7 @@ from tensorflow_datasets.core import dataset_info, example_serializer, naming, s
 from mgjax.data import assembly, audio, build, datasets, processes, sources
 from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.data.metadata import Metadata
+from mgjax.inputs import claims, files
 
 RATE = 4000
 ROUNDING = 1 / 32768  # sound is kept in 16 bits
@@ -125,21 +128,64 @@ def test_a_manifest(folder, tmp_path, name, write):
     np.testing.assert_allclose(corpus.read(1), _resampled(folder / "c/d.ogg"), atol=ROUNDING)
 
 
+GZIPPED = gzip.compress(b'{"path": "a.wav"}')
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", "file,title\na.wav,A\n", "line 2: there is no path in it"),
+        (
+            "m.csv",
+            "sound,title\na.wav,A\n",
+            r"line 2: there is no path in it \(or file_name.*\); it has 'sound', 'title'",
+        ),
+        ("m.csv", "path,description\na.wav,calm, soft piano\n", "line 2: has more cells than .* into double quotes"),
+        ("m.csv", b"path,title\na.wav,x\nb.wav,caf\xe9\n", "line 3: is not text in UTF-8"),
+        ("m.csv", "path,title\na.wav," + 200_000 * "x", "line 2: is no manifest .*field larger than"),
         ("m.jsonl", '{"path": "a.wav"}\n{"path": "a.wav"}\n', "line 2: a.wav was listed before"),
         ("m.jsonl", "[1]\n", "line 1: there is no path in it"),
-        ("m.jsonl", "{\n", "a line is not JSON"),
+        ("m.jsonl", "{\n", "line 1: is not JSON"),
+        ("m.jsonl", '{"path": "a.wav"}\n{"path": "b.wav", "bpm": ' + 5000 * "9" + "}", "line 2: .* fit into 64 bits"),
+        ("m.jsonl", '{"path": "a.wav", "x": ' + 5000 * "[" + 5000 * "]" + "}", "line 1: is nested more than 64 levels"),
+        ("m.jsonl", '{"path": "/"}', "line 1: there is no path in it"),
+        ("m.jsonl", '{"path": "."}', "line 1: there is no path in it"),
+        ("m.jsonl", '{"path": "a.wav", "info_path": [1]}', "line 1: info_path: expected a path"),
         ("m.jsonl.gz", "plain", "is no manifest that can be read"),
+        ("m.jsonl.gz", GZIPPED[:12] + b"\xff\xff" + GZIPPED[14:], "is no manifest that can be read"),
+        ("m.jsonl.gz", GZIPPED[:-9], "is no manifest that can be read"),
+        ("m.jsonl.gz", GZIPPED + b"more", "is no manifest that can be read"),
+        ("m.jsonl.gz", gzip.compress(bytes(5000)), "unpacks to more than"),
         ("m.jsonl", "\n", "there is no music in it"),
     ],
 )
-def test_a_manifest_that_cannot_be_understood(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+def test_a_manifest_that_cannot_be_understood(tmp_path, monkeypatch, name, content, message):
+    if name.endswith(".gz"):
+        monkeypatch.setattr(files, "LARGEST_TEXT", 4096)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CorpusError, match=message):
         sources.find(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.csv", "path, Description\na.wav,a waltz\n,\n"),
+        ("m.csv", "path,description\na.wav,a waltz,,\n"),
+        ("m.csv", ",path,caption\n0,a.wav,a waltz\n"),
+        ("m.CSV", "\ufefffile_name;Caption;weight\na.wav;a waltz;3\n"),
+        ("m.tsv", "file\ttext\na.wav\ta waltz\n"),
+        ("m.tsv", "path,text\na.wav,a waltz\n"),
+        ("m.jsonl", '{"audio": "a.wav", "Caption": "a waltz", "weight": 3}'),
+        ("m.JSONL", '{"path": "a.wav", "description": "a waltz", "text": ""}'),
+    ],
+)
+def test_a_manifest_in_other_words(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    [source] = sources.find(tmp_path / name)
+    unused = []
+    assert (source.name, source.path) == ("a.wav", str(tmp_path / "a.wav"))
+    assert source.metadata(unused) == Metadata(description="a waltz")
+    assert unused == (["weight"] if "weight" in content else [""] if content.startswith(",") else [])
 
 
 @pytest.mark.parametrize("source", ["nowhere", "song.wav"])
@@ -282,6 +328,120 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path):
     assert sum(records for records, _ in sizes) == 1  # nothing of a damaged piece is in the shards
 
 
+def test_all_music_is_found_and_each_folder_once(tmp_path, monkeypatch):
+    _run_here(monkeypatch)
+    folder, noise = tmp_path / "music", np.random.default_rng(0).uniform(-0.5, 0.5, 6000)
+    (tmp_path / "far").mkdir()
+    (folder / "near").mkdir(parents=True)
+    kinds = {"caf": "CAF", "w64": "W64", "au": "AU", "rf64": "RF64", "wave": "WAV", "voc": "VOC", "AIFF": "AIFF"}
+    for suffix, kind in kinds.items():
+        soundfile.write(folder / f"a.{suffix}", noise, RATE, format=kind, subtype="PCM_16")
+    for place in (folder / "near", tmp_path / "far"):
+        soundfile.write(place / "b.wav", noise, RATE)
+    for name in ("c.m4a", "d.webm", "e.WMA"):
+        (folder / name).write_bytes(b"\0\0\0 ftypM4A ")
+    for link, target in (("0", "near"), ("1", "."), ("2", "../far"), ("3", "2"), ("near/up", "..")):
+        (folder / link).symlink_to(target)
+    report = _build(folder, tmp_path / "corpus", max_bad=0.5)
+    corpus = Corpus.open(tmp_path / "corpus")
+    expected = ["2/b.wav", *sorted(f"a.{suffix}" for suffix in kinds), "near/b.wav"]
+    assert [corpus.name(i) for i in range(len(corpus))] == expected
+    assert dict(report.skipped) == {
+        name: f"{name[1:].lower()} cannot be read here; convert it to .wav or .flac"
+        for name in ("c.m4a", "d.webm", "e.WMA")
+    }
+    assert set(soundfile.available_formats()) >= {
+        "CAF",
+        "W64",
+        "AU",
+        "RF64",
+        "VOC",
+        "AVR",
+        "NIST",
+        "IRCAM",
+        "PVF",
+        "SVX",
+    }
+
+
+def test_folders_that_cannot_be_read_are_told_of(tmp_path, monkeypatch):
+    _write(tmp_path / "a.wav", 4000, 1, 2)
+    (tmp_path / "shut").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [source.name for source in sources.find(tmp_path)] == ["a.wav", "shut"]
+
+
+def test_what_is_not_utf8_costs_a_piece_at_most(tmp_path, monkeypatch):
+    _run_here(monkeypatch)
+    folder = tmp_path / "music"
+    for name in "abcdefg":
+        _write(folder / f"{name}.wav", 4000, 1, 2)
+    shutil.copy(folder / "a.wav", os.fsencode(folder) + b"/caf\xe9.wav")
+    (folder / "b.json").write_bytes('{"title": "caf\xe9"}'.encode("latin-1"))
+    (folder / "c.json").write_text('{"description": "a \\ud83d waltz"}')
+    (folder / "d.json").write_text('{"moods": ["a \\ud83d"]}')
+    (folder / "e.json").write_text('{"\\ud83d": "not used"}')
+    os.mkfifo(folder / "f.json")
+    report = _build(folder, tmp_path / "corpus", max_bad=0.9)
+    reasons = dict(report.skipped)
+    reasons.pop("caf\\udce9.wav", None)  # libsndfile need not open it
+    assert reasons == {
+        "b.wav": "b.json: is not text in UTF-8 (invalid continuation byte at byte 14)",
+        "c.wav": "c.json: description: holds half of a character (a lone surrogate)",
+        "d.wav": "d.json: moods: holds half of a character (a lone surrogate)",
+        "f.wav": f"{folder / 'f.json'}: is no file, or a folder that cannot be read",
+    }
+    corpus = Corpus.open(tmp_path / "corpus")
+    names = [corpus.name(i) for i in range(len(corpus))]
+    assert [name for name in names if not name.startswith("caf")] == ["a.wav", "e.wav", "g.wav"]
+    assert ("caf\\udce9.wav" in names) != ("caf\\udce9.wav" in dict(report.skipped))
+    rows = [{"path": "a.wav", "title": "\ud83d"}, {"path": "\ud83d.wav"}, {"path": "a\0.wav"}, {"path": "g.wav"}]
+    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = _build(folder / "m.jsonl", tmp_path / "other", max_bad=0.9)
+    assert sorted(name for name, _ in report.skipped) == ["\\ud83d.wav", "a\0.wav", "a.wav"]
+
+
+def _loud(folder, name, peak):
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng(0).uniform(-peak, peak, 30 * RATE)  # three blocks
+    soundfile.write(folder / name, noise, RATE, subtype="FLOAT")
+
+
+def test_what_is_not_used_or_loud_is_said_once(tmp_path, monkeypatch, caplog):
+    _run_here(monkeypatch)
+    folder = tmp_path / "music"
+    for name, peak in (("a", 0.9), ("b", 3.0), ("c", 7.5)):
+        _loud(folder, f"{name}.wav", peak)
+        (folder / f"{name}.json").write_text(json.dumps({"Weight": 3, "title": "T", "id": ""}))
+    with caplog.at_level(logging.WARNING, "mgjax"):
+        report = _build(folder, tmp_path / "corpus")
+    assert report.notes == {
+        "the key 'weight' is not used": (3, "a.wav"),
+        "louder than full scale, and clipped": (2, "b.wav"),
+    }
+    assert caplog.messages == [
+        "the key 'weight' is not used (3x, first in a.wav); louder than full scale, and clipped (2x, first in b.wav)"
+    ]
+    assert _build(folder, tmp_path / "corpus") == report
+    assert not _build(folder, tmp_path / "quieter", loudness=-30).notes.keys() - {"the key 'weight' is not used"}
+
+
+def test_sound_far_beyond_full_scale_is_left_out(tmp_path, monkeypatch):
+    _run_here(monkeypatch)
+    _loud(tmp_path / "music", "a.wav", 0.9)
+    _loud(tmp_path / "music", "b.wav", 30_000.0)  # 16 bits in floating point
+    [(name, reason)] = _build(tmp_path / "music", tmp_path / "corpus", max_bad=0.5).skipped
+    assert name == "b.wav"
+    assert "has a peak of" in reason
+
+
 def test_nothing_that_can_be_used(tmp_path):
     _write(tmp_path / "music/a.wav", 4000, 1, 0.1)
     with pytest.raises(CorpusError, match="no piece could be used"):
@@ -405,6 +565,84 @@ def test_an_interrupted_build_goes_on(songs, alone, tmp_path, monkeypatch):
     assert _contents(directory) == alone
     assert assembly.assemble(directory, again) == report
     assert len(second) < 12  # it was there already
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_bad_pieces_are_mended_or_removed_and_what_is_done_is_kept(tmp_path, monkeypatch, mended):
+    _run_here(monkeypatch)
+    folder, directory = tmp_path / "music", tmp_path / "corpus"
+    for i in range(8):
+        _write(folder / f"{i}.wav", 4000, 1, 1.5 + i / 10, seed=i)
+    good = (folder / "7.wav").read_bytes()
+    (folder / "7.wav").write_bytes(b"not yet music")
+    with pytest.raises(CorpusError, match="run it again: what is done is kept, where its pieces stay"):
+        _build(folder, directory)
+    if mended:
+        (folder / "7.wav").write_bytes(good)
+    else:
+        (folder / "7.wav").unlink()
+    (directory / "unfinished/train-00002.json").write_text('{"hash": "of another"}')
+    (directory / "mgjax_audio-train.array_record-00003-of-00008").write_bytes(b"cut")
+    plan, opened = build.make_plan(folder, RATE, 1, 0.0, 1.0, None), []
+    assembly.assemble(directory, dataclasses.replace(plan, maker=Counted(plan.maker, opened)))
+    # Without the last piece there are seven shards of seven, and none is what it was.
+    assert opened == (["2.wav", "3.wav", "7.wav"] if mended else [f"{i}.wav" for i in range(7)])
+    _build(folder, tmp_path / "fresh")
+    assert _contents(directory) == _contents(tmp_path / "fresh")
+    with pytest.raises(FileExistsError, match="unfinished corpus of other sources or settings"):
+        _other_folder(folder, tmp_path)
+
+
+def _other_folder(folder, tmp_path):
+    """An unfinished corpus is not gone on with from another folder."""
+    (folder / "0.wav").write_bytes(b"no music")
+    with pytest.raises(CorpusError, match="cannot be used"):
+        _build(folder, tmp_path / "third")
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    _build(tmp_path / "elsewhere", tmp_path / "third", max_bad=0.9)
+
+
+def test_a_folder_is_of_one_run_at_a_time(songs, tmp_path):
+    with claims.claimed(tmp_path / "corpus"), pytest.raises(FileExistsError, match="corpus: another run is at work in"):
+        _build(songs, tmp_path / "corpus")
+    assert not any((tmp_path / "corpus").iterdir())
+
+
+def test_a_corpus_goes_by_a_name_in_utf8(songs, tmp_path):
+    with pytest.raises(FileExistsError, match=r"caf\\udce9: is not a name in UTF-8"):
+        _build(songs, tmp_path / "caf\udce9")
+
+
+def test_what_others_wrote_stays(folder, tmp_path, monkeypatch):
+    _run_here(monkeypatch)
+    directory = tmp_path / "corpus"
+    foreign = {"corpus.json": '{"documents": []}', "unfinished/plan.json": '{"chapters": 3}', "report.json": "{}"}
+    for name, content in foreign.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(content)
+        for options in ({}, {"replace": True}):
+            with pytest.raises(FileExistsError, match=r"choose another folder"):
+                _build(folder, directory, **options)
+        assert _contents(directory) == {name: content.encode()}
+        shutil.rmtree(directory)
+    _build(folder, directory)
+    mine = {"unfinished/draft.txt", "index-mine.npz", ".mine.tmp", "notes/report.json"}
+    for name in mine:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("mine")
+    _build(folder, directory, replace=True, channels=2)
+    assert {name for name, content in _contents(directory).items() if content == b"mine"} == mine
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"hash": "HASH", "skipped": 3}', "[" * 100_000])
+def test_a_damaged_report_is_said(folder, tmp_path, monkeypatch, content):
+    _run_here(monkeypatch)
+    _build(folder, tmp_path / "corpus")
+    plan = build.make_plan(folder, RATE, 1, 0.0, 1.0, None)
+    (tmp_path / "corpus/report.json").write_text(content.replace("HASH", plan.hash))
+    with pytest.raises(CorpusError, match=r"report\.json: is "):
+        _build(folder, tmp_path / "corpus")
+    assert _build(folder, tmp_path / "corpus", replace=True).pieces["train"] == 4
 
 
 def test_a_corpus_is_replaced_only_on_request(folder, songs, tmp_path, monkeypatch):

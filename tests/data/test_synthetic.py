@@ -24,6 +24,7 @@ from mgjax.data.synthetic.notes import Notes
 from mgjax.data.synthetic.performance import perform
 from mgjax.data.synthetic.soundfont import DRUM_BANK, SoundFont
 from mgjax.data.synthetic.styles.style import BEATS, FILLS, STEPS, parse_rhythm
+from mgjax.inputs import claims
 
 RATE = 16_000
 PIECES = {style: [synthetic.compose(3, index, style=style) for index in range(3)] for style in synthetic.STYLES}
@@ -552,7 +553,7 @@ def test_a_folder_is_finished_where_it_was_left(folder, tmp_path):
         (copy / name).write_bytes(data)
     (copy / "synthetic-4-000000.json").unlink()  # killed between sound and metadata
     (copy / ".synthetic-4-000000.flac.0123abcd.tmp").write_bytes(b"half a so")
-    (copy / "synthetic-4-000001.json").write_text("{}")  # of other music
+    (copy / "synthetic-4-000001.json").write_bytes(b'{"title": "caf\xe9"}')  # of other music
     again = synthetic.write_folder(copy, HOURS, seed=4, sample_rate=FOLDER_RATE)
     assert (again.pieces, again.written) == (summary.pieces, 2)
     assert contents(copy) == contents(path)
@@ -581,7 +582,17 @@ def test_killed_and_repeated_by_two_processes_the_files_are_the_same(folder, tmp
     assert contents(out) == contents(path)
 
 
-@pytest.mark.parametrize(("hours", "workers"), [(0, 1), (-1, 1), (float("inf"), 1), (float("nan"), 1), (0.1, 0)])
-def test_folders_that_cannot_be_are_said(tmp_path, hours, workers):
-    with pytest.raises(ValueError, match="must be"):
-        synthetic.write_folder(tmp_path, hours, workers=workers)
+def test_a_folder_is_of_one_call_at_a_time(tmp_path):
+    (tmp_path / ".synthetic-4-000000.flac.0123abcd.tmp").write_bytes(b"of the other")
+    with claims.claimed(tmp_path), pytest.raises(FileExistsError, match="another run is at work in it"):
+        synthetic.write_folder(tmp_path, 0.01)
+    assert [path.name for path in tmp_path.iterdir()] == [".synthetic-4-000000.flac.0123abcd.tmp"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "workers", "seed"),
+    [(0, 1, 0), (-1, 1, 0), (float("inf"), 1, 0), (float("nan"), 1, 0), (0.1, 0, 0), (0.1, 1, -1)],
+)
+def test_folders_that_cannot_be_are_said(tmp_path, hours, workers, seed):
+    with pytest.raises(ValueError, match=r"^\w+ must be"):
+        synthetic.write_folder(tmp_path, hours, workers=workers, seed=seed)

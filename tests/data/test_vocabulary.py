@@ -13,6 +13,7 @@ from mgjax.data.corpus import Corpus, Description
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.metadata import Metadata
 from mgjax.data.prompts import TextConfig, assemble
+from mgjax.inputs import claims
 
 TEXTS = [
     "A slow waltz on accordion, in E minor. genre: waltz. bpm: 92.0. moods: calm, sad",
@@ -100,6 +101,17 @@ def test_what_cannot_be_learned_is_told(texts, size, message, tmp_path):
     with pytest.raises(vocabulary.VocabularyError, match=message):
         vocabulary.train(texts, size, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_others_write_is_left(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "spiece.model").write_bytes(b"of the model")
+    with pytest.raises(FileExistsError, match="models may have been trained with it"):
+        vocabulary.train(TEXTS, 310, tmp_path, replace=True)
+    assert (tmp_path / "spiece.model").read_bytes() == b"of the model"
+    with claims.claimed(tmp_path / "new"), pytest.raises(FileExistsError, match="another run is at work"):
+        vocabulary.train(TEXTS, 310, tmp_path / "new")
+    assert not any((tmp_path / "new").iterdir())
 
 
 def test_a_vocabulary_is_not_written_over(learned):

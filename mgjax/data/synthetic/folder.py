@@ -16,6 +16,7 @@ from mgjax.data.parent import end_with_parent
 from mgjax.data.synthetic.form import USUAL_LENGTHS
 from mgjax.data.synthetic.pieces import compose, render
 from mgjax.data.synthetic.rendering import soundfont
+from mgjax.inputs import claims
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -78,27 +79,28 @@ def write_folder(
     Raises:
       ImportError: The extra `synthetic` is not installed.
       ValueError: A number is out of range.
-      OSError: The folder cannot be written to.
+      OSError: The folder cannot be written to, or another call is at work in it.
     """
     if not hours > 0 or hours == float("inf"):
         raise ValueError(f"hours must be above 0, got {hours}")
-    if workers < 1:
-        raise ValueError(f"workers must be 1 or more, got {workers}")
+    for name, value, least in (("workers", workers, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
     soundfont()  # that it is missing is better known before the work begins
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(".synthetic-*.tmp"):  # of a call that was killed
-        leftover.unlink(missing_ok=True)
-    indices = _indices(seed, hours, lengths)
-    jobs = (_Job(directory, seed, index, sample_rate, channels, lengths) for index in indices)
     pieces = written = 0
     seconds = 0.0
     styles: dict[str, int] = {}
-    for new, length, style in _worked_off(jobs, workers):
-        pieces, written, seconds = pieces + 1, written + new, seconds + length
-        styles[style] = styles.get(style, 0) + 1
-        if progress:
-            progress(min(seconds, 3600 * hours), 3600 * hours)
+    with claims.claimed(directory):
+        for leftover in directory.glob(".synthetic-*.tmp"):  # of a call that was killed
+            leftover.unlink(missing_ok=True)
+        indices = _indices(seed, hours, lengths)
+        jobs = (_Job(directory, seed, index, sample_rate, channels, lengths) for index in indices)
+        for new, length, style in _worked_off(jobs, workers):
+            pieces, written, seconds = pieces + 1, written + new, seconds + length
+            styles[style] = styles.get(style, 0) + 1
+            if progress:
+                progress(min(seconds, 3600 * hours), 3600 * hours)
     return Summary(pieces, written, seconds, dict(sorted(styles.items())))
 
 
@@ -141,9 +143,9 @@ def _write_piece(job: _Job) -> tuple[bool, float, str]:
     piece = compose(job.seed, job.index, lengths=job.lengths)
     sound = job.directory / f"{piece.metadata['name']}.flac"
     sidecar = sound.with_suffix(".json")
-    text = json.dumps(piece.metadata, indent=1, ensure_ascii=False) + "\n"
+    text = (json.dumps(piece.metadata, indent=1, ensure_ascii=False) + "\n").encode()
     # The metadata come last: where they are as they should be, so is the sound.
-    if sidecar.is_file() and sidecar.read_text(encoding="utf-8") == text and sound.is_file():
+    if sidecar.is_file() and sidecar.read_bytes() == text and sound.is_file():
         found = audio.info(sound)
         if (found.sample_rate, found.channels) == (job.sample_rate, job.channels):
             return False, found.num_samples / found.sample_rate, piece.score.style.name
@@ -152,6 +154,6 @@ def _write_piece(job: _Job) -> tuple[bool, float, str]:
     audio.write(sound, samples, job.sample_rate)
     # A name of its own, as that of the sound has: another call may write the same piece.
     temporary = sidecar.with_name(f".{sidecar.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(text)
     os.replace(temporary, sidecar)
     return True, len(samples) / job.sample_rate, piece.score.style.name
