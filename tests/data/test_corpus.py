@@ -161,7 +161,7 @@ def test_a_damaged_record_is_noticed(copy):
         (lambda d: np.savez(d / "index-train.npz", lengths=np.array([7])), "of different corpora"),
         (lambda d: np.savez(d / "index-train.npz", lengths=np.array([{}], object)), "is damaged"),
         (lambda d: (d / "corpus.json").unlink(), "holds no finished corpus"),
-        (lambda d: (d / "corpus.json").write_text("{"), "is no description of a corpus"),
+        (lambda d: (d / "corpus.json").write_text("{"), "corpus.json: is not JSON"),
         (lambda d: (d / "corpus.json").write_text("[]"), "is no description of a corpus"),
         (lambda d: _edit(d, version=2), "reads version 1; update mgjax"),
         (lambda d: _edit(d, kind="video"), 'kind must be "audio" or "tokens"'),
