@@ -79,8 +79,8 @@ def music(work):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_building(run, music, work, workers):
-    words = ["corpus", "build", music, work / f"sound{workers}", "--loudness=-14", "--valid=0.3", f"--workers={workers}"]
-    assert run("-m", "mgjax", *words) == ""
+    words = [music, work / f"sound{workers}", "--loudness=-14", "--valid=0.3", f"--workers={workers}"]
+    assert run("-m", "mgjax", "corpus", "build", *words) == ""
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -224,7 +224,7 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
     parts = [json.loads(_part_path(work, job).read_bytes()) for job in jobs]
     shards = {
         split: [
-            Shard(part["lengths"], part["num_bytes"], part.get("hash"))
+            Shard(part["lengths"], part["num_bytes"], part.get("digest"))
             for job, part in zip(jobs, parts, strict=True)
             if job.split == split
         ]

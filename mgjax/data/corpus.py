@@ -368,9 +368,9 @@ def _shards(split: str, content: Any) -> list[ShardRecord]:
     """The shards of a split, as corpus.json lists them."""
     hashes = content.get("hashes") or itertools.repeat(None)
     shards = [ShardRecord(*numbers, digest) for numbers, digest in zip(content["shards"], hashes, strict=False)]
-    for records, num_bytes, _ in shards:
-        if not (type(records) is type(num_bytes) is int and 0 <= records <= num_bytes):  # a record takes a byte or more
-            raise ConfigError(f"a shard of {split} cannot have {records!r} records in {num_bytes!r} bytes")
+    for count, num_bytes, _ in shards:
+        if not (type(count) is type(num_bytes) is int and 0 <= count <= num_bytes):  # a record takes a byte or more
+            raise ConfigError(f"a shard of {split} cannot have {count!r} records in {num_bytes!r} bytes")
     if not split.isidentifier():  # it becomes a part of names of files
         raise ConfigError(f"{split!r} is no name of a split")
     return shards
@@ -409,6 +409,7 @@ def _read_index(path: Path) -> Int64[np.ndarray, "p"]:
         raise CorpusError(f"{path}: is missing; copy it again, or build the corpus anew") from None
     except KeyError:
         lengths = np.zeros(0)
-    if lengths.ndim != 1 or lengths.dtype != np.int64 or not lengths.size or not 0 < lengths.min() <= lengths.max() < _LONGEST:
+    are_numbers = lengths.ndim == 1 and lengths.dtype == np.int64 and lengths.size
+    if not are_numbers or not 0 < lengths.min() <= lengths.max() < _LONGEST:
         raise CorpusError(f"{path}: is damaged: it holds no lengths; copy it again, or build the corpus anew")
     return lengths

@@ -48,12 +48,12 @@ class Shard(NamedTuple):
     Attributes:
       lengths: Of each piece, in samples or frames.
       num_bytes: Of its file.
-      hash: Twelve hexadecimal digits of all its records; None where they are not known.
+      digest: Twelve hexadecimal digits of all its records; None where they are not known.
     """
 
     lengths: list[int]
     num_bytes: int
-    hash: str | None = None
+    digest: str | None = None
 
 
 def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -> Shard:
@@ -100,7 +100,7 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
         "version": VERSION,
         **dataclasses.asdict(description),
         "splits": {
-            split: {"shards": counts[split], "hashes": [part.hash for part in parts]}
+            split: {"shards": counts[split], "hashes": [part.digest for part in parts]}
             for split, parts in present.items()
         },
     }

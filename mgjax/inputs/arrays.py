@@ -43,6 +43,6 @@ def read_npz(
                             raise ValueError(f"{member.filename} is no plain array")
                         content = data.read(count * dtype.itemsize)
                         found[name] = np.frombuffer(content, dtype, count).reshape(shape)
-        except (ValueError, SyntaxError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as wrong:
+        except (ValueError, SyntaxError, OverflowError, EOFError, zlib.error, zipfile.BadZipFile) as wrong:
             raise error(f"{os.fspath(path)}: is damaged ({wrong})") from wrong
     return found
