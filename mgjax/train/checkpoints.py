@@ -33,8 +33,9 @@ from mgjax.train.state import TrainState
 
 log = logging.getLogger("mgjax")
 
-# What went wrong with the machine, not with a checkpoint: an older checkpoint would not help.
-_NOT_DAMAGE = (ConfigError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+# What went wrong with the machine, not with a checkpoint: an older checkpoint would not help. Of damaged ones, orbax
+# makes errors of any kind, bare `Exception` among them.
+_NOT_DAMAGE = (ConfigError, ImportError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +206,12 @@ class Checkpoints:
     def _read_merit(self, step: int) -> float:
         try:
             return self._merit(self._record.restore(self._directory / str(step) / "record")["metrics"])
-        except Exception:  # damaged, or half deleted when the process was killed: not worth keeping
+        except (
+            LookupError,
+            OSError,
+            TypeError,
+            ValueError,
+        ):  # damaged, or half deleted when the process was killed: not worth keeping
             return -math.inf
 
     def _check(self, step: int, like: TrainState) -> None:
