@@ -211,7 +211,7 @@ class Corpus:
             for piece in [] if shard.hash else pieces[:: -(-len(pieces) // _LOOKED_AT) or 1]:
                 with contextlib.suppress(CorpusError):  # a few damaged pieces may be left out of a training
                     head = self._head(piece)
-                    digest.update(b"".join(_bytes(head, name) for name in sorted(head) if name != "chunk"))
+                    digest.update(b"".join(self._bytes(head, name) for name in sorted(head) if name != "chunk"))
             found.append(digest.hexdigest()[:12])
         return found
 
@@ -255,11 +255,11 @@ class Corpus:
           IndexError: There is no such piece.
           CorpusError: The records are damaged.
         """
-        return Metadata.from_json(_bytes(self._head(piece), "metadata"), f"{self.directory}: piece {piece}")
+        return Metadata.from_json(self._bytes(self._head(piece), "metadata"), f"{self.directory}: piece {piece}")
 
     def name(self, piece: int) -> str:
         """What the piece was called where the corpus was made from."""
-        return files.decoded(_bytes(self._head(piece), "name"), f"{self.directory}: piece {piece}", CorpusError)
+        return files.decoded(self._bytes(self._head(piece), "name"), f"{self.directory}: piece {piece}", CorpusError)
 
     def text_ids(self, piece: int) -> Int32[np.ndarray, "l"] | None:
         """The token ids of the piece's description, empty if it has none; None if the corpus keeps no ids."""
@@ -303,10 +303,17 @@ class Corpus:
 
     def _array(self, example: Any, name: str, dtype: str, *width: int) -> np.ndarray:
         """The numbers of a feature, in rows of `width`."""
+        content = self._bytes(example, name)
         try:
-            return np.frombuffer(_bytes(example, name), dtype).reshape(-1, *width)
+            return np.frombuffer(content, dtype).reshape(-1, *width)
         except ValueError as error:
             raise self._damaged(f"the {name} of a record cannot be understood ({error})") from error
+
+    def _bytes(self, example: Any, name: str) -> bytes:
+        values = example[name].bytes_list.value if name in example else []
+        if len(values) != 1:
+            raise self._damaged(f"a record has no {name!r}")
+        return values[0]
 
     def _head(self, piece: int) -> Any:
         """The first record of a piece, which is the one with its metadata."""
@@ -379,13 +386,6 @@ def _shards(split: str, content: Any) -> list[ShardRecord]:
 def shard_path(directory: str | os.PathLike[str], kind: str, split: str, shard: int, num_shards: int) -> Path:
     """Where a shard is, by the naming of tensorflow-datasets."""
     return Path(directory, f"mgjax_{kind}-{split}.array_record-{shard:05d}-of-{num_shards:05d}")
-
-
-def _bytes(example: Any, name: str) -> bytes:
-    values = example[name].bytes_list.value if name in example else []
-    if len(values) != 1:
-        raise CorpusError(f"a record has no {name!r}: the shard is not of this corpus; build it anew")
-    return values[0]
 
 
 def num_records(description: Description, lengths: Int64[np.ndarray, "p"]) -> Int64[np.ndarray, "p"]:
