@@ -9,7 +9,7 @@ On several hosts each of them starts this command; launch/README.md says how, on
 
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from mgjax.cli import training
@@ -25,4 +25,4 @@ def train(config: ConfigDict, workdir: str) -> Any:
 
 
 if __name__ == "__main__":
-    app.run(lambda _: training.status(train))
+    training.main(train)

@@ -2,14 +2,20 @@
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from mgjax.strict_json import ConfigError
 from mgjax.train.codec import CodecRun
-from mgjax.train.configs import from_config_dict, to_config_dict
+from mgjax.train.configs import from_config_dict, parse_flags, to_config_dict
 from mgjax.train.lm import LMRun
+from mgjax.train.task import LoopConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -85,3 +91,87 @@ def test_what_is_none_can_be_set():
 def test_tuples_and_nested_dataclasses_come_back():
     run = LMRun(prompts=("one",), data=dataclasses.replace(LMRun().data, corpora=("a", "b")))
     assert from_config_dict(LMRun, to_config_dict(run)) == run
+
+
+def parsed(*words):
+    values, words = flags.FlagValues(), ["train.py", *words]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    flags.DEFINE_string("workdir", None, "", required=True, flag_values=values)
+    parse_flags(values, words)
+    return values.config
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_settings_come_from_the_command_line():
+    settings = ["--config.optim.learning_rate=0.5", "--config.data.corpora=('a',)", "-config.loop.steps", "7"]
+    config = parsed(f"--config={CONFIGS / 'lm.py'}:debug", "--workdir=a", *settings)
+    assert (config.optim.learning_rate, config.data.corpora, config.loop.steps) == (0.5, ("a",), 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.optim.lerning_rate=1"], "no setting optim.lerning_rate; the nearest names are optim.learning_rate"),
+        (["--config.optm.learning_rate=1"], "no setting optm.learning_rate; the nearest names are optim.learning_rate"),
+        (["--config.seed=1"], "no setting seed; the nearest names are loop.seed"),
+        (["--config.lora.rank=1"], "no setting lora.rank; the nearest names are lora"),
+        (["--config.optim.learning_rate.x=1"], "no setting optim.learning_rate.x"),
+        (["--config.zzzzzz=1"], "no setting zzzzzz"),
+        (["--config.optim.learning_rate=abc"], "learning_rate=abc: could not convert string to float"),
+        (["--config.data.batch_size=1.5"], "batch_size=1.5: invalid literal for int"),
+        (["--config.data=3"], "Failed to parse '3' as a ConfigDict"),
+        (["--config.loop.steps"], "Missing value for flag --config.loop.steps"),
+        (["--confg.loop.steps=1"], "Unknown command line flag 'confg.loop.steps'"),
+        ([f"--config={CONFIGS / 'lm.py'}:smal"], "has small, medium"),
+        ([f"--config={CONFIGS / 'none.py'}:small"], "No such file or directory: .*none.py"),
+        ([f"--config={CONFIGS}"], "Is a directory"),
+        ([f"--config={CONFIGS.parent / 'README.md'}"], "README.md, line"),
+        (["--workdir"], "Missing value for flag --workdir"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_command_line_that_describes_no_run_is_told(words, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        parsed(f"--config={CONFIGS / 'lm.py'}:debug", "--workdir=a", *words)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_script_without_a_folder_ends_with_one_sentence():
+    script = CONFIGS.parent / "launch" / "train_codec.py"
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
+    command = [sys.executable, script, f"--config={CONFIGS / 'codec.py'}:debug"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mgjax: error: flag --workdir=None: Flag --workdir must have a value other than None.\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loop.seed": -1}, "loop.seed must be 0 or more"),
+        ({"loop.seed": 2**32}, "loop.seed must be finite, and within 32 bits"),
+        ({"loop.eval_batches": 0}, "loop.eval_batches must be 1 or more"),
+        ({"loop.hang_seconds": float("nan")}, "loop.hang_seconds must be finite"),
+        ({"loop.hang_seconds": float("inf")}, "loop.hang_seconds must be finite"),
+        ({"loop.peak_flops": -1.0}, "loop.peak_flops must be above 0"),
+        ({"loop.steps": 10**30}, "steps must be finite, and within 32 bits"),
+        ({"optim.learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"optim.weight_decay": float("inf")}, "weight_decay must be 0 or above"),
+        ({"data.segment_seconds": 1e30}, "segment_seconds must be above 0 and at most 86400"),
+        ({"data.num_threads": 2**40}, "num_threads must be from 0 to"),
+        ({"data.weights": (1.0, float("nan"))}, "weights must be above 0"),
+        ({"loss.l1": float("nan")}, "loss.l1 must be finite"),
+        ({"loss.total_norm": float("inf")}, "loss.total_norm must be finite"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_at_once(changes, message):
+    config = CODEC.get_config("debug")
+    for name, value in changes.items():
+        with config.ignore_type(), config.unlocked():
+            config.update_from_flattened_dict({name: value})
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(CodecRun, config)
+
+
+def test_the_largest_seed_is_one():
+    assert LoopConfig(seed=2**32 - 1).seed == 2**32 - 1

@@ -30,7 +30,7 @@ LEVELS = [
     ["lm.*"],
     [
         "checkpoint interop.*",
-        "data.conditions data.corpus data.corpus_writing data.pieces data.pipeline data.prompts",
+        "data.conditions data.corpus data.corpus_writing data.pieces data.pipeline data.prompts data.records",
         "evaluate.*",
     ],
     ["api checks conditioner formats initialize melody references separate steering style __init__"],
@@ -49,7 +49,7 @@ NARROWER = {"lm.*": ([0, 1, 2], ["conditioning.condition", "conditioning.__init_
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
     "train": "train.* plan.* finetune cli.plan cli.training data.conditions data.corpus data.corpus_writing "
-    "data.datasets data.pieces data.pipeline data.processes",
+    "data.datasets data.pieces data.pipeline data.processes data.records",
     "synthetic": "data.synthetic.*",
     "separate": "separate",
 }
@@ -62,6 +62,7 @@ DISTRIBUTIONS = {
     "apache-beam": "apache_beam",
     "pillow": "PIL",
     "absl-py": "absl",
+    "protobuf": "google",
 }
 
 

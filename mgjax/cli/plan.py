@@ -144,22 +144,14 @@ def _run(name: str, settings: list[str], mesh: dict[str, int] | None) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
-    from mgjax.train.configs import from_config_dict
+    from mgjax.train.configs import from_config_dict, parse_flags
     from mgjax.train.lm_run import LMRun
 
-    file = name.partition(":")[0]
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: there is no such file; give one of configs/ and a run in it: configs/lm.py:large")
     asked = [*settings, *(f"loop.{axis}={size}" for axis, size in (mesh or {}).items())]
     words = ["plan", f"--config={name}", *(f"--config.{one}" for one in asked)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    try:
-        values(words)
-    except flags.Error as error:  # it holds a whole traceback, whose last line says what is wrong
-        raise ValueError(f"{name}: {str(error).strip().splitlines()[-1]}") from None
-    except AttributeError:
-        raise ValueError(f"{name} has no setting of one of these names: {', '.join(asked)}") from None
+    parse_flags(values, words)
     return from_config_dict(LMRun, values.config)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mgjax import hosts
 from mgjax.cli import terminal
+from mgjax.train import configs
 
 # The exit status of a run that was stopped (SIGTERM, Ctrl-C) and goes on when it is started again: that of a temporary
 # failure, so that no scheduler takes it for done.
@@ -21,6 +22,19 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "On several hosts: that 
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "On several hosts: how many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "On several hosts: which of them this is, from 0.")
 flags.mark_flag_as_required("config")
+
+
+def main(train: Callable[[ConfigDict, str], Any]) -> None:
+    """Ends the process with the `status` of a run; with 2 where the command line describes none."""
+    app.run(lambda _: status(train), flags_parser=_parse)
+
+
+def _parse(words: list[str]) -> list[str]:
+    rest = []
+    found = terminal.status(lambda: rest.extend(configs.parse_flags(flags.FLAGS, words)))
+    if found:
+        raise SystemExit(found)
+    return rest
 
 
 def status(train: Callable[[ConfigDict, str], Any]) -> int:

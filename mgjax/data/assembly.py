@@ -288,7 +288,7 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
             notes.add(kind, name, count)
     shards = {
         split: [
-            Shard(part["lengths"], part["num_bytes"])
+            Shard(part["lengths"], part["num_bytes"], part.get("digest"))
             for job, part in zip(jobs, parts, strict=True)
             if job.split == split
         ]

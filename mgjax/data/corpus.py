@@ -15,21 +15,23 @@ codes of a piece.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import itertools
-import json
 import os
 import threading
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt16
 
 from mgjax.conditioner_config import MelodyConfig
+from mgjax.data import records
 from mgjax.data.metadata import Metadata
+from mgjax.inputs import arrays, files
 from mgjax.strict_json import ConfigError, from_dict
 
 VERSION = 1
@@ -37,8 +39,11 @@ SPLITS = ("train", "valid")
 CHUNK_SECONDS = 2.0
 FULL_SCALE = 32768.0
 
-# With no threads of its own a reader is cheap to hold open.
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+# What no corpus comes near, and what products of stay within 64 bits: of a number of its description, and of the
+# samples or frames of a piece.
+_LARGEST, _LONGEST = 2**24, 2**38
+_LARGEST_INDEX = 2**30  # bytes; 67 million pieces
+_LOOKED_AT = 8  # pieces of a shard that has no hash
 
 
 class CorpusError(ValueError):
@@ -82,8 +87,8 @@ class Description:
         needed = {"sample_rate", "channels"}
         needed |= {"chunk_samples"} if self.kind == "audio" else {"frame_rate", "num_codebooks", "codebook_size"}
         for name in sorted(needed):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) <= _LARGEST:
+                raise ConfigError(f"{name} must be above 0 and at most {_LARGEST}, got {getattr(self, name)}")
         if self.codebook_size > 2**16:
             raise ConfigError(f"codes are kept in 16 bits, too few for codebooks of {self.codebook_size}")
 
@@ -109,16 +114,16 @@ class Corpus:
         split: str,
         description: Description,
         lengths: Int64[np.ndarray, "p"],
-        shards: Sequence[Sequence[int]],
+        shards: Sequence[ShardRecord],
     ):
-        """Use `Corpus.open`. `shards` holds the number of records and of bytes of each shard."""
+        """Use `Corpus.open`."""
         self.directory = directory
         self.split = split
         self.description = description
         self.lengths = lengths
         self._first = first_records(description, lengths)
         self._shards = shards
-        self._ends = np.cumsum([records for records, _ in shards])
+        self._ends = np.cumsum([shard.records for shard in shards])
         self._start_reading()
 
     @classmethod
@@ -134,7 +139,7 @@ class Corpus:
         if split not in splits:
             raise CorpusError(f"{directory}: has no split {split!r}, only {', '.join(splits)}")
         shards = splits[split]
-        for i, (_, num_bytes) in enumerate(shards):
+        for i, (_, num_bytes, _) in enumerate(shards):
             path = shard_path(directory, description.kind, split, i, len(shards))
             size = path.stat().st_size if path.is_file() else None
             if size != num_bytes:
@@ -142,7 +147,7 @@ class Corpus:
                 raise CorpusError(f"{path}: {trouble}; copy it again, or build the corpus anew")
         lengths = _read_index(directory / f"index-{split}.npz")
         corpus = cls(directory, split, description, lengths, shards)
-        found, expected = int(num_records(description, lengths).sum()), sum(records for records, _ in shards)
+        found, expected = int(num_records(description, lengths).sum()), sum(shard.records for shard in shards)
         if found != expected:
             raise CorpusError(
                 f"{directory}: index-{split}.npz tells of {found} records, corpus.json of {expected}; "
@@ -193,6 +198,23 @@ class Corpus:
         bounds = np.searchsorted(self._first, [0, *self._ends]).tolist()
         return [range(low, high) for low, high in itertools.pairwise(bounds)]
 
+    def hashes(self) -> list[str]:
+        """Twelve hexadecimal digits for each shard that tell what is in it from anything else.
+
+        They are of the hash in corpus.json; of corpora without, of the lengths and of some of the pieces.
+        """
+        # The same codes may have been made from another path.
+        what = repr(dataclasses.replace(self.description, codec_source=None, tokenizer=None))
+        found = []
+        for pieces, shard in zip(self.shards(), self._shards, strict=True):
+            digest = hashlib.sha256(f"{what} {shard}".encode() + self.lengths[pieces.start : pieces.stop].tobytes())
+            for piece in [] if shard.hash else pieces[:: -(-len(pieces) // _LOOKED_AT) or 1]:
+                with contextlib.suppress(CorpusError):  # a few damaged pieces may be left out of a training
+                    head = self._head(piece)
+                    digest.update(b"".join(self._bytes(head, name) for name in sorted(head) if name != "chunk"))
+            found.append(digest.hexdigest()[:12])
+        return found
+
     def read(
         self, piece: int, start: int = 0, length: int | None = None
     ) -> Float32[np.ndarray, "m c"] | Int32[np.ndarray, "m k"]:
@@ -219,7 +241,7 @@ class Corpus:
         size = self.description.chunk_samples
         first = int(self._first[piece])
         chunks = range(first + start // size, first + (end - 1) // size + 1)
-        pcm = np.concatenate([np.frombuffer(_bytes(example, "audio"), "<i2") for example in self._records(chunks)])
+        pcm = np.concatenate([self._array(example, "audio", "<i2") for example in self._records(chunks)])
         offset = (start - start // size * size) * self.width
         wanted = pcm[offset : offset + (end - start) * self.width]
         if len(wanted) != (end - start) * self.width:
@@ -233,17 +255,17 @@ class Corpus:
           IndexError: There is no such piece.
           CorpusError: The records are damaged.
         """
-        return Metadata.from_json(_bytes(self._head(piece), "metadata"), f"{self.directory}: piece {piece}")
+        return Metadata.from_json(self._bytes(self._head(piece), "metadata"), f"{self.directory}: piece {piece}")
 
     def name(self, piece: int) -> str:
         """What the piece was called where the corpus was made from."""
-        return _bytes(self._head(piece), "name").decode()
+        return files.decoded(self._bytes(self._head(piece), "name"), f"{self.directory}: piece {piece}", CorpusError)
 
     def text_ids(self, piece: int) -> Int32[np.ndarray, "l"] | None:
         """The token ids of the piece's description, empty if it has none; None if the corpus keeps no ids."""
         if self.description.tokenizer is None:
             return None
-        return np.frombuffer(_bytes(self._head(piece), "text_ids"), "<i4").astype(np.int32)
+        return self._array(self._head(piece), "text_ids", "<i4").astype(np.int32)
 
     def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
         """The chromagram of a stretch of a piece, `length` frames of `description.melody` from frame `start` on. Where
@@ -255,30 +277,43 @@ class Corpus:
         """
         if self.description.melody is None:
             raise CorpusError(f"{self.directory}: keeps no melodies; tokenize it anew with --melody")
-        values = np.frombuffer(_bytes(self._head(piece), "melody"), "<f2")
-        return values.reshape(-1, self.description.melody.num_bins)[start : start + length].astype(np.float32)
+        values = self._array(self._head(piece), "melody", "<f2", self.description.melody.num_bins)
+        return values[start : start + length].astype(np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_readers", "_recent", "_lock")}
+        return {name: value for name, value in vars(self).items() if name not in ("_readers", "_recent")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._start_reading()
 
     def _start_reading(self) -> None:
-        self._readers: dict[int, Any] = {}
+        self._readers: dict[Path, Any] = {}
         self._recent = threading.local()  # the head that was read last: sound, metadata and ids are asked for in turn
-        self._lock = threading.Lock()
 
     def _check(self, piece: int) -> None:
         if not 0 <= piece < len(self):
             raise IndexError(f"there is no piece {piece} among {len(self)}")
 
     def _codes(self, piece: int) -> UInt16[np.ndarray, "t k"]:
-        codes = np.frombuffer(_bytes(self._head(piece), "codes"), "<u2")
-        if len(codes) != self.lengths[piece] * self.width:
-            raise self._damaged(f"the codes of piece {piece} are not as many as the index says")
-        return codes.reshape(-1, self.width)
+        codes = self._array(self._head(piece), "codes", "<u2", self.width)
+        if len(codes) != self.lengths[piece] or codes.max() >= self.codebook_size:
+            raise self._damaged(f"the codes of piece {piece} are not those that the index and corpus.json tell of")
+        return codes
+
+    def _array(self, example: Any, name: str, dtype: str, *width: int) -> np.ndarray:
+        """The numbers of a feature, in rows of `width`."""
+        content = self._bytes(example, name)
+        try:
+            return np.frombuffer(content, dtype).reshape(-1, *width)
+        except ValueError as error:
+            raise self._damaged(f"the {name} of a record cannot be understood ({error})") from error
+
+    def _bytes(self, example: Any, name: str) -> bytes:
+        values = example[name].bytes_list.value if name in example else []
+        if len(values) != 1:
+            raise self._damaged(f"a record has no {name!r}")
+        return values[0]
 
     def _head(self, piece: int) -> Any:
         """The first record of a piece, which is the one with its metadata."""
@@ -292,61 +327,65 @@ class Corpus:
 
     def _records(self, numbers: range) -> list[Any]:
         """The features of records, all of one piece and so of one shard."""
-        from tensorflow_datasets.proto import tf_example_pb2
-
         shard = int(np.searchsorted(self._ends, numbers[0], side="right"))
-        before = int(self._ends[shard]) - self._shards[shard][0]
+        before = int(self._ends[shard]) - self._shards[shard].records
+        path = shard_path(self.directory, self.kind, self.split, shard, len(self._shards))
         try:
-            found = self._reader(shard).read([number - before for number in numbers])
-            return [tf_example_pb2.Example.FromString(record).features.feature for record in found]
-        except Exception as error:  # array_record raises bare RuntimeErrors, protobuf errors of its own
-            raise self._damaged(f"shard {shard} cannot be read ({error})") from error
-
-    def _reader(self, shard: int) -> Any:
-        with self._lock:
-            if shard not in self._readers:
-                from array_record.python import array_record_module
-
-                path = shard_path(self.directory, self.kind, self.split, shard, len(self._shards))
-                self._readers[shard] = array_record_module.ArrayRecordReader(str(path), _READER_OPTIONS)
-            return self._readers[shard]
+            return records.read(self._readers, path, [number - before for number in numbers])
+        except records.RecordError as error:
+            raise self._damaged(f"shard {shard} {error}") from error
 
     def _damaged(self, trouble: str) -> CorpusError:
         return CorpusError(f"{self.directory}, {self.split}: {trouble}; copy the corpus again, or build it anew")
 
 
-def read_description(directory: str | os.PathLike[str]) -> tuple[Description, dict[str, list[list[int]]]]:
-    """What the corpus in `directory` is, and the records and bytes of the shards of each split.
+class ShardRecord(NamedTuple):
+    """What corpus.json says of a shard: its records, its bytes, and a hash of the records where it was written down."""
+
+    records: int
+    num_bytes: int
+    hash: str | None = None
+
+
+def read_description(directory: str | os.PathLike[str]) -> tuple[Description, dict[str, list[ShardRecord]]]:
+    """What the corpus in `directory` is, and the shards of each split.
 
     Raises:
       CorpusError: There is no corpus.
     """
     path = Path(directory, "corpus.json")
     try:
-        content = json.loads(path.read_bytes())
+        content = files.read_json(path, error=CorpusError)
         version, splits = content.pop("version"), content.pop("splits")
         if version != VERSION:
             raise CorpusError(f"{path}: has version {version!r}, this mgjax reads version {VERSION}; update mgjax")
-        return from_dict(Description, content), {name: value["shards"] for name, value in splits.items()}
+        if not splits:
+            raise ConfigError("it has no splits")
+        return from_dict(Description, content), {name: _shards(name, value) for name, value in splits.items()}
     except FileNotFoundError:
         raise CorpusError(
             f"{os.fspath(directory)}: holds no finished corpus (no corpus.json); give the folder that "
             "`mgjax corpus build` or `mgjax corpus tokenize` wrote, or run that again to finish it"
         ) from None
-    except (ConfigError, KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path}: is no description of a corpus ({error}); copy it again") from error
+
+
+def _shards(split: str, content: Any) -> list[ShardRecord]:
+    """The shards of a split, as corpus.json lists them."""
+    hashes = content.get("hashes") or itertools.repeat(None)
+    shards = [ShardRecord(*numbers, digest) for numbers, digest in zip(content["shards"], hashes, strict=False)]
+    for count, num_bytes, _ in shards:
+        if not (type(count) is type(num_bytes) is int and 0 <= count <= num_bytes):  # a record takes a byte or more
+            raise ConfigError(f"a shard of {split} cannot have {count!r} records in {num_bytes!r} bytes")
+    if not split.isidentifier():  # it becomes a part of names of files
+        raise ConfigError(f"{split!r} is no name of a split")
+    return shards
 
 
 def shard_path(directory: str | os.PathLike[str], kind: str, split: str, shard: int, num_shards: int) -> Path:
     """Where a shard is, by the naming of tensorflow-datasets."""
     return Path(directory, f"mgjax_{kind}-{split}.array_record-{shard:05d}-of-{num_shards:05d}")
-
-
-def _bytes(example: Any, name: str) -> bytes:
-    values = example[name].bytes_list.value if name in example else []
-    if len(values) != 1:
-        raise CorpusError(f"a record has no {name!r}: the shard is not of this corpus; build it anew")
-    return values[0]
 
 
 def num_records(description: Description, lengths: Int64[np.ndarray, "p"]) -> Int64[np.ndarray, "p"]:
@@ -365,12 +404,12 @@ def first_records(description: Description, lengths: Int64[np.ndarray, "p"]) -> 
 def _read_index(path: Path) -> Int64[np.ndarray, "p"]:
     """The lengths of the pieces."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            lengths = arrays["lengths"]
+        lengths = arrays.read_npz(path, ("first", "lengths"), _LARGEST_INDEX, CorpusError)["lengths"]
     except FileNotFoundError:
         raise CorpusError(f"{path}: is missing; copy it again, or build the corpus anew") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CorpusError(f"{path}: is damaged ({error}); copy it again, or build the corpus anew") from error
-    if lengths.ndim != 1 or lengths.dtype != np.int64 or not lengths.size or lengths.min() < 1:
+    except KeyError:
+        lengths = np.zeros(0)
+    are_numbers = lengths.ndim == 1 and lengths.dtype == np.int64 and lengths.size
+    if not are_numbers or not 0 < lengths.min() <= lengths.max() < _LONGEST:
         raise CorpusError(f"{path}: is damaged: it holds no lengths; copy it again, or build the corpus anew")
     return lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import uuid
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Int
 
+from mgjax.data import records
 from mgjax.data.corpus import FULL_SCALE, VERSION, CorpusError, Description, first_records, num_records, shard_path
 from mgjax.data.metadata import Metadata
 
@@ -42,10 +45,17 @@ class Piece(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """What a finished shard holds: the length of each piece in samples or frames, and the size of its file."""
+    """What a finished shard holds.
+
+    Attributes:
+      lengths: Of each piece, in samples or frames.
+      num_bytes: Of its file.
+      digest: Twelve hexadecimal digits of all its records; None where they are not known.
+    """
 
     lengths: list[int]
     num_bytes: int
+    digest: str | None = None
 
 
 def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -> Shard:
@@ -54,18 +64,17 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
     Raises:
       ValueError: A piece does not fit `description`.
     """
-    from array_record.python import array_record_module
-
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        writer = array_record_module.ArrayRecordWriter(str(temporary), _OPTIONS[description.kind])
-        lengths = []
+        writer = ArrayRecordWriter(str(temporary), _OPTIONS[description.kind])
+        lengths, digest = [], hashlib.sha256()
         try:
             for piece in pieces:
-                records = _sound_records if description.kind == "audio" else _code_records
+                made = _sound_records if description.kind == "audio" else _code_records
                 length = 0
-                for count, record in records(description, piece):
+                for count, record in made(description, piece):
                     writer.write(record)
+                    digest.update(record)
                     length += count
                 lengths.append(length)
         finally:
@@ -73,7 +82,7 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return Shard(lengths, path.stat().st_size)
+    return Shard(lengths, path.stat().st_size, digest.hexdigest()[:12])
 
 
 def finish(directory: Path, description: Description, shards: Mapping[str, Sequence[Shard]]) -> None:
@@ -81,10 +90,10 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
     present = {split: parts for split, parts in shards.items() if any(part.lengths for part in parts)}
     if not present:
         raise CorpusError(f"{directory}: there is nothing in the corpus: no piece could be used")
-    records = {
+    counts = {
         split: [[_count(description, part), part.num_bytes] for part in parts] for split, parts in present.items()
     }
-    _write_dataset_info(directory, description, records)
+    _write_dataset_info(directory, description, counts)
     for split, parts in present.items():
         lengths = np.array([length for part in parts for length in part.lengths], np.int64)
         with replacing(directory / f"index-{split}.npz") as file:
@@ -92,7 +101,10 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
     content = {
         "version": VERSION,
         **dataclasses.asdict(description),
-        "splits": {split: {"shards": shards} for split, shards in records.items()},
+        "splits": {
+            split: {"shards": counts[split], "hashes": [part.digest for part in parts]}
+            for split, parts in present.items()
+        },
     }
     with replacing(directory / "corpus.json") as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
@@ -134,7 +146,7 @@ def _sound_records(description: Description, piece: Piece) -> Iterator[tuple[int
         metadata = piece.metadata.to_json() if number == 0 else ""
         yield (
             len(chunk),
-            _record(name=piece.name.encode(), chunk=number, audio=pcm.tobytes(), metadata=metadata.encode()),
+            records.write(name=piece.name.encode(), chunk=number, audio=pcm.tobytes(), metadata=metadata.encode()),
         )
 
 
@@ -173,23 +185,10 @@ def _code_records(description: Description, piece: Piece) -> Iterator[tuple[int,
         others["melody"] = piece.melody.astype("<f2").tobytes()
     metadata = piece.metadata.to_json().encode()
     codes_bytes = codes.astype("<u2").tobytes()
-    yield len(codes), _record(name=piece.name.encode(), codes=codes_bytes, metadata=metadata, **others)
+    yield len(codes), records.write(name=piece.name.encode(), codes=codes_bytes, metadata=metadata, **others)
 
 
-def _record(**values: bytes | int) -> bytes:
-    """The serialized tf.train.Example of `values`."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
-    for name, value in values.items():
-        if isinstance(value, int):
-            example.features.feature[name].int64_list.value.append(value)
-        else:
-            example.features.feature[name].bytes_list.value.append(value)
-    return example.SerializeToString(deterministic=True)  # a map of protobuf has no order of its own
-
-
-def _write_dataset_info(directory: Path, description: Description, records: Mapping[str, list[list[int]]]) -> None:
+def _write_dataset_info(directory: Path, description: Description, counts: Mapping[str, list[list[int]]]) -> None:
     """Writes what tensorflow-datasets needs to open the corpus."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, naming, splits
@@ -224,7 +223,7 @@ def _write_dataset_info(directory: Path, description: Description, records: Mapp
                         data_dir=directory, dataset_name=name, split=split, filetype_suffix="array_record"
                     ),
                 )
-                for split, shards in records.items()
+                for split, shards in counts.items()
             ]
         )
     )

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import audio
+from mgjax.data import audio, records
 from mgjax.data.corpus import CorpusError
 from mgjax.data.metadata import Metadata
+from mgjax.inputs import files
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -129,38 +129,49 @@ def _locate(name: str) -> Path:
     return max(found, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split(".")])
 
 
+class _Feature(NamedTuple):
+    """What features.json says of a feature: whether it holds plain numbers, of so many channels in a row and of this
+    rate if it is sound; and whether they are those of classes."""
+
+    is_plain: bool
+    channels: int
+    rate: int | None
+    is_class: bool
+
+
 class _Dataset:
     """A prepared dataset.
 
     Attributes:
       name: As tensorflow-datasets knows it.
-      features: What features.json says of each feature, under its path.
+      features: Each under its path.
       shards: The path and the number of records of each shard of each split.
     """
 
     def __init__(self, directory: Path):
-        info = json.loads((directory / "dataset_info.json").read_bytes())
-        self.name = info["name"]
+        info = files.read_json(directory / "dataset_info.json", error=CorpusError)
+        self.name = str(info["name"])
         if info.get("fileFormat") != "array_record":
             raise CorpusError(
                 f"{directory}: holds {info.get('fileFormat', 'tfrecord')} files, only array_record is read; prepare it "
                 f"by `tfds build {self.name} --file_format=array_record`"
             )
         self._directory = directory
-        self.features = dict(_flat(json.loads((directory / "features.json").read_bytes())))
+        self.features = dict(_flat(files.read_json(directory / "features.json", error=CorpusError)))
         self.shards = {split["name"]: list(self._paths(split)) for split in info["splits"]}
         self._readers: dict[Path, Any] = {}
 
     def _paths(self, split: dict[str, Any]) -> Iterator[tuple[Path, int]]:
         counts = [int(count) for count in split["shardLengths"]]
         for i, count in enumerate(counts):
-            name = split.get("filepathTemplate", _TEMPLATE).format(
-                DATASET=self.name,
-                SPLIT=split["name"],
-                FILEFORMAT="array_record",
-                SHARD_X_OF_Y=f"{i:05d}-of-{len(counts):05d}",
-            )
-            yield self._directory / name, count
+            name = split.get("filepathTemplate", _TEMPLATE)
+            values = {"DATASET": self.name, "SPLIT": split["name"], "FILEFORMAT": "array_record"}
+            for key, value in {**values, "SHARD_X_OF_Y": f"{i:05d}-of-{len(counts):05d}"}.items():
+                name = name.replace(f"{{{key}}}", value)
+            path = self._directory / name
+            if not 0 <= count <= (path.stat().st_size if path.is_file() else 0):  # a record takes a byte or more
+                raise ValueError(f"{name} is missing, or too small for {count} records")
+            yield path, count
 
     def read(self, split: str, number: int) -> Any:
         """The features of an example, as tf.train.Example has them.
@@ -168,50 +179,44 @@ class _Dataset:
         Raises:
           ValueError: The record is damaged or missing.
         """
-        from array_record.python import array_record_module
-        from tensorflow_datasets.proto import tf_example_pb2
-
         shards = iter(self.shards[split])
         path, count = next(shards)
         while number >= count:
             number -= count
             path, count = next(shards)
         try:
-            if path not in self._readers:
-                self._readers[path] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-            return tf_example_pb2.Example.FromString(self._readers[path].read([number])[0]).features.feature
-        except Exception as error:  # array_record raises bare RuntimeErrors, protobuf errors of its own
-            raise ValueError(f"{path.name} cannot be read ({error})") from error
+            return records.read(self._readers, path, [number])[0]
+        except records.RecordError as error:
+            raise ValueError(f"{path.name} {error}") from error
 
     def sound(self, example: Any, path: str) -> tuple[Float32[np.ndarray, "..."], int | None]:
         """The sound in a feature, and its rate in hertz if the dataset tells it."""
-        kind = self.features[path].get("audio") or self.features[path].get("tensor") or {}
-        values = _values(example, path)
-        if kind.get("lazyDecode") or kind.get("encoding", "none").lower() != "none" or isinstance(values, list):
+        feature, values = self.features[path], _values(example, path)
+        if not feature.is_plain or isinstance(values, list):
             raise ValueError(f"the feature {path} holds no plain samples")
         sound = values.astype(np.float32)
         if values.dtype == np.int64:  # tensorflow-datasets widens the 16 bits of a file
             sound /= 32768
-        dimensions = kind.get("shape", {}).get("dimensions", [])
-        if len(dimensions) == 2:
-            sound = sound.reshape(-1, int(dimensions[1]))
-        return sound, int(kind.get("sampleRate", 0)) or None
+        return sound if feature.channels == 1 else sound.reshape(-1, feature.channels), feature.rate
 
     def plain(self, example: Any, path: str) -> Any:
         """The value of a feature as JSON has it; the name of a class instead of its number."""
         values = _values(example, path)
-        if "classLabel" in self.features[path]:
-            names = _class_names(self._directory / f"{path.replace('/', '-')}.labels.txt")
-            return names[int(values[0])] if 0 <= int(values[0]) < len(names) else None
         values = [value.decode() for value in values] if isinstance(values, list) else values.tolist()
-        return values[0] if len(values) == 1 else values
+        value = values[0] if len(values) == 1 else values
+        if self.features[path].is_class:
+            names = _class_names(self._directory / f"{path.replace('/', '-')}.labels.txt")
+            return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+        return value
 
 
 @functools.lru_cache(maxsize=4)
 def _open(directory: str) -> _Dataset:
     try:
         return _Dataset(Path(directory))
-    except (KeyError, TypeError, json.JSONDecodeError, FileNotFoundError) as error:
+    except CorpusError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, FileNotFoundError) as error:
         raise CorpusError(
             f"{directory}: is no dataset that a recent tensorflow-datasets has prepared ({error!r})"
         ) from error
@@ -219,13 +224,17 @@ def _open(directory: str) -> _Dataset:
 
 @functools.lru_cache(maxsize=16)
 def _class_names(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return files.read_text(path, files.LARGEST_TEXT, CorpusError).split("\n")[:-1]
 
 
-def _flat(feature: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _flat(feature: dict[str, Any], path: str = "") -> Iterator[tuple[str, _Feature]]:
     """The path of each feature, and what is said of it."""
     if "featuresDict" not in feature:
-        yield path, feature
+        kind = feature.get("audio") or feature.get("tensor") or {}
+        is_plain = not kind.get("lazyDecode") and kind.get("encoding", "none").lower() == "none"
+        dimensions = kind.get("shape", {}).get("dimensions", [])
+        channels = int(dimensions[1]) if len(dimensions) == 2 else 1
+        yield path, _Feature(is_plain, channels, int(kind.get("sampleRate", 0)) or None, "classLabel" in feature)
         return
     for name, inner in feature["featuresDict"]["features"].items():
         yield from _flat(inner, f"{path}/{name}" if path else name)

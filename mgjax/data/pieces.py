@@ -65,7 +65,7 @@ class Pieces:
         corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
         try:
             yield corpus, number
-        except Exception as error:  # whatever a damaged file makes of its reader
+        except (ValueError, OSError) as error:  # of a damaged file, or of the disk
             raise DataError(
                 f"piece {number} of the corpus {corpus.directory} ({corpus.split}) cannot be read: {error}"
             ) from error

@@ -31,6 +31,8 @@ Batch = dict[str, np.ndarray]
 
 log = logging.getLogger("mgjax")
 
+_MOST, _LONGEST = 2**20, 86_400  # of what is counted in DataConfig, and seconds of a segment
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -51,6 +53,7 @@ class DataConfig:
       prefetch: Batches that are made before they are asked for, and wait in memory.
       max_bad: The share of pieces that may turn out to be unreadable: others are drawn in their places. More end the
         run.
+      may_grow: Whether a run may go on with corpora that have got more shards since it was begun.
     """
 
     corpora: tuple[str, ...] = ()
@@ -64,14 +67,17 @@ class DataConfig:
     num_workers: int = 0
     prefetch: int = 4
     max_bad: float = 0.01
+    may_grow: bool = False
 
     def __post_init__(self):
         least = {"batch_size": 1, "valid_rounds": 1, "num_threads": 0, "num_workers": 0, "prefetch": 1}
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ConfigError(f"{name} must be {smallest} or more, got {getattr(self, name)}")
-        if not (math.isfinite(self.segment_seconds) and self.segment_seconds > 0):
-            raise ConfigError(f"segment_seconds must be above 0, got {self.segment_seconds}")
+            if not smallest <= getattr(self, name) <= _MOST:
+                raise ConfigError(f"{name} must be from {smallest} to {_MOST}, got {getattr(self, name)}")
+        if not 0 < self.segment_seconds <= _LONGEST:
+            raise ConfigError(
+                f"segment_seconds must be above 0 and at most {_LONGEST} (a day), got {self.segment_seconds}"
+            )
         if not 0 <= self.max_bad < 1:
             raise ConfigError(f"max_bad is a share: it must be 0 or above and below 1, got {self.max_bad}")
         if not 0 < self.min_segment_ratio <= 1:

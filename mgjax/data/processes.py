@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+# What jobs need and import late. Beam runs them in threads, and threads that import at once may wait for each other for
+# ever.
+import pyloudnorm  # noqa: F401
+import scipy.ndimage
+import scipy.signal  # noqa: F401
+import soundfile  # noqa: F401
+import soxr  # noqa: F401
 
 from mgjax.data.corpus import CorpusError
 
@@ -84,7 +94,11 @@ def _run_process(make: Callable[[Any], None], jobs: Sequence[Any], workers: int,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share what accelerator there is
     }
     command = [sys.executable, "-c", "from mgjax.data import processes; processes._serve()"]
-    with log.open("ab") as output:
+    with log.open("ab") as output, tempfile.NamedTemporaryFile("w") as options:
+        # What Beam's workers import before they have threads, which unpickle the jobs.
+        json.dump({"beam_plugins": [name for name in sys.modules if name.startswith("mgjax.data.")]}, options)
+        options.flush()
+        environment["PIPELINE_OPTIONS_FILE"] = options.name
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
         )

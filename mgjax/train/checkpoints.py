@@ -33,17 +33,20 @@ from mgjax.train.state import TrainState
 
 log = logging.getLogger("mgjax")
 
-# What went wrong with the machine, not with a checkpoint: an older checkpoint would not help.
-_NOT_DAMAGE = (ConfigError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+# What went wrong with the machine, not with a checkpoint: an older checkpoint would not help. Of damaged ones, orbax
+# makes errors of any kind, bare `Exception` among them.
+_NOT_DAMAGE = (ConfigError, ImportError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held: the state after `step` updates, and what `get_state` of the data said then."""
+    """What a checkpoint held: the state after `step` updates, and what `get_state` of the data said then; and what the
+    run was begun with, None where an older version wrote it."""
 
     step: int
     state: TrainState
     position: Any
+    inputs: dict[str, Any] | None = None
 
 
 class Checkpoints:
@@ -54,9 +57,18 @@ class Checkpoints:
       best: The validation metric that says which checkpoint is best, and whether its "min" or its "max" is.
       keep_last: The newest ones that are kept.
       keep_best: The best ones that are kept besides.
+      inputs: Is kept in each, as JSON can hold it.
     """
 
-    def __init__(self, directory: Path, best: tuple[str, Literal["min", "max"]], keep_last: int, keep_best: int):
+    def __init__(
+        self,
+        directory: Path,
+        best: tuple[str, Literal["min", "max"]],
+        keep_last: int,
+        keep_best: int,
+        inputs: dict[str, Any] | None = None,
+    ):
+        self._inputs = inputs or {}
         self._directory = Path(directory).resolve()
         self._metric, self._sign = best[0], {"min": -1.0, "max": 1.0}[best[1]]
         self._keep_last, self._keep_best = keep_last, keep_best
@@ -76,6 +88,7 @@ class Checkpoints:
           OSError: This checkpoint, or the one before in the background, could not be written.
         """
         record = {"position": position, "metrics": dict(metrics), "checksum": int(_checksum(state))}
+        record["inputs"] = self._inputs
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record))
         self._merits[step] = self._merit(metrics)
         try:
@@ -153,7 +166,7 @@ class Checkpoints:
             raise CheckpointError(f"{self._directory / str(step)}: process {np.argmax(failures)} cannot read its part")
         if int(_checksum(state)) != record["checksum"]:
             raise CheckpointError(f"{self._directory / str(step)}: the numbers are not those that were written")
-        return Restored(step, state, record["position"])
+        return Restored(step, state, record["position"], record.get("inputs"))
 
     def close(self) -> None:
         """Waits, as `wait` does, and ends the threads."""
@@ -193,7 +206,12 @@ class Checkpoints:
     def _read_merit(self, step: int) -> float:
         try:
             return self._merit(self._record.restore(self._directory / str(step) / "record")["metrics"])
-        except Exception:  # damaged, or half deleted when the process was killed: not worth keeping
+        except (
+            LookupError,
+            OSError,
+            TypeError,
+            ValueError,
+        ):  # damaged, or half deleted when the process was killed: not worth keeping
             return -math.inf
 
     def _check(self, step: int, like: TrainState) -> None:

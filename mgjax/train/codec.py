@@ -23,17 +23,20 @@ from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.losses import LossConfig
 from mgjax.codec.rvq_training import Quantized, QuantizerConfig
 from mgjax.config import CodecConfig
-from mgjax.data.corpus import Corpus
+from mgjax.data.corpus import SPLITS, Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.interop.weight_norm import unfold
 from mgjax.strict_json import ConfigError
 from mgjax.train import optim
 from mgjax.train.flops import products
+from mgjax.train.inputs import Inputs
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.optim import Average, OptimConfig
 from mgjax.train.state import TrainState
-from mgjax.train.task import LoopConfig, Task
+from mgjax.train.task import LoopConfig, Task, check_numbers
+from mgjax.train.text import hash_of
+from mgjax.train.watchdog import Watchdog
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -74,6 +77,7 @@ class CodecRun:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=400_000))
 
     def __post_init__(self):
+        check_numbers(self)
         if self.model is None and self.init is None:
             raise ConfigError("a codec needs a model, or an init that has one")
         if self.keep_codes and self.init is None:
@@ -132,8 +136,13 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     Raises:
       ConfigError: The corpora do not hold what this codec codes.
     """
-    config, pretrained = _begun(config)
-    corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in ("train", "valid")}
+    with Watchdog(config.loop.hang_seconds) as watchdog:
+        with watchdog.waiting("reading what the run begins with", may_last=True):
+            config, pretrained = _begun(config)
+        with watchdog.waiting("opening the corpora"):
+            corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
+            begun = pretrained and hash_of(config.model, pretrained)
+            inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, init=begun)
     for corpus in corpora["train"] + corpora["valid"]:
         _check(corpus, config.model)
     mesh = sharding.make_mesh(config.loop.data, config.loop.fsdp, config.loop.model)
@@ -143,7 +152,7 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
         return validation_batches(corpora["valid"], config.data, rows=rows)
 
-    return fit(task(config, pretrained), train_data, valid_data, config.loop, workdir, run=config)
+    return fit(task(config, pretrained), train_data, valid_data, config.loop, workdir, run=config, inputs=inputs)
 
 
 def _begun(config: CodecRun) -> tuple[CodecRun, dict[str, Any] | None]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ml_collections import ConfigDict, config_dict
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
-from mgjax.strict_json import from_dict
+from mgjax.strict_json import ConfigError, from_dict
 
 Run = TypeVar("Run")
 
@@ -38,6 +41,38 @@ def from_config_dict(cls: type[Run], config: ConfigDict) -> Run:
       ConfigError: A key is unknown, or a value does not fit; the message names the path to it.
     """
     return from_dict(cls, config.to_dict(), "config")
+
+
+def parse_flags(values: flags.FlagValues, words: Sequence[str]) -> list[str]:
+    """What `values(words)` gives, of a command line with the flag --config and with settings of that config.
+
+    Raises:
+      ConfigError: There is no such file, run or setting, or a flag has no value that suits it.
+    """
+    plain = [word for word in words if not word.lstrip("-").startswith("config.")]
+    unchanged = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=unchanged, sys_argv=plain)
+        unchanged(plain, known_only=True)
+        known = _names(unchanged.config or ConfigDict())
+        for word in words:
+            name = word.partition("=")[0].partition(".")[2]
+            if known and word not in plain and name not in known:
+                near = difflib.get_close_matches(name, known, 3, 0.3)
+                raise ConfigError(f"there is no setting {name}; the nearest names are {', '.join(near) or known}")
+        return values(words)
+    except (flags.Error, OSError, SyntaxError, AttributeError) as error:
+        # It may hold a whole traceback of the file, whose last line says what is wrong.
+        raise ConfigError(str(error).strip().splitlines()[-1].strip()) from error
+
+
+def _names(config: ConfigDict) -> list[str]:
+    """The settings by their paths, such as "loop.steps"."""
+    found = []
+    for name, value in config.items():
+        inner = _names(value) if isinstance(value, ConfigDict) else []
+        found += [name, *(f"{name}.{one}" for one in inner)]
+    return found
 
 
 def _given(hint: types.UnionType) -> Any:

@@ -13,14 +13,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from mgjax import formats, sharding
+from mgjax import checks, formats, sharding
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig
 from mgjax.data.conditions import Told
-from mgjax.data.corpus import Corpus
+from mgjax.data.corpus import SPLITS, Corpus
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.lm import codewords, lora
 from mgjax.lm import loss as losses
@@ -31,6 +31,7 @@ from mgjax.strict_json import ConfigError
 from mgjax.train import conditions, lm_model, optim, start
 from mgjax.train import text as text_encoders
 from mgjax.train.flops import products
+from mgjax.train.inputs import Inputs
 from mgjax.train.lm_run import LMRun
 from mgjax.train.loop import fit
 from mgjax.train.metrics import CrossEntropy, Mean, Perplexity
@@ -38,6 +39,7 @@ from mgjax.train.optim import Average
 from mgjax.train.start import Start
 from mgjax.train.state import TrainState
 from mgjax.train.task import Task
+from mgjax.train.watchdog import Watchdog
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -50,8 +52,12 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
       CheckpointError: There is nothing readable at a source.
       ConfigError: The parts or the corpora do not fit together.
     """
-    corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in ("train", "valid")}
-    begun = begin(config)
+    with Watchdog(config.loop.hang_seconds) as watchdog:
+        with watchdog.waiting("opening the corpora"):
+            corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
+        with watchdog.waiting("reading what the run begins with", may_last=True):
+            begun = begin(config)
+            inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, **begun.hashes())
     for corpus in corpora["train"] + corpora["valid"]:
         _check(corpus, begun)
     kinds = {corpus.kind for corpus in corpora["train"]}
@@ -80,7 +86,7 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
         return validation_batches(corpora["valid"], config.data, **options)
 
     made = task(config, begun, kinds.pop())
-    return fit(made, train_data, valid_data, config.loop, workdir, run=config)
+    return fit(made, train_data, valid_data, config.loop, workdir, run=config, inputs=inputs)
 
 
 def begin(config: LMRun) -> Start:
@@ -115,6 +121,8 @@ def begin(config: LMRun) -> Start:
         raise ConfigError(
             f"codebook_weights must be {num_codebooks} numbers, one for each codebook, got {len(weights)}"
         )
+    if config.prompts:
+        checks.num_frames(config.prompt_seconds, begun.codec.frame_rate)
     conditions.check(begun.config, config.optim.accumulate, config.data.segment_seconds)
     if config.lora:
         _check_lora(config, begun)

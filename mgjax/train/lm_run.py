@@ -23,7 +23,7 @@ from mgjax.lm.stack import REMAT
 from mgjax.strict_json import ConfigError
 from mgjax.train import text as text_encoders
 from mgjax.train.optim import OptimConfig
-from mgjax.train.task import LoopConfig
+from mgjax.train.task import LoopConfig, check_numbers
 
 DTYPES = ("float32", "bfloat16")
 
@@ -116,6 +116,7 @@ class LMRun:
     prompt_seconds: float = 8.0
 
     def __post_init__(self):
+        check_numbers(self)
         for name, choices in (("dtype", DTYPES), ("remat", tuple(REMAT)), ("channels", (1, 2))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")

@@ -26,6 +26,7 @@ from orbax.checkpoint import multihost
 from mgjax import hosts, sharding
 from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
+from mgjax.train.inputs import NONE, Inputs
 from mgjax.train.memory import gib
 from mgjax.train.programs import Programs
 from mgjax.train.report import Report
@@ -41,7 +42,7 @@ MAY_CHANGE = (
     *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
     *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
     *(f"loop.{name}" for name in ("max_skipped", "hang_seconds")),
-    *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch", "max_bad")),
+    *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch", "max_bad", "may_grow")),
     *("prompts", "prompt_seconds", "sampling"),
     *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "guidance", "text_guidance")),
 )
@@ -72,6 +73,7 @@ def fit(
     *,
     run: Any = None,
     mesh: Mesh | None = None,
+    inputs: Inputs = NONE,
 ) -> TrainState:
     """The state after training, which went on from the checkpoints in `workdir` where there are any.
 
@@ -88,9 +90,10 @@ def fit(
       workdir: The directory of the run.
       run: The dataclass of all settings of the run, `config` as its `loop`; None where there are no others.
       mesh: The devices; None for those that `config` names.
+      inputs: What the run reads besides its settings, which its checkpoints remember.
 
     Raises:
-      ConfigError: `workdir` holds a run with other settings.
+      ConfigError: `workdir` holds a run with other settings, or of other inputs.
       ValueError: `workdir` is not the same folder on all hosts.
       CheckpointError: It holds checkpoints, and none can be read.
       NotFiniteError: A metric is NaN or infinite, in more updates in a row than `config.max_skipped`.
@@ -102,13 +105,17 @@ def fit(
     programs = Programs(task, config, mesh or sharding.make_mesh(config.data, config.fsdp, config.model))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_Stop())
-        checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best)
+        checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best, inputs.hashes)
         stack.callback(checkpoints.close)
         _claim(workdir / "config.json", _Alone(config) if run is None else run, bool(checkpoints.steps()))
-        begun = checkpoints.latest(programs.like)
+        watchdog = stack.enter_context(Watchdog(config.hang_seconds))
+        with watchdog.waiting("reading the newest checkpoint"):
+            begun = checkpoints.latest(programs.like)
         if begun is None:
-            done, state = 0, programs.init()
+            with watchdog.waiting("making the first weights", may_last=True):
+                done, state = 0, programs.init()
         else:
+            said = inputs.check(begun.inputs, workdir)
             done, state = begun.step, begun.state
             train_data.set_state(begun.position)
             del begun  # the state is donated
@@ -119,19 +126,22 @@ def fit(
         report = Report(task.name, workdir, done, config.steps)
         stack.callback(report.close)
         if done:
-            report.say(f"goes on from the checkpoint of step {done}")
+            report.say(f"goes on from the checkpoint of step {done}{said}")
         late = _OneLate(report, config, checkpoints)
-        watchdog = stack.enter_context(Watchdog(config.hang_seconds))
         for step in range(done + 1, config.steps + 1):
-            if step > done + 1:  # the first update compiles, which takes as long as it takes
+            if step > done + 1:
                 watchdog.again()
-            batch = programs.place(next(train_data))
-            if step == done + 1:
-                memory = programs.compile(batch)
-                report.say(f"an update needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
-                report.work(*programs.work(batch))
-                # Those that are first would not wait as long within the update.
-                multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
+                batch = programs.place(next(train_data))
+            else:
+                with watchdog.waiting("reading the first batch"):
+                    batch = programs.place(next(train_data))
+                with watchdog.waiting("compiling", may_last=True):
+                    memory = programs.compile(batch)
+                    report.say(f"an update needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
+                    report.work(*programs.work(batch))
+                    # Those that are first would not wait as long within the update.
+                    multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
+                watchdog.again()
             state, metrics = programs.train_step(state, programs.frozen, batch)
             late.push(step, metrics)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,20 @@ class Start:
     def text_hash(self) -> str | None:
         """Twelve hexadecimal digits that tell text encoders apart; None where `text` is."""
         return None if self.text is None else text_encoders.hash_of(self.config.text, self.text)
+
+    def hashes(self) -> dict[str, str | None]:
+        """What tells each part from others; None for what there is not."""
+        weights = {"lm": self.lm, "style": self.style, "features": self.features, "clap": self.clap}
+        digest = hashlib.sha256()
+        for folder in filter(None, (self.tokenizer_files, self.clap_tokenizer_files)):
+            paths = [folder / name for name in ("spiece.model", "tokenizer.json", "merges.txt")]
+            digest.update(next(path for path in paths if path.is_file()).read_bytes())
+        return {
+            "codec": self.codec.hash,
+            "text_encoder": self.text_hash,
+            "vocabulary": digest.hexdigest()[:12],
+            "init": text_encoders.hash_of(self.config.lm, weights),
+        }
 
     def tokenizer(self) -> Tokenizer | None:
         """What cuts texts for the text encoder; None where the model reads no text."""

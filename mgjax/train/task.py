@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +94,24 @@ class LoopConfig:
     peak_flops: float | None = None
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "save_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("eval_every", "show_every", "keep_best", "max_skipped", "hang_seconds"):
+        check_numbers(self, "loop.")
+        for name in ("steps", "log_every", "save_every", "keep_last", "eval_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"loop.{name} must be 1 or more, got {value}")
+        for name in ("seed", "eval_every", "show_every", "keep_best", "max_skipped", "hang_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"loop.{name} must be 0 or more, got {getattr(self, name)}")
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            raise ConfigError(f"loop.peak_flops must be above 0, got {self.peak_flops}")
+
+
+def check_numbers(config: Any, path: str = "") -> None:
+    """Raises ConfigError where a number in the dataclass `config`, or in one in it, is NaN or infinite, or is whole and
+    takes more than 32 bits."""
+    for name, value in vars(config).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(one):
+                check_numbers(one, f"{path}{name}.")
+            elif (isinstance(one, float) and not math.isfinite(one)) or (isinstance(one, int) and abs(one) >= 2**32):
+                raise ConfigError(f"{path}{name} must be finite, and within 32 bits where it is whole, got {one}")

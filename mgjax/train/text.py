@@ -120,9 +120,10 @@ def initial(config: T5Config, key: Array) -> dict[str, Any]:
     return T5Encoder(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]
 
 
-def hash_of(config: T5Config, weights: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that tell text encoders apart, made of the config and the weights (on this host)."""
+def hash_of(config: Any, weights: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that tell models apart, made of the config and the weights (on this host)."""
     digest = hashlib.sha256(to_json(config).encode())
     for path, array in jax.tree_util.tree_leaves_with_path(weights):
-        digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()[:12]

@@ -1,16 +1,18 @@
 """Corpora on disk: what is written is read, at random, and damage is noticed."""
 
+import dataclasses
 import json
 import pickle
 import shutil
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mgjax.data import corpus_writing
-from mgjax.data.corpus import Corpus, CorpusError, Description, describe_audio
+from mgjax.data import corpus_writing, records
+from mgjax.data.corpus import Corpus, CorpusError, Description, describe_audio, shard_path
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.metadata import Metadata
 
@@ -157,11 +159,11 @@ def test_a_damaged_record_is_noticed(copy):
         (lambda d: _shard(d).unlink(), "is missing"),
         (lambda d: _shard(d).write_bytes(_shard(d).read_bytes()[:-65536]), "bytes instead of"),
         (lambda d: (d / "index-train.npz").unlink(), "index-train.npz: is missing"),
-        (lambda d: (d / "index-train.npz").write_bytes(b"PK"), "index-train.npz: is damaged"),
+        (lambda d: (d / "index-train.npz").write_bytes(b"PK"), "index-train.npz: is no .npz file"),
         (lambda d: np.savez(d / "index-train.npz", lengths=np.array([7])), "of different corpora"),
-        (lambda d: np.savez(d / "index-train.npz", lengths=np.array([{}], object)), "is damaged"),
+        (lambda d: np.savez(d / "index-train.npz", lengths=np.array([{}], object)), "is no .npz file"),
         (lambda d: (d / "corpus.json").unlink(), "holds no finished corpus"),
-        (lambda d: (d / "corpus.json").write_text("{"), "is no description of a corpus"),
+        (lambda d: (d / "corpus.json").write_text("{"), "corpus.json: is not JSON"),
         (lambda d: (d / "corpus.json").write_text("[]"), "is no description of a corpus"),
         (lambda d: _edit(d, version=2), "reads version 1; update mgjax"),
         (lambda d: _edit(d, kind="video"), 'kind must be "audio" or "tokens"'),
@@ -172,6 +174,128 @@ def test_a_damaged_corpus_is_not_opened(copy, damage, message):
     damage(copy)
     with pytest.raises(CorpusError, match=message):
         Corpus.open(copy, "train")
+
+
+def _packed(directory, content, name="lengths.npy", **options):
+    """Writes an index whose one member holds these bytes."""
+    with zipfile.ZipFile(directory / "index-train.npz", "w", **options) as archive:
+        archive.writestr(name, content)
+
+
+def _header(shape, dtype="<i8"):
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def _locked(directory):
+    """Marks the first member as encrypted."""
+    path = directory / "index-train.npz"
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + place] |= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / "corpus.json").write_text("[" * 100_000),
+        lambda d: (d / "corpus.json").write_text(
+            '{"version": 1, "splits": {"train": {"shards": ' + "[" * 90 + "]" * 90 + "}}}"
+        ),
+        lambda d: (d / "corpus.json").write_bytes(b"\xff\xfe{}"),
+        lambda d: _edit(d, sample_rate=10**400),
+        lambda d: _edit(d, chunk_samples=2**62),
+        lambda d: _edit(d, channels=float("nan")),
+        lambda d: _edit(d, splits={}),
+        lambda d: _edit(d, splits={"train": {}}),
+        lambda d: _edit(d, splits={"train": {"shards": [[1]]}}),
+        lambda d: _edit(d, splits={"train": {"shards": [[1, 2, 3]]}}),
+        lambda d: _edit(d, splits={"train": {"shards": [["1", 2]]}}),
+        lambda d: _edit(d, splits={"train": {"shards": [[-1, 2]]}}),
+        lambda d: _edit(d, splits={"train": {"shards": [[2**62, 5]]}}),
+        lambda d: _edit(d, splits={"train": {"shards": 3}}),
+        lambda d: _edit(d, splits={"/": {"shards": []}, "train": {"shards": []}}),
+        lambda d: _edit(d, splits={"train\0": {"shards": []}}),
+        lambda d: _edit(d, melody={"hop_length": []}),
+        lambda d: _packed(d, _header((5,)) + bytes(40), compression=zipfile.ZIP_LZMA),
+        lambda d: _packed(d, _header((5,)) + bytes(40), compression=zipfile.ZIP_BZIP2),
+        lambda d: _packed(d, _header((2**60,))),
+        lambda d: _packed(d, _header((-1,))),
+        lambda d: _packed(d, _header((10**400,))),
+        lambda d: _packed(d, _header((1,), "|O") + bytes(8)),
+        lambda d: _packed(d, b"\x93NUMPY\x09\x09"),
+        lambda d: _packed(d, _header((1,)) + (2**62).to_bytes(8, "little")),
+        lambda d: _packed(d, _header((1,)) + bytes(8), name="../lengths.npy"),
+        _locked,
+        lambda d: _flip(d / "index-train.npz", 60),
+    ],
+)
+def test_a_hostile_corpus_is_not_opened(copy, damage):
+    damage(copy)
+    with pytest.raises(CorpusError):
+        Corpus.open(copy)
+
+
+def test_a_name_that_is_none_is_told(copy):
+    for directory, split in ((f"{copy}\0", "train"), (copy, "/"), (copy, "a\0b")):
+        with pytest.raises(CorpusError):
+            Corpus.open(directory, split)
+
+
+@pytest.mark.parametrize(
+    "features", [{"codes": b"\0" * 7}, {"codes": b"\xff\xff" * 3}, {"text_ids": b"123"}, {"name": b"\xff"}]
+)
+def test_what_a_record_holds_is_checked(tmp_path, features):
+    values = {"name": b"a", "metadata": b"{}", "codes": bytes(6), "text_ids": bytes(4)}
+    path = tmp_path / "mgjax_tokens-train.array_record-00000-of-00001"
+    shard = corpus_writing.write_shard(path, TOKENS, [Piece("a", Metadata(), np.zeros((1, 3), int), np.zeros(1, int))])
+    writer = corpus_writing.ArrayRecordWriter(str(path), "group_size:1")
+    writer.write(records.write(**values | features))
+    writer.close()
+    corpus_writing.finish(tmp_path, TOKENS, {"train": [shard._replace(num_bytes=path.stat().st_size)]})
+    corpus = Corpus.open(tmp_path)
+    with pytest.raises(CorpusError):
+        corpus.read(0), corpus.text_ids(0), corpus.name(0)
+
+
+def _hashes(directory, captions, level=0.1, old=False, split="train"):
+    """The hashes of a corpus of a shard for every two captions; those of an old one, whose manifest has none."""
+    what, shards = describe_audio(RATE, 1), []
+    directory.mkdir()
+    count = len(captions) // 2
+    for number in range(count):
+        some = [
+            Piece(caption, Metadata(description=caption), [np.full((500, 1), level, np.float32)])
+            for caption in captions[2 * number : 2 * number + 2]
+        ]
+        shards.append(corpus_writing.write_shard(shard_path(directory, "audio", split, number, count), what, some))
+    corpus_writing.finish(directory, what, {split: [shard._replace(digest=None) if old else shard for shard in shards]})
+    return Corpus.open(directory, split).hashes()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_hashes_tell_corpora_apart(tmp_path, old):
+    known = _hashes(tmp_path / "a", ["waltz", "tango", "polka", "samba"], old=old)
+    assert len(known) == 2
+    assert known == _hashes(tmp_path / "b", ["waltz", "tango", "polka", "samba"], old=old)
+    edited = _hashes(tmp_path / "c", ["waltz", "tango", "polka", "mambo"], old=old)
+    assert (edited[0], edited[1] == known[1]) == (known[0], False), "a caption of the same length"
+    louder = _hashes(tmp_path / "d", ["waltz", "tango", "polka", "samba"], level=0.2, old=old)
+    assert not set(louder) & set(known), "other sound of the same length"
+    grown = _hashes(tmp_path / "e", ["waltz", "tango", "polka", "samba", "salsa", "rumba"], old=old)
+    assert grown[:2] == known
+
+
+def test_hashes_do_not_depend_on_where_the_codec_was(tmp_path):
+    found = []
+    for name in ("a", "b"):
+        what = dataclasses.replace(TOKENS, codec_source=name, codec_hash="1")
+        piece = Piece("a", Metadata(), np.zeros((4, 3), int), np.zeros(1, int))
+        corpus_writing.write(tmp_path / name, what, {"train": [piece]})
+        found.append(Corpus.open(tmp_path / name).hashes())
+    corpus_writing.write(tmp_path / "c", dataclasses.replace(what, codec_hash="2"), {"train": [piece]})
+    assert found[0] == found[1] != Corpus.open(tmp_path / "c").hashes()
 
 
 def _edit(directory, **changes):

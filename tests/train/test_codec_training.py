@@ -281,10 +281,11 @@ def test_a_run_reads_its_corpora(tmp_path, monkeypatch):
     corpus_writing.write(tmp_path / "corpus", describe_audio(8_000, 1), {"train": pieces, "valid": pieces[:1]})
     config = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, corpora=(str(tmp_path / "corpus"),)))
     given = {}
-    monkeypatch.setattr(codec, "fit", lambda *arguments, run: given.update(arguments=arguments, run=run))
+    monkeypatch.setattr(codec, "fit", lambda *arguments, **named: given.update(named, arguments=arguments))
     codec.run(config, tmp_path / "run")
     task, train_data, valid_data, loop, workdir = given["arguments"]
     assert (task.name, loop, workdir, given["run"]) == ("codec", config.loop, tmp_path / "run", config)
+    assert set(given["inputs"].hashes) == {f"{split} split of {tmp_path / 'corpus'}" for split in ("train", "valid")}
     shapes = {"audio": (8, _SAMPLES, 1), "num_samples": (8,)}
     assert {name: value.shape for name, value in next(train_data).items()} == shapes
     assert [next(valid_data())["audio"].shape] == [(8, _SAMPLES, 1)]

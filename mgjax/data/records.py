@@ -1,0 +1,65 @@
+"""Records of array_record files: tf.train.Example, in bytes and back, without TensorFlow or tensorflow-datasets.
+
+Their modules import so many others, some of them lazily, that threads which import them at once may wait for each other
+for ever. So the class is made here, of its definition, when this module is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf.message import DecodeError
+
+_FILE = descriptor_pb2.FileDescriptorProto()
+_DEFINITION = """
+    name: "mgjax/example.proto" package: "mgjax" syntax: "proto3"
+    message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+    message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+    message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+    message_type { name: "Feature" oneof_decl { name: "kind" }
+      field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: "BytesList" oneof_index: 0 }
+      field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: "FloatList" oneof_index: 0 }
+      field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: "Int64List" oneof_index: 0 } }
+    message_type { name: "Features"
+      field { name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: "FeatureEntry" }
+      nested_type { name: "FeatureEntry" options { map_entry: true }
+        field { name: "key" number: 1 type: TYPE_STRING }
+        field { name: "value" number: 2 type: TYPE_MESSAGE type_name: "Feature" } } }
+    message_type { name: "Example" field { name: "features" number: 1 type: TYPE_MESSAGE type_name: "Features" } }
+"""
+_POOL = descriptor_pool.DescriptorPool()  # its own, so that it does not matter who else defines an Example
+_POOL.AddSerializedFile(text_format.Parse(_DEFINITION, _FILE).SerializeToString())
+_Example = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("mgjax.Example"))
+
+
+class RecordError(ValueError):
+    """Records that cannot be read; the message says why, and goes on after the name of the file."""
+
+
+def read(readers: dict[Path, ArrayRecordReader], path: Path, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
+    """The features of each of these records of the file `path`, which `readers` keeps open.
+
+    Raises:
+      RecordError: The file is missing or damaged.
+    """
+    try:
+        if path not in readers:  # with no threads of its own a reader is cheap to hold open
+            readers[path] = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        return [_Example.FromString(record).features.feature for record in readers[path].read(list(numbers))]
+    except (RuntimeError, DecodeError) as error:
+        raise RecordError(f"cannot be read ({error})") from error
+
+
+def write(**values: bytes | int) -> bytes:
+    """The record whose features are `values`."""
+    example = _Example()
+    for name, value in values.items():
+        if isinstance(value, int):
+            example.features.feature[name].int64_list.value.append(value)
+        else:
+            example.features.feature[name].bytes_list.value.append(value)
+    return example.SerializeToString(deterministic=True)  # a map of protobuf has no order of its own
