@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32
 
 from mgjax import finite, sharding
 from mgjax.codec import chunks, stream
@@ -22,7 +23,7 @@ from mgjax.data import audio as sound
 from mgjax.inputs import arguments
 from mgjax.strict_json import to_json
 
-Audio = Float[np.ndarray | jax.Array, "..."]  # [n], [n, c] or [b, n, c]
+Audio = Any  # [n], [n, c] or [b, n, c], of numpy, JAX or torch, or a list of rows
 Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]
 
 _WHOLE = 512  # frames that are coded in one piece; a longer signal goes through windows
@@ -102,7 +103,7 @@ class Codec:
         return hashlib.sha256(to_json(self.folded_config).encode() + codebooks.tobytes()).hexdigest()[:12]
 
     def encode(
-        self, audio: Audio, sample_rate: int | None = None, bandwidth: float | None = None
+        self, audio: Audio, sample_rate: float | None = None, bandwidth: float | None = None
     ) -> Int32[np.ndarray, "b t k"] | Chunks:
         """The codes of `audio`, ceil(n / hop_length) frames; as `Chunks` where the codec codes chunks apart.
 
@@ -273,7 +274,7 @@ class Codec:
         if self.config.norm == "time_group_norm":
             raise ValueError("this codec normalises over the whole signal: it cannot code blocks of it, or a long one")
 
-    def _resampled(self, audio: np.ndarray, sample_rate: int | None) -> np.ndarray:
+    def _resampled(self, audio: np.ndarray, sample_rate: float | None) -> np.ndarray:
         if sample_rate is None or (sample_rate := arguments.rate(sample_rate)) == self.sample_rate:
             return audio
         return np.stack([sound.resample(row, sample_rate, self.sample_rate) for row in audio])

@@ -127,7 +127,7 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
 
 
 def blocks(
-    path: PathLike, seconds_per_block: float, sample_rate: int | None = None, channels: int | None = None
+    path: PathLike, seconds_per_block: float, sample_rate: float | None = None, channels: int | None = None
 ) -> Iterator[Audio]:
     """The sound of a file in order, as float32 `[n_i, c]`, in the memory of a few blocks however long the file is.
 
@@ -155,7 +155,7 @@ def blocks(
 
 
 @contextlib.contextmanager
-def writer(path: PathLike, sample_rate: int, channels: int) -> Iterator[Writer]:
+def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer]:
     """A `Writer` for a sound file that is made piece by piece.
 
     The file appears under its name when the block ends well, complete. Where anything goes wrong, Ctrl-C included,
@@ -218,7 +218,7 @@ class Writer:
                 self._file.write(audio[start : start + _FRAMES_AT_ONCE])
 
 
-def write(path: PathLike, audio: Any, sample_rate: int) -> None:
+def write(path: PathLike, audio: Any, sample_rate: float) -> None:
     """Writes `[n, c]` or `[n]` as a sound file, whole or not at all.
 
     Args:
@@ -249,7 +249,7 @@ def writable_format(path: PathLike) -> tuple[str, str]:
     return able[suffix]
 
 
-def resample(audio: Audio, sample_rate: int, target: int) -> Float32[np.ndarray, "m c"]:
+def resample(audio: Audio, sample_rate: float, target: float) -> Float32[np.ndarray, "m c"]:
     """`audio` at `target` hertz, `[ceil(n * target / sample_rate), c]`, by soxr's very high quality filter.
 
     The length is rounded up, so that no sound is lost at the end and no piece becomes empty.
@@ -419,7 +419,7 @@ def _read_on(
         yield block if channels is None else to_channels(block, channels, str(path), said)
 
 
-def _resampled(sound: Iterable[Audio], sample_rate: int, target: int) -> Iterator[Audio]:
+def _resampled(sound: Iterable[Audio], sample_rate: float, target: float) -> Iterator[Audio]:
     """`sound` at `target` hertz, piece by piece, as if it had been resampled in one."""
     import soxr
 
