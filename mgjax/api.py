@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from mgjax import checks, formats, sharding, style
+from mgjax import checks, finite, formats, sharding, style
 from mgjax.checkpoint import Checkpoint
 from mgjax.codec.codec import Codec
 from mgjax.conditioner import Conditioner, Row, Span
@@ -127,6 +127,7 @@ class MusicGen:
         Raises:
           ValueError: A value is out of range; the message says what is allowed.
           TypeError: A value is of another kind.
+          NotFiniteError: The weights give NaN or infinity; `stream` gives what is good before that.
         """
         return np.concatenate(list(self.stream(texts, **options)), axis=1)
 
@@ -169,7 +170,8 @@ class MusicGen:
           seconds: Length of the whole result, the prompt included. Cut to whole frames.
           seed: A whole number, or one for each row.
           sampling: How to draw, one for all rows or one for each; the checkpoint's own default where None.
-          prompt: Audio to continue: [n], [n, c] or [b, n, c], one for all rows or one for each.
+          prompt: Audio to continue: [n], [n, c], [b, n, c] or a list of arrays, one for all rows or one for each, all
+            of one length.
           prompt_sample_rate: Of the prompt, in hertz; the model's where None.
           negative: What the music is to keep away from, one text for all rows or one for each. It works through
             guidance.
@@ -215,7 +217,7 @@ class MusicGen:
         for warning in steering.warnings():
             warnings.warn(warning, stacklevel=2)
         plan = cut(windows(num_frames, given.shape[1], *spans), steering.cuts())
-        return generate(
+        codes = generate(
             self._lm,
             self._params["lm"],
             self._steer(steering, num_frames > spans[0]),
@@ -224,6 +226,14 @@ class MusicGen:
             Draws.of(samplings, seeds, self.num_codebooks),
             progress,
         )
+        return self._explained(codes)
+
+    def _explained(self, codes: Iterator[Int32[np.ndarray, "b t k"]]) -> Iterator[Int32[np.ndarray, "b t k"]]:
+        """The same codes; where they end because something is not finite, the error says what."""
+        try:
+            yield from codes
+        except finite.NotFiniteError as error:
+            raise finite.NotFiniteError(f"{error}: {finite.cause(self._params)}") from None
 
     def logits(
         self,
@@ -352,6 +362,11 @@ class MusicGen:
             return WindowSteering(self._context(part.sets, texts, span), part.strengths, self._layout(part.sets))
 
         return steer
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._mesh is not None:
+            raise TypeError("a model that is spread over devices cannot be copied or pickled: save and load it")
+        return self.__dict__
 
     def _layout(self, sets: Sequence[Sequence[Row]]) -> Layout | None:
         return None if self._mesh is None else layout(self.config.lm, len(sets[0]), len(sets), self._mesh)

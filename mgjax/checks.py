@@ -13,6 +13,9 @@ from jaxtyping import Float32, Int32
 
 from mgjax.conditioning.labels import label_vectors, number_vectors, row_values
 from mgjax.config import ModelConfig, Sampling
+from mgjax.inputs import arguments
+from mgjax.inputs.arguments import is_whole, shown
+from mgjax.references import rows as rows_of
 from mgjax.steering import Change
 
 # The published systems move on by 18 of 30 seconds.
@@ -21,6 +24,7 @@ _STRIDE_SHARE = 0.6
 # More than these are slips of the hand, and would fill the memory before anyone hears of it.
 _MOST_SECONDS = 24 * 3600
 _MOST_WINDOWS = 10  # times the window of training
+_MOST_CHARACTERS = 100_000  # of a text, of which the first few hundred words are read
 
 _SEEDS = 2**32
 
@@ -34,7 +38,7 @@ def texts(texts: Any, frame_rate: float, num_frames: int, blend_frames: int) -> 
     if not isinstance(rows, Sequence) or not all(_is_text(row) or _is_schedule(row) for row in rows):
         raise TypeError(
             f"texts must be a string, None, a list of (seconds, text), or a list with one of these for each row, got "
-            f"{texts!r}"
+            f"{shown(texts)}"
         )
     if not rows:
         raise ValueError("there is no text: give at least one (None for music without a description)")
@@ -45,9 +49,12 @@ def texts(texts: Any, frame_rate: float, num_frames: int, blend_frames: int) -> 
 
 
 def can_read(texts: Sequence[str | None], config: ModelConfig) -> None:
-    """Raises ValueError where there is a text for a model that reads none."""
+    """Raises ValueError where there is a text for a model that reads none, or one that is far too long."""
     if any(texts) and config.text is None and config.clap is None:
         raise ValueError("this model was not trained with texts: give None (on the command line: an empty prompt)")
+    longest = max((len(text) for text in texts if text), default=0)
+    if longest > _MOST_CHARACTERS:
+        raise ValueError(f"a text has {longest} characters, the most is {_MOST_CHARACTERS}: its beginning is enough")
 
 
 def _is_text(value: Any) -> bool:
@@ -62,14 +69,13 @@ def _is_change(value: Any) -> bool:
     return (
         isinstance(value, tuple | list)
         and len(value) == 2
-        and isinstance(value[0], int | float | np.integer | np.floating)
-        and not isinstance(value[0], bool)
+        and (is_whole(value[0]) or isinstance(value[0], float | np.floating))
         and _is_text(value[1])
     )
 
 
 def _changes(schedule: Sequence[Any], frame_rate: float, num_frames: int, blend_frames: int) -> list[Change]:
-    times = [float(seconds) for seconds, _ in schedule]
+    times = [arguments.number(seconds, "the time of a text", " of seconds") for seconds, _ in schedule]
     if not all(0 <= time <= _MOST_SECONDS for time in times):
         raise ValueError(f"the times of texts must be 0 or above, and at most {_MOST_SECONDS} (a day), got {times}")
     changes = [Change(round(time * frame_rate), text or None) for time, (_, text) in zip(times, schedule, strict=True)]
@@ -100,7 +106,7 @@ def plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
     """One text for each row, from one for all or one for each; messages call them `name`."""
     rows = [texts] if _is_text(texts) else texts
     if not isinstance(rows, Sequence) or not all(_is_text(row) for row in rows):
-        raise TypeError(f"{name} must be a string, None, or a list of them, got {texts!r}")
+        raise TypeError(f"{name} must be a string, None, or a list of them, got {shown(texts)}")
     if len(rows) not in (1, batch):
         raise ValueError(f"{len(rows)} {name} do not fit {batch} rows: give one text, or one for each row")
     return [row or None for row in (list(rows) if len(rows) == batch else list(rows) * batch)]
@@ -110,7 +116,7 @@ def samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
     """How to draw each row, from one for all or one for each."""
     rows = [sampling] if isinstance(sampling, Sampling) else sampling
     if not isinstance(rows, Sequence) or not all(isinstance(row, Sampling) for row in rows):
-        raise TypeError(f"sampling must be a mgjax.Sampling or a list of them, got {sampling!r}")
+        raise TypeError(f"sampling must be a mgjax.Sampling or a list of them, got {shown(sampling)}")
     if len(rows) not in (1, batch):
         raise ValueError(f"{len(rows)} samplings do not fit {batch} rows: give one, or one for each row")
     for row in rows:
@@ -121,10 +127,7 @@ def samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
 
 def blend(seconds: Any, frame_rate: float) -> int:
     """How many frames a change of text takes."""
-    try:
-        value = float(seconds)
-    except (TypeError, ValueError):
-        raise TypeError(f"blend must be a number of seconds, got {seconds!r}") from None
+    value = arguments.number(seconds, "blend", " of seconds")
     if not 0 <= value < _MOST_SECONDS:
         raise ValueError(f"blend must be 0 (at once) or more seconds, got {seconds}")
     return round(value * frame_rate)
@@ -143,12 +146,12 @@ def labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]]
 
 def seeds(seed: Any, batch: int) -> list[int]:
     """One seed per row: `seed + i` for row i of a single number (from 0 again after 2**32 - 1)."""
-    rows = [seed] if _is_whole(seed) else seed.tolist() if isinstance(seed, np.ndarray) else seed
-    if not isinstance(rows, Sequence) or not all(_is_whole(row) for row in rows):
-        raise TypeError(f"seed must be a whole number or a list of them, got {seed!r}")
+    rows = [seed] if is_whole(seed) else seed.tolist() if isinstance(seed, np.ndarray) else seed
+    if not isinstance(rows, Sequence) or not all(is_whole(row) for row in rows):
+        raise TypeError(f"seed must be a whole number or a list of them, got {shown(seed)}")
     if not all(0 <= row < _SEEDS for row in rows):
-        raise ValueError(f"a seed must be 0 or above and below 2**32, got {seed!r}")
-    if _is_whole(seed):
+        raise ValueError(f"a seed must be 0 or above and below 2**32, got {shown(seed)}")
+    if is_whole(seed):
         return [(int(seed) + i) % _SEEDS for i in range(batch)]
     if len(rows) != batch:
         raise ValueError(f"{len(rows)} seeds do not fit {batch} texts: give one seed, or one for each text")
@@ -187,10 +190,10 @@ def window_and_stride(
 
 def prompt_codes(codec: Any, prompt: Any, sample_rate: int | None, batch: int) -> Int32[np.ndarray, "b t k"]:
     """The codes of the audio to continue, once for each row."""
-    prompt = np.asarray(prompt)
-    if prompt.ndim == 3 and prompt.shape[0] not in (1, batch):
-        raise ValueError(f"{prompt.shape[0]} prompts do not fit {batch} texts: give one prompt, or one for each text")
-    codes = codec.encode(prompt, sample_rate=sample_rate)
+    rows = rows_of(prompt, batch, "prompt")
+    if any(row is None for row in rows):
+        raise ValueError("all rows of a batch begin with a prompt, or none: make those without in another call")
+    codes = codec.encode(rows[:1] if all(row is rows[0] for row in rows) else rows, sample_rate=sample_rate)
     if not isinstance(codes, np.ndarray):
         raise ValueError("this codec codes its chunks apart and cannot give the start of a piece to continue")
     return np.broadcast_to(codes, (batch, *codes.shape[1:]))
@@ -213,7 +216,7 @@ def prompt_length(prompt_frames: int, num_frames: int, window_frames: int, frame
 
 def codes(codes: Any, num_codebooks: int, codebook_size: int) -> Int32[np.ndarray, "b t k"]:
     """Codes as a batch."""
-    codes = np.asarray(codes)
+    codes = arguments.array(codes, "codes")
     if codes.ndim == 2:
         codes = codes[None]
     if codes.ndim != 3 or codes.shape[2] != num_codebooks or 0 in codes.shape:
@@ -229,10 +232,7 @@ def codes(codes: Any, num_codebooks: int, codebook_size: int) -> Int32[np.ndarra
 
 def chroma(chroma: Any, batch: int, num_frames: int, num_classes: int) -> Float32[np.ndarray, "b f p"]:
     """A chromagram for each row."""
-    try:
-        chroma = np.asarray(chroma, np.float32)
-    except (TypeError, ValueError):
-        raise TypeError("chroma must be an array of numbers") from None
+    chroma = arguments.array(chroma, "chroma").astype(np.float32)
     if chroma.ndim != 3 or chroma.shape[0] not in (1, batch) or chroma.shape[1:] != (num_frames, num_classes):
         raise ValueError(
             f"chroma must be [1 or {batch} rows, {num_frames} frames, {num_classes} pitch classes], got "
@@ -255,15 +255,6 @@ def dtype(name: Any) -> str | None:
 
 
 def _to_frames(seconds: Any, frame_rate: float, name: str) -> int:
-    try:
-        seconds = float(seconds)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number of seconds, got {seconds!r}") from None
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"{name} must be a finite number of seconds above 0, got {seconds}")
+    frames = min(arguments.seconds(seconds, name) * frame_rate, 2.0**53)
     # 2.3 seconds are 115 frames of 20 ms, although 2.3 * 50 is 114.99999999999999.
-    return math.floor(round(seconds * frame_rate, 6))
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return math.floor(round(frames, 6))

@@ -95,6 +95,10 @@ class Conditioner:
         self._clap_tokenizer_files = clap_tokenizer_files
         self._compat = compat
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tokenizers, which cannot be pickled and are read again."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("tokenizer", "_clap")}
+
     def encode(self, texts: Sequence[str | None]) -> _Texts:
         """Every different text, encoded once."""
         different = list(dict.fromkeys(text for text in texts if text))

@@ -188,7 +188,8 @@ def _settled(value: Any, name: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return is_number and not (isinstance(value, int) and abs(value) >= 2**1023)  # which no float holds
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,19 +1,17 @@
-"""Sounds that users hand over to steer the music, a melody or a style: one for all rows of a batch, or one for each."""
+"""Sounds that users hand over, a prompt, a melody or a style: one for all rows of a batch, or one for each."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from mgjax.data import audio
+from mgjax.inputs import arguments
 
 _SILENCE = 1e-4  # a swing below this, 3 steps of 16 bits, is dither and no sound
-_LOWEST_RATE, _HIGHEST_RATE = 1000, 1_000_000  # hertz; beyond lie slips of the hand, and what soxr cannot do
-_PLURALS = {"melody": "melodies", "style": "styles"}
+_PLURALS = {"melody": "melodies", "style": "styles", "prompt": "prompts"}
 
 
 def rows(given: Any, batch: int, name: str) -> list[Any]:
@@ -23,20 +21,12 @@ def rows(given: Any, batch: int, name: str) -> list[Any]:
       given: `[n]` or `[n, c]` for all rows, `[b, n, c]`, or a list with one of these or None for each row. In the place
         of an array there may be stems, a dict of them by their names.
       batch: Rows.
-      name: What messages call it, "melody" or "style".
+      name: What messages call it, "melody", "style" or "prompt".
 
     Raises:
       TypeError, ValueError: It is no audio, or not one for each row.
     """
-    if given is None:
-        return [None] * batch
-    if isinstance(given, Mapping):
-        return [given] * batch
-    if isinstance(given, list | tuple):
-        found = list(given)
-    else:
-        given = array(given, name)
-        found = list(given) if given.ndim == 3 else [given]
+    found = arguments.rows(given, f"a {name}")
     if len(found) == batch:
         return found
     if len(found) == 1:
@@ -57,29 +47,17 @@ def sample_rate(given: Any, name: str) -> int:
     """The sample rate of the sounds, checked."""
     if given is None:
         raise ValueError(f"{name}_sample_rate is missing: say how many samples a second the {name} has, such as 44100")
-    try:
-        rate = float(given)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}_sample_rate must be a number of hertz, got {given!r}") from None
-    if not (_LOWEST_RATE <= rate <= _HIGHEST_RATE and rate.is_integer()):
-        raise ValueError(
-            f"{name}_sample_rate must be a whole number of hertz from {_LOWEST_RATE} to {_HIGHEST_RATE}, got {given}"
-        )
-    return int(rate)
+    return arguments.rate(given, f"{name}_sample_rate")
 
 
 def sound(given: Any, what: str, name: str) -> Float32[np.ndarray, "n c"]:
-    """The sound of one row, mono or stereo; messages call it `what`.
+    """The sound of one row in mono or stereo, mixed down from more channels; messages call it `what`.
 
     Raises:
-      TypeError, ValueError: It is no audio, empty, not finite, silent, or has more channels.
+      TypeError, ValueError: It is no audio, empty, not finite, or silent.
     """
-    found = audio.check(array(given, name), what)
-    if found.shape[1] > 2:
-        raise ValueError(
-            f"{what} has {found.shape[1]} channels (shape {list(found.shape)}): expected mono or stereo, [samples] or "
-            "[samples, channels]; transpose it if it is [channels, samples], mix it down if it has more"
-        )
+    found = audio.check(given, what)
+    found = audio.to_channels(found, min(2, found.shape[1]), what)
     check_not_silent(found, f"{what} is silent", name)
     return found
 
@@ -99,16 +77,3 @@ def check_not_silent(given: np.ndarray, trouble: str, name: str) -> None:
     """Raises ValueError, which says `trouble`, unless there is a sound in the audio."""
     if np.ptp(given, axis=0).max() < _SILENCE:
         raise ValueError(f"{trouble}. There is no {name} in silence: give None for music without a {name}")
-
-
-def array(given: Any, name: str) -> np.ndarray:
-    """The audio as an array of one, two or three dimensions."""
-    if isinstance(given, str | os.PathLike):
-        raise TypeError(f"a {name} must be audio, not the name of a file: read {os.fspath(given)!r} first")
-    given = np.asarray(given)
-    if given.ndim not in (1, 2, 3):
-        raise ValueError(
-            f"a {name} must be [samples], [samples, channels] or [rows, samples, channels], or a list of such arrays, "
-            f"got the shape {list(given.shape)}"
-        )
-    return given

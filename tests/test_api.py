@@ -1,7 +1,9 @@
 """The public surface on the toy model: what is asked, checked, made, kept."""
 
+import copy
 import dataclasses
 import logging
+import pickle
 
 import jax
 import numpy as np
@@ -77,6 +79,7 @@ def test_a_prompt_is_continued(model):
     pair = np.stack([tone(1.0), -0.5 * tone(1.0)])[..., None]
     both = model.generate_codes(["a", "b"], seconds=1.5, prompt=pair)
     assert np.array_equal(both[:, :50], model.codec.encode(pair))
+    assert np.array_equal(both, model.generate_codes(["a", "b"], seconds=1.5, prompt=list(pair)))
 
 
 def test_long_music_goes_window_by_window(model):
@@ -155,7 +158,7 @@ BAD = {
     "no text": (ValueError, "at least one", [], {}),
     "no time": (ValueError, "above 0, got 0", "a", {"seconds": 0}),
     "negative time": (ValueError, "above 0, got -1", "a", {"seconds": -1}),
-    "time that is not a number": (ValueError, "above 0, got nan", "a", {"seconds": float("nan")}),
+    "time that is not a number": (ValueError, "finite number of seconds, got nan", "a", {"seconds": float("nan")}),
     "endless time": (ValueError, "finite", "a", {"seconds": float("inf")}),
     "less than a frame": (ValueError, "at least 0.02", "a", {"seconds": 0.01}),
     "time in words": (TypeError, "number of seconds, got 'two'", "a", {"seconds": "two"}),
@@ -168,10 +171,16 @@ BAD = {
         ["a", "b"],
         {"prompt": np.zeros((3, 640, 1))},
     ),
+    "three prompts in a list": (ValueError, "3 prompts do not fit 2 rows", ["a", "b"], {"prompt": [tone(0.5)] * 3}),
+    "a prompt for one of two": (ValueError, "begin with a prompt, or none", ["a", "b"], {"prompt": [tone(0.5), None]}),
+    "prompts of two lengths": (ValueError, r"of one length, got \[", ["a", "b"], {"prompt": [tone(0.5), tone(0.4)]}),
+    "a prompt in the scale of 16 bits": (ValueError, "a peak of 9", "a", {"prompt": 30_000 * tone(0.5)}),
+    "the name of a prompt": (TypeError, "not the name of a file", "a", {"prompt": "song.wav"}),
+    "a rate that no sound has": (ValueError, "hertz", "a", {"prompt": tone(0.5), "prompt_sample_rate": 10**12}),
     "prompt with NaN": (ValueError, "finite|NaN", "a", {"prompt": np.full(6400, np.nan, np.float32)}),
     "prompt with infinity": (ValueError, "finite|inf", "a", {"prompt": np.full(6400, np.inf, np.float32)}),
-    "prompt of no length": (ValueError, "empty|0 samples|no audio", "a", {"prompt": np.zeros(0, np.float32)}),
-    "prompt of many channels": (ValueError, "channels", "a", {"prompt": np.zeros((6400, 7), np.float32)}),
+    "prompt of no length": (ValueError, "no sound", "a", {"prompt": np.zeros(0, np.float32)}),
+    "prompt of many channels": (ValueError, "transpose", "a", {"prompt": np.zeros((2, 6400), np.float32)}),
     "stride of the whole window": (ValueError, "below the window", "a", {"window": 2.0, "stride": 2.0}),
     "stride beyond the window": (ValueError, "below the window", "a", {"stride": 31}),
     "no stride": (ValueError, "above 0, got 0", "a", {"stride": 0}),
@@ -183,6 +192,12 @@ BAD = {
     "a window in words": (TypeError, "number of seconds", "a", {"window": "long"}),
     "an option that there is not": (TypeError, "stream_codes.*second", "a", {"second": 3}),
     "seed in words": (TypeError, "whole number", "a", {"seed": "lucky"}),
+    "time of hundreds of digits": (ValueError, "seconds must be a finite", "a", {"seconds": 10**400}),
+    "more time than there is": (ValueError, "at most 86400", "a", {"seconds": 1e308}),
+    "window of hundreds of digits": (ValueError, "window must be a finite", "a", {"window": 10**400}),
+    "seed of thousands of digits": (ValueError, "below 2", "a", {"seed": 10**5000}),
+    "millions of windows": (ValueError, "a stride of 1 frames is too short", "a", {"seconds": 86_400, "stride": 0.02}),
+    "a book": (ValueError, "a text has 100000000 characters", "a" * 10**8, {}),
 }
 
 
@@ -203,10 +218,13 @@ def test_bad_requests_say_what_is_wrong(model, case):
         ({"top_p": -0.1}, "top_p must be"),
         ({"top_k": 2**31}, "top_k must be"),
         ({"guidance": float("inf")}, "guidance must be"),
+        ({"temperature": 10**400}, "temperature must be"),
+        ({"top_p": 10**400}, "top_p must be"),
+        ({"guidance": ((0, 1), (10**400, 2))}, "guidance must be"),
     ],
 )
 def test_bad_sampling_says_what_is_allowed(values, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         mgjax.Sampling(**values)
 
 
@@ -265,6 +283,37 @@ def test_a_saved_model_is_the_same_model(model, tmp_path, form):
     else:
         with pytest.raises(CheckpointError, match=r"spiece\.model"):
             saved.generate_codes("a")
+
+
+def with_nan(model, *names, at):
+    """The model with NaN in one of its weights."""
+    saved = model._checkpoint()
+    tree = saved.variables
+    for name in names[:-1]:
+        tree[name] = dict(tree[name])
+        tree = tree[name]
+    tree[names[-1]] = tree[names[-1]].at[at].set(np.nan)
+    return api.MusicGen(saved)
+
+
+def test_what_is_not_finite_is_no_music(model):
+    """The error says which weights it comes from, where the language model only passes it on too."""
+    for names, what in [(("lm", "head", "kernel"), "predictions"), (("text", "embed", "embedding"), "conditions")]:
+        broken = with_nan(model, *names, at=(-1,) if what == "predictions" else (3 + ord("a"),))
+        message = rf"{what}.* of row 0, 1 are not finite, after 0 good frames: the weights {'/'.join(names)} are NaN"
+        with pytest.raises(mgjax.NotFiniteError, match=message):
+            broken.generate(["a", "a"], seconds=1.0, sampling=SOFT)
+    fine = with_nan(model, "text", "embed", "embedding", at=(3 + ord("z"),))  # which is in no text
+    assert np.isfinite(fine.generate("a", seconds=1.0, sampling=SOFT)).all()
+
+
+def test_a_model_is_pickled_and_copied(model):
+    model.tokenizer  # noqa: B018 - read, and then held
+    expected = model.generate_codes("a", seconds=0.5)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert np.array_equal(again.generate_codes("a", seconds=0.5), expected)
+    with pytest.raises(TypeError, match="save and load it"):
+        pickle.dumps(mgjax.load("debug", mesh=sharding.make_mesh(2, 2, 2)))
 
 
 def test_unknown_formats_are_refused(model, tmp_path):

@@ -25,7 +25,7 @@ LEVELS = [
         *("data.__init__", "interop.__init__", "train.__init__", "plan.__init__", "data.audio data.loudness"),
         *("data.metadata", "data.parent"),
     ],
-    ["nn", "data.synthetic.*"],
+    ["nn", "finite", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],
     ["lm.*"],
     [

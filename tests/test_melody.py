@@ -64,7 +64,7 @@ def test_one_melody_for_all_rows_or_one_for_each():
 
 
 def test_stems_and_separation():
-    voice, drums = tone(440), np.random.default_rng(0).uniform(-1, 1, 8000).astype(np.float32)
+    voice, drums = tone(440) / 2, np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
     stems = {"vocals": voice, "other": voice, "drums": drums}
 
     def without_drums(mix, sample_rate):
@@ -76,6 +76,14 @@ def test_stems_and_separation():
     (found, none) = melody.prepare([voice + drums, None], 8000, 2, CONFIG, separate=without_drums)
     np.testing.assert_allclose(found, voice, atol=1e-6)
     assert none is None
+
+
+def test_surround_is_mixed_down_and_that_is_said():
+    sound = tone(440)
+    surround = np.stack([0 * sound] * 2 + [sound] + [0 * sound] * 3, axis=1)
+    with pytest.warns(UserWarning, match="the melody of row 1: 6 channels are mixed down to 2"):
+        _, found = melody.prepare([None, surround], 8000, 2, CONFIG)
+    np.testing.assert_allclose(found, sound * np.sqrt(0.5) / (1 + 2 * np.sqrt(0.5)), atol=1e-6)
 
 
 def test_one_melody_for_all_rows_is_separated_once():
@@ -101,13 +109,12 @@ SOUND = tone(440)
             ValueError,
             r"the melody lasts 0\.0319 seconds, less than one frame of the chromagram \(0\.032\)",
         ),
-        (np.stack([SOUND] * 3, axis=1), ValueError, "the melody has 3 channels.*mono or stereo"),
+        (np.stack([SOUND] * 7, axis=1) * 30_000, ValueError, "the melody: has a peak of 30000"),
         (np.stack([SOUND] * 2), ValueError, "transpose"),
         (np.stack([SOUND, -SOUND], axis=1), ValueError, "channels cancel each other out"),
-        (np.ones((1, 1, 8000, 1)), ValueError, r"got the shape \[1, 1, 8000, 1\]"),
-        (np.float32(1), ValueError, r"got the shape \[\]"),
-        ([0.1, 0.2, 0.3], ValueError, "3 melodies do not fit 2 rows"),
-        ([0.1, 0.2], ValueError, r"got the shape \[\]"),
+        (np.ones((1, 1, 8000, 1)), ValueError, r"got the shape \(1, 1, 8000, 1\)"),
+        (np.float32(1), ValueError, r"got the shape \(\)"),
+        ([0.1, 0.2, 0.3], ValueError, "less than one frame"),  # a list of numbers is a sound
         ([], ValueError, "0 melodies do not fit 2 rows: give one melody, or one for each row"),
         ([SOUND] * 3, ValueError, "3 melodies do not fit 2 rows"),
         (np.stack([SOUND] * 3)[..., None], ValueError, "3 melodies do not fit 2 rows"),

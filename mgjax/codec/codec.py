@@ -5,22 +5,25 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32
 
-from mgjax import sharding
+from mgjax import finite, sharding
 from mgjax.codec import chunks, stream
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
 from mgjax.config import CodecConfig
+from mgjax.data import audio as sound
+from mgjax.inputs import arguments
 from mgjax.strict_json import to_json
 
-Audio = Float[np.ndarray | jax.Array, "..."]  # [n], [n, c] or [b, n, c]
+Audio = Any  # [n], [n, c] or [b, n, c], of numpy, JAX or torch, or a list of rows
 Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]
 
 _WHOLE = 512  # frames that are coded in one piece; a longer signal goes through windows
@@ -100,19 +103,21 @@ class Codec:
         return hashlib.sha256(to_json(self.folded_config).encode() + codebooks.tobytes()).hexdigest()[:12]
 
     def encode(
-        self, audio: Audio, sample_rate: int | None = None, bandwidth: float | None = None
+        self, audio: Audio, sample_rate: float | None = None, bandwidth: float | None = None
     ) -> Int32[np.ndarray, "b t k"] | Chunks:
         """The codes of `audio`, ceil(n / hop_length) frames; as `Chunks` where the codec codes chunks apart.
 
         Args:
-          audio: [n], [n, c] or [b, n, c] from -1 to 1. Mono and stereo are converted to what the codec takes.
+          audio: [n], [n, c], [b, n, c] or a list of rows of one length, from -1 to 1. Other channels than the codec's
+            are converted as `mgjax.data.audio.to_channels` does.
           sample_rate: Of `audio`, in hertz; it is resampled if the codec's differs. None: it has the codec's.
           bandwidth: In kilobits per second, one of the codec's; a lower one uses fewer codebooks. None: all of them.
 
         Raises:
           ValueError: The audio is empty, not finite, or of another shape.
+          NotFiniteError: The weights make something of it that is NaN or infinite.
         """
-        audio = self._resampled(_batched(audio), sample_rate)
+        audio = self._resampled(self._batched(audio, set()), sample_rate)
         frames = -(-audio.shape[1] // self.hop_length)
         if self._layout:
             return chunks.merge(self.encode_blocks([audio], bandwidth))
@@ -127,7 +132,10 @@ class Codec:
 
         Raises:
           ValueError: The codes have another shape or are out of range.
+          NotFiniteError: The weights make sound of them that is NaN or infinite.
         """
+        if num_samples is not None and not (arguments.is_whole(num_samples) and num_samples >= 0):
+            raise ValueError(f"num_samples must be a whole number, 0 or above, got {arguments.shown(num_samples)}")
         shape = np.shape(codes)
         if self._layout or len(shape) != 3 or not 0 < shape[1] <= _WHOLE:
             audio = np.concatenate(list(self.decode_blocks([codes])), axis=1)
@@ -144,8 +152,11 @@ class Codec:
         of every length, where else dozens are compiled: for many pieces, at some waste at the end of each.
         """
         count = self.config.codebooks_for(bandwidth)
+        said: set[str] = set()
+        arrays = (arguments.array(block, "audio") for block in blocks)
         rows = _filled(
-            (self._rows(_batched(block)) for block in blocks), "there is no audio to encode: it has 0 samples"
+            (self._rows(self._batched(block, said)) for block in arrays if block.size),
+            "there is no audio to encode: it has 0 samples",
         )
         if self._layout:
             yield from self._encode_chunks(rows, count)
@@ -246,46 +257,58 @@ class Codec:
                 yield block
 
         for codes, scale, ahead in chunks.unfilled(checked(), self._layout):
-            yield self._decode_whole(codes) * scale[:, None, None], ahead
+            audio = self._decode_whole(codes) * scale[:, None, None]
+            self._check(np.isfinite(audio), "decoder")
+            yield audio, ahead
+
+    def _check(self, good: np.ndarray, part: str) -> None:
+        """Raises NotFiniteError unless all of what a part of the codec gives is good."""
+        if not good.all():
+            rows = sorted(set(np.nonzero(~good)[0] // self._groups))
+            raise finite.NotFiniteError(
+                f"what the codec's {part} gives is not finite in row {', '.join(map(str, rows))}: "
+                f"{finite.cause({'codec': self.variables})}"
+            )
 
     def _check_streaming(self) -> None:
         if self.config.norm == "time_group_norm":
             raise ValueError("this codec normalises over the whole signal: it cannot code blocks of it, or a long one")
 
-    def _resampled(self, audio: np.ndarray, sample_rate: int | None) -> np.ndarray:
-        if sample_rate is None or sample_rate == self.sample_rate:
+    def _resampled(self, audio: np.ndarray, sample_rate: float | None) -> np.ndarray:
+        if sample_rate is None or (sample_rate := arguments.rate(sample_rate)) == self.sample_rate:
             return audio
-        from mgjax.data.audio import resample
+        return np.stack([sound.resample(row, sample_rate, self.sample_rate) for row in audio])
 
-        return np.stack([resample(row, sample_rate, self.sample_rate) for row in audio])
+    def _batched(self, audio: Audio, said: set[str]) -> Float32[np.ndarray, "b n c"]:
+        """`audio` in the codec's channels, once it is known to be good; `said` as for `audio.check`."""
+        rows = [sound.check(row, "audio", said) for row in arguments.rows(audio, "audio")]
+        rows = [sound.to_channels(row, self.channels, "audio", said) for row in rows]
+        if len({len(row) for row in rows}) != 1:
+            raise ValueError(f"the rows of a batch must be of one length, got {[len(row) for row in rows]} samples")
+        return np.stack(rows)
 
     def _rows(self, audio: np.ndarray) -> np.ndarray:
-        """[b, n, c] in mono or stereo to [b * groups, n, channels of the codec]."""
-        if audio.shape[2] != self.channels:
-            if self.channels == 1:
-                audio = np.mean(audio, axis=2, keepdims=True)
-            elif audio.shape[2] == 1:
-                audio = np.repeat(audio, self.channels, axis=2)
-            else:
-                raise ValueError(f"the codec takes {self.channels} channels, got {audio.shape[2]}")
+        """[b, n, c] to [b * groups, n, channels of the codec]."""
         b, n, _ = audio.shape
         c = self.config.channels
         return np.moveaxis(audio.reshape(b, n, self._groups, c), 2, 1).reshape(b * self._groups, n, c)
 
     def _joined(self, rows: np.ndarray) -> np.ndarray:
         """The inverse of `_rows`."""
+        self._check(np.isfinite(rows), "decoder")
         _, n, c = rows.shape
         return np.moveaxis(rows.reshape(-1, self._groups, n, c), 1, 2).reshape(-1, n, self.channels)
 
     def _interleaved(self, codes: np.ndarray) -> np.ndarray:
         """[b * groups, t, k] to [b, t, k * groups]."""
+        self._check(codes >= 0, "encoder")
         _, t, k = codes.shape
         return np.moveaxis(codes.reshape(-1, self._groups, t, k), 1, 3).reshape(-1, t, k * self._groups)
 
     def _code_rows(self, codes: np.ndarray) -> np.ndarray:
         """The inverse of `_interleaved`, once the codes are known to be good."""
-        codes = np.asarray(codes)
-        if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer):
+        codes = arguments.array(codes, "codes")
+        if codes.ndim != 3 or not codes.shape[0] or not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(f"codes must be whole numbers of shape [b, t, k], got {codes.dtype} {list(codes.shape)}")
         b, t, k = codes.shape
         if not 0 < k <= self.num_codebooks or k % self._groups:
@@ -308,26 +331,12 @@ def _pushed(chain: stream.Chain, rows: Iterable[np.ndarray]) -> Iterator[np.ndar
 
 def _filled(blocks: Iterable[np.ndarray], nothing: str) -> Iterator[np.ndarray]:
     """The blocks that are not empty; the error `nothing` if there are none."""
-    some = False
+    first = None
     for block in blocks:
         if block.shape[1]:
-            some = True
+            first = block if first is None else first
+            if (len(block), *block.shape[2:]) != (len(first), *first.shape[2:]):
+                raise ValueError(f"blocks must be alike but for their length, got {first.shape} and {block.shape}")
             yield block
-    if not some:
+    if first is None:
         raise ValueError(nothing)
-
-
-def _batched(audio: Audio) -> Float32[np.ndarray, "b n c"]:
-    """`audio` as [b, n, c], once it is known to be good."""
-    audio = np.asarray(audio)
-    if not np.issubdtype(audio.dtype, np.floating):
-        raise ValueError(f"audio must be floating point from -1 to 1, got {audio.dtype}")
-    if audio.ndim == 1:
-        audio = audio[:, None]
-    if audio.ndim == 2:
-        audio = audio[None]
-    if audio.ndim != 3 or audio.shape[0] == 0 or audio.shape[2] not in (1, 2):
-        raise ValueError(f"audio must be [n], [n, c] or [b, n, c] with 1 or 2 channels last, got {list(audio.shape)}")
-    if not np.isfinite(audio).all():
-        raise ValueError("audio must be finite: it holds NaN or infinity")
-    return audio.astype(np.float32)

@@ -14,14 +14,15 @@ def nearest(x: Float[Array, "b t d"], embed: Float[Array, "v d"]) -> Int[Array, 
 
 
 def quantize(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> Int[Array, "b t k"]:
-    """The codes of `latents` by the codebooks in `embed`, the first ones of the codec or all."""
+    """The codes of `latents` by the codebooks in `embed`, the first ones of the codec or all; -1 where not finite."""
 
     def level(residual, codebook):
         codes = nearest(residual, codebook)
         return residual - jnp.take(codebook, codes, axis=0), codes
 
-    _, codes = jax.lax.scan(level, latents.astype(jnp.float32), embed.astype(jnp.float32))
-    return jnp.moveaxis(codes, 0, -1)
+    # The nearest codeword to NaN, or among NaN, is one as any other; what is left then is not finite.
+    rest, codes = jax.lax.scan(level, latents.astype(jnp.float32), embed.astype(jnp.float32))
+    return jnp.where(jnp.isfinite(rest).all(axis=-1, keepdims=True), jnp.moveaxis(codes, 0, -1), -1)
 
 
 def dequantize(codes: Int[Array, "b t k"], embed: Float[Array, "n v d"]) -> Float[Array, "b t d"]:

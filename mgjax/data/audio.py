@@ -8,15 +8,21 @@ that `import mgjax` stays quick.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
+import re
+import shutil
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
+
+from mgjax.inputs import arguments, files
 
 Audio = Float32[np.ndarray, "n c"]
 PathLike = str | os.PathLike[str]
@@ -29,9 +35,41 @@ FORMATS = {
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
 
+# Float sound with a peak beyond this was not brought to a full scale of 1.
+PEAK_REFUSED = 8.0
+
 _MOST_CHANNELS = 64  # more than this is an array that stands on its side
 _LARGEST_WAV = 2**32 - 4096  # bytes; a wav header counts in 32 bits
+_LARGEST_READ = 1 << 30  # numbers that are read at once: three hours of stereo
 _FRAMES_AT_ONCE = 1 << 16  # the Vorbis encoder overflows its stack when it is handed minutes at once
+_FRAMES_READ = 1 << 20  # what a header says of the length may be a lie: no more is allocated for it
+_LONGEST_BLOCK = 3600  # seconds
+_LONGEST_NAME = 255  # bytes, on all common file systems
+_FULL_DISK = 1 << 20  # free bytes
+_LOUD = 1.001  # rounding and resampling go a little beyond 1
+# What is decoded from these goes beyond 1 where the original was just below: no reason to say anything.
+_LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
+
+# The channels and rates that encoders can take: some crash beyond them, or write what cannot be read.
+_ENCODERS = {
+    "WAV": (_MOST_CHANNELS, "from 1000 to 1000000", lambda rate: True),
+    "FLAC": (8, "up to 655350, above 65535 in steps of 10", lambda rate: rate <= (655_350, 65_535)[rate % 10 > 0]),
+    "OGG": (_MOST_CHANNELS, "up to 200000", lambda rate: rate <= 200_000),
+    "MP3": (
+        2,
+        "8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100 and 48000",
+        (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000).__contains__,
+    ),
+}
+
+# How files begin that libsndfile cannot read.
+_FOREIGN = re.compile(
+    rb"(?s)(?P<MP4>.{4}ftyp)|(?P<WebM>\x1aE\xdf\xa3)|(?P<WMA>0&\xb2u\x8ef\xcf\x11)|(?P<AAC>\xff[\xf1\xf9])|(?P<HTML>\s*<)"
+)
+
+# ITU-R BS.775 from L, R, C, LFE, Ls, Rs, divided by the sum of a channel's weights so that nothing can clip.
+_HALF = math.sqrt(0.5)
+_SURROUND_TO_STEREO = np.array([[1, 0], [0, 1], [_HALF, _HALF], [0, 0], [_HALF, 0], [0, _HALF]]) / (1 + 2 * _HALF)
 
 
 class Info(NamedTuple):
@@ -47,7 +85,7 @@ def info(path: PathLike) -> Info:
 
     Raises:
       OSError: There is no such file, or it may not be read.
-      ValueError: It is not a sound file.
+      ValueError: It is not a sound file, or one of a rate or with channels that no music has.
     """
     with _open(path) as file:
         return Info(file.samplerate, file.channels, file.frames)
@@ -57,33 +95,39 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
     """The sound of a file as float32 `[n, c]`, and its sample rate in hertz.
 
     Args:
-      path: A file of any kind that libsndfile knows: wav, flac, ogg, mp3, aiff and others.
+      path: A file of any kind that libsndfile knows: wav, flac, ogg, mp3, aiff and others; or a pipe.
       start_seconds: Where to begin.
       seconds: How much to read; None for all. Less comes back where the file ends before.
 
     Raises:
       OSError: There is no such file, or it may not be read.
-      ValueError: It is no sound file, is damaged, holds NaN, or ends before `start_seconds`.
+      ValueError: It is no sound file, is damaged, holds NaN or a peak beyond `PEAK_REFUSED`, ends before
+        `start_seconds`, or is too long to be read at once.
     """
-    if not (math.isfinite(start_seconds) and start_seconds >= 0):
+    if not (arguments.number(start_seconds, "start_seconds") >= 0):
         raise ValueError(f"start_seconds must be 0 or more, got {start_seconds}")
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"seconds must be above 0, got {seconds}")
+    seconds = None if seconds is None else arguments.seconds(seconds, "seconds")
     with _open(path) as file:
-        start = round(start_seconds * file.samplerate)
-        if start and start >= file.frames:
+        if start_seconds and start_seconds * file.samplerate >= file.frames:
             length = file.frames / file.samplerate
             raise ValueError(f"{path}: cannot start at {start_seconds:g} s, the file ends at {length:g} s")
-        with _explained(path):
-            file.seek(start)
-            audio = file.read(
-                -1 if seconds is None else round(seconds * file.samplerate), dtype="float32", always_2d=True
-            )
-        return check(audio, str(path)), file.samplerate
+        start = round(start_seconds * file.samplerate)
+        if start and file.seekable():
+            with _explained(path):
+                file.seek(start)
+        elif start:
+            for _ in _read_on(file, path, _FRAMES_READ, most=start):
+                pass
+        most = _LARGEST_READ // file.channels + 1
+        wanted = most if seconds is None else min(most, round(seconds * file.samplerate))
+        audio = np.concatenate(list(_read_on(file, path, _FRAMES_READ, most=wanted)))
+        if len(audio) == most:
+            raise ValueError(f"{path}: is longer than {most // file.samplerate} s; read parts of it, or its blocks")
+        return audio, file.samplerate
 
 
 def blocks(
-    path: PathLike, seconds_per_block: float, sample_rate: int | None = None, channels: int | None = None
+    path: PathLike, seconds_per_block: float, sample_rate: float | None = None, channels: int | None = None
 ) -> Iterator[Audio]:
     """The sound of a file in order, as float32 `[n_i, c]`, in the memory of a few blocks however long the file is.
 
@@ -92,25 +136,26 @@ def blocks(
 
     Args:
       path: As for `read`.
-      seconds_per_block: Length of a block.
+      seconds_per_block: Length of a block, at most an hour.
       sample_rate: Rate to resample to, in hertz; None to keep the file's.
       channels: Channels to convert to; None to keep the file's.
 
     Raises:
       OSError, ValueError: As `read`, where the trouble is met.
     """
-    if not seconds_per_block > 0:
-        raise ValueError(f"seconds_per_block must be above 0, got {seconds_per_block}")
+    if arguments.seconds(seconds_per_block, "seconds_per_block") > _LONGEST_BLOCK:
+        raise ValueError(f"seconds_per_block must be at most {_LONGEST_BLOCK}, got {seconds_per_block}")
     with _open(path) as file:
         rate = file.samplerate if sample_rate is None else sample_rate
-        sound = _read_on(file, path, max(1, round(seconds_per_block * file.samplerate)), channels)
+        size = max(1, round(seconds_per_block * file.samplerate))
+        sound = _read_on(file, path, min(size, _FRAMES_READ), channels)
         if rate != file.samplerate:
             sound = _resampled(sound, file.samplerate, rate)
         yield from _regrouped(sound, max(1, round(seconds_per_block * rate)))
 
 
 @contextlib.contextmanager
-def writer(path: PathLike, sample_rate: int, channels: int) -> Iterator[Writer]:
+def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer]:
     """A `Writer` for a sound file that is made piece by piece.
 
     The file appears under its name when the block ends well, complete. Where anything goes wrong, Ctrl-C included,
@@ -122,23 +167,34 @@ def writer(path: PathLike, sample_rate: int, channels: int) -> Iterator[Writer]:
       channels: Channels of all that will be written.
 
     Raises:
-      ValueError: The suffix or the combination of rate and channels cannot be written.
-      OSError: The folder is missing or may not be written to.
+      ValueError: The suffix or the combination of rate and channels cannot be written, or the name is too long.
+      OSError: The folder is missing or may not be written to, or the disk is full.
     """
     import soundfile
 
     path = Path(path)
     kind, subtype = writable_format(path)
+    sample_rate = arguments.rate(sample_rate, f"{path}: the sample rate")
+    most, rates, is_allowed = _ENCODERS[kind]
+    if not (0 < channels <= most and is_allowed(sample_rate)):
+        raise ValueError(
+            f"{path}: cannot be written with {channels} channels at {sample_rate} hertz; {kind} takes up to {most} "
+            f"channels and the rates {rates}"
+        )
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ValueError(f"{path}: the name has more than {_LONGEST_NAME} bytes; choose a shorter one")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     # In the same folder, because only a rename within one file system is atomic.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
     quality = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if kind == "MP3" else {}
     try:
-        with _explained(path, "cannot be written"):
+        with _explained(path, writing=True):
             file = soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format=kind, **quality)
         with file:
             yield Writer(file, path)
+            with _explained(path, writing=True):
+                file.close()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -157,12 +213,12 @@ class Writer:
         self._num_samples += len(audio)
         if self._file.format == "WAV" and 2 * self._num_samples * self._file.channels > _LARGEST_WAV:
             raise ValueError(f"{self._path}: a wav file holds at most 4 GB; choose a name that ends in .flac")
-        with _explained(self._path, "cannot be written"):
+        with _explained(self._path, writing=True):
             for start in range(0, len(audio), _FRAMES_AT_ONCE):
                 self._file.write(audio[start : start + _FRAMES_AT_ONCE])
 
 
-def write(path: PathLike, audio: Any, sample_rate: int) -> None:
+def write(path: PathLike, audio: Any, sample_rate: float) -> None:
     """Writes `[n, c]` or `[n]` as a sound file, whole or not at all.
 
     Args:
@@ -173,7 +229,7 @@ def write(path: PathLike, audio: Any, sample_rate: int) -> None:
     Raises:
       OSError, ValueError: As `writer` and `check`.
     """
-    audio = check(audio, f"the audio for {path}")
+    audio = check(audio, f"the audio for {path}", {"loud"})  # what a model makes is a little beyond 1
     with writer(path, sample_rate, audio.shape[1]) as file:
         file.write(audio)
 
@@ -193,7 +249,7 @@ def writable_format(path: PathLike) -> tuple[str, str]:
     return able[suffix]
 
 
-def resample(audio: Audio, sample_rate: int, target: int) -> Float32[np.ndarray, "m c"]:
+def resample(audio: Audio, sample_rate: float, target: float) -> Float32[np.ndarray, "m c"]:
     """`audio` at `target` hertz, `[ceil(n * target / sample_rate), c]`, by soxr's very high quality filter.
 
     The length is rounded up, so that no sound is lost at the end and no piece becomes empty.
@@ -203,35 +259,57 @@ def resample(audio: Audio, sample_rate: int, target: int) -> Float32[np.ndarray,
     return np.concatenate(list(_resampled([audio], sample_rate, target)))
 
 
-def to_channels(audio: Audio, channels: int) -> Float32[np.ndarray, "n {channels}"]:
-    """`audio` with `channels` channels: their mean for one, copies of a single one for many.
+def to_channels(
+    audio: Audio, channels: int, what: str = "audio", said: set[str] | None = None
+) -> Float32[np.ndarray, "n {channels}"]:
+    """`audio` with `channels` channels: copies of a single one for many, or a mix of many for one or two.
+
+    6 channels are mixed as ITU-R BS.775 has it, in the order of wav files (left, right, centre, low frequencies, left
+    and right surround), with weights that add up to 1, so that nothing clips; others by their mean. It is said where
+    more than two are mixed.
+
+    Args:
+      audio: `[n, c]`.
+      channels: How many it is to have.
+      what: What the audio is called in messages.
+      said: As for `check`.
 
     Raises:
-      ValueError: Neither applies, as in 6 channels to 2.
+      ValueError: Neither applies, as in 2 channels to 6.
     """
     given = audio.shape[1]
     if given == channels:
         return audio
-    if channels == 1:
-        return audio.mean(axis=1, keepdims=True, dtype=np.float32)
-    if given == 1 and channels > 1:
+    if given == 1 and 1 < channels <= _MOST_CHANNELS:
         return np.repeat(audio, channels, axis=1)
-    raise ValueError(f"audio of {given} channels cannot be made into {channels}; mix it down to 1 or {channels} first")
+    if channels not in (1, 2):
+        raise ValueError(f"{what}: {given} channels cannot be made into {channels}; mix it down to 1 or 2 first")
+    if given > 2:
+        _say(f"{what}: {given} channels are mixed down to {channels}", "mixed", said)
+    if given == 6:
+        # Sample by sample, so that blocks give what the whole gives.
+        parts = [audio[:, i : i + 1] * weights for i, weights in enumerate(_SURROUND_TO_STEREO.astype(np.float32))]
+        audio = sum(parts)
+    elif given > 2:
+        audio = audio.mean(axis=1, keepdims=True, dtype=np.float32).repeat(2, axis=1)
+    return audio if channels == 2 else audio.mean(axis=1, keepdims=True, dtype=np.float32)
 
 
-def check(audio: Any, what: str = "audio") -> Audio:
-    """`audio` as float32 `[n, c]`.
+def check(audio: Any, what: str = "audio", said: set[str] | None = None) -> Audio:
+    """`audio` as float32 `[n, c]`. A peak above 1 is said by a warning, and else left as it is.
 
     Args:
       audio: `[n]` or `[n, c]`, floating point with full scale at 1, or integers of 8 (unsigned), 16 or 32 bits, whose
         full scale is that of their type.
       what: What the audio is called in messages.
+      said: The kinds of warning that were given for it before, as for the blocks of a file: they are not repeated, and
+        new ones are added.
 
     Raises:
-      ValueError: It is empty, has another rank, holds NaN or infinity, stands on its side (`[c, n]`), or is of a type
-        whose full scale is not known.
+      ValueError: It is empty, has another rank, holds NaN, infinity or a peak beyond `PEAK_REFUSED`, stands on its side
+        (`[c, n]`), or is of a type whose full scale is not known.
     """
-    audio = np.asarray(audio)
+    audio = arguments.array(audio, what)
     if audio.ndim == 1:
         audio = audio[:, None]
     if audio.ndim != 2:
@@ -249,9 +327,25 @@ def check(audio: Any, what: str = "audio") -> Audio:
         return (audio / -float(np.iinfo(audio.dtype).min)).astype(np.float32)
     if not np.issubdtype(audio.dtype, np.floating):
         raise ValueError(f"{what}: expected floating point, int16, int32 or uint8, got {audio.dtype}")
-    if not np.isfinite(audio).all():
+    peak = float(max(audio.max(), -audio.min()))
+    if not math.isfinite(peak):
         raise ValueError(f"{what}: holds NaN or infinity; repair it, or replace them by 0 (numpy.nan_to_num)")
+    if peak > PEAK_REFUSED:
+        raise ValueError(
+            f"{what}: has a peak of {peak:g}, where full scale is 1; divide it by its own full scale (32768 for values "
+            "of 16 bits), or make it quieter"
+        )
+    if peak > _LOUD:
+        _say(f"{what}: has a peak of {peak:.3g}, where full scale is 1; it is left as it is", "loud", said)
     return audio.astype(np.float32, copy=False)
+
+
+def _say(message: str, kind: str, said: set[str] | None) -> None:
+    """Warns, unless that `kind` was `said` before."""
+    if said is None or kind not in said:
+        warnings.warn(message, stacklevel=3)
+    if said is not None:
+        said.add(kind)
 
 
 @contextlib.contextmanager
@@ -259,44 +353,77 @@ def _open(path: PathLike) -> Iterator[Any]:
     """The open `soundfile.SoundFile`, with the usual troubles named."""
     import soundfile
 
-    path = Path(path)
-    path.open("rb").close()  # libsndfile says "System error" for whatever ails a path; Python says what
-    with _explained(path):
-        file = soundfile.SoundFile(path)
-    with file:
-        yield file
+    with files.opened(path) as content:
+        foreign = _FOREIGN.match(_head(content.fileno()))
+        if foreign:
+            raise ValueError(
+                f"{path}: is {foreign.lastgroup}, which cannot be read here; "
+                + (
+                    "fetch the file again"
+                    if foreign.lastgroup == "HTML"
+                    else "convert it to wav or flac, e.g. by ffmpeg -i IN OUT.flac"
+                )
+            )
+        is_copy = content.name != os.fspath(path)  # of a pipe
+        with _explained(path):
+            file = soundfile.SoundFile(content.fileno() if is_copy else Path(path), closefd=False)
+        with file:
+            if not arguments.LOWEST_RATE <= file.samplerate <= arguments.HIGHEST_RATE:
+                raise ValueError(
+                    f"{path}: has a sample rate of {file.samplerate} hertz, music has one from "
+                    f"{arguments.LOWEST_RATE} to {arguments.HIGHEST_RATE}"
+                )
+            if file.channels > _MOST_CHANNELS:
+                raise ValueError(f"{path}: has {file.channels} channels, the most that are read are {_MOST_CHANNELS}")
+            yield file
+
+
+def _head(file: int) -> bytes:
+    """The first bytes of a file, or those after its ID3 tag, which stands before mp3 and AAC."""
+    head = os.pread(file, 16, 0)
+    if not head.startswith(b"ID3"):
+        return head
+    return os.pread(file, 16, 10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
 
 
 @contextlib.contextmanager
-def _explained(path: PathLike, trouble: str = "is damaged, or no sound file that can be read") -> Iterator[None]:
-    """Turns libsndfile's errors into a ValueError that names the file."""
+def _explained(path: PathLike, *, writing: bool = False) -> Iterator[None]:
+    """Turns libsndfile's errors into a ValueError that names the file, or an OSError where the disk is full."""
     import soundfile
 
     try:
         yield
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: soundfile takes an unknown suffix for raw
-        raise ValueError(f"{path}: {trouble} ({getattr(error, 'error_string', error)})") from error
+    # TypeError: soundfile takes an unknown suffix for raw. AssertionError: less was written than there was.
+    except (soundfile.LibsndfileError, TypeError, AssertionError) as error:
+        if writing and shutil.disk_usage(Path(path).parent).free < _FULL_DISK:
+            raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
+        trouble = "cannot be written" if writing else "is damaged, or no sound file that can be read"
+        words = str(getattr(error, "error_string", error))
+        words = "Format not recognised." if "possibly a pipe" in words else words
+        raise ValueError(f"{path}: {trouble} ({words})") from error
 
 
-def _read_on(file: Any, path: PathLike, size: int, channels: int | None) -> Iterator[Audio]:
-    """The open file from where it stands, `size` samples at a time."""
-    found = False
+def _read_on(
+    file: Any, path: PathLike, size: int, channels: int | None = None, most: float = math.inf
+) -> Iterator[Audio]:
+    """The open file from where it stands, `size` samples at a time, `most` in all."""
+    said = {"loud"} if file.subtype in _LOSSY else set()
+    found = 0
     while True:
         with _explained(path):
-            block = file.read(size, dtype="float32", always_2d=True)
+            block = file.read(min(size, most - found), dtype="float32", always_2d=True)
         if not len(block) and found:
             return
-        found = True
-        block = check(block, str(path))
-        yield block if channels is None else to_channels(block, channels)
+        found += len(block)
+        block = check(block, str(path), said)
+        yield block if channels is None else to_channels(block, channels, str(path), said)
 
 
-def _resampled(sound: Iterable[Audio], sample_rate: int, target: int) -> Iterator[Audio]:
+def _resampled(sound: Iterable[Audio], sample_rate: float, target: float) -> Iterator[Audio]:
     """`sound` at `target` hertz, piece by piece, as if it had been resampled in one."""
     import soxr
 
-    if target < 1 or sample_rate < 1:
-        raise ValueError(f"sample rates must be 1 or more, got {sample_rate} and {target}")
+    sample_rate, target = arguments.rate(sample_rate), arguments.rate(target, "the sample rate to resample to")
     stream = None
     taken = given = 0
     for block in sound:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mgjax import finite
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
 from mgjax.lm.sample import Draws, Layout, advance, capacity_for, grow, start
@@ -18,6 +19,8 @@ from mgjax.lm.sample import Draws, Layout, advance, capacity_for, grow, start
 _CHUNK_FRAMES = 50
 # Steps that a chunk takes at most, in patterns that complete their frames late.
 _CHUNK_STEPS = 256
+# More windows are a slip of the hand, and their plan alone would take minutes.
+_MOST_WINDOWS = 100_000
 # A cache that starts shorter than this would soon be compiled again.
 _FIRST_CAPACITY = 512
 
@@ -46,6 +49,8 @@ def windows(num_frames: int, prompt_frames: int, window_frames: int, stride_fram
             f"stride must be above 0 and below the window, got a stride of {stride_frames} frames "
             f"and a window of {window_frames} frames"
         )
+    if num_frames > _MOST_WINDOWS * stride_frames + window_frames:
+        raise ValueError(f"a stride of {stride_frames} frames is too short for {num_frames} frames: make it longer")
     first = min(num_frames, window_frames)
     plan = [Window(0, first, prompt_frames, first)]
     while (done := plan[-1].offset + plan[-1].num_frames) < num_frames:
@@ -100,6 +105,9 @@ def generate(
       plan: What `windows` and `cut` gave.
       draws: How to sample.
       progress: Called with the frames made so far and in all, after each chunk.
+
+    Raises:
+      NotFiniteError: A row's logits are NaN or infinite; all frames before that were yielded.
     """
     pattern = patterns.from_config(module.config)
     total = plan[-1].offset + plan[-1].until
@@ -169,6 +177,12 @@ def _decode(
             state = grow(state, placed(tokens), layout)
         tables = fitted(free, 0), draws, fitted(strengths, 0)
         state = advance(module, params, context, state, *tables, jnp.int32(step), clock, layout)
-        made = np.asarray(state.tokens)[:, : len(frames)]
-        tokens[:, : made.shape[1]] = made
-        yield tokens, int(complete[step])
+        made, bad = jax.device_get((state.tokens, state.bad))
+        tokens[:, : made.shape[1]] = made[:, : len(frames)]
+        good = min(step, int(bad.min()) - 1)
+        yield tokens, int(complete[good])
+        if good < step:
+            what = "conditions (text, melody, style, labels)" if finite.wrong(context) else "predictions"
+            rows = ", ".join(map(str, np.flatnonzero(bad <= step)))
+            made = window.offset + min(int(complete[good]), window.until)
+            raise finite.NotFiniteError(f"the {what} of row {rows} are not finite, after {made} good frames")

@@ -19,6 +19,8 @@ from mgjax.strict_json import ConfigError
 
 Layout = Int32[np.ndarray, "s k"]
 
+_FEW_FRAMES = 2000
+
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
@@ -53,7 +55,10 @@ class Pattern:
 
     def num_steps(self, num_frames: int) -> int:
         """The length of the whole layout, in steps."""
-        return len(self._frames(num_frames))
+        # Each frame beyond the first few takes as many steps as the one before: no table is made for hours.
+        few = min(num_frames, _FEW_FRAMES)
+        steps = len(self._frames(few))
+        return steps + (num_frames - few) * (len(self._frames(few + 1)) - steps)
 
     def valid_steps(self, num_frames: int) -> int:
         """The length of the layout up to where the fastest codebook runs out of frames, in steps.

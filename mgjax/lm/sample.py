@@ -25,6 +25,7 @@ from mgjax.lm.transformer import KeyValue
 # is compiled once.
 CAPACITIES = (256, 512, 1024, 1536)
 
+_NEVER = 2**31 - 1
 _GREEDY = 1e-6  # a temperature at which nothing but the likeliest code has a chance
 
 
@@ -58,11 +59,13 @@ class State:
       cache: Keys and values of the steps that have been read. With guidance, the rows of the first b are those of the
         full conditions, then come those of lesser ones.
       step: The last step whose tokens are known, and the next to be read.
+      bad: The first step of each row that was drawn from logits that are not all finite; `_NEVER` for none.
     """
 
     tokens: Int[Array, "b s k"]
     cache: Cache
     step: Int[Array, ""]
+    bad: Int[Array, "b"]
 
 
 class Layout(NamedTuple):
@@ -99,7 +102,7 @@ def start(
     if num_read:
         rows = _rows(tokens[:, :num_read], context)
         _, cache = module.apply({"params": params}, rows, context, cache, 0, method="extend")
-    return _laid_out(State(tokens, cache, step), layout)
+    return _laid_out(State(tokens, cache, step, jnp.full(len(tokens), _NEVER, jnp.int32)), layout)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "layout"), donate_argnames=("state",))
@@ -129,12 +132,15 @@ def advance(
         rows = _rows(tokens, context)
         logits, cache = module.apply({"params": params}, rows, context, state.cache, state.step, method="extend")
         step = state.step + 1
+        # Seen here, before guidance and top-k can hide it.
+        finite = jnp.isfinite(logits).all(axis=(1, 2, 3)).reshape(-1, len(tokens)).all(axis=0)
+        bad = jnp.where(finite, state.bad, jnp.minimum(state.bad, step))
         at_step = jax.lax.dynamic_index_in_dim(strengths, step, keepdims=False)
         drawn = draw(guide(logits[:, 0], at_step), draws, step + clock)
         given = jax.lax.dynamic_slice_in_dim(state.tokens, step, 1, axis=1)
         may_draw = jax.lax.dynamic_slice_in_dim(free, step, 1, axis=0)[None]
         tokens = jnp.where(may_draw, drawn[:, None], given)
-        return State(jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, step, axis=1), cache, step)
+        return State(jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, step, axis=1), cache, step, bad)
 
     return _laid_out(jax.lax.while_loop(lambda state: state.step < until, one_step, state), layout)
 
@@ -145,7 +151,7 @@ def grow(state: State, tokens: Int[Array, "b s k"], layout: Layout | None = None
     more = tokens.shape[1] - state.tokens.shape[1]
     pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
     cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
-    return _laid_out(State(tokens, cache, state.step), layout)
+    return _laid_out(state.replace(tokens=tokens, cache=cache), layout)
 
 
 def _laid_out(state: State, layout: Layout | None) -> State:
@@ -154,7 +160,7 @@ def _laid_out(state: State, layout: Layout | None) -> State:
         return state
     place = jax.lax.with_sharding_constraint
     cache = jax.tree.map(lambda memory: place(memory, layout.cache), state.cache)
-    return State(place(state.tokens, layout.tokens), cache, state.step)
+    return state.replace(tokens=place(state.tokens, layout.tokens), cache=cache)
 
 
 def guide(logits: Float[Array, "rows k v"], strengths: Float[Array, "r b"]) -> Float[Array, "b k v"]:

@@ -91,6 +91,7 @@ def of_model(
         tokens=jax.ShapeDtypeStruct((asked.batch, capacity, k), jnp.int32, sharding=place.tokens),
         cache=tuple(KeyValue(slots, slots) for _ in range(config.lm.num_layers)),
         step=number,
+        bad=jax.ShapeDtypeStruct((asked.batch,), jnp.int32, sharding=everywhere),
     )
     free = jax.ShapeDtypeStruct((capacity, k), jnp.bool_)
     strengths = jax.ShapeDtypeStruct((capacity, num_sets - 1, asked.batch), jnp.float32)

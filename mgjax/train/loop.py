@@ -24,6 +24,7 @@ from jaxtyping import Array
 from orbax.checkpoint import multihost
 
 from mgjax import hosts, sharding
+from mgjax.finite import NotFiniteError
 from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
 from mgjax.train.inputs import NONE, Inputs
@@ -48,10 +49,6 @@ MAY_CHANGE = (
 )
 
 _COMPILING_SECONDS = 3600  # that the processes of a run may need one after the other
-
-
-class NotFiniteError(ValueError):
-    """A metric or a weight that is NaN or infinite."""
 
 
 class DataIterator(Protocol):

@@ -1,9 +1,13 @@
 """The codec against transformers' EncodecModel in every published form, and its behaviour at the edges."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 import torch
 
+from mgjax import NotFiniteError
 from mgjax.codec import codec as codec_module
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.codec import Codec
@@ -13,7 +17,8 @@ _TOLERANCE = 1e-5  # measured: 2e-6, of a waveform with a standard deviation of 
 
 
 def _sound(num_samples, channels=1, batch=2):
-    return (np.random.default_rng(num_samples).standard_normal((batch, num_samples, channels)) * 0.3).astype(np.float32)
+    sound = np.random.default_rng(num_samples).standard_normal((batch, num_samples, channels)) * 0.3
+    return sound.clip(-1, 1).astype(np.float32)
 
 
 def _theirs(model, audio, bandwidth):
@@ -116,15 +121,98 @@ def test_one_program_serves_many_lengths(pair):
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
-        (np.zeros((0,), np.float32), "0 samples"),
-        (np.array([0.0, np.nan]), "finite"),
-        (np.zeros((10, 6)), "1 or 2 channels"),
-        (np.zeros((1, 1, 10, 1)), "1 or 2 channels"),
+        (np.zeros((0,), np.float32), "no sound"),
+        (np.array([0.0, np.nan]), "NaN"),
+        (np.zeros((1, 1, 10, 1)), r"expected \[samples\] or \[samples, channels\]"),
+        (np.full(10, 9000.0), "a peak of 9000"),
+        ([np.zeros(10), np.zeros(11)], r"of one length, got \[10, 11\] samples"),
+        ([np.zeros(10), None], "array of numbers"),
+        ("song.wav", "not the name of a file"),
     ],
 )
 def test_bad_audio(pair, audio, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         pair("32khz")[1].encode(audio)
+
+
+@pytest.mark.parametrize("rate", [2**63, 10**12, 0, -8000, 44_100.5, float("nan")])
+def test_bad_rates(pair, rate):
+    """Most of these would hang in native code."""
+    with pytest.raises(ValueError, match="sample_rate must be a"):
+        pair("32khz")[1].encode(_sound(10), sample_rate=rate)
+
+
+def test_audio_comes_in_any_form(pair):
+    _, codec = pair("32khz")
+    audio = _sound(2_000, batch=1)[0]
+    codes = codec.encode(audio)
+    for form in (
+        list(audio[:, 0]),
+        [audio],
+        torch.tensor(audio, requires_grad=True),
+        (np.float64(audio)),
+        np.stack([0 * audio, audio, audio], axis=1)[..., 0][:, 1:],
+    ):
+        np.testing.assert_array_equal(codec.encode(form), codes)
+    np.testing.assert_array_equal(codec.encode(audio, sample_rate=32_000.0), codes)
+    np.testing.assert_array_equal(codec.encode([audio, audio]), np.repeat(codes, 2, axis=0))
+    surround = codec.encode_blocks(np.split(audio.repeat(6, axis=1)[None], [700, 1300], axis=1))
+    with pytest.warns(UserWarning, match="audio: 6 channels are mixed down to 1") as told:
+        pieces = list(surround)
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), codes)
+    assert len(told) == 1
+
+
+def with_nan(codec, *names):
+    """The codec with a NaN in one of its weights."""
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.at[(0,) * leaf.ndim].set(np.nan) if [key.key for key in path] == [*names] else leaf,
+        codec.variables,
+    )
+    return Codec(codec.folded_config, variables)
+
+
+def test_what_is_not_finite_is_an_error(pair):
+    """It names the rows and the weights."""
+    _, codec = pair("32khz")
+    audio, codes = _sound(2_000), np.zeros((2, 4, 4), int)
+    for names in [("params", "encoder", "conv_in", "kernel"), ("codebooks", "embed")]:
+        broken = with_nan(codec, *names)
+        message = rf"encoder gives is not finite in row 0, 1: the weights codec/{'/'.join(names)} are NaN"
+        with pytest.raises(NotFiniteError, match=message):
+            broken.encode(audio)
+        with pytest.raises(NotFiniteError, match=message):
+            list(broken.encode_blocks([audio]))
+    broken = with_nan(codec, "params", "decoder", "conv_in", "kernel")
+    np.testing.assert_array_equal(broken.encode(audio), codec.encode(audio))
+    message = "decoder gives is not finite in row 0, 1: the weights codec/params/decoder/conv_in/kernel are NaN"
+    with pytest.raises(NotFiniteError, match=message):
+        broken.decode(codes)
+    with pytest.raises(NotFiniteError, match=message):
+        list(broken.decode_blocks([codes]))
+    codes[1] = 1
+    with pytest.raises(NotFiniteError, match="decoder gives is not finite in row 0: the weights codec/codebooks/embed"):
+        with_nan(codec, "codebooks", "embed").decode(codes)
+
+
+def test_scales_that_are_not_finite_are_an_error(pair):
+    _, codec = pair("48khz")
+    whole = codec.encode(_sound(2_000, channels=2))
+    with pytest.raises(NotFiniteError, match="decoder gives is not finite in row 1: all weights are finite"):
+        codec.decode(dataclasses.replace(whole, scales=np.array([[1], [np.inf]], np.float32)))
+
+
+@pytest.mark.parametrize("shape", [(2, 10, 1), (1, 10, 2)])
+def test_blocks_of_unlike_shapes_are_refused(pair, shape):
+    _, codec = pair("32khz")
+    stereo = Codec(codec.folded_config, codec.variables, channels=2)
+    blocks = [np.zeros((1, 10, 1), np.float32), np.zeros(shape, np.float32)]
+    if shape[0] == 2:
+        with pytest.raises(ValueError, match="alike but for their length"):
+            list(codec.encode_blocks(blocks))
+    codes = [np.zeros((1, 5, 4), int), np.zeros((shape[0], 5, 2 * (3 - shape[2])), int)]
+    with pytest.raises(ValueError, match="alike but for their length"):
+        list(stereo.decode_blocks(codes))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +221,7 @@ def test_bad_audio(pair, audio, message):
         (np.zeros((3,), int), "of shape"),
         (np.zeros((3, 4), int), "of shape"),
         (np.zeros((1, 0, 4), int), "0 frames"),
+        (np.zeros((0, 3, 4), int), "of shape"),
         (np.zeros((1, 3, 5), int), "4 codebooks"),
         (np.full((1, 3, 4), 64), "0 to 63"),
         (np.full((1, 3, 4), -1), "0 to 63"),
@@ -141,6 +230,12 @@ def test_bad_audio(pair, audio, message):
 def test_bad_codes(pair, codes, message):
     with pytest.raises(ValueError, match=message):
         pair("32khz")[1].decode(codes)
+
+
+@pytest.mark.parametrize("num_samples", [-1, 1.5, True])
+def test_lengths_that_are_none(pair, num_samples):
+    with pytest.raises(ValueError, match="num_samples must be a whole number"):
+        pair("32khz")[1].decode(np.zeros((1, 3, 4), int), num_samples=num_samples)
 
 
 def test_forms_that_have_no_meaning(pair):

@@ -1,7 +1,11 @@
 """Sound files and audio arithmetic."""
 
+import errno
 import os
 import re
+import struct
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -55,8 +59,10 @@ def test_read_a_stretch(tmp_path):
     assert len(short) == 16_000
     with pytest.raises(ValueError, match=r"a\.wav: cannot start at 2 s, the file ends at 2 s"):
         audio.read(tmp_path / "a.wav", start_seconds=2.0)
-    with pytest.raises(ValueError, match="seconds must be above 0"):
-        audio.read(tmp_path / "a.wav", seconds=float("nan"))
+    for seconds in [0, float("nan"), float("inf")]:
+        with pytest.raises(ValueError, match="seconds must be a finite number"):
+            audio.read(tmp_path / "a.wav", seconds=seconds)
+    assert len(audio.read(tmp_path / "a.wav", seconds=1e300)[0]) == 64_000
     with pytest.raises(ValueError, match="start_seconds must be 0 or more"):
         audio.read(tmp_path / "a.wav", start_seconds=-1.0)
 
@@ -113,8 +119,9 @@ def test_resampling_leaves_no_aliases():
 def test_resampling_to_the_same_rate_changes_nothing():
     sound = tone()
     assert audio.resample(sound, 32_000, 32_000) is sound
-    with pytest.raises(ValueError, match="sample rates must be 1 or more"):
-        audio.resample(sound, 32_000, 0)
+    for rates in [(32_000, 0), (32_000, 10**12), (2**63, 32_000), (1, 32_000)]:
+        with pytest.raises(ValueError, match="must be a whole number of hertz from 1000 to 1000000"):
+            audio.resample(sound, *rates)
 
 
 @pytest.mark.parametrize("seconds", [0.37, 0.001])
@@ -137,8 +144,9 @@ def test_blocks_close_the_file_when_left_early(tmp_path):
     sound = audio.blocks(tmp_path / "a.wav", 0.1)
     next(sound)
     sound.close()
-    with pytest.raises(ValueError, match="seconds_per_block"):
-        next(audio.blocks(tmp_path / "a.wav", 0.0))
+    for seconds in [0.0, float("nan"), float("inf"), 1e15]:
+        with pytest.raises(ValueError, match="seconds_per_block"):
+            next(audio.blocks(tmp_path / "a.wav", seconds))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -182,9 +190,187 @@ def test_places_that_cannot_be_written(tmp_path):
             audio.write(tmp_path / name, tone(), 32_000)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         audio.write(tmp_path / "no" / "a.wav", tone(), 32_000)
-    with pytest.raises(ValueError, match=r"a\.mp3: cannot be written"):
-        audio.write(tmp_path / "a.mp3", tone(channels=5), 32_000)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        *(("a.mp3", rate, 1) for rate in (4000, 44_101, 96_000)),
+        ("a.mp3", 32_000, 5),
+        ("a.ogg", 200_001, 1),  # the encoder crashes
+        ("a.ogg", 1_000_000, 1),
+        ("a.flac", 655_351, 1),
+        ("a.flac", 65_537, 1),  # the decoder cannot read it
+        ("a.flac", 44_100, 9),
+    ],
+)
+def test_what_encoders_cannot_take_is_refused(tmp_path, name, rate, channels):
+    with pytest.raises(ValueError, match=re.escape(name) + ": cannot be written with .* takes up to"):
+        audio.write(tmp_path / name, tone(0.01, channels=channels), rate)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("name", "rate"), [("a.flac", 65_540), ("a.ogg", 200_000), ("a.mp3", 11_025), ("a.wav", 8e3)])
+def test_what_encoders_can_take_is_written(tmp_path, name, rate):
+    audio.write(tmp_path / name, tone(0.5, rate), rate)
+    assert audio.info(tmp_path / name) == (rate, 1, rate // 2)
+
+
+@pytest.mark.parametrize("rate", [2**63, 10**400, 999, 0, -1, 44_100.5, float("nan")])
+def test_rates_that_no_file_has(tmp_path, rate):
+    with pytest.raises(ValueError, match=r"a\.wav: the sample rate must be a"):
+        audio.write(tmp_path / "a.wav", tone(0.01), rate)
+
+
+@pytest.mark.parametrize("stem", ["n" * 251, "漢" * 83])
+def test_a_name_may_be_as_long_as_file_systems_allow(tmp_path, stem):
+    audio.write(tmp_path / f"{stem}.wav", tone(0.01), 32_000)
+    with pytest.raises(ValueError, match="the name has more than 255 bytes"):
+        audio.write(tmp_path / f"{stem}漢.wav", tone(0.01), 32_000)
+    assert os.listdir(tmp_path) == [f"{stem}.wav"]
+
+
+@pytest.mark.parametrize("fails", ["write", "close"])
+def test_a_full_disk_is_said(tmp_path, monkeypatch, fails):
+    usage, close = audio.shutil.disk_usage(tmp_path), soundfile.SoundFile.close
+
+    def fail(file, *_):
+        is_open = not file.closed
+        close(file)
+        if is_open:
+            raise soundfile.LibsndfileError(2)  # "System error"
+
+    monkeypatch.setattr(soundfile.SoundFile, fails, fail)
+    with pytest.raises(ValueError, match=r"a\.wav: cannot be written \(System error"):
+        audio.write(tmp_path / "a.wav", tone(0.01), 32_000)
+    monkeypatch.setattr(audio.shutil, "disk_usage", lambda folder: usage._replace(free=0))
+    with pytest.raises(OSError, match="the disk is full") as caught:
+        audio.write(tmp_path / "a.wav", tone(0.01), 32_000)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.wav"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\0\0\0\x20ftypM4A " + bytes(100), "MP4.*ffmpeg"),
+        (b"\x1aE\xdf\xa3" + bytes(100), "WebM.*ffmpeg"),
+        (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "WMA.*ffmpeg"),
+        (b"\xff\xf1\x50\x80" + bytes(100), "AAC.*ffmpeg"),
+        (b"ID3\4\0\0\0\0\1\0" + bytes(128) + b"\xff\xf1\x50\x80", "AAC.*ffmpeg"),
+        (b"\n<!DOCTYPE html><html>" + bytes(3000), "HTML.*fetch the file again"),
+    ],
+)
+def test_what_is_read_by_others_is_named(tmp_path, content, kind):
+    (tmp_path / "a.mp3").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.mp3: is " + kind):
+        audio.info(tmp_path / "a.mp3")
+
+
+def test_what_cannot_be_sought_in_is_read(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(2, 8000), 8000, subtype="GSM610")
+    whole = np.concatenate(list(audio.blocks(tmp_path / "a.wav", 0.3)))
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav")[0], whole)
+    part, _ = audio.read(tmp_path / "a.wav", start_seconds=0.5, seconds=0.25)
+    np.testing.assert_array_equal(part, whole[4000:6000])
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
+def test_pipes_are_read(tmp_path, suffix):
+    audio.write(tmp_path / f"a.{suffix}", tone(0.5), 32_000)
+    os.mkfifo(tmp_path / "pipe")
+    content = (tmp_path / f"a.{suffix}").read_bytes()
+    writing = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(content))
+    writing.start()
+    sound, rate = audio.read(tmp_path / "pipe")
+    writing.join()
+    assert rate == 32_000
+    np.testing.assert_array_equal(sound, audio.read(tmp_path / f"a.{suffix}")[0])
+
+
+@pytest.mark.parametrize("device", ["/dev/full", "/dev/zero"])
+def test_devices_are_no_sound(device):
+    with pytest.raises(OSError, match="is a device"):
+        audio.read(device)
+
+
+def patched(path, offset, form, value):
+    """The file with a number of its header replaced."""
+    content = bytearray(path.read_bytes())
+    struct.pack_into(form, content, offset, value)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value", "message"),
+    [
+        (24, "<I", 2**31 - 1, "has a sample rate of 2147483647 hertz"),
+        (24, "<I", 1, "has a sample rate of 1 hertz"),
+        (22, "<H", 1024, "has 1024 channels"),
+    ],
+)
+def test_claims_that_no_music_makes(tmp_path, offset, form, value, message):
+    audio.write(tmp_path / "a.wav", tone(1), 32_000)
+    patched(tmp_path / "a.wav", offset, form, value)
+    for read in [audio.info, audio.read, lambda path: list(audio.blocks(path, 1.0))]:
+        with pytest.raises(ValueError, match=r"a\.wav: " + message):
+            read(tmp_path / "a.wav")
+
+
+def test_nothing_is_allocated_for_a_length_that_is_claimed(tmp_path):
+    audio.write(tmp_path / "a.flac", tone(0.5), 32_000)
+    patched(tmp_path / "a.flac", 21, ">B", 0xFF)
+    patched(tmp_path / "a.flac", 22, ">I", 2**32 - 1)
+    assert audio.info(tmp_path / "a.flac").num_samples == 2**36 - 1
+    for read in [audio.read, lambda path: list(audio.blocks(path, 3600.0))]:
+        with pytest.raises(ValueError, match=r"a\.flac: is damaged"):
+            read(tmp_path / "a.flac")
+
+
+def test_what_is_too_long_to_be_read_at_once(tmp_path, monkeypatch):
+    audio.write(tmp_path / "a.wav", tone(channels=2), 32_000)
+    monkeypatch.setattr(audio, "_LARGEST_READ", 2 * 31_999)
+    with pytest.raises(ValueError, match=r"a\.wav: is longer than"):
+        audio.read(tmp_path / "a.wav")
+    assert len(audio.read(tmp_path / "a.wav", seconds=0.5)[0]) == 16_000
+    monkeypatch.setattr(audio, "_LARGEST_READ", 2 * 32_000)
+    assert len(audio.read(tmp_path / "a.wav")[0]) == 32_000
+
+
+def test_sound_beyond_full_scale(tmp_path):
+    """In the scale of 16 bits it is refused, wherever in a file; a little beyond 1 it is said, once."""
+    sound = tone(amplitude=0.9)
+    soundfile.write(tmp_path / "quiet.wav", sound, 32_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "loud.wav", 2 * sound, 32_000, subtype="FLOAT")
+    sound[20_000:] *= 32_768
+    soundfile.write(tmp_path / "huge.wav", sound, 32_000, subtype="FLOAT")
+
+    def blocks(path):
+        return np.concatenate(list(audio.blocks(path, 0.1))), 32_000
+
+    for read in [audio.read, blocks]:
+        read(tmp_path / "quiet.wav")
+        with pytest.raises(ValueError, match=r"huge\.wav: has a peak of 29\d\d\d.*divide it by"):
+            read(tmp_path / "huge.wav")
+        with pytest.warns(UserWarning, match=r"loud\.wav: has a peak of 1\.8") as told:
+            found, _ = read(tmp_path / "loud.wav")
+        assert len(told) == 1
+        assert np.abs(found).max() > 1.79
+    with pytest.raises(ValueError, match=r"the audio for .*has a peak of"):
+        audio.write(tmp_path / "a.wav", sound, 32_000)
+    audio.check(np.array([8.0, 8.0], np.float32) / 8, "at full scale")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        audio.check(np.array([audio.PEAK_REFUSED]))
+    with pytest.raises(ValueError, match=r"a peak of 8\.01"):
+        audio.check(np.array([-8.01]))
+
+
+def test_what_is_decoded_from_lossy_files_may_go_beyond_full_scale(tmp_path):
+    square = np.sign(tone(amplitude=1.0))
+    audio.write(tmp_path / "a.mp3", square, 32_000)
+    assert np.abs(audio.read(tmp_path / "a.mp3")[0]).max() > 1.01  # and no warning
 
 
 def test_channels():
@@ -192,8 +378,26 @@ def test_channels():
     np.testing.assert_array_equal(audio.to_channels(stereo, 1), [[0.5], [0.5]])
     np.testing.assert_array_equal(audio.to_channels(stereo[:, :1], 2), [[1, 1], [0.5, 0.5]])
     assert audio.to_channels(stereo, 2) is stereo
-    with pytest.raises(ValueError, match="audio of 6 channels cannot be made into 2"):
-        audio.to_channels(np.zeros((5, 6), np.float32), 2)
+    for given, asked in [(2, 6), (1, 0), (1, 2**40)]:
+        with pytest.raises(ValueError, match=f"the song: {given} channels cannot be made into {asked}"):
+            audio.to_channels(np.zeros((5, given), np.float32), asked, "the song")
+
+
+def test_surround_is_mixed_down_as_the_standard_has_it(tmp_path):
+    """ITU-R BS.775, nothing can clip, and mono is the mean of left and right. Said once for all blocks of a file."""
+    sound = np.eye(6, dtype=np.float32).repeat(2000, axis=0)
+    soundfile.write(tmp_path / "a.wav", sound, 8000, subtype="FLOAT")
+    half = np.sqrt(0.5)
+    expected = np.array([[1, 0], [0, 1], [half, half], [0, 0], [half, 0], [0, half]]) / (1 + 2 * half)
+    with pytest.warns(UserWarning, match=r"a\.wav: 6 channels are mixed down to 2") as told:
+        stereo = np.concatenate(list(audio.blocks(tmp_path / "a.wav", 0.1, channels=2)))
+    assert len(told) == 1
+    np.testing.assert_allclose(stereo[::2000], expected, atol=1e-7)
+    with pytest.warns(UserWarning, match="6 channels are mixed down to 1"):
+        np.testing.assert_allclose(audio.to_channels(sound, 1)[::2000, 0], expected.mean(axis=1), atol=1e-7)
+    with pytest.warns(UserWarning, match="3 channels are mixed down to 2"):
+        mixed = audio.to_channels(np.array([[0.3, 0.6, 0.9]], np.float32), 2)
+    np.testing.assert_allclose(mixed, [[0.6, 0.6]])
 
 
 def test_check_converts_what_has_a_full_scale():

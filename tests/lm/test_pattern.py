@@ -334,3 +334,22 @@ def test_from_config():
 def test_patterns_that_cannot_be(make):
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        patterns.delay(4),
+        patterns.delay(3, (0, 5, 9), flatten_first=7, empty_initial=2),
+        patterns.flattened(3, (0, 1, 1), (0, 4, 4)),
+        patterns.coarse_first(3, (0, 5)),
+        patterns.musiclm(4),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_steps_are_counted_without_a_table(made, monkeypatch):
+    """A day of music has millions, and the flattened pattern's table alone takes minutes."""
+    expected = [len(made.layout(num_frames)) for num_frames in (1, 20, 21, 22, 100)]
+    monkeypatch.setattr(patterns, "_FEW_FRAMES", 20)
+    assert [made.num_steps(num_frames) for num_frames in (1, 20, 21, 22, 100)] == expected
+    assert made.num_steps(4_320_000) > 4_320_000

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_lm import context, make, text
 
+from mgjax import NotFiniteError
 from mgjax.config import Sampling
 from mgjax.lm import pattern
 from mgjax.lm.generate import Steering, Window, generate, windows
@@ -60,7 +61,11 @@ def test_capacities_are_few_and_enough():
         assert capacity in CAPACITIES or capacity % CAPACITIES[-1] == 0
 
 
-def made(model, num_frames, *, lengths=(3, 5), prompt=None, seeds=(1, 2), sampling=None, window=1500, stride=900):
+def made(model, num_frames, **options):
+    return list(making(model, num_frames, **options))
+
+
+def making(model, num_frames, *, lengths=(3, 5), prompt=None, seeds=(1, 2), sampling=None, window=1500, stride=900):
     module, params = model
     told = text(lengths, 6)
     rows = len(lengths)
@@ -77,7 +82,7 @@ def made(model, num_frames, *, lengths=(3, 5), prompt=None, seeds=(1, 2), sampli
     def steer(window):
         return Steering(told, np.full((window.num_frames, int(guided), rows), sampling.guidance, np.float32))
 
-    return list(generate(module, params, steer, prompt, plan, draws))
+    return generate(module, params, steer, prompt, plan, draws)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +169,34 @@ def test_windows_draw_different_numbers():
     codes = np.concatenate(made(flat, 300, window=150, stride=100, sampling=Sampling(guidance=1)), axis=1)[0]
     for shift in range(1, 200):
         assert np.mean(codes[shift:] == codes[:-shift]) < 0.3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_nothing_is_drawn_from_what_is_not_finite(model, guidance):
+    """A row reads a code whose embedding is NaN: what is good before that comes, then an error that says so."""
+    module, params = model
+    sampling = Sampling(temperature=0, guidance=guidance)
+    whole = np.concatenate(made(model, 120, sampling=sampling), axis=1)
+    # The code that turns up latest, and in one row only.
+    firsts = {code: np.argwhere(whole[:, :, 0] == code) for code in range(20)}
+    firsts = {code: found for code, found in firsts.items() if len(found) and len(set(found[:, 0])) == 1}
+    code = max(firsts, key=lambda code: firsts[code][0, 1])
+    row, frame = firsts[code][0]
+    assert frame > 4
+    embedding = params["embed"]["embedding"].at[0, code].set(np.nan)
+    broken = module, {**params, "embed": {"embedding": embedding}}
+    pieces = []
+    message = rf"predictions of row {row} are not finite, after {frame - 2} good frames"
+    with pytest.raises(NotFiniteError, match=message):
+        pieces.extend(making(broken, 120, sampling=sampling))
+    # Frame f of the first codebook is drawn in step f + 1, by when the fourth codebook is at frame f - 3.
+    assert np.array_equal(np.concatenate(pieces, axis=1), whole[:, : frame - 2])
+
+
+def test_a_plan_of_millions_of_windows_is_refused():
+    assert len(windows(100_000, 0, 1500, 900)) == 111
+    with pytest.raises(ValueError, match="a stride of 1 frames is too short for 4320000 frames"):
+        windows(4_320_000, 0, 1500, 1)
 
 
 def test_codes_come_as_they_are_made(model):
