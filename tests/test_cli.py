@@ -405,8 +405,8 @@ def test_names_may_be_as_long_as_the_file_system_allows(silent, monkeypatch):
 def another_run():
     """Another process, which writes a-0.wav and its recipe in this folder."""
     code = (
-        "from pathlib import Path; from mgjax.cli import terminal\n"
-        "def run():\n terminal.claim([Path('a-0.wav'), Path('a-0.json')], False); print(flush=True); input()\n"
+        "import sys; from pathlib import Path; from mgjax.cli import terminal\n"
+        "def run():\n terminal.claim([Path('a-0.wav'), Path('a-0.json')], False); print(flush=True); sys.stdin.read()\n"
         "terminal.status(run)"
     )
     with subprocess.Popen(
