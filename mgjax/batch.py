@@ -28,6 +28,7 @@ from jaxtyping import Float32, Int32
 
 from mgjax import hosts
 from mgjax.data import audio
+from mgjax.inputs import files
 
 log = logging.getLogger("mgjax")
 
@@ -216,7 +217,9 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
     listed = json.dumps([[job.name, job.about] for batch in batches for job in batch], sort_keys=True)
     settings = {**settings, "pieces": hashlib.sha256(listed.encode()).hexdigest()}
     path = folder / "run.json"
-    theirs = json.loads(path.read_text()) if path.exists() else settings
+    theirs = files.read_json(path) if path.exists() else settings
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{path}: does not say what is made in this folder; give another one")
     differing = sorted(name for name in theirs | settings if theirs.get(name) != settings.get(name))
     if differing:
         said = [f"{name} is {theirs.get(name)!r} there and {settings.get(name)!r} here" for name in differing]
@@ -256,7 +259,8 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = files.read_text(path, files.LARGEST_TEXT).split("\n")  # not splitlines: texts may hold U+2028
+    return [files.parse_json(line, str(path)) for line in lines if line]
 
 
 def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:

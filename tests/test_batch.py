@@ -140,6 +140,21 @@ def test_a_folder_is_of_one_run(tmp_path):
         make(tmp_path, Player())
 
 
+def test_a_folder_says_what_is_made_there(tmp_path):
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"run\.json: does not say what is made"):
+        make(tmp_path, Player())
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: is not JSON"):
+        make(tmp_path, Player())
+
+
+def test_texts_with_ends_of_lines_of_unicode(tmp_path):
+    jobs = [batch.Job("a", "long", 1, {"prompt": "one\u2028two\x85three"})]
+    for _ in range(2):
+        assert make(tmp_path, Player(), jobs=jobs) == 0
+
+
 def test_records_are_a_corpus(tmp_path):
     form = batch.Records(8000, 1)
     assert make(tmp_path, Player(**{f"p{i}": ValueError("no") for i in (0, 20, 21)}), form) == 3
@@ -193,6 +208,10 @@ def test_pieces_over_eight_devices_are_those_made_alone(tmp_path):
         ([{"text": "a"}, {"text": "b", "seconds": 1e-3}], "line 2: seconds must be at least 0.02"),
         ([{"text": "a"}, {"text": "b", "seed": -1}], "line 2: a seed must be 0 or above"),
         ([{"text": "a", "labels": {"genre": "waltz"}}], "line 1: "),
+        ([{"text": "a"}, {"text": "a", "id": "漢" * 84}], "line 2: name must be a file name"),
+        ([{"text": "a"}, {"text": "a", "seconds": 1e308}], "line 2: seconds must be above 0 and at most 86400"),
+        ([{"text": "a"}, {"text": "a", "then": [[0.5, "b"], [0.501, "c"]]}], "line 2: the times of texts must rise"),
+        ([{"text": "a"}, {"text": "a", "style": "/dev/full"}], "line 2: /dev/full: is a device"),
     ],
 )
 def test_a_bad_line_is_told_before_anything_is_played(tmp_path, monkeypatch, capsys, lines, message):
@@ -208,7 +227,7 @@ def test_a_melody_for_a_model_that_follows_none_is_told(tmp_path, capsys):
     audio.write(tmp_path / "tune.wav", np.zeros((100, 1), np.float32), 8000)
     prompts = write(tmp_path / "p.jsonl", [{"text": "a", "melody": str(tmp_path / "tune.wav")}])
     assert command.main(["--model", "debug", "--prompts", str(prompts), "--out", str(tmp_path), "--cache", "off"]) == 2
-    assert "line 1: has a melody, and debug was not trained with any" in capsys.readouterr().err
+    assert "line 1: there is a melody, and debug was not trained with any" in capsys.readouterr().err
 
 
 def test_a_batch_is_spread_over_the_devices(tmp_path, capsys):

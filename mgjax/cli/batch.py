@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -54,17 +53,9 @@ def run(args: argparse.Namespace) -> None:
     """
     # All that can go wrong by mistake goes wrong before anything is played, and most of it before the model is loaded.
     sampling = generate.asked_sampling(args)
-    places, wishes = zip(*read_lines(args.prompts), strict=True)
-    wishes = [_named(wish, number) for number, wish in enumerate(wishes)]
-    for where, wish in zip(places, wishes, strict=True):
-        with _told(where):
-            for sound in {wish.melody, wish.style} - {None}:
-                audio.info(sound)
-    recipes = generate.planned(args, wishes, args.format)
-    for where, recipe in zip(places, recipes, strict=True):
-        with _told(where):
-            steer.check_times(recipe)
-    _check_names(places, wishes)
+    lines = [(where, _named(wish, number)) for number, (where, wish) in enumerate(read_lines(args.prompts))]
+    plan = generate.planned(args, lines, args.format)
+    _check_names(plan)
     terminal.writable_folder(args.out)
 
     hosts.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=False)
@@ -78,23 +69,20 @@ def run(args: argparse.Namespace) -> None:
     if size % len(devices):
         raise ValueError(f"--batch {size} cannot be spread over {len(devices)} devices: make it a multiple of that")
     mesh = sharding.make_mesh(devices=devices) if len(devices) > 1 else None
-    first = recipes[0]
+    first = plan[0].recipe
     parts = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder, "adapter": first.adapter}
     model = mgjax.load(first.model, dtype=first.dtype, mesh=mesh, **parts)
-    recipes = [generate.completed(recipe, sampling, model) for recipe in recipes]
-    for where, recipe in zip(places, recipes, strict=True):
-        with _told(where):
-            _check(recipe, model)
-
-    jobs = [
-        batch.Job(wish.name, _kind(recipe), recipe, _about(recipe))
-        for wish, recipe in zip(wishes, recipes, strict=True)
-    ]
+    jobs = []
+    for where, name, recipe in plan:
+        recipe = generate.completed(recipe, sampling, model)
+        with terminal.told(where):
+            generate.check(recipe, model)
+        jobs.append(batch.Job(name, _kind(recipe), recipe, _about(recipe)))
     if args.format == "array_record":
         form = batch.Records(model.sample_rate, model.channels)
     else:
         form = batch.Sounds(f".{args.format}", model.sample_rate)
-    first = recipes[0]  # which knows the model by now
+    first = jobs[0].recipe  # which knows the model by now
     settings = {name: getattr(first, name) for name in _COMMON}
     settings |= {"batch": size, **dataclasses.asdict(first.sampling)}
     machine = {name: getattr(first, name) for name in _OF_THE_MACHINE}
@@ -160,26 +148,13 @@ def _named(wish: Wish, number: int) -> Wish:
     return wish if wish.name else dataclasses.replace(wish, name=f"{number:06d}")
 
 
-def _check_names(places: Sequence[str], wishes: Sequence[Wish]) -> None:
+def _check_names(plan: Sequence[generate.Piece]) -> None:
     """Raises ValueError where two pieces would be called the same."""
     seen: dict[str, str] = {}
-    for where, wish in zip(places, wishes, strict=True):
-        if wish.name in seen:
-            raise ValueError(f"{where}: has the id {wish.name!r}, as {seen[wish.name]} has: give each one of its own")
-        seen[wish.name] = where
-
-
-def _check(recipe: Recipe, model: Any) -> None:
-    """Raises ValueError where the model cannot play this."""
-    from mgjax import checks
-
-    checks.num_frames(recipe.seconds, model.frame_rate)
-    checks.seeds(recipe.seed, 1)
-    checks.can_read([recipe.prompt, recipe.negative, *(text for _, text in recipe.then)], model.config)
-    for name in ("melody", "style"):
-        if getattr(recipe, name) and getattr(model.config, name) is None:
-            raise ValueError(f"has a {name}, and {recipe.model} was not trained with any")
-    steer.check_labels([recipe], model)
+    for where, name, _ in plan:
+        if name in seen:
+            raise ValueError(f"{where}: has the id {name!r}, as {seen[name]} has: give each one of its own")
+        seen[name] = where
 
 
 def _kind(recipe: Recipe) -> Hashable:
@@ -213,12 +188,3 @@ def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
             sound = loudness.normalized(sound, model.sample_rate, recipe.loudness)
         made.append(Made(row, sound))
     return made
-
-
-@contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Says in an error where in the file of prompts it arose."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{where}: {terminal.explain(error)}") from error

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import uuid
+import math
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +14,7 @@ import numpy as np
 import mgjax
 from mgjax.cli import terminal
 from mgjax.data import audio
+from mgjax.inputs import arrays
 
 _BLOCK_SECONDS = 10.0
 _MOST_BYTES = 1 << 30  # of a file of codes, unpacked: some weeks of music, and no more than a machine can hold
@@ -75,19 +73,19 @@ def run_encode(args: argparse.Namespace) -> None:
     """Encodes `args.input` to `args.output`."""
     if args.output.suffix != ".npz":
         raise ValueError(f"{args.output}: codes are kept in .npz files; name it {args.output.with_suffix('.npz')}")
-    terminal.refuse_to_overwrite([args.output], args.force)
-    terminal.writable_folder(args.output.parent)
-    sound = audio.info(args.input)
+    terminal.claim([args.output], args.force)
+    source = terminal.rereadable(args.input)
+    sound = audio.info(source)
     terminal.prepare(args)
     codec = mgjax.load_codec(args.model)
-    if sound.channels > codec.channels:
+    if codec.channels < sound.channels == 2:  # audio.blocks says so of more
         warnings.warn(f"{args.input} has {sound.channels} channels; mixed down to {codec.channels}", stacklevel=2)
     num_samples = 0
     with terminal.Progress("encode", sound.num_samples / sound.sample_rate) as progress:
 
         def counted() -> Iterator[np.ndarray]:
             nonlocal num_samples
-            for block in audio.blocks(args.input, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
+            for block in audio.blocks(source, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
                 num_samples += len(block)
                 yield block
                 progress.reach(num_samples / codec.sample_rate)
@@ -104,8 +102,7 @@ def run_encode(args: argparse.Namespace) -> None:
 def run_decode(args: argparse.Namespace) -> None:
     """Decodes `args.input` to `args.output`."""
     audio.writable_format(args.output)
-    terminal.refuse_to_overwrite([args.output], args.force)
-    terminal.writable_folder(args.output.parent)
+    terminal.claim([args.output], args.force)
     file = read_codes(args.input)
     terminal.prepare(args)
     codec = mgjax.load_codec(args.model or file.model)
@@ -124,7 +121,11 @@ def run_decode(args: argparse.Namespace) -> None:
             f"{args.input}: comes from another kind of codec than {args.model or file.model}, "
             f"{'one that codes everything in one' if file.scales is None else 'one that codes chunks apart'}"
         )
+    if file.codes.min() < 0 or file.codes.max() >= codec.codebook_size:
+        raise ValueError(f"{args.input}: codes must be from 0 to {codec.codebook_size - 1}; are they another model's?")
     missing = file.num_samples
+    if missing > file.codes.shape[0] * math.prod(file.codes.shape[1:-1]) * codec.hop_length:
+        raise ValueError(f"{args.input}: the codes end before the {missing} samples of sound that they should hold")
     with (
         terminal.Progress("decode", file.num_samples / file.sample_rate) as progress,
         audio.writer(args.output, codec.sample_rate, codec.channels) as sound,
@@ -133,21 +134,13 @@ def run_decode(args: argparse.Namespace) -> None:
             sound.write(piece[0, :missing])
             missing -= min(missing, piece.shape[1])
             progress.reach((file.num_samples - missing) / file.sample_rate)
-        if missing:
-            raise ValueError(f"{args.input}: the codes end {missing} samples before the sound that they should hold")
     print(args.output)
 
 
 def write_codes(path: Path, file: CodeFile) -> None:
     """Writes `file` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as output:
-            np.savez_compressed(output, **{name: value for name, value in file._asdict().items() if value is not None})
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    with terminal.whole(path) as temporary, temporary.open("wb") as output:
+        np.savez_compressed(output, **{name: value for name, value in file._asdict().items() if value is not None})
 
 
 def read_codes(path: Path) -> CodeFile:
@@ -157,14 +150,7 @@ def read_codes(path: Path) -> CodeFile:
       OSError: There is no such file.
       ValueError: It is something else, or damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
-                raise ValueError("it unpacks to more than 1 GB")
-        with np.load(path, allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ValueError(f"{path}: is no file of codes that mgjax encode made ({error})") from error
+    values = arrays.read_npz(path, CodeFile._fields, _MOST_BYTES)
     expected = set(CodeFile._fields)
     if set(values) | {"scales"} != expected:
         raise ValueError(f"{path}: is no file of codes; it holds {sorted(values)}, expected {sorted(expected)}")

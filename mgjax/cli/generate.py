@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mgjax
 from mgjax import config, strict_json
 from mgjax.cli import steer, terminal
-from mgjax.cli.recipe import Recipe, Wish, read_recipe, read_wishes, settled, sha256, slug
+from mgjax.cli.recipe import Recipe, Wish, read_lines, read_recipe, settled, sha256, slug
 from mgjax.data import audio, loudness
 
 _EXAMPLES = """\
@@ -123,23 +124,33 @@ def add_model_sources(machine: Any) -> None:
     machine.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model that comes without one")
 
 
+class Piece(NamedTuple):
+    """Something to be made: the line of a file that asks for it or "", the name of its file, and its recipe."""
+
+    where: str
+    name: str
+    recipe: Recipe
+
+
 def run(args: argparse.Namespace) -> None:
     """Makes the pieces that `args` asks for, and prints the names of the files."""
     # All that can go wrong by mistake goes wrong here, before minutes are spent on loading and playing.
     sampling = asked_sampling(args)
     plan = _plan_again(args) if "again" in args else _plan(args)
     paths = _outputs(args, plan)
-    steer.check([recipe for _, recipe in plan])
-    first = plan[0][1]
+    first = plan[0].recipe
     opening = _Opening.read(first) if first.continued else None
 
     terminal.prepare(args)
     parts = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder, "adapter": first.adapter}
     model = mgjax.load(first.model, dtype=first.dtype, **parts)
-    recipes = [completed(recipe, sampling, model) for _, recipe in plan]
-    steer.check_labels(recipes, model)
+    recipes = [completed(piece.recipe, sampling, model) for piece in plan]
     if opening:
         opening = opening.fitted(first, model.config.window_seconds)
+    for piece, recipe in zip(plan, recipes, strict=True):
+        with terminal.told(piece.where):
+            check(recipe, model, opening)
+            steer.check_sounds(recipe, model)
     with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:
         done = 0.0
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
@@ -157,53 +168,53 @@ def asked_sampling(args: argparse.Namespace) -> dict[str, Any]:
     return sampling
 
 
-def _plan(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
-    """The name and the recipe of each piece, from the command line and the file of prompts."""
-    wishes = [Wish(prompt) for prompt in args.prompt]
+def _plan(args: argparse.Namespace) -> list[Piece]:
+    """The pieces, from the command line and the file of prompts."""
+    lines = [("", Wish(prompt)) for prompt in args.prompt]
     if "prompts" in args:
-        wishes += read_wishes(args.prompts)
-    if not wishes:
+        lines += read_lines(args.prompts)
+    if not lines:
         raise ValueError('say what to play, as in: mgjax generate "a slow waltz on accordion"')
-    recipes = planned(args, wishes, _format(args, "wav"))
-    names = [wish.name or f"{slug(wish.prompt)}-{recipe.seed}" for wish, recipe in zip(wishes, recipes, strict=True)]
-    return list(zip(names, recipes, strict=True))
+    return planned(args, lines, _format(args, "wav"))
 
 
-def planned(args: argparse.Namespace, wishes: list[Wish], form: str) -> list[Recipe]:
-    """The recipe of each wish, as far as it can be told without the model."""
+def planned(args: argparse.Namespace, lines: Sequence[tuple[str, Wish]], form: str) -> list[Piece]:
+    """What is to be made of each line, as `read_lines` gives them, as far as it can be told without the model."""
+    steer.check_asked(args, [wish for _, wish in lines])
     names = ("trim_prompt", "window", "stride", "dtype", "loudness")
     common = {name: getattr(args, name) for name in names if name in args}
     if "continued" in args:
         common["continued"] = os.path.abspath(args.continued)
         common["continued_sha256"] = sha256(args.continued)
-    recipes = []
-    for i, (wish, steered) in enumerate(zip(wishes, steer.asked(args, wishes), strict=True)):
-        seed = getattr(args, "seed", 0) + i if wish.seed is None else wish.seed
-        recipe = Recipe(
-            prompt=wish.prompt,
-            seconds=wish.seconds or getattr(args, "seconds", 8.0),
-            seed=seed,
-            model=settled(getattr(args, "model", "mini")),
-            adapter=settled(getattr(args, "adapter", None)),
-            text_encoder=settled(getattr(args, "text_encoder", None)),
-            style_encoder=settled(getattr(args, "style_encoder", None)),
-            format=form,
-            **common,
-            **steered,
-        )
-        recipes.append(recipe)
-    return recipes
+    pieces, first = [], getattr(args, "seed", 0)
+    for i, (where, wish) in enumerate(lines):
+        with terminal.told(where):
+            seed = (first + i) % 2**32 if 0 <= first < 2**32 else first  # as for the rows of `mgjax.generate`
+            recipe = Recipe(
+                prompt=wish.prompt,
+                seconds=getattr(args, "seconds", 8.0) if wish.seconds is None else wish.seconds,
+                seed=seed if wish.seed is None else wish.seed,
+                model=settled(getattr(args, "model", "mini")),
+                adapter=settled(getattr(args, "adapter", None)),
+                text_encoder=settled(getattr(args, "text_encoder", None)),
+                style_encoder=settled(getattr(args, "style_encoder", None)),
+                format=form,
+                **common,
+                **steer.asked(args, wish, i, len(lines)),
+            )
+            pieces.append(Piece(where, wish.name or f"{slug(wish.prompt)}-{recipe.seed}", recipe))
+    return pieces
 
 
-def _plan_again(args: argparse.Namespace) -> list[tuple[str, Recipe]]:
-    """The name and the recipe of the piece to be made again."""
+def _plan_again(args: argparse.Namespace) -> list[Piece]:
+    """The piece to be made again."""
     allowed = {"run", "again", "out", "format", "force", "batch_size", "offline", "cache", "prompt"}
     extra = sorted(set(vars(args)) - allowed) + ["a prompt"] * bool(args.prompt)
     if extra:
         raise ValueError(f"--again takes everything from {args.again}; leave out {', '.join(extra)}")
     recipe = read_recipe(args.again)
     steer.warn_of_changes(recipe)
-    return [(args.again.stem, dataclasses.replace(recipe, format=_format(args, recipe.format)))]
+    return [Piece("", args.again.stem, dataclasses.replace(recipe, format=_format(args, recipe.format)))]
 
 
 def _format(args: argparse.Namespace, default: str) -> str:
@@ -221,21 +232,20 @@ def _is_file(out: Path) -> bool:
     return out.suffix[1:].isalnum() and not out.suffix[1:].isdigit() and not out.is_dir()
 
 
-def _outputs(args: argparse.Namespace, plan: list[tuple[str, Recipe]]) -> list[Path]:
+def _outputs(args: argparse.Namespace, plan: list[Piece]) -> list[Path]:
     """Where each piece goes, having made sure that it can go there."""
     if _is_file(args.out):
         if len(plan) > 1:
             raise ValueError(f"--out {args.out} is one file, but there are {len(plan)} prompts: name a folder")
         paths = [args.out]
     else:
-        paths = [args.out / f"{name}.{recipe.format}" for name, recipe in plan]
+        paths = [args.out / f"{piece.name}.{piece.recipe.format}" for piece in plan]
     twice = {str(path) for path in paths if paths.count(path) > 1}
     if twice:
         raise ValueError(f"several pieces would be called {', '.join(sorted(twice))}: give them other names or seeds")
     for path in paths:
         audio.writable_format(path)
-    terminal.refuse_to_overwrite([path for out in paths for path in (out, out.with_suffix(".json"))], args.force)
-    terminal.writable_folder(paths[0].parent)
+    terminal.claim([path for out in paths for path in (out, out.with_suffix(".json"))], args.force)
     return paths
 
 
@@ -258,6 +268,20 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
         jax=jax.__version__,
         device=f"{device.platform} ({device.device_kind})",
     )
+
+
+def check(recipe: Recipe, model: Any, opening: _Opening | None = None) -> None:
+    """Raises an error where the model cannot play the recipe: before the first piece, not when it is its turn."""
+    from mgjax import checks  # which needs JAX
+
+    rate = model.frame_rate
+    frames = checks.num_frames(recipe.seconds, rate)
+    checks.texts([steer.texts(recipe)], rate, frames, checks.blend(recipe.blend, rate))
+    checks.samplings(recipe.sampling, 1, model.num_codebooks)
+    window, _ = checks.window_and_stride(recipe.window, recipe.stride, model.config.window_seconds, rate)
+    if opening:
+        checks.prompt_length(math.ceil(round(opening.seconds * rate, 6)), frames, window, rate)
+    steer.check(recipe, model)
 
 
 def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tuple[Recipe, Path]]]:
@@ -301,7 +325,8 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
     if recipe.loudness is not None:
         piece = loudness.normalized(piece, sample_rate, recipe.loudness)
     audio.write(path, piece, sample_rate)
-    path.with_suffix(".json").write_text(strict_json.to_json(recipe), encoding="utf-8")
+    with terminal.whole(path.with_suffix(".json")) as file:
+        file.write_text(strict_json.to_json(recipe), encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +338,7 @@ class _Opening:
 
     @classmethod
     def read(cls, recipe: Recipe) -> _Opening:
-        opening = cls(*audio.read(recipe.continued))
+        opening = cls(*audio.read(terminal.rereadable(recipe.continued)))
         if recipe.continued_sha256 != sha256(recipe.continued):
             warnings.warn(f"{recipe.continued} has changed since; the piece will differ", stacklevel=2)
         if opening.seconds >= recipe.seconds and not recipe.trim_prompt:
@@ -345,7 +370,4 @@ def lufs(text: str) -> float | None:
     """An argparse type: loudness units below full scale, or None for "off"."""
     if text == "off":
         return None
-    value = float(text)
-    if not -70 <= value < 0:
-        raise argparse.ArgumentTypeError(f"must be off, or from -70 to 0, got {text}")
-    return value
+    return float(text)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import math
 import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 from mgjax import config, strict_json
+from mgjax.cli import terminal
+from mgjax.data import audio
+from mgjax.inputs import files
 
+_LONGEST = 24 * 3600  # seconds
+_LONGEST_NAME = 250  # bytes: most file systems allow 255, and .json and .flac take 5
 _PROMPT_KEYS = ("prompt", "text", "description")
 
 
@@ -54,6 +58,29 @@ class Recipe:
     jax: str | None = None
     device: str | None = None
 
+    def __post_init__(self):
+        if not 0 < self.seconds <= _LONGEST:
+            raise ValueError(f"seconds must be above 0 and at most {_LONGEST} (a day), got {self.seconds}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"a seed must be 0 or above and below 2**32, got {self.seed}")
+        if self.loudness is not None and not -70 <= self.loudness < 0:
+            raise ValueError(f"loudness must be off, or from -70 to 0, got {self.loudness:g}")
+        if self.format != "array_record" and f".{self.format}" not in audio.FORMATS:
+            raise ValueError(f"format must be one of {', '.join(audio.FORMATS)}, got {self.format!r}")
+        times = [0.0, *(seconds for seconds, _ in self.then)]
+        if not all(before < after for before, after in itertools.pairwise(times)):
+            raise ValueError(f"the times of later prompts must be above 0 and rise, got {times[1:]}")
+        if times[-1] >= self.seconds:
+            raise ValueError(
+                f"the prompt {self.then[-1][1]!r} begins at {times[-1]:g} s, but the piece lasts {self.seconds:g} s: "
+                "ask for more --seconds"
+            )
+        try:
+            json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            text = error.object[max(0, error.start - 40) : error.end]
+            raise ValueError(f"a prompt, or the name of a file, is not UTF-8: it ends in {text!r}") from None
+
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
@@ -70,10 +97,13 @@ class Wish:
     labels: dict[str, str | float | tuple[str, ...]] | None = None
 
     def __post_init__(self):
-        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
-            raise ValueError(f"seconds must be above 0, got {self.seconds}")
-        if self.name is not None and not re.fullmatch(r"[^\W_][^/\\:\0]{0,99}", self.name):
-            raise ValueError(f"name must be a file name that begins with a letter or a digit, got {self.name!r}")
+        if self.name is None:
+            return
+        if not re.fullmatch(r"[^\W_][^/\\:\0]{0,99}", self.name) or len(self.name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                "name must be a file name that begins with a letter or a digit, of at most 100 characters and "
+                f"{_LONGEST_NAME} bytes, got {self.name!r}"
+            )
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -83,12 +113,13 @@ def read_recipe(path: Path) -> Recipe:
       OSError: There is no such file.
       ValueError: It is something else; the message says what does not fit.
     """
-    return strict_json.from_dict(Recipe, _json(path.read_text(encoding="utf-8"), str(path)), str(path))
-
-
-def read_wishes(path: Path) -> list[Wish]:
-    """The prompts of a file, as `read_lines` reads it."""
-    return [wish for _, wish in read_lines(path)]
+    try:
+        values = files.read_json(path)
+        if not isinstance(values, dict) or not {"prompt", "seconds", "seed", "model"} <= values.keys():
+            raise ValueError(f"{path}: is no recipe")
+    except ValueError as error:
+        raise ValueError(f"{error}; expected the .json that mgjax generate writes beside a sound") from None
+    return strict_json.from_dict(Recipe, values, str(path))
 
 
 def read_lines(path: Path) -> list[tuple[str, Wish]]:
@@ -98,10 +129,8 @@ def read_lines(path: Path) -> list[tuple[str, Wish]]:
       OSError: There is no such file.
       ValueError: A line cannot be understood; the message names it. Or there is no prompt.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not text in UTF-8 ({error})") from error
+    # Not splitlines, which also parts texts at U+2028 and others of that kind.
+    lines = re.split(r"\r\n?|\n", files.read_text(path, files.LARGEST_TEXT))
     read = _wish if path.suffix.lower() == ".jsonl" else lambda line, where: Wish(line.strip())
     places = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
     if not places:
@@ -112,12 +141,12 @@ def read_lines(path: Path) -> list[tuple[str, Wish]]:
 def slug(prompt: str) -> str:
     """`prompt` as a file name: its letters and digits, in any script, and hyphens."""
     letters = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")
-    return letters[:60].rstrip("-") or "untitled"
+    return letters[:60].encode()[:200].decode(errors="ignore").rstrip("-") or "untitled"
 
 
 def sha256(path: str) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with files.opened(terminal.rereadable(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -129,7 +158,9 @@ def settled(name: str | None) -> str | None:
 
 
 def _wish(line: str, where: str) -> Wish:
-    values = _json(line, where)
+    values = files.parse_json(line, where)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a JSON object in braces, got {line[:40]}")
     found = [key for key in _PROMPT_KEYS if key in values]
     if len(found) != 1:
         raise ValueError(f"{where}: expected exactly one of {', '.join(_PROMPT_KEYS)}, got {found or 'none'}")
@@ -138,13 +169,3 @@ def _wish(line: str, where: str) -> Wish:
             raise ValueError(f"{where}: id and name say the same: give one of them")
         values["name"] = str(values.pop("id"))
     return strict_json.from_dict(Wish, {"prompt": values.pop(found[0])} | values, where)
-
-
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected a JSON object in braces, got {text[:40]}")
-    return values

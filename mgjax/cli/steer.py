@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import functools
 import os
 import warnings
 from collections.abc import Sequence
@@ -49,25 +49,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def asked(args: argparse.Namespace, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
-    """The fields of each wish's recipe that are about this, from the command line and the file of prompts."""
-    common = {name: getattr(args, name) for name in ("blend", "negative", "separate") if name in args}
-    common["then"] = tuple((_seconds(when), text) for when, text in getattr(args, "then", []))
-    common["labels"] = _labels(getattr(args, "label", []))
+def check_asked(args: argparse.Namespace, wishes: Sequence[Wish]) -> None:
+    """Raises ValueError where an option is about another one that is not there."""
     for name, needed in (("separate", "melody"), ("blend", "then")):
-        if common.get(name) and needed not in args and not any(getattr(wish, needed) for wish in wishes):
+        if getattr(args, name, 0) and needed not in args and not any(getattr(wish, needed) for wish in wishes):
             raise ValueError(f"--{name} is about --{needed}, which is not there")
-    fields = []
-    for number, wish in enumerate(wishes):
-        one = dict(common)
-        for name in ("then", "negative", "labels"):
-            if getattr(wish, name) is not None:
-                one[name] = getattr(wish, name)
-        for name in _SOUNDS:
-            path = getattr(wish, name) or _for_prompt(name, getattr(args, name, []), number, len(wishes))
-            if path is not None:
-                one |= {name: os.path.abspath(path), f"{name}_sha256": sha256(path)}
-        fields.append(one)
+
+
+def asked(args: argparse.Namespace, wish: Wish, number: int, count: int) -> dict[str, Any]:
+    """The fields of a recipe that are about this, for wish `number` of `count` beside the command line."""
+    fields = {name: getattr(args, name) for name in ("blend", "negative", "separate") if name in args}
+    fields["then"] = tuple((_seconds(when), text) for when, text in getattr(args, "then", []))
+    fields["labels"] = _labels(getattr(args, "label", []))
+    for name in ("then", "negative", "labels"):
+        if getattr(wish, name) is not None:
+            fields[name] = getattr(wish, name)
+    for name in _SOUNDS:
+        path = getattr(wish, name) or _for_prompt(name, getattr(args, name, []), number, count)
+        if path is not None:
+            audio.info(terminal.rereadable(path))
+            fields |= {name: os.path.abspath(path), f"{name}_sha256": sha256(path)}
     return fields
 
 
@@ -95,7 +96,7 @@ def texts(recipe: Recipe) -> Any:
 
 def warn_of_changes(recipe: Recipe) -> None:
     """Says so where a sound that the recipe names is not what it was."""
-    for name in _SOUNDS:
+    for name in (*_SOUNDS, "continued"):
         path, known = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
         if path and known and known != sha256(path):
             warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
@@ -131,8 +132,9 @@ def _for_prompt(name: str, paths: Sequence[str], number: int, count: int) -> str
     return paths[number] if len(paths) == count else paths[0]
 
 
+@functools.lru_cache(maxsize=4)
 def _read(path: str, sample_rate: int) -> audio.Audio:
-    sound, found = audio.read(path)
+    sound, found = audio.read(terminal.rereadable(path))
     return audio.resample(sound, found, sample_rate)
 
 
@@ -171,31 +173,22 @@ def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
     return found
 
 
-def check_times(recipe: Recipe) -> None:
-    """Raises ValueError where later prompts come at times that make no sense."""
-    times = [0.0, *(seconds for seconds, _ in recipe.then)]
-    if any(after <= before for before, after in itertools.pairwise(times)):
-        raise ValueError(f"the times of later prompts must be above 0 and rise, got {times[1:]}")
-    if times[-1] >= recipe.seconds:
-        raise ValueError(
-            f"the prompt {recipe.then[-1][1]!r} begins at {times[-1]:g} s, but the piece lasts "
-            f"{recipe.seconds:g} s: ask for more --seconds"
-        )
+def check(recipe: Recipe, model: Any) -> None:
+    """Raises an error where the model cannot follow something that the recipe asks for."""
+    from mgjax import checks
+
+    for name in _SOUNDS:
+        if getattr(recipe, name) and getattr(model.config, name) is None:
+            raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
+    checks.can_read([recipe.prompt, recipe.negative, *(text for _, text in recipe.then)], model.config)
+    checks.labels([_values(recipe, model)], 1, model.config)
 
 
-def check(recipes: Sequence[Recipe]) -> None:
-    """Raises ValueError or OSError where a time makes no sense or a sound cannot be read, before a model is loaded."""
-    for recipe in recipes:
-        check_times(recipe)
-    for path in {getattr(recipe, name) for recipe in recipes for name in _SOUNDS} - {None}:
-        audio.read(path)
+def check_sounds(recipe: Recipe, model: Any) -> None:
+    """Raises an error where there is no melody or style in the sounds that the recipe names."""
+    from mgjax import melody, style
 
-
-def check_labels(recipes: Sequence[Recipe], model: Any) -> None:
-    """Raises ValueError where a label is not one of the model's: before the first piece, not when it is its turn."""
-    from mgjax import checks  # which needs JAX: not before a model is loaded
-
-    try:
-        checks.labels([_values(recipe, model) for recipe in recipes], len(recipes), model.config)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    if recipe.melody:
+        melody.prepare(_read(recipe.melody, model.sample_rate), model.sample_rate, 1, model.config.melody)
+    if recipe.style:
+        style.prepare(_read(recipe.style, model.sample_rate), model.sample_rate, [recipe.seed], model.config)

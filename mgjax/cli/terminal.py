@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
+import hashlib
 import logging
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from mgjax.inputs import files
 
 _LARGEST_CACHE = 2**29  # bytes of compiled programs; those that were not used for longest go first
+_LOCK_SECONDS = 1.0  # to wait for those who read or write one
+
+_held = contextlib.ExitStack()  # what is let go of when the command ends
+_copies: dict[str, Any] = {}  # of pipes, by their names
+_programs: list[Path] = []  # the folder of compiled programs, where it is ours
 
 
 def say(message: str) -> None:
     """One line to the person at the terminal, apart from the output of the command."""
+    for path, copy in _copies.items():
+        message = message.replace(copy.name, path)
     print(f"mgjax: {message}", file=sys.stderr, flush=True)
 
 
@@ -28,7 +41,7 @@ def messages() -> Iterator[None]:
     """Makes lines of `say` out of warnings and of what mgjax logs, without their places in the code."""
     log, handler = logging.getLogger("mgjax"), _Handler()
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        warnings.showwarning = _show
         log.addHandler(handler)
         try:
             yield
@@ -41,21 +54,42 @@ def status(run: Callable[[], None]) -> int:
 
     Errors are told in one line; with MGJAX_TRACEBACK set, they show where in the code they arose.
     """
-    with messages():
+    os.environ["JAX_ENABLE_X64"] = "0"  # models are of 32 bits
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", False)
+    with contextlib.suppress(AttributeError):  # where it is closed, or in a notebook
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    with messages(), _held:
+        found = 0
         try:
             run()
         except SystemExit as leaving:  # argparse has said why
-            return leaving.code
+            found = leaving.code
         except KeyboardInterrupt:
             say("stopped; finished files are kept")
-            return 130
+            found = 130
         except Exception as error:
             advice = explain(error)
             if advice is None or os.environ.get("MGJAX_TRACEBACK"):
                 raise
             say(f"error: {advice}")
-            return 2
-    return 0
+            found = 2
+        try:
+            print(end="", flush=True)
+        except OSError as error:  # Python would try again at its end, and show a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):  # that of a reader who has seen enough
+                say(f"error: the output cannot be written ({error.strerror})")
+                found = 2
+    return found
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Shows a warning; what JAX says of broken compiled programs is no matter of the user's: they are dropped."""
+    if _programs and "persistent compilation cache entry" in str(message):
+        _drop_broken_programs(just_read="reading" in str(message))
+    else:
+        say(f"warning: {message}")
 
 
 class _Handler(logging.Handler):
@@ -71,9 +105,31 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ImportError) and "pip install" in str(error):  # an extra that is not installed
         return str(error)
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms and isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules and not _starts():
+        return (
+            f"JAX_PLATFORMS={platforms} names a device that is not there, or that JAX was installed without "
+            "(for a GPU: pip install 'mgjax[cuda]', for a TPU 'mgjax[tpu]'); JAX_PLATFORMS=cpu is always there"
+        )
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "out of memory; make it smaller with --batch-size 1, --dtype bfloat16, or fewer seconds"
     return None
+
+
+def _starts() -> bool:
+    """Whether JAX has a device to work on."""
+    with contextlib.suppress(RuntimeError, AssertionError):  # AssertionError: it lacks the plugin of a known platform
+        return bool(sys.modules["jax"].devices())
+    return False
+
+
+@contextlib.contextmanager
+def told(where: str) -> Iterator[None]:
+    """Says in an error about what someone asked for where it was asked for: a line of a file, or "" for nothing."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{where}{where and ': '}{explain(error) or error}") from error
 
 
 def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -106,10 +162,51 @@ def prepare(args: argparse.Namespace) -> None:
         if args.cache:
             raise
         return  # a home that cannot be written to is no reason not to make music
+    _programs[:] = [folder]
+    _drop_broken_programs()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _drop_broken_programs(just_read: bool = False) -> None:
+    """Drops compiled programs without a time stamp, for which JAX would write no others, and the one that it just read.
+
+    A write that was cut short leaves such files. JAX replaces none, so it would compile them anew at each start.
+    """
+    from filelock import FileLock, Timeout
+
+    (folder,) = _programs
+    # JAX holds this lock whenever it reads or writes.
+    with contextlib.suppress(OSError, Timeout), FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):
+        names = os.listdir(folder)
+        programs, stamped = ({n[: -len(end)] for n in names if n.endswith(end)} for end in ("-cache", "-atime"))
+        broken = programs - stamped
+        if just_read:
+            broken |= set(sorted(stamped, key=lambda key: os.stat(folder / f"{key}-atime").st_mtime_ns)[-1:])
+        for key in broken:
+            (folder / f"{key}-cache").unlink(missing_ok=True)
+            (folder / f"{key}-atime").unlink(missing_ok=True)
+
+
+def rereadable(path: str | os.PathLike[str]) -> str:
+    """A name by which `path` can be read more than once: of a pipe, that of a copy that is kept while the command runs.
+
+    Raises:
+      OSError, ValueError: As `files.opened`, unless it is a file.
+    """
+    path = os.path.abspath(path)
+    if os.path.isfile(path):
+        return path
+    if path not in _copies:
+        with files.opened(path) as pipe:
+            copy = _held.enter_context(tempfile.NamedTemporaryFile(suffix=Path(path).suffix))  # noqa: SIM115
+            shutil.copyfileobj(pipe, copy)
+            copy.flush()
+        _held.callback(_copies.pop, path)
+        _copies[path] = copy
+    return _copies[path].name
 
 
 def writable_folder(folder: Path) -> None:
@@ -127,6 +224,52 @@ def refuse_to_overwrite(paths: Iterable[Path], force: bool) -> None:
     if existing and not force:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise FileExistsError(f"{existing[0]}{more} exists already; choose another --out, or replace it with --force")
+
+
+def claim(paths: Sequence[Path], force: bool) -> None:
+    """Keeps the names of files to be written, all in one folder, from other runs until the command ends.
+
+    Raises:
+      FileExistsError: Another run writes one of them, or, unless `force`, one is there already.
+      OSError: The folder cannot be made or written to, or a file cannot have such a name.
+    """
+    writable_folder(paths[0].parent)
+    names = paths[0].parent / f".mgjax-names-{os.getuid()}"
+    file = _held.enter_context(names.open("ab"))
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: is a folder; choose another --out")
+        # A byte of this file for each name: there may be more of them than a process may open files.
+        byte = int.from_bytes(hashlib.sha256(os.fsencode(path.name)).digest()[:7])
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError):
+            raise FileExistsError(f"{path}: another run is writing this file; choose another --out") from None
+        except OSError:  # a file system without locks
+            break
+    if not os.fstat(file.fileno()).st_nlink:  # its last user has just removed it
+        return claim(paths, force)
+    _held.callback(_remove_unused, file, names)
+    refuse_to_overwrite(paths, force)
+
+
+def _remove_unused(file: IO[bytes], path: Path) -> None:
+    """Removes an open file unless others have locked a part of it."""
+    with contextlib.suppress(OSError):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name of a temporary file that becomes `path` if all goes well, and is removed otherwise."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def positive(text: str) -> float:
