@@ -228,7 +228,7 @@ def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> L
             "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
             "conditions": _conditions(state, run, "cross" if crossed else "prefix"),
         }
-        config = from_dict(LMConfig, fields | _pattern(run, count))
+        config = from_dict(LMConfig, _pattern(run, count) | fields)
         patterns.from_config(config)  # whose numbers have to fit each other
         return config
     except (ValueError, TypeError, IndexError, OverflowError) as error:
@@ -258,9 +258,10 @@ def _pattern(run: dict[str, Any], num_codebooks: int) -> dict[str, Any]:
     given = dict((named and _at(run, f"codebooks_pattern.{theirs}")) or {})
     given = {name: value for name, value in given.items() if value is not None}
     if theirs == "delay":
-        return {"delays": list(range(num_codebooks))} | given
-    late = {"frame_delays": given.pop("delays")} if "delays" in given else {}
-    return {"pattern": "flattened" if theirs == "unroll" else theirs} | late | given
+        given.setdefault("delays", list(range(num_codebooks)))
+    elif "delays" in given:
+        given["frame_delays"] = given.pop("delays")
+    return given | {"pattern": "flattened" if theirs == "unroll" else theirs}
 
 
 def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> MelodyConfig | None:
