@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mgjax.config import CodecConfig, ModelConfig
+from mgjax.inputs import files
 from mgjax.interop import compact, shapes, table, weights
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.strict_json import ConfigError, from_dict
@@ -150,36 +151,101 @@ def _copy(names: Sequence[str], source: Path, directory: Path) -> None:
             shutil.copyfile(source / name, directory / name)
 
 
+# By which a model in one of the forms that mgjax writes is known; they leave first and come last.
+_MARKERS = ("config.json", "adapter_config.json", "compression_state_dict.bin")
+# All that such a model is made of.
+_MODEL_FILES = (
+    *(*_MARKERS, "state_dict.bin", "generation_config.json", "preprocessor_config.json", "provenance.json"),
+    *("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "adapter_model.safetensors"),
+    *(*TOKENIZER_FILES, *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES)),
+)
+
+
+def check_replaceable(directory: str | os.PathLike) -> None:
+    """Raises FileExistsError where `replacing` writes no model: over a file, or among what is not a model of ours.
+
+    A model of any form that mgjax writes is replaced, whatever else is beside it; hidden files alone are no content.
+    """
+    directory = Path(os.path.realpath(directory))
+    markers = [directory / name for name in _MARKERS if os.path.lexists(directory / name)]
+    foreign = [path for path in markers if not _is_ours(path)]
+    if foreign:
+        raise FileExistsError(f"{foreign[0]} is not of a model that mgjax writes, so it stays; give another folder")
+    visible = directory.is_dir() and any(path.name[0] != "." for path in directory.iterdir())
+    if (visible and not markers) or (directory.exists() and not directory.is_dir()):
+        raise FileExistsError(f"{directory} exists and is not a model, so it is not replaced; give another folder")
+
+
+def _is_ours(marker: Path) -> bool:
+    if marker.suffix == ".bin":
+        return marker.is_file()
+    try:
+        values = read_json(marker)
+    except CheckpointError:
+        return False
+    adapted = values.get("target_modules")
+    if values.get("format") == "mgjax" or values.get("model_type") in ("musicgen", "musicgen_melody", "encodec"):
+        return True
+    return isinstance(adapted, list) and all(str(layer).startswith("decoder.") for layer in adapted)
+
+
 @contextlib.contextmanager
 def replacing(directory: str | os.PathLike) -> Iterator[Path]:
-    """A new directory to write a model into; at the end of the `with` block it takes the place of `directory`.
+    """A new directory to write a model into; at the end of the `with` block its files take the place of an old model's.
 
-    Whatever fails on the way, Ctrl-C included, the old content stays and nothing is left over.
+    All else in `directory` stays. Whatever fails on the way, Ctrl-C included, the old model stays and nothing is left
+    over.
 
     Raises:
       FileExistsError: `directory` is a file, or has content that is not a model.
     """
-    directory = Path(directory).resolve()
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not _holds_model(directory)):
-        raise FileExistsError(f"{directory} exists and is not a model, so it is not replaced; give another folder")
+    check_replaceable(directory)
+    directory = Path(os.path.realpath(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
+    # A new folder appears whole, from beside it; one that is there may be a disk of its own.
+    place = directory if directory.is_dir() else directory.parent
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=place))
+    new, old = scratch / "new", scratch / "old"
+    try:
         new.mkdir()
         yield new
-        try:
-            if directory.exists():
-                directory.rename(old)
+        check_replaceable(directory)
+        if directory.is_dir():
+            _exchange(directory, new, old)
+        else:
             new.rename(directory)
-        except BaseException:
-            if old.exists() and not directory.exists():
-                old.rename(directory)
-            raise
+    except BaseException:
+        if not _files(old):  # else it is what could not be put back
+            shutil.rmtree(scratch)
+        raise
+    shutil.rmtree(scratch)
 
 
-def _holds_model(directory: Path) -> bool:
-    names = ("config.json", "state_dict.bin", "compression_state_dict.bin", "adapter_config.json")
-    return any((directory / name).is_file() for name in names)
+def _exchange(directory: Path, new: Path, old: Path) -> None:
+    """Moves a model's files from `directory` to `old` and those in `new` to `directory`: all or none of them."""
+    paths = (path for pattern in _MODEL_FILES for path in directory.glob(pattern) if not path.is_dir())
+    moves = [(path.relative_to(directory), directory, old) for path in paths]
+    moves += [(name, new, directory) for name in sorted(_files(new), key=lambda name: name.name in _MARKERS)]
+    try:
+        for move in moves:
+            _move(*move)
+        if (old / CLAP_FOLDER).exists() and not any((directory / CLAP_FOLDER).iterdir()):
+            (directory / CLAP_FOLDER).rmdir()
+    except BaseException:
+        for name, source, target in reversed(moves):
+            if os.path.lexists(target / name) and not os.path.lexists(source / name):
+                _move(name, target, source)
+        raise
+
+
+def _move(name: Path, source: Path, target: Path) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).rename(target / name)
+
+
+def _files(directory: Path) -> list[Path]:
+    """The names of all files below `directory`."""
+    return [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
 def _match(directory: Path, tensors: dict[str, Tensor], wanted: shapes.Shapes) -> table.Match:
@@ -214,9 +280,22 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
             f"{path}: has version {content.get('version')!r}, this mgjax reads version {VERSION}; update mgjax"
         )
     if kind not in content:
-        raise CheckpointError(f"{path}: holds no {kind}, only {sorted(set(content) - {'format', 'version'})}")
+        raise CheckpointError(f"{path}: holds no {kind}, only {sorted(set(content) - {'format', 'version'})!s:.200}")
+    return parsed(path, cls, content[kind])
+
+
+def parsed(path: Path, cls: type, values: Any, theirs: Mapping[str, tuple[str, Any]] | None = None, **more: Any) -> Any:
+    """A `cls` from the values in the file `path`, and `more` of its fields.
+
+    `theirs`, for files of transformers: the name there of each field, and the value that is taken where it is left out.
+
+    Raises:
+      CheckpointError: A value has the wrong type or is out of bounds.
+    """
     try:
-        return from_dict(cls, content[kind])
+        if theirs is not None:
+            values = {ours: values.get(name, default) for ours, (name, default) in theirs.items()} | more
+        return from_dict(cls, values)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -227,12 +306,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: There is no such file, or no object in it.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file; give the folder that holds the model") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); fetch the file again") from None
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; give the folder that holds the model")
+    content = files.read_json(path, error=CheckpointError)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: should hold an object; fetch the file again")
     return content

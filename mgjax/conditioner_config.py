@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from mgjax.strict_json import ConfigError, one_of, positive
+from mgjax.strict_json import ConfigError, bounded, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,9 @@ class T5Config:
 
     def __post_init__(self):
         one_of("activation", self.activation, ("relu", "gated-gelu"))
-        positive(self, "vocab_size", "dim", "head_dim", "ffn_dim", "num_layers", "num_heads")
+        bounded(self)
+        if self.max_distance <= self.num_buckets // 4:
+            raise ConfigError(f"max_distance {self.max_distance} must be above a quarter of num_buckets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class MelodyConfig:
     def __post_init__(self):
         one_of("bottleneck", self.bottleneck, ("dominant", "suppress", "none"))
         one_of("null", self.null, ("silence", "nothing"))
-        positive(self, "num_bins", "sample_rate", "fft_size", "hop_length", "num_frames")
+        bounded(self)
 
     @property
     def frame_rate(self) -> float:
@@ -90,7 +92,7 @@ class NumberConfig:
 
     def __post_init__(self):
         _named(self.name)
-        positive(self, "dim")
+        bounded(self)
         if not 0 < self.low < self.high < math.inf:
             raise ConfigError(f"the number {self.name} must have 0 < low < high, got {self.low} and {self.high}")
 
@@ -122,11 +124,9 @@ class HubertConfig:
 
     def __post_init__(self):
         one_of("conv_norm", self.conv_norm, ("group", "layer"))
-        positive(self, "sample_rate", "dim", "ffn_dim", "num_layers", "num_heads", "position_kernel", "position_groups")
+        bounded(self)
         if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
             raise ConfigError("conv_dims, conv_kernels and conv_strides must be of one length")
-        if min(self.conv_dims + self.conv_kernels + self.conv_strides) < 1:
-            raise ConfigError("conv_dims, conv_kernels and conv_strides must be 1 or more")
         if self.dim % self.num_heads or self.dim % self.position_groups:
             raise ConfigError(
                 f"dim must be a multiple of num_heads and of position_groups, got {self.dim}, {self.num_heads} and "
@@ -169,14 +169,11 @@ class StyleConfig:
     seconds: float = 3.0
 
     def __post_init__(self):
-        positive(self, "num_code_streams", "code_size", "dim", "ffn_dim", "num_layers", "num_heads", "num_codebooks")
-        positive(self, "codebook_size", "eval_codebooks", "downsample")
+        bounded(self)
         if self.dim % self.num_heads or self.dim % 2:
             raise ConfigError(f"dim must be even and a multiple of num_heads, got {self.dim} and {self.num_heads}")
         if self.eval_codebooks > self.num_codebooks:
             raise ConfigError(f"eval_codebooks {self.eval_codebooks} is above num_codebooks {self.num_codebooks}")
-        if not 0 < self.seconds < math.inf:
-            raise ConfigError(f"seconds must be above 0, got {self.seconds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +190,7 @@ class ClapTextConfig:
     norm_eps: float = 1e-12
 
     def __post_init__(self):
-        positive(self, "vocab_size", "dim", "ffn_dim", "num_layers", "num_heads", "max_positions")
+        bounded(self)
         if self.dim % self.num_heads:
             raise ConfigError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
         if not 0 <= self.pad_token < min(self.vocab_size, self.max_positions):
@@ -233,11 +230,9 @@ class ClapAudioConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        positive(self, "sample_rate", "fft_size", "hop_length", "num_mels", "image_size", "patch_size", "window", "dim")
-        if len(self.depths) != len(self.num_heads) or not self.depths or min(self.depths + self.num_heads) < 1:
-            raise ConfigError(
-                f"depths and num_heads must be of one length, all above 0: {self.depths}, {self.num_heads}"
-            )
+        bounded(self)
+        if not len(self.depths) == len(self.num_heads) > 0:
+            raise ConfigError(f"depths and num_heads must be of one length: {self.depths}, {self.num_heads}")
         if any(dim % heads for dim, heads in zip(self.dims, self.num_heads, strict=True)):
             raise ConfigError(f"the stages are {self.dims} wide, which num_heads {self.num_heads} do not divide")
         if self.image_size % self.num_mels:
@@ -284,7 +279,7 @@ class ClapConfig:
     dim: int = 512  # of the joint space
 
     def __post_init__(self):
-        positive(self, "dim")
+        bounded(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +297,5 @@ class ClapConditionConfig:
     codebook_size: int = 1024
 
     def __post_init__(self):
-        positive(self, "codebook_size")
-        if self.num_codebooks < 0:
-            raise ConfigError(f"num_codebooks must be 0 (no quantizer) or more, got {self.num_codebooks}")
+        if self.num_codebooks:  # 0: no quantizer
+            bounded(self)

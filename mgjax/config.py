@@ -22,7 +22,7 @@ from mgjax.conditioner_config import (
     StyleConfig,
     T5Config,
 )
-from mgjax.strict_json import ConfigError, one_of, positive
+from mgjax.strict_json import LONGEST, ConfigError, bounded, one_of
 
 PATTERNS = ("delay", "parallel", "flattened", "coarse_first", "musiclm")  # made by lm/pattern.py
 _LATEST = 1000  # steps or frames that a pattern may put one codebook after another
@@ -65,11 +65,17 @@ class CodecConfig:
     def __post_init__(self):
         one_of("norm", self.norm, ("weight_norm", "time_group_norm", "none"))
         one_of("pad_mode", self.pad_mode, ("reflect", "constant"))
-        positive(
-            self, "sample_rate", "channels", "phases", "num_filters", "latent_dim", "num_codebooks", "codebook_size"
-        )
-        if not self.ratios or min(self.ratios) < 1:
-            raise ConfigError(f"ratios must be one or more whole numbers above 0, got {self.ratios}")
+        bounded(self)
+        if not self.ratios or not self.bandwidths:
+            raise ConfigError("there must be one or more ratios and bandwidths")
+        widest = max(self.num_filters * 2 ** len(self.ratios), self.dilation_growth**self.num_residual_layers)
+        if widest > LONGEST or self.hop_length > LONGEST or self.compress > self.num_filters or self.codebook_size < 2:
+            raise ConfigError(
+                f"num_filters {self.num_filters}, ratios {self.ratios}, compress {self.compress}, dilation_growth "
+                f"{self.dilation_growth} or codebook_size {self.codebook_size} make layers that cannot be built"
+            )
+        if self.chunk_seconds is not None and self.chunk_seconds * self.frame_rate < 1:
+            raise ConfigError(f"chunk_seconds must be as long as a frame, got {self.chunk_seconds}")
 
     @property
     def hop_length(self) -> int:
@@ -111,7 +117,7 @@ class Fused:
 
     def __post_init__(self):
         one_of("fuse", self.fuse, FUSES)
-        positive(self, "dim")
+        bounded(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ class LMConfig:
     conditions: tuple[Fused, ...] = (Fused("text", 768),)  # what steers it; prefixes stand in this order
 
     def __post_init__(self):
-        positive(self, "dim", "num_layers", "num_heads", "ffn_dim", "num_codebooks", "codebook_size")
+        bounded(self)
         one_of("pattern", self.pattern, PATTERNS)
         if self.dim % self.num_heads:
             raise ConfigError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
@@ -283,6 +289,7 @@ class ModelConfig:
     numbers: tuple[NumberConfig, ...] = ()
 
     def __post_init__(self):
+        bounded(self)
         one_of("tokenizer", self.tokenizer, ("sentencepiece", "bytes"))
         if self.channels % self.codec.channels:
             raise ConfigError(f"{self.channels} channels cannot be coded by a codec of {self.codec.channels}")

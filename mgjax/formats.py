@@ -50,6 +50,7 @@ def read(
         adapted = lora.merge(found.config, model.variables["lm"], found.adapter)
         return dataclasses.replace(model, variables=model.variables | {"lm": adapted})
     if source == "debug":
+        _refuse_encoders(source, text_encoder, style_encoder)
         return Checkpoint(initialize.DEBUG, initialize.random_variables(initialize.DEBUG, dtype=dtype, place=place))
     directory = hub.fetch(source)
     if peft.is_adapter(directory):
@@ -62,15 +63,19 @@ def read(
     if form == "audiocraft":
         encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
         model = audiocraft.read_model(directory, dtype=dtype, place=place, **encoders)
-    elif text_encoder is not None:
-        raise ValueError(f"{source} comes with its own text encoder: leave text_encoder out")
-    elif style_encoder is not None:
-        raise ValueError(f"{source} is not in audiocraft's form and comes whole: leave style_encoder out")
     else:
+        _refuse_encoders(source, text_encoder, style_encoder)
         model = FORMATS[form].read_model(directory, dtype=dtype, place=place)
     license = _license(model.config.license, source)
     _tell(license, source)
     return dataclasses.replace(model, config=dataclasses.replace(model.config, license=license))
+
+
+def _refuse_encoders(source: str | os.PathLike, text_encoder: Any, style_encoder: Any) -> None:
+    if text_encoder is not None:
+        raise ValueError(f"{source} comes with its own text encoder: leave text_encoder out")
+    if style_encoder is not None:
+        raise ValueError(f"{source} is not in audiocraft's form and comes whole: leave style_encoder out")
 
 
 def read_config(source: str | os.PathLike) -> ModelConfig:

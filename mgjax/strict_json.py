@@ -10,6 +10,29 @@ import types
 import typing
 from typing import Any
 
+LONGEST = 2**20  # samples, frames, hertz, tokens
+_LARGEST = 2**63
+
+# What fields of these names may be, in every config of a model: far beyond all models that there are, and little enough
+# that what is computed of a config before its weights are read (shapes, names, tables) takes a second.
+_LIMITS = {
+    "dim ffn_dim head_dim latent_dim num_filters conv_dims code_size codebook_size": (1, 2**18),
+    "num_layers num_heads num_codebooks num_code_streams eval_codebooks num_bins": (1, 2**10),
+    "channels phases ratios compress dilation_growth conv_strides position_groups": (1, 2**10),
+    "kernel_size last_kernel_size residual_kernel_size conv_kernels position_kernel": (1, 2**10),
+    "num_mels image_size patch_size window": (1, 2**12),
+    "depths": (1, 2**7),
+    "sample_rate fft_size hop_length num_frames vocab_size max_positions downsample": (1, LONGEST),
+    "num_residual_layers num_lstm_layers mlp_ratio": (0, 64),
+    "num_buckets": (4, 2**10),
+    "max_distance": (2, LONGEST),
+    "delays": (0, LONGEST),
+    "norm_eps trim_right_ratio": (0, 1),
+    "chunk_overlap": (0, 0.9),
+    "seconds window_seconds chunk_seconds bandwidths": (1e-3, 1e6),
+}
+_LIMIT_OF = {name: limits for names, limits in _LIMITS.items() for name in names.split()}
+
 
 class ConfigError(ValueError):
     """A configuration that does not describe a model that can be built."""
@@ -32,7 +55,7 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ConfigError(f"{where}: unknown keys {unknown}; known are {sorted(hints)}")
+        raise ConfigError(f"{where}: unknown keys {unknown!r:.200}; known are {sorted(hints)}")
     try:
         return cls(**{name: _coerce(hints[name], value, f"{where}.{name}") for name, value in values.items()})
     except (ValueError, TypeError) as error:
@@ -56,30 +79,38 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _coerce((exact or fitting)[0], value, where)
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected an object, got {value!r}")
+            raise ConfigError(f"{where}: expected an object, got {value!r:.200}")
         return {name: _coerce(options[1], item, f"{where}.{name}") for name, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
+            raise ConfigError(f"{where}: expected a list, got {value!r:.200}")
         if options[-1] is not Ellipsis and len(options) != len(value):
-            raise ConfigError(f"{where}: expected a list of {len(options)}, got {value!r}")
+            raise ConfigError(f"{where}: expected a list of {len(options)}, got {value!r:.200}")
         kinds = itertools.repeat(options[0]) if options[-1] is Ellipsis else options
         return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value, strict=False))
+    if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # not a number is neither
+        raise ConfigError(f"{where}: expected a finite number of at most 64 bits, got {value!r:.200}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r:.200}")
     return value
 
 
 def one_of(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} must be one of {choices}, got {value!r}")
+        raise ConfigError(f"{name} must be one of {choices}, got {value!r:.200}")
 
 
-def positive(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be 1 or more, got {getattr(config, name)}")
+def bounded(config: Any) -> None:
+    """Raises ConfigError unless the fields of `config`, numbers or tuples of them, are within the limits of a model."""
+    for name, value in vars(config).items():
+        several = isinstance(value, tuple)
+        if several and len(value) > 1024:
+            raise ConfigError(f"{name} must have at most 1024 entries, got {len(value)}")
+        if name in _LIMIT_OF and value is not None:
+            low, high = _LIMIT_OF[name]
+            if not all(low <= number <= high for number in (value if several else (value,))):
+                raise ConfigError(f"{name} must be from {low} to {high}, got {value!r:.200}")

@@ -152,12 +152,19 @@ def test_other_configs_are_errors(model, directory, change, message):
         checkpoint.read_model(directory)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "nul", "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "nul", "[" * 100_000, '{"version": 1' + "0" * 400 + "}"])
 def test_damaged_configs_are_errors(directory, content):
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config.json: (is not JSON|should hold an object)"):
+    with pytest.raises(CheckpointError, match=r"config.json: (is not JSON|is nested|should hold an object)"):
         checkpoint.read_model(directory)
+
+
+def test_a_config_with_a_byte_order_mark(model, directory):
+    checkpoint.write_model(directory, model)
+    path = directory / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert checkpoint.read_model(directory).config == CONFIG
 
 
 def test_detect(tmp_path):
@@ -195,44 +202,151 @@ def test_the_old_content_survives_a_failure(model, directory, error, before):
     def fail():
         with checkpoint.replacing(directory) as temporary:
             (temporary / "config.json").write_text("new")
-            assert temporary.parent.parent == directory.parent
+            assert directory.parent in temporary.parents  # on the same disk
             raise error("on the way")
 
     with pytest.raises(error):
         fail()
     assert [path.name for path in directory.parent.iterdir()] == ["mine"] * before
     if before:
+        assert len(list(directory.iterdir())) == 3
         assert_same(checkpoint.read_model(directory).variables, model.variables)
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_the_old_content_survives_a_failing_rename(model, directory, monkeypatch, failing):
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("failing", range(1, 7))  # three files go, three come
+def test_the_old_content_survives_a_failing_rename(model, directory, monkeypatch, failing, late):
     checkpoint.write_model(directory, model)
+    (directory / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
     calls = []
     rename = type(directory).rename
 
     def failing_rename(self, target):
         calls.append(target)
+        if len(calls) != failing or late:
+            rename(self, target)
         if len(calls) == failing:
             raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(directory), "rename", failing_rename)
+    doubled = nested({path: 2 * array for path, array in flattened(model.variables).items()})
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_model(directory, dataclasses.replace(model, variables=doubled))
+    assert [path.name for path in directory.parent.iterdir()] == ["mine"]
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_what_cannot_be_put_back_is_kept(model, directory, monkeypatch):
+    checkpoint.write_model(directory, model)
+    weights = (directory / "model.safetensors").read_bytes()
+    rename = type(directory).rename
+
+    def failing_rename(self, target):
+        if not self.name == "config.json" or "old" in self.parts:
+            raise KeyboardInterrupt  # pressed again and again
         return rename(self, target)
 
     monkeypatch.setattr(type(directory), "rename", failing_rename)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_model(directory, model)
+    assert (directory / "model.safetensors").read_bytes() == weights
+    (config,) = directory.glob(".mine-*/old/config.json")
+    assert json.loads(config.read_text())["format"] == "mgjax"
+
+
+def test_replacing_leaves_nothing_of_the_old_model_and_all_else(model, directory, monkeypatch):
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"format": "mgjax"}')
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "provenance.json"):
+        (directory / name).write_text("old")
+    (directory / "clap").mkdir()
+    (directory / "clap" / "vocab.json").write_text("old")
+    (directory / "src").mkdir()
+    for name in ("thesis.txt", ".hidden", "src/main.py", "pytorch_model.bin", "model.txt"):
+        (directory / name).write_text("mine")
+    (directory / "link").symlink_to("thesis.txt")
+    identity = directory.stat().st_ino
+    monkeypatch.chdir(directory)
+    checkpoint.write_model(".", dataclasses.replace(model, tokenizer=None))
+    names = [".hidden", "config.json", "link", "model.safetensors", "model.txt", "pytorch_model.bin", "src"]
+    assert sorted(path.name for path in directory.iterdir()) == [*names, "thesis.txt"]
+    for name in ("thesis.txt", ".hidden", "src/main.py", "link"):
+        assert (directory / name).read_text() == "mine"
     assert [path.name for path in directory.parent.iterdir()] == ["mine"]
+    assert directory.stat().st_ino == identity  # whoever works in the folder still does
     assert_same(checkpoint.read_model(directory).variables, model.variables)
 
 
-def test_replacing_leaves_nothing_of_the_old(model, directory, monkeypatch):
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text("{}")
-    (directory / "model-00001-of-00002.safetensors").write_text("old")
-    monkeypatch.chdir(directory)
-    checkpoint.write_model(".", dataclasses.replace(model, tokenizer=None))
-    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
-    assert [path.name for path in directory.parent.iterdir()] == ["mine"]
+def test_a_new_folder_has_the_usual_permissions(model, directory):
+    checkpoint.write_model(directory, model)
     assert directory.stat().st_mode & 0o077 == directory.parent.stat().st_mode & 0o077
+
+
+def test_through_a_link_the_target_is_written(model, directory, tmp_path):
+    target = tmp_path / "elsewhere"
+    directory.parent.mkdir()
+    directory.symlink_to(target)
+    for _ in range(2):  # what is not there yet, and what is
+        checkpoint.write_model(directory, model)
+        assert directory.is_symlink()
+        assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors", "spiece.model"]
+
+
+def test_hidden_files_are_no_content(model, directory):
+    (directory / ".git").mkdir(parents=True)
+    (directory / ".git" / "HEAD").write_text("mine")
+    checkpoint.write_model(directory, model)
+    assert (directory / ".git" / "HEAD").read_text() == "mine"
+    assert checkpoint.read_config(directory) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{}"),
+        ("config.json", "// settings of an editor"),
+        ("config.json", '{"model_type": "bert"}'),
+        ("config.json", None),
+        ("adapter_config.json", '{"peft_type": "LORA", "target_modules": ["model.layers.0.q_proj"]}'),
+        ("compression_state_dict.bin", None),
+    ],
+)
+def test_what_others_wrote_is_not_replaced(model, directory, name, content, monkeypatch):
+    checkpoint.write_model(directory, model)
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).mkdir() if content is None else (directory / name).write_text(content)
+    monkeypatch.setattr(weights, "write", None)  # it is told before anything is written
+    with pytest.raises(FileExistsError, match=f"{directory / name} is not of a model that mgjax writes"):
+        checkpoint.write_model(directory, model)
+    assert (directory / name).is_dir() if content is None else (directory / name).read_text() == content
+    assert (directory / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"model_type": "musicgen_melody"}'),
+        ("adapter_config.json", '{"target_modules": ["decoder.model.decoder.layers.0.fc1"]}'),
+        ("compression_state_dict.bin", "codec"),
+    ],
+)
+def test_a_model_of_another_form_is_replaced(model, directory, name, content):
+    directory.mkdir(parents=True)
+    (directory / name).write_text(content)
+    (directory / "state_dict.bin").write_text("old")
+    checkpoint.write_model(directory, dataclasses.replace(model, tokenizer=None))
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_folder_of_another_with_a_name_of_ours_stays(model, directory):
+    checkpoint.write_model(directory, dataclasses.replace(model, tokenizer=None))
+    (directory / "spiece.model").mkdir()
+    (directory / "spiece.model" / "notes.txt").write_text("mine")
+    with pytest.raises(OSError, match=r"spiece\.model"):
+        checkpoint.write_model(directory, model)
+    assert (directory / "spiece.model" / "notes.txt").read_text() == "mine"
+    assert_same(checkpoint.read_model(directory).variables, model.variables)
 
 
 def test_a_model_over_itself_keeps_its_tokenizer(model, directory):

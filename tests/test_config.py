@@ -53,7 +53,7 @@ def test_errors_name_the_path():
         (LMConfig, {"delays": (3, 2, 1, 0)}, "ascending"),
         (Fused, {"name": "text", "dim": 0}, "dim"),
         (Fused, {"name": "text", "dim": 8, "fuse": "add"}, "fuse must be one of"),
-        (LMConfig, {"num_layers": 0}, "num_layers must be 1 or more"),
+        (LMConfig, {"num_layers": 0}, "num_layers must be from 1 to 1024"),
         (T5Config, {"activation": "tanh"}, "activation must be one of"),
         (CodecConfig, {"ratios": ()}, "ratios"),
         (CodecConfig, {"pad_mode": "edge"}, "pad_mode must be one of"),

@@ -58,8 +58,9 @@ def run_convert(args: argparse.Namespace) -> None:
     terminal.refuse_to_overwrite([args.output], args.force)
     terminal.writable_folder(args.output.absolute().parent)
     terminal.prepare(args)
-    from mgjax import formats
+    from mgjax import checkpoint, formats
 
+    checkpoint.check_replaceable(args.output)
     # audiocraft's form refers to a text encoder: read from there, it has to be found, and written, to be named.
     needed = None if args.format == "audiocraft" else args.text_encoder
     encoders = {"text_encoder": needed, "style_encoder": args.style_encoder}

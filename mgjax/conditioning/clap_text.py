@@ -14,9 +14,11 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
 
+from mgjax.inputs import files
 from mgjax.interop.torch_file import CheckpointError
 
 LENGTH = 77  # tokens of every row: what CLAP was trained with
+_LARGEST = 2**20  # tokens
 SPECIAL = ("<s>", "<pad>", "</s>")  # before a text, beside it, after it
 
 _HINT = "Download tokenizer.json, or vocab.json and merges.txt, of the CLAP model (RoBERTa's) into this directory"
@@ -58,6 +60,8 @@ class ClapTokenizer:
         try:
             model, vocab = read(path)
             start, pad, end = (vocab[name] for name in SPECIAL)
+            if not all(type(number) is int and 0 <= number < _LARGEST for number in vocab.values()):
+                raise ValueError(f"its tokens are not numbered from 0 to {_LARGEST}")
         except Exception as error:  # `tokenizers` raises bare Exceptions
             raise CheckpointError(
                 f"{path} is not a readable tokenizer of RoBERTa ({type(error).__name__}: {error}): it may be damaged, "
@@ -94,14 +98,16 @@ class ClapTokenizer:
 
 
 def _from_vocabulary(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
-    vocab, merges = tokenizers.models.BPE.read_file(str(path), str(path.with_name("merges.txt")))
+    vocab = files.read_json(path)
+    lines = files.read_text(path.with_name("merges.txt")).split("\n")
+    merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return model, vocab
 
 
 def _from_json(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
-    content: dict[str, Any] = json.loads(path.read_bytes())
+    content: dict[str, Any] = files.read_json(path)
     if content["model"].get("type", "BPE") != "BPE":
         raise ValueError(f"its model is {content['model']['type']}, not BPE")
     content["added_tokens"] = []  # special tokens are not searched for in a text, and no merge makes one

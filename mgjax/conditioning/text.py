@@ -14,6 +14,7 @@ import sentencepiece
 import tokenizers
 from jaxtyping import Bool, Int32
 
+from mgjax.inputs import files
 from mgjax.interop.torch_file import CheckpointError
 
 END = 1  # </s>, after every text
@@ -86,7 +87,7 @@ class Tokenizer:
 def _from_sentencepiece(path: Path) -> tuple[Callable[[str], list[int]], int]:
     model = sentencepiece.SentencePieceProcessor()
     try:
-        model.LoadFromSerializedProto(path.read_bytes())
+        model.LoadFromSerializedProto(files.read_bytes(path, error=CheckpointError))
     except (RuntimeError, ValueError) as error:
         raise _malformed(path, error) from error
     _check(path, [model.IdToPiece(i) for i in range(min(len(SPECIAL), model.GetPieceSize()))])
@@ -95,7 +96,7 @@ def _from_sentencepiece(path: Path) -> tuple[Callable[[str], list[int]], int]:
 
 def _from_json(path: Path) -> tuple[Callable[[str], list[int]], int]:
     try:
-        content = json.loads(path.read_bytes())
+        content = files.read_json(path)
         vocab = content["model"]["vocab"]
         pieces = [piece for piece, _ in vocab]
         _check(path, pieces[: len(SPECIAL)])

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.checkpoint import read_json
+from mgjax.checkpoint import parsed, read_json
 from mgjax.conditioner_config import ClapAudioConfig, ClapConfig, ClapTextConfig
 from mgjax.interop import table, weights
 from mgjax.interop.clap_shapes import clap_shapes
 from mgjax.interop.table import LINEAR, LINEAR_OUT, Layout, Rule, linear, norm, one
 from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError, from_dict
 
 # Computed here, and the scales of the training's loss.
 _IGNORED = (
@@ -95,8 +94,8 @@ def _read_config(directory: Path) -> ClapConfig:
     path = directory / "config.json"
     values = read_json(path)
     if values.get("model_type") != "clap":
-        raise CheckpointError(f"{path}: describes the model type {values.get('model_type')!r}; expected 'clap'")
-    text, audio = (values.get(part) or {} for part in ("text_config", "audio_config"))
+        raise CheckpointError(f"{path}: describes the model type {values.get('model_type')!r:.200}; expected 'clap'")
+    text, audio = (_part(path, values, part) for part in ("text_config", "audio_config"))
     if audio.get("enable_fusion"):
         raise CheckpointError(
             f"{path}: this CLAP fuses parts of long clips (enable_fusion), which is not supported. Use a model without "
@@ -105,16 +104,14 @@ def _read_config(directory: Path) -> ClapConfig:
     _require(path, text, _TEXT_FIXED)
     _require(path, audio, _AUDIO_FIXED | {"patch_stride": _pair(audio.get("patch_size", 4))})
     _require(path, values, {"projection_hidden_act": "relu"})
-    theirs = {
-        "text": _from_theirs(_TEXT_FIELDS, text),
-        "audio": _from_theirs(_AUDIO_FIELDS, audio) | _features(directory, audio.get("num_mel_bins", 64)),
+    patch = _pair(audio.get("patch_size", 4))[0]
+    features = _features(directory, audio.get("num_mel_bins", 64))
+    parts = {
+        "text": parsed(path, ClapTextConfig, text, _TEXT_FIELDS),
+        "audio": parsed(path, ClapAudioConfig, audio, _AUDIO_FIELDS, **(features | {"patch_size": patch})),
         "dim": values.get("projection_dim", 512),
     }
-    theirs["audio"]["patch_size"] = _pair(theirs["audio"]["patch_size"])[0]
-    try:
-        config = from_dict(ClapConfig, theirs)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    config = parsed(path, ClapConfig, parts)
     _require(path, {"hidden_size": audio.get("hidden_size", 768)}, {"hidden_size": config.audio.dims[-1]})
     return config
 
@@ -126,27 +123,31 @@ def _features(directory: Path, num_mels: int) -> dict[str, Any]:
         values = read_json(path)
     elif (directory / "processor_config.json").is_file():  # since transformers 5
         path = directory / "processor_config.json"
-        values = read_json(path).get("feature_extractor") or {}
+        values = _part(path, read_json(path), "feature_extractor")
     else:
         return {}
     _require(path, values, _FEATURE_FIXED | {"feature_size": num_mels})
-    return _from_theirs(_FEATURE_FIELDS, values)
+    return {ours: values.get(theirs, default) for ours, (theirs, default) in _FEATURE_FIELDS.items()}
+
+
+def _part(path: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The object of that name, empty where it is left out."""
+    part = values.get(name) or {}
+    if not isinstance(part, dict):
+        raise CheckpointError(f"{path}: {name} should be an object, got {part!r:.200}")
+    return part
 
 
 def _require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     for name, expected in fixed.items():
         found = _pair(values[name]) if name == "patch_stride" and name in values else values.get(name, expected)
         if found != expected:
-            raise CheckpointError(f"{path}: {name} is {found!r}; only {expected!r} is supported in this model")
+            raise CheckpointError(f"{path}: {name} is {found!r:.200}; only {expected!r} is supported in this model")
 
 
 def _pair(size: Any) -> list[Any]:
     """A length and width, of which transformers takes one number or both."""
-    return list(size) if isinstance(size, list) else [size, size]
-
-
-def _from_theirs(fields: Mapping[str, tuple[str, Any]], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {ours: values.get(theirs, default) for ours, (theirs, default) in fields.items()}
+    return size if isinstance(size, list) and size else [size, size]
 
 
 def _rules(config: ClapConfig) -> Iterator[Rule]:

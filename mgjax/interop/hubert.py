@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.checkpoint import read_json
+from mgjax.checkpoint import parsed, read_json
 from mgjax.conditioner_config import HubertConfig
 from mgjax.conditioning.hubert import hubert_shapes
 from mgjax.interop import table, weights
 from mgjax.interop.table import CONV, LINEAR, LINEAR_OUT, Layout, Rule, linear, norm
 from mgjax.interop.torch_file import CheckpointError, Tensor
-from mgjax.strict_json import ConfigError, from_dict
 
 _FLAT = Layout(lambda shape: (math.prod(shape),))
 
@@ -80,24 +79,20 @@ def _config(directory: Path) -> HubertConfig:
     values = read_json(path)
     if values.get("model_type") not in ("hubert", "mert_model"):
         raise CheckpointError(
-            f"{path}: model_type is {values.get('model_type')!r}; expected 'hubert' or 'mert_model'. Give the folder "
-            "of a HuBERT-type encoder, such as m-a-p/MERT-v1-95M"
+            f"{path}: model_type is {values.get('model_type')!r:.200}; expected 'hubert' or 'mert_model'. Give "
+            "the folder of a HuBERT-type encoder, such as m-a-p/MERT-v1-95M"
         )
     for name, (expected, about) in _FIXED.items():
         if values.get(name, expected) != expected:
             raise CheckpointError(
-                f"{path}: {name} is {values[name]!r}, which asks for {about}; only {expected!r} is supported. "
+                f"{path}: {name} is {values[name]!r:.200}, which asks for {about}; only {expected!r} is supported. "
                 "m-a-p/MERT-v1-95M, which musicgen-style was trained with, does without"
             )
-    fields = {ours: values.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
     front = directory / "preprocessor_config.json"
     audio = read_json(front) if front.is_file() else {}
-    fields["normalize"] = audio.get("do_normalize", True)
-    fields["sample_rate"] = values.get("sample_rate", audio.get("sampling_rate", 16_000))
-    try:
-        return from_dict(HubertConfig, fields)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    rate = values.get("sample_rate", audio.get("sampling_rate", 16_000))
+    normalize = audio.get("do_normalize", True)
+    return parsed(path, HubertConfig, values, _FIELDS, sample_rate=rate, normalize=normalize)
 
 
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ The arrays' names are in names.py, the files of the weights in weights.py; here 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -15,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, read_json, replacing
+from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, parsed, read_json, replacing
 from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.interop import names, shapes, table, weights
 from mgjax.interop.torch_file import CheckpointError, Tensor
 from mgjax.interop.weight_norm import unfold
-from mgjax.strict_json import ConfigError, from_dict
 
 # Positions are computed, and some old files hold them; a whole T5 has a decoder too, which music does not need.
 _IGNORED = (r"\.embed_positions\.weights?$",)
@@ -71,7 +71,21 @@ _LM_FIELDS = {
     "num_codebooks": ("num_codebooks", 4),
     "codebook_size": ("vocab_size", 2048),
 }
-_SAMPLING_FIELDS = {"temperature": "temperature", "top_k": "top_k", "guidance": "guidance_scale"}
+_MELODY_FIELDS = {"num_bins": ("num_chroma", 12), "num_frames": ("chroma_length", 235)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generation:
+    """What is read of generation_config.json, and what transformers takes for what is left out or null.
+
+    Only top_k is audiocraft's, by which the published models were judged, and of which their files say nothing.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 1.0
+    guidance_scale: float = 1.0
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None) -> Checkpoint:
@@ -126,7 +140,7 @@ def read_text_encoder(
 def match_text_encoder(directory: Path) -> tuple[T5Config, table.Match]:
     """The text encoder's config and what `table.load` needs to read it."""
     values, prefix = _part_of_model(directory, "t5", "text_encoder")
-    config = _t5_config(values, directory / "config.json")
+    config = parsed(directory / "config.json", T5Config, values, _T5_FIELDS)
     return config, table.match(
         names.t5(config),
         _with_prefix(weights.find(directory), prefix),
@@ -146,8 +160,8 @@ def _part_of_model(directory: Path, model_type: str, part: str) -> tuple[dict[st
     if isinstance(values.get(part), dict) and values[part].get("model_type") == model_type:
         return values[part], f"{part}."
     raise CheckpointError(
-        f"{path}: describes the model type {values.get('model_type')!r}; expected {model_type!r}, or a MusicGen model "
-        f"that contains one"
+        f"{path}: describes the model type {values.get('model_type')!r:.200}; expected {model_type!r}, or a MusicGen "
+        "model that contains one"
     )
 
 
@@ -165,35 +179,30 @@ def read_config(directory: Path) -> ModelConfig:
     values = read_json(path)
     kind = values.get("model_type")
     if kind not in ("musicgen", "musicgen_melody"):
-        raise CheckpointError(f"{path}: describes the model type {kind!r}; expected 'musicgen' or 'musicgen_melody'")
+        raise CheckpointError(f"{path}: has the model type {kind!r:.200}; expected 'musicgen' or 'musicgen_melody'")
     for part, expected in (("text_encoder", "t5"), ("audio_encoder", "encodec"), ("decoder", f"{kind}_decoder")):
         found = values[part].get("model_type") if isinstance(values.get(part), dict) else None
         if found != expected:
-            raise CheckpointError(f"{path}: the {part} is of the type {found!r}; only {expected!r} is supported")
+            raise CheckpointError(f"{path}: the {part} is of the type {found!r:.200}; only {expected!r} is supported")
     decoder = values["decoder"]
     fixed = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": False}
     for name, expected in (fixed | {"cross_attention_hidden_size": None}).items():
         if decoder.get(name, expected) != expected:
-            raise CheckpointError(f"{path}: decoder.{name} is {decoder[name]!r}; only {expected!r} is supported")
+            raise CheckpointError(f"{path}: decoder.{name} is {decoder[name]!r:.200}; only {expected!r} is supported")
 
-    codec, text = _codec_config(values["audio_encoder"], path), _t5_config(values["text_encoder"], path)
+    codec = _codec_config(values["audio_encoder"], path)
+    text = parsed(path, T5Config, values["text_encoder"], _T5_FIELDS)
     channels = decoder.get("audio_channels", 1)
-    lm = _from_theirs(_LM_FIELDS, decoder)
-    lm["delays"] = _delays(channels, lm["num_codebooks"])
-
-    def build() -> ModelConfig:
-        melody, conditions = None, (Fused("text", text.dim),)
-        if kind == "musicgen_melody":
-            melody = MelodyConfig(
-                num_bins=values.get("num_chroma", 12),
-                num_frames=values.get("chroma_length", 235),
-                sample_rate=codec.sample_rate,
-            )
-            conditions = (Fused("melody", melody.num_bins, "prefix"), Fused("text", text.dim, "prefix"))
-        config = from_dict(LMConfig, lm | {"conditions": conditions})
-        return ModelConfig(config, codec, text, channels=channels, sampling=_sampling(directory), melody=melody)
-
-    return _checked(path, build)
+    if channels not in (1, 2):
+        raise CheckpointError(f"{path}: decoder.audio_channels is {channels!r:.200}; only 1 and 2 are supported")
+    melody, conditions = None, (Fused("text", text.dim),)
+    if kind == "musicgen_melody":
+        melody = parsed(path, MelodyConfig, values, _MELODY_FIELDS, sample_rate=codec.sample_rate)
+        conditions = (Fused("melody", melody.num_bins, "prefix"), Fused("text", text.dim, "prefix"))
+    lm = parsed(path, LMConfig, decoder, _LM_FIELDS, pattern="parallel", conditions=conditions)
+    lm = dataclasses.replace(lm, pattern="delay", delays=_delays(channels, lm.num_codebooks))
+    parts = {"lm": lm, "codec": codec, "text": text, "channels": channels, "melody": melody}
+    return parsed(path, ModelConfig, parts | {"sampling": _sampling(directory)})
 
 
 def _delays(channels: int, num_codebooks: int) -> tuple[int, ...]:
@@ -203,24 +212,29 @@ def _delays(channels: int, num_codebooks: int) -> tuple[int, ...]:
 
 def _sampling(directory: Path) -> Sampling:
     path = directory / "generation_config.json"
-    values = read_json(path) if path.is_file() else {}
-    theirs = {ours: values[name] for ours, name in _SAMPLING_FIELDS.items() if values.get(name) is not None}
-    top_p = values.get("top_p")  # theirs is off at 1, ours at 0
-    return _checked(
-        path, lambda: from_dict(Sampling, theirs | ({"top_p": top_p} if top_p not in (None, 1, 1.0) else {}))
-    )
+    if not path.is_file():
+        return Sampling()
+    names = {field.name for field in dataclasses.fields(_Generation)}
+    said = {name: value for name, value in read_json(path).items() if name in names and value is not None}
+    theirs = parsed(path, _Generation, said)
+    sampling = {
+        "temperature": theirs.temperature if theirs.do_sample else 0.0,
+        "top_k": theirs.top_k,
+        "top_p": theirs.top_p if theirs.top_p != 1 else 0.0,  # theirs is off at 1, ours at 0
+        "guidance": theirs.guidance_scale,
+    }
+    return parsed(path, Sampling, sampling)
 
 
 def _codec_config(values: dict[str, Any], path: Path) -> CodecConfig:
-    fields = _from_theirs(_CODEC_FIELDS, values)
-    if values.get("codebook_dim") not in (None, fields["latent_dim"]):
+    overlap = values.get("overlap") or 0.0
+    config = parsed(path, CodecConfig, values, _CODEC_FIELDS, chunk_overlap=overlap)
+    if values.get("codebook_dim") not in (None, config.latent_dim):
         raise CheckpointError(
-            f"{path}: codebook_dim {values['codebook_dim']} is not hidden_size {fields['latent_dim']}"
+            f"{path}: codebook_dim {values['codebook_dim']!r:.200} is not hidden_size {config.latent_dim}"
         )
-    fields["chunk_overlap"] = values.get("overlap") or 0.0
-    config = _checked(path, lambda: from_dict(CodecConfig, fields))
     count = _num_codebooks(config, config.bandwidths[-1])
-    return _checked(path, lambda: from_dict(CodecConfig, fields | {"num_codebooks": count}))
+    return parsed(path, CodecConfig, values, _CODEC_FIELDS, chunk_overlap=overlap, num_codebooks=count)
 
 
 def _num_codebooks(config: CodecConfig, bandwidth: float) -> int:
@@ -228,23 +242,8 @@ def _num_codebooks(config: CodecConfig, bandwidth: float) -> int:
     return int(1000 * bandwidth // (math.ceil(config.frame_rate) * math.ceil(math.log2(config.codebook_size))))
 
 
-def _t5_config(values: dict[str, Any], path: Path) -> T5Config:
-    return _checked(path, lambda: from_dict(T5Config, _from_theirs(_T5_FIELDS, values)))
-
-
-def _from_theirs(fields: Mapping[str, tuple[str, Any]], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {ours: values.get(theirs, default) for ours, (theirs, default) in fields.items()}
-
-
 def _to_theirs(fields: Mapping[str, tuple[str, Any]], config: Any) -> dict[str, Any]:
     return {theirs: getattr(config, ours) for ours, (theirs, _) in fields.items()}
-
-
-def _checked(path: Path, build: Any) -> Any:
-    try:
-        return build()
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def write_model(
@@ -347,13 +346,13 @@ def _generation_values(config: ModelConfig) -> dict[str, Any]:
     special = config.lm.special_token
     values = {"bos_token_id": special, "decoder_start_token_id": special, "pad_token_id": special}
     guidance, temperature = config.sampling.guidance, config.sampling.temperature
-    _require(not isinstance(guidance, tuple) and not isinstance(temperature, tuple), "one guidance and one temperature")
+    plain = not isinstance(guidance, tuple) and not isinstance(temperature, tuple)
+    _require(plain and config.sampling.text_guidance is None, "one guidance and one temperature")
     values["do_sample"] = temperature > 0
     values["max_length"] = int(config.window_seconds * config.codec.frame_rate)
-    for ours, theirs in _SAMPLING_FIELDS.items():
-        values[theirs] = getattr(config.sampling, ours)
-    if not values["do_sample"]:
-        del values["temperature"]
+    values |= {"top_k": config.sampling.top_k, "guidance_scale": guidance}
+    if values["do_sample"]:
+        values["temperature"] = temperature
     if config.sampling.top_p:
         values["top_p"] = config.sampling.top_p
     return values
@@ -398,12 +397,11 @@ def _absent_projections(config: LMConfig) -> list[str]:
 
 def _identities(config: LMConfig) -> dict[str, Tensor]:
     """Tensors for the projections that transformers leaves out: they change nothing."""
-    kernel, bias = np.eye(config.dim, dtype=np.float32), np.zeros(config.dim, np.float32)
-    tensors = {}
+    dim, tensors = config.dim, {}
     for name in _absent_projections(config):
-        for part, array in (("weight", kernel), ("bias", bias)):
-            key = f"{names.HUGGINGFACE_PROJECTIONS[name]}.{part}"
-            tensors[key] = Tensor(array.shape, array.dtype, "none", lambda array=array: array)
+        for part, shape, make in (("weight", (dim, dim), np.eye), ("bias", (dim,), np.zeros)):
+            key, read = f"{names.HUGGINGFACE_PROJECTIONS[name]}.{part}", functools.partial(make, dim, dtype=np.float32)
+            tensors[key] = Tensor(shape, np.dtype(np.float32), "none", read)
     return tensors
 
 

@@ -67,16 +67,13 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
     for name, wanted in _ONLY.items():
         found = config.get(name, wanted)
         if found != wanted and not (not found and not wanted):
-            raise CheckpointError(f"{directory / CONFIG}: {name} is {found!r}; only {wanted!r} is supported")
-    tensors = {
-        _plain(name): tensor.read().astype(np.float32)
-        for name, tensor in weights.read_safetensors(directory / WEIGHTS).items()
-    }
+            raise CheckpointError(f"{directory / CONFIG}: {name} is {found!r:.200}; only {wanted!r} is supported")
+    tensors = {_plain(name): tensor for name, tensor in weights.read_safetensors(directory / WEIGHTS).items()}
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
         raise CheckpointError(
-            f"{directory / CONFIG}: r and lora_alpha must be a whole number and a number above 0, got {rank!r} and "
-            f"{alpha!r}"
+            f"{directory / CONFIG}: r and lora_alpha must be a whole number and a number above 0, got {rank!r:.99} "
+            f"and {alpha!r:.99}"
         )
     if config.get("use_rslora"):
         alpha = alpha * math.sqrt(rank)  # it is taken alpha / sqrt(rank) times then
@@ -162,23 +159,21 @@ def _plain(name: str) -> str:
 
 
 def _pair(
-    directory: Path, path: tuple[str, ...], layers: tuple[str, ...], tensors: dict[str, np.ndarray], rank: Any, lm: Any
+    directory: Path, path: tuple[str, ...], layers: tuple[str, ...], tensors: dict[str, Tensor], rank: Any, lm: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """The narrow matrices of a kernel, taken out of `tensors`; zeros where a matrix of it is not adapted."""
     place, shape = matrix((*path, "kernel")), shapes.lm_shapes(lm)["/".join((*path, "kernel"))]
     ins, outs = (math.prod(shape[axis] for axis in axes) for axes in place)
-    downs, ups = [], []
-    for layer in layers:
-        down = tensors.pop(f"{layer}.lora_A.weight", None)
-        up = tensors.pop(f"{layer}.lora_B.weight", None)
-        if down is None and up is None:
-            down, up = np.zeros((rank, ins), np.float32), np.zeros((outs, rank), np.float32)
-        if down is None or up is None or (down.shape, up.shape) != ((rank, ins), (outs, rank)):
-            have = [None if part is None else part.shape for part in (down, up)]
+    pairs = [[tensors.pop(f"{layer}.{part}.weight", None) for part in ("lora_A", "lora_B")] for layer in layers]
+    for layer, pair in zip(layers, pairs, strict=True):
+        have = [None if part is None else part.shape for part in pair]
+        if have not in ([None, None], [(rank, ins), (outs, rank)]):
             raise CheckpointError(
                 f"{directory / WEIGHTS}: {layer} has matrices of {have[0]} and {have[1]}, expected {(rank, ins)} and "
                 f"{(outs, rank)}: the adapter is for another model, or damaged"
             )
-        downs.append(down.T)
-        ups.append(up.T)
-    return np.stack(downs), np.stack(ups)
+    down, up = np.zeros((len(layers), ins, rank), np.float32), np.zeros((len(layers), rank, outs), np.float32)
+    for i, pair in enumerate(pairs):
+        if pair[0] is not None:
+            down[i], up[i] = (part.read().astype(np.float32).T for part in pair)
+    return down, up

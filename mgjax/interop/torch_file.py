@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -25,8 +26,18 @@ import numpy as np
 
 Shape = tuple[int, ...]
 
-# The pickle of a model of a thousand tensors takes 0.3 MB.
+# The pickle of a model of a thousand tensors takes 0.3 MB and 40,000 instructions, the archive's directory 0.1 MB.
 _LARGEST_PICKLE = 4 << 20
+_MOST_INSTRUCTIONS = 500_000
+MOST_AXES = 32
+
+# What torch's pickles are made of, and after what they keep a value to be used again. Other instructions could double a
+# value again and again, or look one up for ever.
+_INSTRUCTIONS = re.compile(
+    "PROTO|FRAME|MARK|STOP|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BINUNICODE|EMPTY_(DICT|LIST|TUPLE)|"
+    "TUPLE[123]?|APPENDS?|SETITEMS?|(LONG_)?BIN(PUT|GET)|MEMOIZE|(STACK_)?GLOBAL|REDUCE|BUILD|BINPERSID"
+)
+_KEPT = re.compile("(SHORT_)?BINUNICODE|EMPTY_(DICT|LIST)|TUPLE[123]?|(STACK_)?GLOBAL|REDUCE")
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -72,17 +83,34 @@ def read(path: str | os.PathLike) -> Any:
       FileNotFoundError: There is no such file.
     """
     archive = _Archive(Path(path))
-    data = archive.pickle()
     try:
-        # An index into the unpickler's memo allocates up to that index; an honest one is below the pickle's length.
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-                raise CheckpointError("its pickle is not one that torch writes")
+        data = archive.pickle()
+        _check(data)
         return _Unpickler(io.BytesIO(data), archive).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except Exception as error:
-        raise CheckpointError(f"{path}: its pickle is damaged ({error}); fetch the file again") from None
+    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError) as error:
+        raise CheckpointError(f"{path}: its pickle is damaged ({str(error)[:200]}); fetch the file again") from None
+
+
+def _check(data: bytes) -> None:
+    """Raises CheckpointError for a pickle whose instructions could take more time or memory than its length tells."""
+    memo: dict[int, bool] = {}  # of each value that is kept, whether it is a tuple
+    before = ""
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        name = opcode.name
+        fits = number <= _MOST_INSTRUCTIONS and _INSTRUCTIONS.fullmatch(name) is not None
+        if name == "LONG1":
+            fits &= abs(argument) < 2**63
+        elif name.endswith("PUT") or name == "MEMOIZE":
+            place = len(memo) if argument is None else argument
+            memo[place] = before.startswith("TUPLE")
+            fits &= place <= len(data) and _KEPT.fullmatch(before) is not None  # room is made up to this place
+        elif name.endswith("GET"):
+            fits &= not memo.get(argument)  # tuples of tuples, each used twice, could be hashed for ever
+        if not fits:
+            raise CheckpointError(f"its pickle is not one that torch writes (instruction {number}: {name})")
+        before = name
 
 
 def read_array(path: str | os.PathLike, offset: int, shape: Shape, dtype: np.dtype, *, swap: bool = False) -> Any:
@@ -107,9 +135,9 @@ class _Archive:
         if not head.startswith(b"PK\x03\x04"):
             raise CheckpointError(f"{path}: {diagnosis(head)}")
         try:
-            with zipfile.ZipFile(path) as archive:
+            with _Limited(path) as file, zipfile.ZipFile(file) as archive:
                 self.members = {info.filename: info for info in archive.infolist()}
-        except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError) as error:
+        except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError, OSError) as error:
             raise CheckpointError(f"{path}: is damaged or was cut off ({error}); fetch the file again") from None
         roots = [name.removesuffix("data.pkl") for name in self.members if name.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -125,7 +153,7 @@ class _Archive:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
             raise CheckpointError(f"its member {name!r} is compressed or encrypted, which torch.save never does")
         with self.path.open("rb") as file:
-            file.seek(info.header_offset)
+            file.seek(min(max(info.header_offset, 0), self.size))
             header = file.read(30)
         if len(header) != 30 or not header.startswith(b"PK\x03\x04"):
             raise CheckpointError(f"its member {name!r} is damaged; fetch the file again")
@@ -138,13 +166,19 @@ class _Archive:
         return self._bytes("data.pkl", _LARGEST_PICKLE)
 
     def _bytes(self, name: str, limit: int) -> bytes:
-        try:
-            offset, size = self.locate(name)
-            if size > limit:
-                raise CheckpointError(f"its member {name!r} has {size} bytes, where at most {limit} are sensible")
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error}") from None
+        offset, size = self.locate(name)
+        if size > limit:
+            raise CheckpointError(f"its member {name!r} has {size} bytes, where at most {limit} are sensible")
         return read_array(self.path, offset, (size,), np.dtype(np.uint8)).tobytes()
+
+
+class _Limited(io.FileIO):
+    """A file that is not read in large pieces: an archive's directory can be made of millions of entries."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _LARGEST_PICKLE:
+            raise zipfile.BadZipFile(f"its directory has {size} bytes")
+        return super().read(size)
 
 
 def diagnosis(head: bytes) -> str:
@@ -195,23 +229,23 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return _StorageType(_STORAGES[name])
         known = {
-            ("collections", "OrderedDict"): _State,
+            ("collections", "OrderedDict"): _Function(lambda: _State()),
             ("torch.storage", "UntypedStorage"): _StorageType(np.dtype(np.uint8)),
             ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
-            ("torch._utils", "_rebuild_parameter"): _Function(lambda data, requires_grad, hooks: data),
-            ("torch", "Size"): _Function(tuple),
-            ("torch", "device"): _Function(lambda *args: ":".join(str(arg) for arg in args)),
+            ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
+            ("torch", "Size"): _Function(_sizes),
+            ("torch", "device"): _Function(lambda kind, *_: f"{kind:.20}"),
         }
         if (module, name) not in known:
             raise CheckpointError(
-                f"asks for {module}.{name}, which is not needed to store weights and is not allowed. Nothing was run. "
-                "If you trust the file, load it where it was made and save a plain dictionary of tensors"
+                f"asks for {module[:99]}.{name[:99]}, which is not needed to store weights and is not allowed. Nothing "
+                "was run. If you trust the file, load it where it was made and save a plain dictionary of tensors"
             )
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
-            case ("storage", _StorageType(dtype), str(key), str(), int(count)):
+            case ("storage", _StorageType(dtype), str(key), str(), int(count)) if len(key) < 100:
                 offset, size = self.archive.locate(f"data/{key}")
                 if count * dtype.itemsize != size:
                     raise CheckpointError(
@@ -222,9 +256,9 @@ class _Unpickler(pickle.Unpickler):
         raise CheckpointError("refers to its data in an unknown way")
 
     def _tensor(self, storage: _Storage, offset: int, shape: Shape, strides: Shape, *_: Any) -> Tensor:
-        whole = [offset, *shape, *strides]
-        if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in whole):
-            raise CheckpointError("holds a tensor with an impossible description")
+        _sizes(shape), _sizes(strides), _sizes((offset,))
+        if not isinstance(storage, _Storage):
+            raise CheckpointError("holds a tensor without numbers")
         count = math.prod(shape)
         span = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1 if count else 0
         # An expanded tensor would be more numbers than the file has: a small file could fill the memory.
@@ -242,6 +276,18 @@ class _Unpickler(pickle.Unpickler):
             return np.ascontiguousarray(view)
 
         return Tensor(shape, storage.dtype, path.name, read)
+
+
+def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise CheckpointError("holds a parameter that is no tensor")
+    return data
+
+
+def _sizes(numbers: Any) -> Shape:
+    if type(numbers) is not tuple or len(numbers) > MOST_AXES or any(type(n) is not int or n < 0 for n in numbers):
+        raise CheckpointError("holds a tensor with an impossible description")
+    return numbers
 
 
 def _contiguous(shape: Shape) -> Shape:

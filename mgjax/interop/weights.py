@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mgjax.inputs import files
 from mgjax.interop import torch_file
 from mgjax.interop.torch_file import CheckpointError, Tensor
 
 LARGEST_SHARD = 5_000_000_000  # bytes
-_LARGEST_HEADER = 100_000_000  # bytes; the bound of the safetensors library
+_LARGEST_HEADER = 16 << 20  # bytes; 100,000 tensors
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -35,6 +37,7 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_SHARD = re.compile(r"[^/\\\0]{1,200}\.(safetensors|bin)")
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -54,10 +57,10 @@ def find(directory: Path) -> dict[str, Tensor]:
         index = directory / f"{name}.index.json"
         if index.is_file():
             shards = _shards(index)
-            absent = sorted({shard for shard in shards.values() if not (directory / shard).is_file()})
+            absent = sorted({shard for shard in set(shards.values()) if not (directory / shard).is_file()})
             if not absent:
                 return _read_shards(index, shards)
-            incomplete.append(f"{index.name} also needs {', '.join(absent)}")
+            incomplete.append(f"{index.name} also needs {', '.join(absent[:10])}")
     variants = sorted([*directory.glob("model.*.safetensors"), *directory.glob("pytorch_model.*.bin")])
     if len(variants) == 1:
         return read(variants[0])
@@ -80,6 +83,8 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name. The numbers are read when a tensor's `read()` is called."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; fetch it")
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -89,45 +94,53 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             hint = torch_file.diagnosis(head + file.read(504))
             raise CheckpointError(f"{path}: is not a safetensors file, or was cut off: {hint}")
         header = file.read(length)
+    entries = files.parse_json(header, f"{path}, its header", CheckpointError)
     try:
-        entries = json.loads(header)
         entries.pop("__metadata__", None)
-        return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in entries.items()}
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
+        places = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: its header is damaged ({error!r}); fetch the file again") from None
+    # As the safetensors library has it: one after the other to the end of the file, none over another.
+    ends = [0, *(end for _, end in places)]
+    if ends[:-1] != [begin for begin, _ in places] or 8 + length + ends[-1] != size:
+        raise CheckpointError(
+            f"{path}: was cut off or altered: {size} bytes, of which its header describes {8 + length + ends[-1]}, or "
+            "tensors overlap; fetch the file again"
+        )
+    return tensors
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> Tensor:
+def _tensor(path: Path, name: str, entry: dict[str, Any], start: int) -> Tensor:
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise CheckpointError(f"{path}: {name} has the type {entry['dtype']}; known are {sorted(_DTYPES)}")
-    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
-        raise CheckpointError(f"{path}: {name} has an impossible shape or place; fetch the file again")
+        raise CheckpointError(f"{path}: {name[:200]} has the type {entry['dtype']!r:.200}; known are {sorted(_DTYPES)}")
+    if len(shape) > torch_file.MOST_AXES or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        raise CheckpointError(f"{path}: {name[:200]} has an impossible shape or place; fetch the file again")
     if end - begin != math.prod(shape) * dtype.itemsize:
-        raise CheckpointError(f"{path}: {name} of shape {shape} does not fit its {end - begin} bytes")
-    if start + end > size:
-        raise CheckpointError(f"{path}: was cut off ({size} bytes, {name} ends at {start + end}); fetch the file again")
+        raise CheckpointError(f"{path}: {name[:200]} of shape {shape} does not fit its {end - begin} bytes")
     return Tensor(shape, dtype, path.name, lambda: torch_file.read_array(path, start + begin, shape, dtype))
 
 
 def _shards(index: Path) -> dict[str, str]:
     """Tensor name -> file name, from an index file."""
-    try:
-        shards = json.loads(index.read_text())["weight_map"]
-        if any(Path(shard).name != shard for shard in shards.values()):
-            raise ValueError("a shard outside the directory")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of weight files ({error!r}); fetch it again") from None
+    content = files.read_json(index, error=CheckpointError)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not all(_SHARD.fullmatch(str(shard)) for shard in shards.values()):
+        raise CheckpointError(
+            f"{index}: not an index of weight files: expected a weight_map from names to files beside it, none of them "
+            "outside the directory; fetch it again"
+        )
     return shards
 
 
 def _read_shards(index: Path, shards: dict[str, str]) -> dict[str, Tensor]:
-    files = {shard: read(index.parent / shard) for shard in sorted(set(shards.values()))}
-    tensors = {name: tensor for file in files.values() for name, tensor in file.items()}
-    absent = [f"{name} ({shard})" for name, shard in shards.items() if name not in files[shard]]
+    found = {shard: read(index.parent / shard) for shard in sorted(set(shards.values()))}
+    tensors = {name: tensor for shard in found.values() for name, tensor in shard.items()}
+    absent = [f"{name} ({shard})" for name, shard in shards.items() if name not in found[shard]]
     if absent:
         raise CheckpointError(f"{index}: names tensors that its shards do not hold: {', '.join(absent[:10])}")
     return tensors
