@@ -31,6 +31,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--hostile-cases", type=int, help="damaged files for each test of tests/hostile (some hundred)")
+
+
 def pytest_collection_modifyitems(items):
     """The files that take minutes come first: the workers then end together."""
     items.sort(key=lambda item: (item.path.name != "test_end_to_end.py", item.path.parent.name != "train"))

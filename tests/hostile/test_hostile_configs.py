@@ -1,0 +1,32 @@
+"""The settings of models: config.json and generation_config.json, in mgjax's form and in that of transformers."""
+
+import tiny_files
+from fuzzing import Door
+
+from mgjax import formats
+from mgjax.checkpoint import write_codec
+from mgjax.initialize import random_variables
+from mgjax.interop import huggingface
+
+
+def write(folder):
+    tiny_files.write(folder / "mgjax", "mgjax")
+    tiny_files.write(folder / "steered", "mgjax", tiny_files.STEERED)
+    tiny_files.write(folder / "transformers", "huggingface")
+    codec = random_variables(tiny_files.MODEL, place=tiny_files.in_place)["codec"]
+    write_codec(folder / "codec", tiny_files.CODEC, codec)
+    huggingface.write_codec(folder / "encodec", tiny_files.CODEC, codec)
+
+
+def read(folder):
+    if folder.name in ("codec", "encodec"):
+        formats.read_codec(folder, place=tiny_files.in_place)
+    else:
+        tiny_files.read(folder)
+
+
+DOOR = Door(write, read, ("*config.json",))
+
+
+def test_configs(endure):
+    endure("configs")

@@ -1,0 +1,24 @@
+"""The encoders of conditions that lie in folders of their own, as transformers writes them: T5, CLAP and HuBERT."""
+
+import tiny_files
+from fuzzing import Door
+
+from mgjax.interop import clap, hubert, huggingface
+
+
+def write(folder):
+    tiny_files.write(folder / "t5", "huggingface")
+    tiny_files.write_clap(folder / "clap")
+    tiny_files.write_hubert(folder / "hubert")
+
+
+def read(folder):
+    readers = {"t5": huggingface.read_text_encoder, "clap": clap.read_clap, "hubert": hubert.read_hubert}
+    readers[folder.name](folder, place=tiny_files.in_place)
+
+
+DOOR = Door(write, read, ("*config.json",))
+
+
+def test_encoders(endure):
+    endure("encoders")

@@ -1,0 +1,77 @@
+"""That the cases find what they are to find, with a door that does all that a reader should not do."""
+
+import os
+import time
+
+import fuzzing
+import numpy as np
+
+from mgjax.inputs.files import read_json
+from mgjax.strict_json import ConfigError
+
+
+def raw(path):
+    return {}[path]
+
+
+def unnamed(path):
+    raise ConfigError("something is wrong")
+
+
+def works(path):
+    while True:
+        pass
+
+
+def waits(path):
+    time.sleep(60)
+
+
+def keeps(path):
+    kept = []
+    while True:
+        kept.append(np.ones(1 << 20))
+
+
+def takes(path):
+    np.ones(40 << 20)  # for a moment
+
+
+def aborts(path):
+    os.abort()
+
+
+DEEDS = {deed.__name__: deed for deed in (read_json, raw, unnamed, works, waits, keeps, takes, aborts)}
+
+
+def write(folder):
+    for name in DEEDS:
+        (folder / name).mkdir()
+        (folder / name / "file.txt").write_text("1")
+
+
+def read(folder):
+    path = folder / "file.txt"
+    if not path.is_file() or path.read_bytes() != b"1":
+        DEEDS[folder.name](path)
+
+
+DOOR = fuzzing.Door(write, read)
+
+
+def test_every_fault_is_found():
+    cases = [0, 1, 4, 5, 6, 10, 17, 46]  # one of each deed
+    with fuzzing.Pool(1, fuzzing.Limits(1.0, 2.0, 200 * fuzzing.MIB)) as pool:
+        results = pool.run("itself", cases)
+    found = {result.kind for result in results if result.verdict == "fault"}
+    assert found == {
+        "KeyError in no file of mgjax: raw",
+        "ConfigError in no file of mgjax: names no file",
+        "more than 1 s of work in no file of mgjax",
+        "waits for more than 2 s in no file of mgjax",
+        "more than 200 MiB of memory in no file of mgjax",
+        "more than 200 MiB of memory, then accepted",
+        "ended with status -6 in no file of mgjax",
+    }
+    assert [result.verdict for result in results].count("clear") == 1
+    assert "python tests/hostile itself --seed 0 --case 1\n" in fuzzing.report("itself", results)

@@ -1,0 +1,23 @@
+"""Safetensors, alone and in shards with their index, whole and in fewer bytes."""
+
+import tiny_files
+from fuzzing import Door
+
+from mgjax.interop import weights
+
+
+def write(folder):
+    tiny_files.write(folder / "mgjax", "mgjax")
+    tiny_files.write(folder / "compact", "mgjax", compact="int8")
+    tiny_files.write(folder / "transformers", "huggingface")
+    tiny_files.write(folder / "sharded", "huggingface")
+    whole = folder / "sharded" / "model.safetensors"
+    weights.write(folder / "sharded", weights.read(whole), whole.stat().st_size // 2)
+    whole.unlink()
+
+
+DOOR = Door(write, tiny_files.read, ("*.safetensors", "*.index.json"))
+
+
+def test_weights(endure):
+    endure("weights")
