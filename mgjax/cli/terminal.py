@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import logging
 import math
@@ -20,6 +19,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mgjax.inputs import files
+
+try:
+    import fcntl
+except ImportError:  # Windows, where names are not claimed
+    fcntl = None
 
 _LARGEST_CACHE = 2**29  # bytes of compiled programs; those that were not used for longest go first
 _LOCK_SECONDS = 1.0  # to wait for those who read or write one
@@ -234,12 +238,21 @@ def claim(paths: Sequence[Path], force: bool) -> None:
       OSError: The folder cannot be made or written to, or a file cannot have such a name.
     """
     writable_folder(paths[0].parent)
-    names = paths[0].parent / f".mgjax-names-{os.getuid()}"
-    file = _held.enter_context(names.open("ab"))
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{path}: is a folder; choose another --out")
-        # A byte of this file for each name: there may be more of them than a process may open files.
+    if fcntl is not None:
+        _lock(paths, paths[0].parent / ".mgjax-names")
+    refuse_to_overwrite(paths, force)
+
+
+def _lock(paths: Sequence[Path], names: Path) -> None:
+    """Locks a byte of the file `names` for each path: there may be more of them than a process may open files."""
+    try:
+        file = _held.enter_context(names.open("ab"))
+    except PermissionError:  # of another user
+        return
+    for path in paths:
         byte = int.from_bytes(hashlib.sha256(os.fsencode(path.name)).digest()[:7])
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
@@ -247,10 +260,10 @@ def claim(paths: Sequence[Path], force: bool) -> None:
             raise FileExistsError(f"{path}: another run is writing this file; choose another --out") from None
         except OSError:  # a file system without locks
             break
-    if not os.fstat(file.fileno()).st_nlink:  # its last user has just removed it
-        return claim(paths, force)
-    _held.callback(_remove_unused, file, names)
-    refuse_to_overwrite(paths, force)
+    if os.fstat(file.fileno()).st_nlink:
+        _held.callback(_remove_unused, file, names)
+    else:  # its last user has just removed it
+        _lock(paths, names)
 
 
 def _remove_unused(file: IO[bytes], path: Path) -> None:

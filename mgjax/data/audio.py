@@ -17,7 +17,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -190,7 +190,8 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
     quality = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if kind == "MP3" else {}
     try:
         with _explained(path, writing=True):
-            file = soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format=kind, **quality)
+            name = _native(temporary)
+            file = soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=kind, **quality)
         with file:
             yield Writer(file, path)
             with _explained(path, writing=True):
@@ -354,7 +355,7 @@ def _open(path: PathLike) -> Iterator[Any]:
     import soundfile
 
     with files.opened(path) as content:
-        foreign = _FOREIGN.match(_head(content.fileno()))
+        foreign = _FOREIGN.match(_head(content))
         if foreign:
             raise ValueError(
                 f"{path}: is {foreign.lastgroup}, which cannot be read here; "
@@ -366,7 +367,7 @@ def _open(path: PathLike) -> Iterator[Any]:
             )
         is_copy = content.name != os.fspath(path)  # of a pipe
         with _explained(path):
-            file = soundfile.SoundFile(content.fileno() if is_copy else Path(path), closefd=False)
+            file = soundfile.SoundFile(content if is_copy else _native(path))
         with file:
             if not arguments.LOWEST_RATE <= file.samplerate <= arguments.HIGHEST_RATE:
                 raise ValueError(
@@ -378,12 +379,19 @@ def _open(path: PathLike) -> Iterator[Any]:
             yield file
 
 
-def _head(file: int) -> bytes:
+def _native(path: PathLike) -> str | bytes:
+    """The path as libsndfile takes it: names need not be UTF-8."""
+    return os.fsencode(path) if os.name == "posix" else os.fspath(path)
+
+
+def _head(file: IO[bytes]) -> bytes:
     """The first bytes of a file, or those after its ID3 tag, which stands before mp3 and AAC."""
-    head = os.pread(file, 16, 0)
-    if not head.startswith(b"ID3"):
-        return head
-    return os.pread(file, 16, 10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
+    head = file.read(16)
+    if head.startswith(b"ID3"):
+        file.seek(10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
+        head = file.read(16)
+    file.seek(0)
+    return head
 
 
 @contextlib.contextmanager
