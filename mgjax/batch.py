@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
@@ -22,13 +21,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 from jaxtyping import Float32, Int32
 
 from mgjax import hosts
 from mgjax.data import audio
-from mgjax.inputs import files
+from mgjax.inputs import claims, files
 
 log = logging.getLogger("mgjax")
 
@@ -229,12 +227,9 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
     if jax.process_index():
         yield
         return
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise FileExistsError(f"{folder}: another run is at work in it; let it end, or give another folder") from None
-    with lock:
-        _replace(path, json.dumps(settings, indent=2) + "\n")
+    with claims.claimed(folder):
+        with files.replacing(path) as file:
+            file.write((json.dumps(settings, indent=2) + "\n").encode())
         yield
 
 
@@ -264,10 +259,5 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    with files.replacing(path) as file:
+        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

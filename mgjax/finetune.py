@@ -18,7 +18,6 @@ import jax
 from mgjax import api, formats
 from mgjax.config import ModelConfig
 from mgjax.data import assembly, audio, build, loudness, sources, tokenize
-from mgjax.data.corpus_writing import replacing
 from mgjax.data.metadata import Metadata, escaped
 from mgjax.data.pieces import DataError
 from mgjax.data.pipeline import DataConfig
@@ -140,7 +139,7 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
         for file in sorted(path for path in (work / "best").rglob("*") if path.is_file()):
             target = directory / file.relative_to(work / "best")
             target.parent.mkdir(exist_ok=True)
-            with open(file, "rb") as written, replacing(target) as copy:
+            with open(file, "rb") as written, files.replacing(target) as copy:
                 shutil.copyfileobj(written, copy)
         with stage("clips"):
             _compare(tuning, directory, texts[:_PROMPTS], min(8.0, base.window_seconds))
@@ -231,7 +230,7 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
             f"{tuning.music}: there must be two pieces or more, of which some are kept to validate: cut it"
         )
     _check_lengths(found, tuning.segment_seconds or longest)
-    with replacing(path) as file:
+    with files.replacing(path) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     return list(texts)
 

@@ -14,7 +14,7 @@ import numpy as np
 import mgjax
 from mgjax.cli import terminal
 from mgjax.data import audio
-from mgjax.inputs import arrays
+from mgjax.inputs import arrays, files
 
 _BLOCK_SECONDS = 10.0
 _MOST_BYTES = 1 << 30  # of a file of codes, unpacked: some weeks of music, and no more than a machine can hold
@@ -139,7 +139,7 @@ def run_decode(args: argparse.Namespace) -> None:
 
 def write_codes(path: Path, file: CodeFile) -> None:
     """Writes `file` whole or not at all."""
-    with terminal.whole(path) as temporary, temporary.open("wb") as output:
+    with files.replacing(path) as output:
         np.savez_compressed(output, **{name: value for name, value in file._asdict().items() if value is not None})
 
 

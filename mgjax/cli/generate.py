@@ -17,6 +17,7 @@ from mgjax import config, strict_json
 from mgjax.cli import steer, terminal
 from mgjax.cli.recipe import Recipe, Wish, read_lines, read_recipe, settled, sha256, slug
 from mgjax.data import audio, loudness
+from mgjax.inputs import files
 
 _EXAMPLES = """\
 examples:
@@ -325,8 +326,8 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
     if recipe.loudness is not None:
         piece = loudness.normalized(piece, sample_rate, recipe.loudness)
     audio.write(path, piece, sample_rate)
-    with terminal.whole(path.with_suffix(".json")) as file:
-        file.write_text(strict_json.to_json(recipe), encoding="utf-8")
+    with files.replacing(path.with_suffix(".json")) as file:
+        file.write(strict_json.to_json(recipe).encode())
 
 
 @dataclasses.dataclass(frozen=True)

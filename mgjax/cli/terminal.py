@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -271,18 +270,6 @@ def _remove_unused(file: IO[bytes], path: Path) -> None:
     with contextlib.suppress(OSError):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """The name of a temporary file that becomes `path` if all goes well, and is removed otherwise."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def positive(text: str) -> float:

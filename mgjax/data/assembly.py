@@ -24,7 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mgjax.data import corpus_writing, processes
 from mgjax.data.corpus import SPLITS, CorpusError, Description, read_description, shard_path
-from mgjax.data.corpus_writing import Piece, Shard, replacing
+from mgjax.data.corpus_writing import Piece, Shard
 from mgjax.data.metadata import escaped
 from mgjax.inputs import claims, files
 
@@ -171,7 +171,7 @@ def assemble(
             return _read_report(directory)
         work = directory / "unfinished"
         work.mkdir(exist_ok=True)
-        with replacing(work / "plan.json") as file:
+        with files.replacing(work / "plan.json") as file:
             file.write(json.dumps({"hash": plan.hash, "request": plan.request}).encode())
         jobs = plan.jobs()
         with _reporting(work, sum(len(job.sources) for job in jobs), progress):
@@ -260,7 +260,7 @@ def _make_shard(directory: Path, description: Description, maker: Maker, job: Jo
 
     shard = corpus_writing.write_shard(job.path(directory, description), description, pieces())
     part = {**shard._asdict(), "skipped": skipped, "notes": notes}
-    with replacing(work / f"{job.label}.json") as file:
+    with files.replacing(work / f"{job.label}.json") as file:
         file.write(json.dumps({**part, "hash": _hash([job.hash, part])}).encode())
 
 
@@ -302,7 +302,7 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
         tuple((name, reason) for part in parts for name, reason in part["skipped"]),
         notes,
     )
-    with replacing(directory / "report.json") as file:
+    with files.replacing(directory / "report.json") as file:
         content = {"hash": plan.hash, "settings": plan.settings, **dataclasses.asdict(report)}
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     total = sum(len(job.sources) for job in jobs)

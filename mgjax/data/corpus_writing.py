@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +9,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -19,6 +18,7 @@ from jaxtyping import Float, Int
 from mgjax.data import records
 from mgjax.data.corpus import FULL_SCALE, VERSION, CorpusError, Description, first_records, num_records, shard_path
 from mgjax.data.metadata import Metadata
+from mgjax.inputs import files
 
 # Sound in 16 bits hardly shrinks; codes do, by a quarter.
 _OPTIONS = {"audio": "group_size:1,uncompressed", "tokens": "group_size:1,zstd:3"}
@@ -96,7 +96,7 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
     _write_dataset_info(directory, description, counts)
     for split, parts in present.items():
         lengths = np.array([length for part in parts for length in part.lengths], np.int64)
-        with replacing(directory / f"index-{split}.npz") as file:
+        with files.replacing(directory / f"index-{split}.npz") as file:
             np.savez(file, first=first_records(description, lengths), lengths=lengths)
     content = {
         "version": VERSION,
@@ -106,7 +106,7 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
             for split, parts in present.items()
         },
     }
-    with replacing(directory / "corpus.json") as file:
+    with files.replacing(directory / "corpus.json") as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -228,15 +228,3 @@ def _write_dataset_info(directory: Path, description: Description, counts: Mappi
         )
     )
     info.write_to_directory(directory)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name once it is whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -17,9 +17,8 @@ import sentencepiece
 
 from mgjax.conditioning.text import SPECIAL
 from mgjax.data.corpus import Corpus
-from mgjax.data.corpus_writing import replacing
 from mgjax.data.prompts import TextConfig, assemble
-from mgjax.inputs import claims
+from mgjax.inputs import claims, files
 
 FILE = "spiece.model"
 
@@ -79,7 +78,7 @@ def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, repl
             "keywords or instruments"
         )
     content = _learned(sentences, size)
-    with claims.claimed(path.parent), replacing(path) as file:
+    with claims.claimed(path.parent), files.replacing(path) as file:
         if path.exists() and not replace:
             raise FileExistsError(f"{path}: another run has written it meanwhile; give another folder")
         file.write(content)

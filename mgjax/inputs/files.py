@@ -1,4 +1,4 @@
-"""Files that strangers hand over, read once and within one set of limits, whatever is in them."""
+"""Files: what strangers hand over is read once and within one set of limits; what is written is whole or not there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import re
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 LARGEST_CONFIG = 16 << 20  # bytes of a file of settings
@@ -100,6 +102,22 @@ def parse_json(content: str | bytes, where: str, error: type[ValueError] = Value
         except UnicodeEncodeError:
             raise error(f"{where}: a text in it holds half of a character (a lone surrogate)") from None
     return value
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of `path` once it is whole; where anything goes wrong, nothing is left.
+
+    Of a link, the file that it leads to is replaced.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Limited:

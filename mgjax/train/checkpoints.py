@@ -13,7 +13,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationPolicy
 
+from mgjax.inputs import files
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.sharding import path_of
 from mgjax.strict_json import ConfigError
@@ -268,7 +268,7 @@ def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
 
     Settings whose paths, such as "loop.log_every", are in `may_change` may differ.
     """
-    theirs, ours = _flat(json.loads(path.read_text())), _flat(_plain(run))
+    theirs, ours = _flat(files.read_json(path, error=ConfigError)), _flat(_plain(run))
     differing = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key) and key not in may_change)
     if differing:
         said = ", ".join(f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here" for key in differing[:6])
@@ -279,9 +279,8 @@ def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
 
 def write_run(path: Path, run: Any) -> None:
     """Writes the settings of a run, the dataclass `run`, as JSON."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(_plain(run), indent=2) + "\n")
-    os.replace(new, path)
+    with files.replacing(path) as file:
+        file.write((json.dumps(_plain(run), indent=2) + "\n").encode())
 
 
 def _plain(run: Any) -> Any:

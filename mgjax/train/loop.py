@@ -24,7 +24,9 @@ from jaxtyping import Array
 from orbax.checkpoint import multihost
 
 from mgjax import hosts, sharding
+from mgjax.checkpoint import check_replaceable
 from mgjax.finite import NotFiniteError
+from mgjax.inputs import files
 from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
 from mgjax.train.inputs import NONE, Inputs
@@ -276,6 +278,10 @@ def _claim(path: Path, run: Any, begun: bool) -> None:
     """Makes sure that the directory is that of `run`, where a run has `begun` in it, and writes `run` there."""
     if begun and path.exists():
         check_run(path, run, MAY_CHANGE)
+    elif path.exists() and "loop" not in files.read_json(path, error=ConfigError):
+        raise FileExistsError(f"{path} is not of a run of mgjax, so it is not replaced: give another folder")
+    for name in ("model", "best") if not begun else ():  # better now than when it is done
+        check_replaceable(path.with_name(name))
     if jax.process_index() == 0:
         write_run(path, run)
 
