@@ -326,7 +326,7 @@ def test_patterns(name, tmp_path):
     assert ours.config.lm == theirs.config.lm
     codes = np.random.default_rng(0).integers(0, 8, (1, 6, 4)).astype(np.int32)
     logits = np.asarray(MusicGen(ours).logits(codes, [None]))[0, (0, 2, 5), :, 0]
-    assert np.abs(logits - LOGITS[name]).max() < 2e-4  # measured ERRMAX, of which 5e-5 is how LOGITS are rounded
+    assert np.abs(logits - LOGITS[name]).max() < 2e-4  # LOGITS are rounded to 5e-5
     assert np.std(logits) > 0.3
 
 
