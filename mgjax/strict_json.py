@@ -113,4 +113,4 @@ def bounded(config: Any) -> None:
         if name in _LIMIT_OF and value is not None:
             low, high = _LIMIT_OF[name]
             if not all(low <= number <= high for number in (value if several else (value,))):
-                raise ConfigError(f"{name} must be from {low} to {high}, got {value!r:.200}")
+                raise ConfigError(f"{name} must be {low} or more and at most {high}, got {value!r:.200}")

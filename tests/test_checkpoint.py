@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mgjax import checkpoint
+from mgjax import checkpoint, formats
 from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
@@ -363,3 +363,9 @@ def test_other_folders_are_not_replaced(model, tmp_path):
         with pytest.raises(FileExistsError, match="is not a model, so it is not replaced"):
             checkpoint.write_model(tmp_path / name, model)
     assert (tmp_path / "music" / "song.wav").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "style_encoder"])
+def test_encoders_that_would_be_ignored_are_told(name):
+    with pytest.raises(ValueError, match=f"^debug .* leave {name} out"):
+        formats.read("debug", **{name: "nonsense"})

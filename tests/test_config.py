@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mgjax.conditioner_config import T5Config
+from mgjax.conditioner_config import ClapTextConfig, HubertConfig, StyleConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.strict_json import ConfigError, from_dict, to_json
 
@@ -53,7 +53,7 @@ def test_errors_name_the_path():
         (LMConfig, {"delays": (3, 2, 1, 0)}, "ascending"),
         (Fused, {"name": "text", "dim": 0}, "dim"),
         (Fused, {"name": "text", "dim": 8, "fuse": "add"}, "fuse must be one of"),
-        (LMConfig, {"num_layers": 0}, "num_layers must be from 1 to 1024"),
+        (LMConfig, {"num_layers": 0}, "num_layers must be 1 or more and at most 1024, got 0"),
         (T5Config, {"activation": "tanh"}, "activation must be one of"),
         (CodecConfig, {"ratios": ()}, "ratios"),
         (CodecConfig, {"pad_mode": "edge"}, "pad_mode must be one of"),
@@ -68,6 +68,41 @@ def test_errors_name_the_path():
 def test_models_that_cannot_be_built_are_refused(cls, values, message):
     with pytest.raises(ConfigError, match=message):
         cls(**values)
+
+
+@pytest.mark.parametrize("cls", [LMConfig, T5Config, HubertConfig, StyleConfig, ClapTextConfig])
+@pytest.mark.parametrize("count", [10**6, 10**400])
+def test_layers_without_end_are_refused(cls, count):
+    with pytest.raises(ConfigError, match="num_layers"):
+        from_dict(cls, {"num_layers": count})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_lstm_layers": 10**6},
+        {"num_residual_layers": 10**9},
+        {"dilation_growth": 2, "num_residual_layers": 60},
+        {"ratios": [0]},
+        {"ratios": [2] * 30},
+        {"ratios": [1] * 2000},
+        {"ratios": [1000, 1000, 1000]},
+        {"bandwidths": []},
+        {"bandwidths": [2.0**31]},
+        {"bandwidths": [float("nan")]},
+        {"compress": 0},
+        {"compress": 65},
+        {"codebook_size": 1},
+        {"chunk_seconds": 1e-300},
+        {"chunk_overlap": 1.0},
+        {"trim_right_ratio": float("inf")},
+        {"trim_right_ratio": 10**400},
+        {"sample_rate": 2**63},
+    ],
+)
+def test_codecs_without_bounds_are_refused(values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        from_dict(CodecConfig, values)
 
 
 def test_codebooks_for_each_published_bandwidth():

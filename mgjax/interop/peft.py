@@ -92,7 +92,7 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
     if tensors:
         raise CheckpointError(
             f"{directory / WEIGHTS}: adapts what the model does not have, or what cannot be adapted here: "
-            f"{', '.join(sorted(tensors)[:6])}. It is for another model, or of another kind"
+            f"{', '.join(sorted(tensors)[:6])[:500]}. It is for another model, or of another kind"
         )
     if not targets:
         raise CheckpointError(f"{directory / WEIGHTS}: holds no adapter of a layer of the language model")

@@ -192,7 +192,7 @@ def match(
 
 def _listing(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(name[:300] for name in names[:_LISTED]) + more
 
 
 def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict[str, Any]:

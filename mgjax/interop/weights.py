@@ -94,7 +94,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             hint = torch_file.diagnosis(head + file.read(504))
             raise CheckpointError(f"{path}: is not a safetensors file, or was cut off: {hint}")
         header = file.read(length)
-    entries = files.parse_json(header, f"{path}, its header", CheckpointError)
+    entries = files.parse_json(header, f"{path}: its header is damaged", CheckpointError)
     try:
         entries.pop("__metadata__", None)
         tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
@@ -142,7 +142,7 @@ def _read_shards(index: Path, shards: dict[str, str]) -> dict[str, Tensor]:
     tensors = {name: tensor for shard in found.values() for name, tensor in shard.items()}
     absent = [f"{name} ({shard})" for name, shard in shards.items() if name not in found[shard]]
     if absent:
-        raise CheckpointError(f"{index}: names tensors that its shards do not hold: {', '.join(absent[:10])}")
+        raise CheckpointError(f"{index}: names tensors that its shards do not hold: {', '.join(absent[:10])[:2000]}")
     return tensors
 
 

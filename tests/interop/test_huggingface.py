@@ -275,10 +275,64 @@ def test_written_files(copied, read, tmp_path):
 
 
 def test_sampling(copied):
-    (copied / "generation_config.json").write_text('{"guidance_scale": 4.5, "temperature": 0.9, "top_p": 1.0}')
-    assert huggingface.read_config(copied).sampling == Sampling(guidance=4.5, temperature=0.9, top_k=250, top_p=0.0)
-    (copied / "generation_config.json").write_text('{"guidance_scale": 1, "top_k": 50, "top_p": 0.9}')
-    assert huggingface.read_config(copied).sampling == Sampling(guidance=1.0, top_k=50, top_p=0.9)
+    def read(**values):
+        (copied / "generation_config.json").write_text(json.dumps(values))
+        return huggingface.read_config(copied).sampling
+
+    sampled = read(do_sample=True, guidance_scale=4.5, temperature=0.9, top_p=1.0)
+    assert sampled == Sampling(guidance=4.5, temperature=0.9, top_k=250, top_p=0.0)
+    assert read(do_sample=True, guidance_scale=1, top_k=50, top_p=0.9) == Sampling(guidance=1.0, top_k=50, top_p=0.9)
+    # What transformers takes where nothing is said: the likeliest code, and no guidance.
+    theirs = transformers.GenerationConfig()._get_default_generation_params()
+    assert (theirs["do_sample"], theirs.get("guidance_scale")) == (False, None)
+    assert read() == read(do_sample=False, guidance_scale=None) == Sampling(temperature=0.0, guidance=1.0)
+    assert read(do_sample=False, temperature=0.9).temperature == 0
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=0.0), Sampling(guidance=1.0), Sampling(top_p=0.9), Sampling(temperature=0.7, top_k=50)],
+    ids=["greedy", "no-guidance", "top-p", "plain"],
+)
+def test_sampling_comes_back(read, tmp_path, sampling):
+    config = dataclasses.replace(read.config, sampling=sampling)
+    huggingface.write_model(tmp_path / "model", dataclasses.replace(read, config=config))
+    assert huggingface.read_config(tmp_path / "model").sampling == sampling
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"guidance_scale": "x"},
+        {"guidance_scale": [[0, 3]]},
+        {"top_k": 2.5},
+        {"do_sample": "no"},
+        {"top_p": float("nan")},
+    ],
+)
+def test_sampling_of_another_type_is_an_error(copied, values):
+    (copied / "generation_config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=rf"generation_config\.json: .*{next(iter(values))}"):
+        huggingface.read_config(copied)
+
+
+def test_an_index_that_is_nested_deep(copied):
+    (copied / "model.safetensors").unlink()
+    index = copied / "model.safetensors.index.json"
+    index.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"index\.json: is nested"):
+        huggingface.read_model(copied, place=as_numpy)
+    index.write_text(json.dumps({"weight_map": {"a": index.name}}))
+    with pytest.raises(CheckpointError, match=r"not an index of weight files"):
+        huggingface.read_model(copied, place=as_numpy)
+
+
+def test_tensors_that_overlap(copied):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    (copied / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*tensors overlap"):
+        huggingface.read_model(copied, place=as_numpy)
 
 
 def without(*left_out):

@@ -127,6 +127,12 @@ def test_runs_nothing(path, tmp_path, call):
         b"\x82\x01.",  # an extension code
         b"I" + b"9" * 10_000 + b"\n.",
         b"}(((",
+        b"(2220.",  # DUP, which doubles
+        b"\x8f(K\x01\x90.",  # a set
+        b"}" + b")q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",  # a key that is hashed for ever
+        b"}" + b"K\x01\x85q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s.",
+        b"\x8a\xff" + b"\x01" * 255 + b".",
+        b"N" * 600_000 + b".",
     ],
 )
 def test_hostile_pickles_are_errors(path, stream):
