@@ -12,14 +12,14 @@ import fuzzing
 
 def main():
     parser = argparse.ArgumentParser(prog="python tests/hostile", description=__doc__)
-    parser.add_argument("door", choices=[*fuzzing.names(), "all"])
+    parser.add_argument("door", nargs="+", choices=[*fuzzing.names(), "all", "itself"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="this one alone, and all about it")
     parser.add_argument("--cases", type=int, help="how many of each door (what the tests try)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (as many as processors)")
     parser.add_argument("--keep", type=Path, help="where to put the damaged files of --case")
     args = parser.parse_args()
-    names = fuzzing.names() if args.door == "all" else [args.door]
+    names = fuzzing.names() if "all" in args.door else args.door
     faults = 0
     with fuzzing.Pool(1 if args.case is not None else args.workers) as pool:
         for name in names:

@@ -117,7 +117,10 @@ BYTES = (flip, claim, cut, insert, move, flip, claim, cut, insert, move, replace
 def json_text(content, rng, more=OTHERS):
     """JSON in which a value is absurd, left out, there twice, another's, or wrapped; or its key is absurd."""
     root = [json.loads(content)]
-    (container, key), (others, other) = (rng.choice(_places(root)) for _ in range(2))
+    places = _places(root)
+    numbers = [(container, key) for container, key in places if isinstance(container[key], int | float)]
+    container, key = rng.choice(numbers if numbers and rng.random() < 0.5 else places)
+    others, other = rng.choice(places)
     old, kind = container[key], rng.random()
     if kind < 0.1:
         del container[key]
@@ -126,7 +129,7 @@ def json_text(content, rng, more=OTHERS):
     else:
         number, text = isinstance(old, int | float), json.dumps(old)
         absurd = rng.choice(rng.choice((NUMBERS, NUMBERS, NUMBERS if number else TEXTS, OTHERS, more)))
-        new = [absurd] * 8 + [json.dumps(others[other]), f"[{text}]", f'{text}, "surplus": {absurd}']
+        new = [absurd] * 16 + [json.dumps(others[other]), f"[{text}]", f'{text}, "surplus": {absurd}']
         new += [f"{text}, {json.dumps(str(key))}: {absurd}"]
         new += [str(old + 1), str(old - 1), str(old * 1000), f'"{old}"', f"{old}.5"] if number else []
         container[key] = "@here@"

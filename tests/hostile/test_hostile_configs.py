@@ -25,7 +25,7 @@ def read(folder):
         tiny_files.read(folder)
 
 
-DOOR = Door(write, read, ("*config.json",))
+DOOR = Door(write, read, ("*config.json",), cases=500)
 
 
 def test_configs(endure):

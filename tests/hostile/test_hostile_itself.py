@@ -41,18 +41,19 @@ def aborts(path):
     os.abort()
 
 
+WHOLE = "1\n" * 500
 DEEDS = {deed.__name__: deed for deed in (read_json, raw, unnamed, works, waits, keeps, takes, aborts)}
 
 
 def write(folder):
     for name in DEEDS:
         (folder / name).mkdir()
-        (folder / name / "file.txt").write_text("1")
+        (folder / name / "file.txt").write_text(WHOLE)
 
 
 def read(folder):
     path = folder / "file.txt"
-    if not path.is_file() or path.read_bytes() != b"1":
+    if not path.is_file() or path.read_bytes() != WHOLE.encode():
         DEEDS[folder.name](path)
 
 
