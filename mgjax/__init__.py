@@ -9,13 +9,13 @@ if typing.TYPE_CHECKING:
     from mgjax.api import load_codec as load_codec
     from mgjax.codec.codec import Codec as Codec
     from mgjax.config import Sampling as Sampling
-    from mgjax.finite import NotFiniteError as NotFiniteError
+    from mgjax.errors import NotFiniteError as NotFiniteError
 
 __version__ = "0.1.0"
 _HOME = {
     "Codec": "mgjax.codec.codec",
     "MusicGen": "mgjax.api",
-    "NotFiniteError": "mgjax.finite",
+    "NotFiniteError": "mgjax.errors",
     "Sampling": "mgjax.config",
     "load": "mgjax.api",
     "load_codec": "mgjax.api",

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from mgjax.config import CodecConfig, ModelConfig
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 from mgjax.interop import compact, shapes, table, weights
-from mgjax.interop.torch_file import CheckpointError, Tensor
-from mgjax.strict_json import ConfigError, from_dict
+from mgjax.interop.torch_file import Tensor
+from mgjax.strict_json import from_dict
 
 VERSION = 1
 CLAP_FOLDER = "clap"

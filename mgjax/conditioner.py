@@ -23,7 +23,7 @@ from mgjax.conditioning.labels import label_vectors, number_vectors
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import BUCKETS, Tokenizer
 from mgjax.config import ModelConfig
-from mgjax.interop.torch_file import CheckpointError
+from mgjax.errors import CheckpointError
 from mgjax.melody import Melody, windowed
 from mgjax.style import Excerpt, encode
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from mgjax.strict_json import ConfigError, bounded, one_of
+from mgjax.errors import ConfigError
+from mgjax.strict_json import bounded, one_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ from mgjax.conditioner_config import (
     StyleConfig,
     T5Config,
 )
-from mgjax.strict_json import LONGEST, ConfigError, bounded, one_of
+from mgjax.errors import ConfigError
+from mgjax.strict_json import LONGEST, bounded, one_of
 
 PATTERNS = ("delay", "parallel", "flattened", "coarse_first", "musiclm")  # made by lm/pattern.py
 _LATEST = 1000  # steps or frames that a pattern may put one codebook after another

@@ -19,12 +19,11 @@ from mgjax import api, formats
 from mgjax.config import ModelConfig
 from mgjax.data import assembly, audio, build, loudness, sources, tokenize
 from mgjax.data.metadata import Metadata, escaped
-from mgjax.data.pieces import DataError
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import FIELDS, TextConfig
+from mgjax.errors import ConfigError, DataError
 from mgjax.inputs import claims, files
 from mgjax.lm.lora import LoraConfig
-from mgjax.strict_json import ConfigError
 from mgjax.train import lm
 from mgjax.train.checkpoints import check_run
 from mgjax.train.lm_run import LMRun

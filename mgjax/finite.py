@@ -10,10 +10,6 @@ import jax.numpy as jnp
 from mgjax import sharding
 
 
-class NotFiniteError(ValueError):
-    """Predictions, sound, a metric or a weight that are NaN or infinite."""
-
-
 def wrong(tree: Any) -> list[str]:
     """The paths of the arrays in which a number is NaN or infinite."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -11,9 +11,9 @@ from typing import Any
 from mgjax import checkpoint, initialize
 from mgjax.checkpoint import Checkpoint
 from mgjax.config import CodecConfig, ModelConfig
+from mgjax.errors import CheckpointError
 from mgjax.interop import audiocraft, hub, huggingface, peft
 from mgjax.interop.table import Place
-from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm import lora
 
 log = logging.getLogger("mgjax")

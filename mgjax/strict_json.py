@@ -10,6 +10,8 @@ import types
 import typing
 from typing import Any
 
+from mgjax.errors import ConfigError
+
 LONGEST = 2**20  # samples, frames, hertz, tokens
 _LARGEST = 2**63
 
@@ -32,10 +34,6 @@ _LIMITS = {
     "seconds window_seconds chunk_seconds bandwidths": (1e-3, 1e6),
 }
 _LIMIT_OF = {name: limits for names, limits in _LIMITS.items() for name in names.split()}
-
-
-class ConfigError(ValueError):
-    """A configuration that does not describe a model that can be built."""
 
 
 def to_json(config: Any) -> str:

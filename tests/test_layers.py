@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mgjax"
 # Level by level, from the bottom. Each string is a family: patterns of module names whose members may import each
 # other. A whole name goes before a pattern.
 LEVELS = [
-    ["inputs.*"],
+    ["errors", "inputs.*"],
     [
         *("chips", "config conditioner_config strict_json", "sharding", "hosts", "interop.torch_file"),
         *("data.__init__", "interop.__init__", "train.__init__", "plan.__init__", "data.audio data.loudness"),

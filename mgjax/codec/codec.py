@@ -20,6 +20,7 @@ from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
 from mgjax.config import CodecConfig
 from mgjax.data import audio as sound
+from mgjax.errors import NotFiniteError
 from mgjax.inputs import arguments
 from mgjax.strict_json import to_json
 
@@ -265,7 +266,7 @@ class Codec:
         """Raises NotFiniteError unless all of what a part of the codec gives is good."""
         if not good.all():
             rows = sorted(set(np.nonzero(~good)[0] // self._groups))
-            raise finite.NotFiniteError(
+            raise NotFiniteError(
                 f"what the codec's {part} gives is not finite in row {', '.join(map(str, rows))}: "
                 f"{finite.cause({'codec': self.variables})}"
             )

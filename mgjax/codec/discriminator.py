@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mgjax.codec.spectrogram import stft
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 FAMILIES = ("stft", "scale", "period")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mgjax.codec.spectrogram import mel_spectrogram
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mgjax import sharding
 from mgjax.codec import rvq
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 Codebooks = dict[str, Float[Array, "..."]]  # embed k v d, embed_avg k v d, cluster_size k v, inited k
 

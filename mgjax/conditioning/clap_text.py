@@ -14,8 +14,8 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
 
+from mgjax.errors import CheckpointError
 from mgjax.inputs import files
-from mgjax.interop.torch_file import CheckpointError
 
 LENGTH = 77  # tokens of every row: what CLAP was trained with
 _LARGEST = 2**20  # tokens

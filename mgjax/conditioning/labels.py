@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32
 from mgjax.conditioner_config import LabelConfig, NumberConfig
 from mgjax.conditioning.condition import Condition
 from mgjax.data.metadata import Metadata
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 # Names of conditions that differ from that of the field of the metadata.
 _FIELDS = {"mood": "moods", "keyword": "keywords", "instruments": "instrument", "tempo": "bpm"}

@@ -14,8 +14,8 @@ import sentencepiece
 import tokenizers
 from jaxtyping import Bool, Int32
 
+from mgjax.errors import CheckpointError
 from mgjax.inputs import files
-from mgjax.interop.torch_file import CheckpointError
 
 END = 1  # </s>, after every text
 BUCKETS = (16, 32, 64, 128, 256, 512)  # the lengths of batches: few, because each is a program to compile

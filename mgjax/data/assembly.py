@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mgjax.data import corpus_writing, processes
-from mgjax.data.corpus import SPLITS, CorpusError, Description, read_description, shard_path
+from mgjax.data.corpus import SPLITS, Description, read_description, shard_path
 from mgjax.data.corpus_writing import Piece, Shard
 from mgjax.data.metadata import escaped
+from mgjax.errors import CorpusError
 from mgjax.inputs import claims, files
 
 log = logging.getLogger("mgjax")

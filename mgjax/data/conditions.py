@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float32, Int32
 
 from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.conditioning.labels import from_metadata, label_arrays, number_arrays
-from mgjax.data.pieces import DataError, Pieces
+from mgjax.data.pieces import Pieces
 from mgjax.data.prompts import TextConfig, assemble, plain
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError, DataError
 
 Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
 

@@ -31,8 +31,9 @@ from jaxtyping import Float32, Int32, Int64, UInt16
 from mgjax.conditioner_config import MelodyConfig
 from mgjax.data import records
 from mgjax.data.metadata import Metadata
+from mgjax.errors import ConfigError, CorpusError
 from mgjax.inputs import arrays, files
-from mgjax.strict_json import ConfigError, from_dict
+from mgjax.strict_json import from_dict
 
 VERSION = 1
 SPLITS = ("train", "valid")
@@ -44,10 +45,6 @@ FULL_SCALE = 32768.0
 _LARGEST, _LONGEST = 2**24, 2**38
 _LARGEST_INDEX = 2**30  # bytes; 67 million pieces
 _LOOKED_AT = 8  # pieces of a shard that has no hash
-
-
-class CorpusError(ValueError):
-    """A directory that is no corpus, or a damaged one."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Int
 
 from mgjax.data import records
-from mgjax.data.corpus import FULL_SCALE, VERSION, CorpusError, Description, first_records, num_records, shard_path
+from mgjax.data.corpus import FULL_SCALE, VERSION, Description, first_records, num_records, shard_path
 from mgjax.data.metadata import Metadata
+from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
 # Sound in 16 bits hardly shrinks; codes do, by a quarter.

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from mgjax.data import audio, records
-from mgjax.data.corpus import CorpusError
 from mgjax.data.metadata import Metadata
+from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"

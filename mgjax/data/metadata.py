@@ -8,13 +8,10 @@ import math
 import re
 from typing import Any
 
+from mgjax.errors import MetadataError
 from mgjax.inputs import files
 
 _SPELLINGS = {"description": ("description", "caption", "text")}  # of a field, the first one that says something
-
-
-class MetadataError(ValueError):
-    """Metadata that cannot be understood."""
 
 
 @dataclasses.dataclass(frozen=True)

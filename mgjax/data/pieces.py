@@ -10,10 +10,7 @@ from jaxtyping import Float32, Int32
 
 from mgjax.data.corpus import Corpus
 from mgjax.data.metadata import Metadata
-
-
-class DataError(ValueError):
-    """A piece of a corpus that cannot be read, or corpora that cannot be trained on."""
+from mgjax.errors import DataError
 
 
 class Pieces:

@@ -24,8 +24,8 @@ from jaxtyping import Float64, Int64
 from mgjax.data.conditions import Drawn, Teller, Told
 from mgjax.data.corpus import Corpus
 from mgjax.data.parent import end_with_parent
-from mgjax.data.pieces import DataError, Pieces
-from mgjax.strict_json import ConfigError
+from mgjax.data.pieces import Pieces
+from mgjax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
 

@@ -25,7 +25,7 @@ import scipy.signal  # noqa: F401
 import soundfile  # noqa: F401
 import soxr  # noqa: F401
 
-from mgjax.data.corpus import CorpusError
+from mgjax.errors import CorpusError
 
 _ATTEMPTS = 3  # that a run in which nothing gets done is repeated, after a worker died
 _WORKER_DIED = 75  # exit status of the process that runs the workers

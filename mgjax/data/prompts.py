@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mgjax.data.metadata import Metadata
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 FIELDS = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # of the metadata, those that describe the sound
 

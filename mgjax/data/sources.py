@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from mgjax.data import audio, datasets
-from mgjax.data.corpus import CorpusError
 from mgjax.data.datasets import DatasetSource, Fields
 from mgjax.data.metadata import Metadata, escaped
+from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
 # What libsndfile reads.

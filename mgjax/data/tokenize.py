@@ -21,8 +21,9 @@ from mgjax.conditioning.text import Tokenizer
 from mgjax.data import assembly
 from mgjax.data.assembly import Plan, Progress, Report
 from mgjax.data.conditions import stored_melody
-from mgjax.data.corpus import SPLITS, Corpus, CorpusError, Description, read_description
+from mgjax.data.corpus import SPLITS, Corpus, Description, read_description
 from mgjax.data.corpus_writing import Piece
+from mgjax.errors import CorpusError
 from mgjax.interop import hub
 
 _BLOCK_SECONDS = 60.0

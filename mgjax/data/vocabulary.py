@@ -18,6 +18,7 @@ import sentencepiece
 from mgjax.conditioning.text import SPECIAL
 from mgjax.data.corpus import Corpus
 from mgjax.data.prompts import TextConfig, assemble
+from mgjax.errors import VocabularyError
 from mgjax.inputs import claims, files
 
 FILE = "spiece.model"
@@ -26,10 +27,6 @@ FILE = "spiece.model"
 _EVERYTHING = TextConfig(merge_text_p=1.0, drop_desc_p=0.0, keep_other_p=1.0, word_dropout=0.0)
 
 _RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"  # sentencepiece leaves out texts with this character, its mark of an edge
-
-
-class VocabularyError(ValueError):
-    """A vocabulary that cannot be learned."""
 
 
 def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | None = None) -> Iterator[str]:

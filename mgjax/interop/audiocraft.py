@@ -20,10 +20,11 @@ import yaml
 from mgjax.checkpoint import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
 from mgjax.conditioner_config import StyleConfig
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.errors import CheckpointError
 from mgjax.interop import audiocraft_run, clap, hub, hubert, huggingface, names, shapes, table, torch_file
 from mgjax.interop.joint import clap_config
 from mgjax.interop.style import IGNORED, MERT, PREFIX, style_config
-from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.torch_file import Tensor
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"

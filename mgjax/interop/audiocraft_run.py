@@ -16,13 +16,14 @@ import yaml
 
 from mgjax.conditioner_config import ClapConditionConfig, MelodyConfig, StyleConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 from mgjax.interop import names
 from mgjax.interop.joint import clap_run
 from mgjax.interop.style import style_run
-from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.torch_file import Tensor
 from mgjax.lm import pattern as patterns
-from mgjax.strict_json import ConfigError, from_dict
+from mgjax.strict_json import from_dict
 
 # Those of the published models have some 400 values in 10 kB.
 _LONGEST = 256 << 10  # characters

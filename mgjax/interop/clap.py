@@ -10,10 +10,10 @@ from typing import Any
 
 from mgjax.checkpoint import parsed, read_json
 from mgjax.conditioner_config import ClapAudioConfig, ClapConfig, ClapTextConfig
+from mgjax.errors import CheckpointError
 from mgjax.interop import table, weights
 from mgjax.interop.clap_shapes import clap_shapes
 from mgjax.interop.table import LINEAR, LINEAR_OUT, Layout, Rule, linear, norm, one
-from mgjax.interop.torch_file import CheckpointError
 
 # Computed here, and the scales of the training's loss.
 _IGNORED = (

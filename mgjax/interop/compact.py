@@ -14,7 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mgjax.interop.torch_file import CheckpointError, Shape, Tensor
+from mgjax.errors import CheckpointError
+from mgjax.interop.torch_file import Shape, Tensor
 
 FORMS = ("bfloat16", "int8")
 

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mgjax.checkpoint import CLAP_FOLDER, CLAP_TOKENIZER_FILES, TOKENIZER_FILES
-from mgjax.interop.torch_file import CheckpointError
+from mgjax.errors import CheckpointError
 
 BUNDLED = ("mini",)  # the models that come with mgjax
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"

@@ -17,9 +17,10 @@ import numpy as np
 from mgjax.checkpoint import parsed, read_json
 from mgjax.conditioner_config import HubertConfig
 from mgjax.conditioning.hubert import hubert_shapes
+from mgjax.errors import CheckpointError
 from mgjax.interop import table, weights
 from mgjax.interop.table import CONV, LINEAR, LINEAR_OUT, Layout, Rule, linear, norm
-from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.torch_file import Tensor
 
 _FLAT = Layout(lambda shape: (math.prod(shape),))
 

@@ -19,8 +19,9 @@ import numpy as np
 from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, parsed, read_json, replacing
 from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
+from mgjax.errors import CheckpointError
 from mgjax.interop import names, shapes, table, weights
-from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.torch_file import Tensor
 from mgjax.interop.weight_norm import unfold
 
 # Positions are computed, and some old files hold them; a whole T5 has a decoder too, which music does not need.

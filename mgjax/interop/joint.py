@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mgjax.conditioner_config import ClapAudioConfig, ClapConditionConfig, ClapConfig
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop.table import FLAG, PLAIN, Rule
-from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError, from_dict
+from mgjax.strict_json import from_dict
 
 # The CLAPs that audiocraft knows, by their audio tower.
 CLAP = {

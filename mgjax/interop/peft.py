@@ -16,11 +16,11 @@ import numpy as np
 
 from mgjax.checkpoint import read_json, replacing
 from mgjax.config import LMConfig
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import names, shapes, weights
-from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.torch_file import Tensor
 from mgjax.lm.lora import Adapter, LoraConfig
 from mgjax.lm.matrices import matrix
-from mgjax.strict_json import ConfigError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

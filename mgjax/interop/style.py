@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mgjax.conditioner_config import HubertConfig, StyleConfig
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop.table import FLAG, LINEAR, LINEAR_OUT, Layout, Rule
-from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError, from_dict
+from mgjax.strict_json import from_dict
 
 PREFIX = "condition_provider.conditioners.self_wav."
 

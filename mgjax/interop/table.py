@@ -18,8 +18,9 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from mgjax.errors import CheckpointError
 from mgjax.interop.shapes import Shapes
-from mgjax.interop.torch_file import CheckpointError, Shape, Tensor
+from mgjax.interop.torch_file import Shape, Tensor
 
 Path = tuple[str, ...]
 Place = Callable[[Path, np.ndarray], Any]

@@ -24,6 +24,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mgjax.errors import CheckpointError
+
 Shape = tuple[int, ...]
 
 # The pickle of a model of a thousand tensors takes 0.3 MB and 40,000 instructions, the archive's directory 0.1 MB.
@@ -52,10 +54,6 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 _STORAGE_OF = {dtype: name for name, dtype in _STORAGES.items()}
-
-
-class CheckpointError(ValueError):
-    """Files that do not hold the model they should; the message names the file and says what to do."""
 
 
 class _Inert:

@@ -18,9 +18,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mgjax.errors import CheckpointError
 from mgjax.inputs import files
 from mgjax.interop import torch_file
-from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.torch_file import Tensor
 
 LARGEST_SHARD = 5_000_000_000  # bytes
 _LARGEST_HEADER = 16 << 20  # bytes; 100,000 tensors

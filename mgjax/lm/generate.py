@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mgjax import finite
+from mgjax.errors import NotFiniteError
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
 from mgjax.lm.sample import Draws, Layout, advance, capacity_for, grow, start
@@ -185,4 +186,4 @@ def _decode(
             what = "conditions (text, melody, style, labels)" if finite.wrong(context) else "predictions"
             rows = ", ".join(map(str, np.flatnonzero(bad <= step)))
             made = window.offset + min(int(complete[good]), window.until)
-            raise finite.NotFiniteError(f"the {what} of row {rows} are not finite, after {made} good frames")
+            raise NotFiniteError(f"the {what} of row {rows} are not finite, after {made} good frames")

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from mgjax.errors import ConfigError
 from mgjax.lm.matrices import Matrix, matrix
-from mgjax.strict_json import ConfigError
 
 Path = tuple[str, ...]
 Adapter = dict[str, Any]

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mgjax.config import LMConfig
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 Layout = Int32[np.ndarray, "s k"]
 

@@ -23,13 +23,13 @@ from mgjax.conditioner_config import (
     T5Config,
 )
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.errors import ConfigError
 from mgjax.interop import hub
 from mgjax.interop.clap import match_clap
 from mgjax.interop.hubert import match_hubert
 from mgjax.interop.huggingface import match_text_encoder
 from mgjax.interop.shapes import codec_shapes, model_shapes
 from mgjax.interop.table import nested
-from mgjax.strict_json import ConfigError
 from mgjax.train.lm_run import LMRun
 from mgjax.train.start import Start, stereo_config
 

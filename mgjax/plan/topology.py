@@ -13,7 +13,7 @@ import jax
 
 from mgjax import chips
 from mgjax.chips import Chip
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 _TPU = re.compile(r"(?:(\d+)\*)?(v\d+\w?:\d+x\d+(?:x\d+)?)")
 _GPUS = re.compile(r"(\w+):(\d+)")

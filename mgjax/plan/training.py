@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from mgjax import sharding
 from mgjax.chips import Chip
+from mgjax.errors import ConfigError
 from mgjax.plan import roofline, shapes
 from mgjax.plan.roofline import Plan
-from mgjax.strict_json import ConfigError
 from mgjax.train import lm
 from mgjax.train.flops import products
 from mgjax.train.lm_run import LMRun

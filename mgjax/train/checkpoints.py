@@ -25,10 +25,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationPolicy
 
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
-from mgjax.interop.torch_file import CheckpointError
 from mgjax.sharding import path_of
-from mgjax.strict_json import ConfigError
 from mgjax.train.state import TrainState
 
 log = logging.getLogger("mgjax")

@@ -25,8 +25,8 @@ from mgjax.codec.rvq_training import Quantized, QuantizerConfig
 from mgjax.config import CodecConfig
 from mgjax.data.corpus import SPLITS, Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
+from mgjax.errors import ConfigError
 from mgjax.interop.weight_norm import unfold
-from mgjax.strict_json import ConfigError
 from mgjax.train import optim
 from mgjax.train.flops import products
 from mgjax.train.inputs import Inputs

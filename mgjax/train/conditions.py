@@ -20,7 +20,7 @@ from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import Inputs, StyleConditioner
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config import LMConfig, ModelConfig
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 from mgjax.train import clap, optim
 from mgjax.train.resample import resampled
 

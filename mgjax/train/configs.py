@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from mgjax.strict_json import ConfigError, from_dict
+from mgjax.errors import ConfigError
+from mgjax.strict_json import from_dict
 
 Run = TypeVar("Run")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mgjax.data.corpus import Corpus
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,12 @@ from mgjax.config import LMConfig
 from mgjax.data.conditions import Told
 from mgjax.data.corpus import SPLITS, Corpus
 from mgjax.data.pipeline import batches, validation_batches
+from mgjax.errors import ConfigError
 from mgjax.lm import codewords, lora
 from mgjax.lm import loss as losses
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.stack import stack_layers, unstack_layers
-from mgjax.strict_json import ConfigError
 from mgjax.train import conditions, lm_model, optim, start
 from mgjax.train import text as text_encoders
 from mgjax.train.flops import products

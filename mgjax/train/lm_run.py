@@ -18,9 +18,9 @@ from mgjax.config import LMConfig, Sampling
 from mgjax.data.conditions import Dropout
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
+from mgjax.errors import ConfigError
 from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
-from mgjax.strict_json import ConfigError
 from mgjax.train import text as text_encoders
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig, check_numbers

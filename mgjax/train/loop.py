@@ -25,9 +25,8 @@ from orbax.checkpoint import multihost
 
 from mgjax import hosts, sharding
 from mgjax.checkpoint import check_replaceable
-from mgjax.finite import NotFiniteError
+from mgjax.errors import ConfigError, NotFiniteError
 from mgjax.inputs import files
-from mgjax.strict_json import ConfigError
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
 from mgjax.train.inputs import NONE, Inputs
 from mgjax.train.memory import gib

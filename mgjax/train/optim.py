@@ -17,7 +17,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float
 
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 from mgjax.train import muon
 
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")

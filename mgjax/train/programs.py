@@ -17,7 +17,7 @@ from jax.stages import Lowered
 from jaxtyping import Array
 
 from mgjax import chips, sharding
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 from mgjax.train.memory import Memory
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task

@@ -15,11 +15,10 @@ from mgjax.conditioner_config import ClapConditionConfig, LabelConfig, MelodyCon
 from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import LMConfig, ModelConfig, Sampling
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import hub
 from mgjax.interop.clap import read_clap
 from mgjax.interop.hubert import read_hubert
-from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError
 from mgjax.train import text as text_encoders
 from mgjax.train.text import TextEncoder
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jaxtyping import Array
 
-from mgjax.strict_json import ConfigError
+from mgjax.errors import ConfigError
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
 

@@ -16,9 +16,9 @@ from mgjax import checkpoint, initialize
 from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import hub, huggingface
-from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError, to_json
+from mgjax.strict_json import to_json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
