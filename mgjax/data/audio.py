@@ -127,7 +127,11 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
 
 
 def blocks(
-    path: PathLike, seconds_per_block: float, sample_rate: float | None = None, channels: int | None = None
+    path: PathLike,
+    seconds_per_block: float,
+    sample_rate: float | None = None,
+    channels: int | None = None,
+    said: set[str] | None = None,
 ) -> Iterator[Audio]:
     """The sound of a file in order, as float32 `[n_i, c]`, in the memory of a few blocks however long the file is.
 
@@ -139,6 +143,7 @@ def blocks(
       seconds_per_block: Length of a block, at most an hour.
       sample_rate: Rate to resample to, in hertz; None to keep the file's.
       channels: Channels to convert to; None to keep the file's.
+      said: As for `check`: what is not to be said of it.
 
     Raises:
       OSError, ValueError: As `read`, where the trouble is met.
@@ -148,7 +153,7 @@ def blocks(
     with _open(path) as file:
         rate = file.samplerate if sample_rate is None else sample_rate
         size = max(1, round(seconds_per_block * file.samplerate))
-        sound = _read_on(file, path, min(size, _FRAMES_READ), channels)
+        sound = _read_on(file, path, min(size, _FRAMES_READ), channels, said=said)
         if rate != file.samplerate:
             sound = _resampled(sound, file.samplerate, rate)
         yield from _regrouped(sound, max(1, round(seconds_per_block * rate)))
@@ -412,10 +417,15 @@ def _explained(path: PathLike, *, writing: bool = False) -> Iterator[None]:
 
 
 def _read_on(
-    file: Any, path: PathLike, size: int, channels: int | None = None, most: float = math.inf
+    file: Any,
+    path: PathLike,
+    size: int,
+    channels: int | None = None,
+    most: float = math.inf,
+    said: set[str] | None = None,
 ) -> Iterator[Audio]:
     """The open file from where it stands, `size` samples at a time, `most` in all."""
-    said = {"loud"} if file.subtype in _LOSSY else set()
+    said = (said or set()) | ({"loud"} if file.subtype in _LOSSY else set())
     found = 0
     while True:
         with _explained(path):

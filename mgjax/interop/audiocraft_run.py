@@ -203,10 +203,11 @@ def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> 
         found = _at(run, name, expected)
         if found != expected:
             raise CheckpointError(f"{path}: {name} is {found!r} in its xp.cfg; only {expected!r} is supported")
-    known = {name.split(".")[-1] for name in (*_OTHERS.split(), *_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values())}
+    others, known = _OTHERS.split(), {*_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values()}
     for part in _PARTS.split():
         found = _at(run, part) or {}
-        unknown = [str(name) for name in found if name not in known] if isinstance(found, Mapping) else [str(found)]
+        names_ = found if isinstance(found, Mapping) else [str(found)]
+        unknown = [str(name) for name in names_ if name not in others and f"{part}.{name}" not in known]
         if unknown:
             raise CheckpointError(f"{path}: {part} has {', '.join(unknown)} in its xp.cfg, which is not supported")
 
@@ -253,6 +254,8 @@ def _conditions(state: Mapping[str, Tensor], run: dict[str, Any], text_fuse: str
 
 def _pattern(run: dict[str, Any], num_codebooks: int) -> dict[str, Any]:
     """The fields of `LMConfig` that say how the codebooks are laid out."""
+    if not isinstance(run.get("codebooks_pattern") or {}, Mapping):
+        raise ConfigError(f"codebooks_pattern is {run['codebooks_pattern']!r}")
     named = _at(run, "codebooks_pattern.modeling")
     theirs = named or _at(run, "transformer_lm.q_modeling") or "delay"
     # audiocraft reads the numbers of a pattern only where it is named at their side.

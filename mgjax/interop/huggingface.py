@@ -77,16 +77,13 @@ _MELODY_FIELDS = {"num_bins": ("num_chroma", 12), "num_frames": ("chroma_length"
 
 @dataclasses.dataclass(frozen=True)
 class _Generation:
-    """What is read of generation_config.json, and what transformers takes for what is left out or null.
+    """What is read of generation_config.json. What it leaves out is as in the published models; null is off."""
 
-    Only top_k is audiocraft's, by which the published models were judged, and of which their files say nothing.
-    """
-
-    do_sample: bool = False
+    do_sample: bool = True
     temperature: float = 1.0
     top_k: int = 250
     top_p: float = 1.0
-    guidance_scale: float = 1.0
+    guidance_scale: float = 3.0
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None) -> Checkpoint:
@@ -216,7 +213,10 @@ def _sampling(directory: Path) -> Sampling:
     if not path.is_file():
         return Sampling()
     names = {field.name for field in dataclasses.fields(_Generation)}
-    said = {name: value for name, value in read_json(path).items() if name in names and value is not None}
+    said = {name: value for name, value in read_json(path).items() if name in names}
+    off = {"do_sample": False, "guidance_scale": 1.0}
+    said = {name: off.get(name) if value is None else value for name, value in said.items()}
+    said = {name: value for name, value in said.items() if value is not None}
     theirs = parsed(path, _Generation, said)
     sampling = {
         "temperature": theirs.temperature if theirs.do_sample else 0.0,

@@ -156,11 +156,11 @@ def test_what_the_config_does_not_say_follows_from_the_arrays(written, theirs, s
 def test_defaults_are_the_published_model():
     assert audiocraft_run.codec_config(Path(), {}) == CodecConfig()
     rows = {
-        "emb.0.weight": (2049, 1024),
-        "emb.3.weight": (2049, 1024),
         "transformer.layers.0.linear1.weight": (4096, 1024),
+        "transformer.layers.0.cross_attention.in_proj_weight": (3, 1),
     }
-    rows |= {"transformer.layers.23.norm1.bias": (1024,), "transformer.layers.0.cross_attention.in_proj_weight": (3, 1)}
+    rows |= {f"emb.{k}.weight": (2049, 1024) for k in range(4)}
+    rows |= {f"transformer.layers.{i}.norm1.bias": (1024,) for i in range(24)}
     rows |= {"condition_provider.conditioners.description.output_proj.weight": (1024, 768)}
     state = {name: Tensor(shape, np.dtype(np.float32), "", lambda: None) for name, shape in rows.items()}
     assert audiocraft_run.lm_config(Path(), state, {}) == LMConfig()
