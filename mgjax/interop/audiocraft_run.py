@@ -206,8 +206,9 @@ def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> 
     others, known = _OTHERS.split(), {*_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values()}
     for part in _PARTS.split():
         found = _at(run, part) or {}
-        names_ = found if isinstance(found, Mapping) else [str(found)]
-        unknown = [str(name) for name in names_ if name not in others and f"{part}.{name}" not in known]
+        unknown = [str(found)]
+        if isinstance(found, Mapping):
+            unknown = [str(name) for name in found if name not in others and f"{part}.{name}" not in known]
         if unknown:
             raise CheckpointError(f"{path}: {part} has {', '.join(unknown)} in its xp.cfg, which is not supported")
 
