@@ -23,6 +23,7 @@ from mgjax.conditioner import Conditioner, Row, Span
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import LMConfig, Sampling
+from mgjax.errors import NotFiniteError
 from mgjax.interop.table import Place
 from mgjax.lm import pattern as patterns
 from mgjax.lm.generate import Steering as WindowSteering
@@ -232,8 +233,8 @@ class MusicGen:
         """The same codes; where they end because something is not finite, the error says what."""
         try:
             yield from codes
-        except finite.NotFiniteError as error:
-            raise finite.NotFiniteError(f"{error}: {finite.cause(self._params)}") from None
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}: {finite.cause(self._params)}") from None
 
     def logits(
         self,
