@@ -11,7 +11,7 @@ from typing import Any
 from mgjax import checkpoint, initialize
 from mgjax.checkpoint import Checkpoint
 from mgjax.config import CodecConfig, ModelConfig
-from mgjax.errors import CheckpointError
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import audiocraft, hub, huggingface, peft
 from mgjax.interop.table import Place
 from mgjax.lm import lora
@@ -43,6 +43,7 @@ def read(
 
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
+      ConfigError: An encoder is given to a model that has its own, or none.
     """
     if adapter is not None:
         model = read(source, dtype=dtype, place=place, text_encoder=text_encoder, style_encoder=style_encoder)
@@ -73,9 +74,9 @@ def read(
 
 def _refuse_encoders(source: str | os.PathLike, text_encoder: Any, style_encoder: Any) -> None:
     if text_encoder is not None:
-        raise ValueError(f"{source} comes with its own text encoder: leave text_encoder out")
+        raise ConfigError(f"{source} comes with its own text encoder: leave text_encoder out")
     if style_encoder is not None:
-        raise ValueError(f"{source} is not in audiocraft's form and comes whole: leave style_encoder out")
+        raise ConfigError(f"{source} is not in audiocraft's form and comes whole: leave style_encoder out")
 
 
 def read_config(source: str | os.PathLike) -> ModelConfig:

@@ -53,7 +53,7 @@ def mixed(stems: Mapping[str, Any]) -> Audio:
     Raises:
       ValueError: Neither is there, or they do not fit together.
     """
-    found = {name: sound.check(stems[name], f"the stem {name!r}") for name in STEMS if name in stems}
+    found = {name: sound.check(stems[name], f"the stem {name!r}", {"loud"}) for name in STEMS if name in stems}
     if not found:
         raise ValueError(f"stems must hold {' or '.join(map(repr, STEMS))}, got {sorted(map(str, stems))}")
     if len({stem.shape for stem in found.values()}) > 1:

@@ -89,7 +89,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         kinds = itertools.repeat(options[0]) if options[-1] is Ellipsis else options
         return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value, strict=False))
     if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # not a number is neither
-        raise ConfigError(f"{where}: expected a finite number of at most 64 bits, got {value!r:.200}")
+        raise ConfigError(f"{where}: expected a finite number between -2**63 and 2**63, got {value!r:.200}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

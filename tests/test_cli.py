@@ -203,7 +203,7 @@ def test_loudness(debug_model):
 RECIPE = {"prompt": "a", "seconds": 1.0, "seed": 0, "model": "debug"}
 RECIPES = {
     "more": {"text": "a"},
-    "absurd": {"seconds": 1e308},
+    "absurd": {"seconds": 1e9},
     "unordered": {"then": [[0.2, "b"], [0.1, "c"]]},
     "escape": {"format": "wav/../../a.wav"},
     "quiet": {"loudness": float("nan")},
@@ -244,7 +244,7 @@ RECIPES = {
         (["--again", "absurd.json"], "absurd.json: seconds must be above 0 and at most 86400"),
         (["--again", "unordered.json"], "unordered.json: the times of later prompts must be above 0 and rise"),
         (["--again", "escape.json"], "escape.json: format must be one of .wav"),
-        (["--again", "quiet.json"], "quiet.json: loudness must be off, or from -70 to 0, got nan"),
+        (["--again", "quiet.json"], "quiet.json.loudness: expected a finite number"),
         (["--again", "folder.json"], f"{os.sep}folder: Is a directory"),
         (["--again", "/dev/full"], "/dev/full: is a device"),
         (["--prompts", "/dev/full"], "/dev/full: is a device"),
@@ -256,7 +256,7 @@ RECIPES = {
         (["a", "--melody", "caf\udce9.wav"], "is not UTF-8: it ends in"),
         (["a", "--out", "n" * 252 + ".wav"], "File name too long"),
         (["a", "--out", "漢" * 84 + ".wav"], "File name too long"),
-        (["a", "--out", "n" * 250 + ".wav"], "File name too long"),  # not the sound's, but the recipe's
+        (["a", "--out", "n" * 251 + ".wav"], "File name too long"),  # not the sound's, but the recipe's
         (["--prompts", "name.jsonl"], "name.jsonl, line 1: name must be a file name"),
         (["a", "--out", "folder"], f"folder{os.sep}a-0.wav: is a folder"),
         (["a", "--out", "empty.txt/deeper"], "empty.txt/deeper: Not a directory"),
@@ -286,7 +286,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(here, capsys, argv, message
     Path("recipe.json").touch()
     audio.write("long.wav", np.zeros(32_000, np.float32), 32_000)
     before = files()
-    assert run("generate", *argv, *([] if "--again" in argv else ["--seconds", SECONDS])) == 2
+    assert run("generate", *([] if "--again" in argv else ["--seconds", SECONDS]), *argv) == 2
     assert message in error_of(capsys)
     assert here == []
     assert files() == before
@@ -357,7 +357,7 @@ def test_seeds_go_on_from_0(silent):
         ({"seed": -1}, "a seed must be 0 or above"),
         ({"seed": 2**32}, "a seed must be 0 or above"),
         ({"seconds": 1e-3}, "seconds must be at least 0.02"),
-        ({"seconds": 1e308}, "seconds must be above 0 and at most 86400"),
+        ({"seconds": 86_401}, "seconds must be above 0 and at most 86400"),
         ({"then": [[0.2, "b"], [0.201, "c"]]}, "the times of texts must rise"),
         ({"then": [[0.2, "b"], [0.1, "c"]]}, "the times of later prompts must be above 0 and rise"),
         ({"labels": {"genre": "waltz"}}, "this model has no labels"),
@@ -398,7 +398,7 @@ def test_names_may_be_as_long_as_the_file_system_allows(silent, monkeypatch):
     assert generate("--prompts", "p.jsonl") == 0
     assert generate("a", "--out", "n" * 246 + ".wav") == 0
     assert generate("漢" * 99, "😀x" * 99) == 0
-    assert sorted(len(os.fsencode(name)) for name in files() if name.endswith("json")) == [124, 186 + 1, 251, 251]
+    assert sorted(len(os.fsencode(name)) for name in files() if name.endswith("json")) == [66, 187, 251, 251]
 
 
 @pytest.fixture
@@ -775,10 +775,10 @@ def test_compiled_programs_that_jax_cannot_use_are_dropped(settings, tmp_path, m
         prepare(folder)
         assert (folder / "orphan-cache").exists()
     prepare(folder)
-    assert files(folder) == ["broken-atime", "broken-cache", "good-atime", "good-cache"]
+    assert files(folder) == [".lockfile", "broken-atime", "broken-cache", "good-atime", "good-cache"]
     with terminal.messages():
         warnings.warn("Error reading persistent compilation cache entry for 'jit_f': ValueError: ...", stacklevel=1)
-    assert files(folder) == ["good-atime", "good-cache"]
+    assert files(folder) == [".lockfile", "good-atime", "good-cache"]
 
 
 def test_a_platform_that_is_not_there_is_told(monkeypatch, capsys):
@@ -796,8 +796,11 @@ def test_a_platform_that_is_not_there_is_told(monkeypatch, capsys):
 def test_64_bits_are_switched_off(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     seen = []
-    with jax.enable_x64(True):
+    jax.config.update("jax_enable_x64", True)
+    try:
         assert terminal.status(lambda: seen.append(jax.numpy.zeros(1).dtype)) == 0
+    finally:
+        jax.config.update("jax_enable_x64", False)
     assert os.environ["JAX_ENABLE_X64"] == "0"
     assert seen == [np.float32]
 

@@ -208,7 +208,7 @@ def test_rows_without_a_melody(null, beyond):
 
 
 def test_a_published_melody_is_235_frames():
-    sound = audio.resample(scale(2)[:, None], 8000, 44_100)
+    sound = audio.resample(scale(2)[:, None] / 2, 8000, 44_100)
     prepared = melody.prepare(sound, 44_100, 1, MelodyConfig())
     found = classes(prepared, config=MelodyConfig(), window=30.0)
     assert found.shape == (1, 235)

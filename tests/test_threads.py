@@ -99,8 +99,8 @@ def test_training(run, work, kind, workers):
     changes = {"data.corpora": f"('{work / kind}1',)", "data.batch_size": 2, "data.segment_seconds": 0.5}
     changes |= {"loop.steps": 2, "loop.eval_every": 2, "loop.show_every": 2, "prompt_seconds": 0.5}
     changes |= {"data.num_workers": workers}
-    words = [f"--config.{name}={value}" for name, value in changes.items()]
-    words += [f"--config={ROOT / 'configs' / 'lm.py'}:debug", f"--workdir={work / f'run {kind} {workers}'}"]
+    words = [f"--config={ROOT / 'configs' / 'lm.py'}:debug", f"--workdir={work / f'run {kind} {workers}'}"]
+    words += [f"--config.{name}={value}" for name, value in changes.items()]
     assert run(ROOT / "launch" / "train_lm.py", *words) == ""
 
 

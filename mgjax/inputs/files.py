@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+
+# Python imports a codec where it is first used, and that may be in a thread.
+import encodings.cp437  # of names in a zip file
+import encodings.utf_8_sig  # noqa: F401
 import json
 import os
 import re

@@ -20,7 +20,7 @@ import yaml
 from mgjax.checkpoint import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
 from mgjax.conditioner_config import StyleConfig
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
-from mgjax.errors import CheckpointError
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import audiocraft_run, clap, hub, hubert, huggingface, names, shapes, table, torch_file
 from mgjax.interop.joint import clap_config
 from mgjax.interop.style import IGNORED, MERT, PREFIX, style_config
@@ -59,9 +59,14 @@ def read_model(
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
+      ConfigError: An encoder is given of what the model has no condition for.
     """
     path = Path(directory) / LM_FILE
     state, run, lm_config = _read_lm(path)
+    if text_encoder is not None and not (lm_config.condition("text") or lm_config.condition("clap")):
+        raise ConfigError(f"{path}: the model reads no text: leave text_encoder out")
+    if style_encoder is not None and not lm_config.condition("style"):
+        raise ConfigError(f"{path}: the model hears no style: leave style_encoder out")
     codec_config, codec = _match_codec(Path(directory), fetch)
     found = _Encoders({("codec",): codec})
     if fused := lm_config.condition("text"):

@@ -160,8 +160,6 @@ def read(
         given = formats.read(init, place=lambda path, array: array, **encoders)
         base, weights, styles = given.config, given.variables["lm"], dict(given.variables.get("style", {})) or None
         features = styles and styles.pop("features", None)
-        if style_encoder is not None and features is None:
-            raise ConfigError(f"leave style_encoder out: {init} was not made for it")
         if clap_encoder is not None:
             raise ConfigError(f"leave clap_encoder out: {init} is told by CLAP already, or was not made for it")
         towers, clap_files = given.variables.get("clap"), given.clap_tokenizer

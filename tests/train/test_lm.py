@@ -125,7 +125,7 @@ def test_training_on_stereo_audio_is_training_on_its_codes():
     """With the codec in the step, left and right coded apart; a mono model to go on from becomes a stereo model."""
     config = dataclasses.replace(RUN, lm=None, init="debug", codec=None, channels=2)
     begun, task, state = made(config, "audio")
-    audio = np.random.default_rng(0).normal(size=(3, 15_700, 2)).astype(np.float32) / 4
+    audio = np.random.default_rng(0).normal(size=(3, 15_700, 2)).astype(np.float32) / 8
     texts = dict(zip(("text_ids", "text_mask"), begun.tokenizer().encode(TEXTS), strict=True))
     lengths = np.array([15_700, 6_000, 1], np.int32)
     heard = validated(task, state, {"audio": audio, "num_samples": lengths} | texts)
@@ -225,7 +225,7 @@ def test_model_operations():
         ({"init": "debug", "codec": None}, "leave lm out"),
         ({"lm": DEBUG.lm}, "reads the conditions {'text': 16}, the model's encoders give {}"),
         ({"codebook_weights": (1.0, 0.5)}, "must be 4 numbers, one for each codebook, got 2"),
-        ({"channels": 2}, "writes 4 codebooks, but the codec reads 2 x 4"),
+        ({"lm": dataclasses.replace(RUN.lm, num_codebooks=3, delays=(0, 1, 2)), "channels": 2}, "writes 3 .* reads 2 x 4"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, message):

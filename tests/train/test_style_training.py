@@ -187,7 +187,7 @@ CODES = StyleConfig(features=None, num_code_streams=2, code_size=64, dim=8, num_
         ({"style": dataclasses.replace(STYLE, seconds=0.001)}, "style.seconds must be longer, got 0.001"),
         ({"style": dataclasses.replace(STYLE, seconds=0.4)}, "style.seconds must be below the 0.4 s"),
         ({"optim": OptimConfig(accumulate=2)}, "set optim.accumulate to 1"),
-        ({"init": "debug", "lm": None, "style": None}, "leave style_encoder out: debug was not made for it"),
+        ({"init": "debug", "lm": None, "style": None}, "comes whole: leave style_encoder out"),
     ],
 )
 def test_styles_that_cannot_be_trained_are_refused(mert, changes, message):
