@@ -28,7 +28,7 @@ _LIMITS = {
     "num_residual_layers num_lstm_layers mlp_ratio": (0, 64),
     "num_buckets": (4, 2**10),
     "max_distance": (2, LONGEST),
-    "delays": (0, LONGEST),
+    "delays": (0, 1000),
     "norm_eps trim_right_ratio": (0, 1),
     "chunk_overlap": (0, 0.9),
     "seconds window_seconds chunk_seconds bandwidths": (1e-3, 1e6),

@@ -232,7 +232,7 @@ def test_bad_codes(pair, codes, message):
         pair("32khz")[1].decode(codes)
 
 
-@pytest.mark.parametrize("num_samples", [-1, 1.5, True])
+@pytest.mark.parametrize("num_samples", [-1, True])
 def test_lengths_that_are_none(pair, num_samples):
     with pytest.raises(ValueError, match="num_samples must be a whole number"):
         pair("32khz")[1].decode(np.zeros((1, 3, 4), int), num_samples=num_samples)
