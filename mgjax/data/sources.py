@@ -36,6 +36,7 @@ UNREADABLE = (
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".jsonl.gz")
 _PATHS = ("path", "file_name", "filename", "file", "audio")  # which a row may have its path under
 _BLOCK_SECONDS = 10.0
+_LONGEST_PATH = 4096  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,8 @@ def _find_files(folder: Path) -> list[Source]:
 
 def _regular(path: str) -> str:
     """The path again, unless it is of something that a worker could wait on for ever."""
+    if len(path) > _LONGEST_PATH:
+        raise OSError(f"{path[:200]}...: is too long for the path of a file")
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(f"{path}: is no file, or a folder that cannot be read")
     return path

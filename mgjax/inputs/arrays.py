@@ -45,7 +45,7 @@ def read_npz(
             with zipfile.ZipFile(file) as archive:
                 members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
                 if not members.keys() <= set(names):
-                    raise ValueError(f"it holds {sorted(members)[:9]}, expected {sorted(names)}")
+                    raise ValueError(f"it holds {sorted(members)!r:.200}, expected {sorted(names)}")
                 if sum(member.file_size for member in members.values()) > most:
                     raise ValueError(f"it unpacks to more than {most >> 20} MiB")
                 return {name: _array(archive, member) for name, member in members.items()}

@@ -80,8 +80,8 @@ def read(path: str | os.PathLike) -> Any:
       CheckpointError: The file is not a zip archive of torch, is damaged, or asks for anything but plain tensors.
       FileNotFoundError: There is no such file.
     """
-    archive = _Archive(Path(path))
     try:
+        archive = _Archive(Path(path))
         data = archive.pickle()
         _check(data)
         return _Unpickler(io.BytesIO(data), archive).load()
@@ -131,15 +131,15 @@ class _Archive:
             head = file.read(512)
             self.size = file.seek(0, os.SEEK_END)
         if not head.startswith(b"PK\x03\x04"):
-            raise CheckpointError(f"{path}: {diagnosis(head)}")
+            raise CheckpointError(diagnosis(head))
         try:
             with _Limited(path) as file, zipfile.ZipFile(file) as archive:
                 self.members = {info.filename: info for info in archive.infolist()}
         except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError, OSError) as error:
-            raise CheckpointError(f"{path}: is damaged or was cut off ({error}); fetch the file again") from None
+            raise CheckpointError(f"is damaged or was cut off ({error}); fetch the file again") from None
         roots = [name.removesuffix("data.pkl") for name in self.members if name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise CheckpointError(f"{path}: is a zip archive, but not one that torch.save wrote (no data.pkl in it)")
+            raise CheckpointError("is a zip archive, but not one that torch.save wrote (no data.pkl in it)")
         self.root = roots[0]
         self.big_endian = self.root + "byteorder" in self.members and self._bytes("byteorder", 16) == b"big"
 
@@ -153,7 +153,7 @@ class _Archive:
         with self.path.open("rb") as file:
             file.seek(min(max(info.header_offset, 0), self.size))
             header = file.read(30)
-        if len(header) != 30 or not header.startswith(b"PK\x03\x04"):
+        if info.header_offset < 0 or len(header) != 30 or not header.startswith(b"PK\x03\x04"):
             raise CheckpointError(f"its member {name!r} is damaged; fetch the file again")
         offset = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
         if offset + info.file_size > self.size:

@@ -254,7 +254,8 @@ def messages(content, rng):
         return rng.choice(BYTES)(content, rng)
     key, body = fields[number]
     new = [[(key, (messages if key & 7 == 2 else claim)(body, rng))]] * 8
-    new += [[], [(key, body)] * 2, [(key, body)] * 2000, [(key ^ 1 << rng.randrange(6), body)]]
+    many = min(2000, 2 + MIB // (len(body) if key & 7 == 2 else 8))
+    new += [[], [(key, body)] * 2, [(key, body)] * many, [(key ^ 1 << rng.randrange(6), body)]]
     fields[number : number + 1] = rng.choice(new)
     return b"".join(_varint(key) + (_varint(len(body)) if key & 7 == 2 else b"") + body for key, body in fields)
 

@@ -61,18 +61,19 @@ DOOR = fuzzing.Door(write, read)
 
 
 def test_every_fault_is_found():
-    cases = [0, 1, 4, 5, 6, 10, 17, 46]  # one of each deed
+    cases = [3, 4, 6, 8, 10, 11, 17, 46]  # one of each deed, the first that takes memory for a moment
     with fuzzing.Pool(1, fuzzing.Limits(1.0, 2.0, 200 * fuzzing.MIB)) as pool:
         results = pool.run("itself", cases)
-    found = {result.kind for result in results if result.verdict == "fault"}
+    moment, *others = results  # which may be over before the memory is looked at
+    assert moment.kind.startswith("more than 200 MiB of memory")
+    found = {result.kind for result in others if result.verdict == "fault"}
     assert found == {
         "KeyError in no file of mgjax: raw",
         "ConfigError in no file of mgjax: names no file",
         "more than 1 s of work in no file of mgjax",
         "waits for more than 2 s in no file of mgjax",
         "more than 200 MiB of memory in no file of mgjax",
-        "more than 200 MiB of memory, then accepted",
         "ended with status -6 in no file of mgjax",
     }
     assert [result.verdict for result in results].count("clear") == 1
-    assert "python tests/hostile itself --seed 0 --case 1\n" in fuzzing.report("itself", results)
+    assert "python tests/hostile itself --seed 0 --case 8\n" in fuzzing.report("itself", results)
