@@ -88,9 +88,10 @@ def _from_sentencepiece(path: Path) -> tuple[Callable[[str], list[int]], int]:
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(files.read_bytes(path, error=CheckpointError))
+        first = [model.IdToPiece(i) for i in range(min(len(SPECIAL), model.GetPieceSize()))]
     except (RuntimeError, ValueError) as error:
         raise _malformed(path, error) from error
-    _check(path, [model.IdToPiece(i) for i in range(min(len(SPECIAL), model.GetPieceSize()))])
+    _check(path, first)
     return model.EncodeAsIds, model.GetPieceSize()
 
 
@@ -105,6 +106,7 @@ def _from_json(path: Path) -> tuple[Callable[[str], list[int]], int]:
         special = {token["content"] for token in content["added_tokens"] if token["special"]}
         content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
         content["model"]["vocab"] = [["\0" + piece if piece in special else piece, score] for piece, score in vocab]
+        content["model"]["unk_id"] = SPECIAL.index("<unk>")  # without it, texts would fail later
         content["post_processor"] = content["truncation"] = content["padding"] = None
         model = tokenizers.Tokenizer.from_str(json.dumps(content))
     except CheckpointError:

@@ -406,8 +406,9 @@ def _explained(path: PathLike, *, writing: bool = False) -> Iterator[None]:
 
     try:
         yield
-    # TypeError: soundfile takes an unknown suffix for raw. AssertionError: less was written than there was.
-    except (soundfile.LibsndfileError, TypeError, AssertionError) as error:
+    # TypeError: soundfile takes an unknown suffix for raw. AssertionError: less was written than there was. ValueError:
+    # it stands behind the end that the file says it has.
+    except (soundfile.LibsndfileError, TypeError, AssertionError, ValueError) as error:
         if writing and shutil.disk_usage(Path(path).parent).free < _FULL_DISK:
             raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
         trouble = "cannot be written" if writing else "is damaged, or no sound file that can be read"
