@@ -777,6 +777,7 @@ def test_compiled_programs_that_jax_cannot_use_are_dropped(settings, tmp_path, m
     prepare(folder)
     assert files(folder) == [".lockfile", "broken-atime", "broken-cache", "good-atime", "good-cache"]
     with terminal.messages():
+        warnings.simplefilter("always")  # our pytest ignores these
         warnings.warn("Error reading persistent compilation cache entry for 'jit_f': ValueError: ...", stacklevel=1)
     assert files(folder) == [".lockfile", "good-atime", "good-cache"]
 

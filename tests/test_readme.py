@@ -66,6 +66,7 @@ def test_only_installs_and_downloads_are_skipped(block):
     assert "pip install" in block.code or "facebook/" in block.code
 
 
+@pytest.mark.filterwarnings("ignore:.*has a peak of")  # the toy's noise
 @pytest.mark.parametrize("block", [block for block in RUN if block.language == "python"], ids=lambda _: "")
 def test_python(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -97,7 +97,13 @@ def test_reading(run, work):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training(run, work, kind, workers):
     changes = {"data.corpora": f"('{work / kind}1',)", "data.batch_size": 2, "data.segment_seconds": 0.5}
-    changes |= {"loop.steps": 2, "loop.eval_every": 2, "loop.show_every": 2, "prompt_seconds": 0.5}
+    changes |= {
+        "optim.warmup_steps": 0,
+        "loop.steps": 2,
+        "loop.eval_every": 2,
+        "loop.show_every": 2,
+        "prompt_seconds": 0.5,
+    }
     changes |= {"data.num_workers": workers}
     words = [f"--config={ROOT / 'configs' / 'lm.py'}:debug", f"--workdir={work / f'run {kind} {workers}'}"]
     words += [f"--config.{name}={value}" for name, value in changes.items()]

@@ -11,6 +11,8 @@ import dataclasses
 import itertools
 import logging
 import math
+import multiprocessing.dummy  # what grain imports where it starts processes, which it does in a thread
+import multiprocessing.popen_spawn_posix  # noqa: F401
 import sys
 import weakref
 from collections.abc import Sequence

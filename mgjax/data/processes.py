@@ -96,7 +96,9 @@ def _run_process(make: Callable[[Any], None], jobs: Sequence[Any], workers: int,
     command = [sys.executable, "-c", "from mgjax.data import processes; processes._serve()"]
     with log.open("ab") as output, tempfile.NamedTemporaryFile("w") as options:
         # What Beam's workers import before they have threads, which unpickle the jobs.
-        json.dump({"beam_plugins": [name for name in sys.modules if name.startswith("mgjax.data.")]}, options)
+        plugins = [name for name in sys.modules if name.startswith("mgjax.data.")]
+        plugins += ["mgjax.data.first_program"] * ("mgjax.data.tokenize" in plugins)
+        json.dump({"beam_plugins": plugins}, options)
         options.flush()
         environment["PIPELINE_OPTIONS_FILE"] = options.name
         process = subprocess.Popen(

@@ -90,7 +90,9 @@ def rows(value: Any, name: str) -> list[Any]:
     """
     if value is None or isinstance(value, Mapping):
         return [value]
-    if isinstance(value, list | tuple) and not (value and all(isinstance(item, int | float | np.number) for item in value)):
+    if isinstance(value, list | tuple) and not (
+        value and all(isinstance(item, int | float | np.number) for item in value)
+    ):
         return list(value)
     found = array(value, name)
     return list(found) if found.ndim == 3 else [found]

@@ -225,7 +225,10 @@ def test_model_operations():
         ({"init": "debug", "codec": None}, "leave lm out"),
         ({"lm": DEBUG.lm}, "reads the conditions {'text': 16}, the model's encoders give {}"),
         ({"codebook_weights": (1.0, 0.5)}, "must be 4 numbers, one for each codebook, got 2"),
-        ({"lm": dataclasses.replace(RUN.lm, num_codebooks=3, delays=(0, 1, 2)), "channels": 2}, "writes 3 .* reads 2 x 4"),
+        (
+            {"lm": dataclasses.replace(RUN.lm, num_codebooks=3, delays=(0, 1, 2)), "channels": 2},
+            "writes 3 .* reads 2 x 4",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, message):
