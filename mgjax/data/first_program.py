@@ -1,4 +1,4 @@
-"""Compiles a program when it is imported, as workers do before they have threads: JAX imports much where it first does."""
+"""Compiles a program on import, as workers do before they have threads: JAX imports much where it first does that."""
 
 import jax
 
