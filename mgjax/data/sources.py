@@ -183,7 +183,7 @@ def _read_manifest(path: Path) -> list[Source]:
             raise CorpusError(f"{where}: info_path: expected a path, got {str(given)[:80]}")
         sidecar = path.parent / given if given else sound.with_suffix(".json")
         # False stands where a piece has none, whatever is beside it.
-        sidecar = str(sidecar) if given or (given is not False and sidecar.is_file()) else None
+        sidecar = str(sidecar) if given or (given is not False and os.path.isfile(sidecar)) else None
         found[name] = _file(name, str(sound), sidecar, json.dumps(row, sort_keys=True))
     return sorted(found.values(), key=lambda source: source.name)
 

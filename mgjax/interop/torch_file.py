@@ -87,7 +87,15 @@ def read(path: str | os.PathLike) -> Any:
         return _Unpickler(io.BytesIO(data), archive).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError) as error:
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        LookupError,
+        EOFError,
+    ) as error:
         raise CheckpointError(f"{path}: its pickle is damaged ({str(error)[:200]}); fetch the file again") from None
 
 
