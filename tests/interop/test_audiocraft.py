@@ -15,8 +15,9 @@ from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import MelodyConfig
 from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
+from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import audiocraft, audiocraft_run, huggingface, shapes
-from mgjax.interop.torch_file import CheckpointError, Tensor
+from mgjax.interop.torch_file import Tensor
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,14 @@ def test_another_text_encoder(written, saved, tmp_path):
     other = save(transformers.T5EncoderModel(transformers.T5Config(d_model=12, num_layers=1, d_ff=8)), tmp_path / "t5")
     with pytest.raises(CheckpointError, match=r"width 16 \(it was made with t5-tiny\).*gives width 12"):
         read(written, other)
+
+
+def test_encoders_that_a_model_has_no_use_for_are_refused(written, saved, tmp_path):
+    with pytest.raises(ConfigError, match="the model hears no style: leave style_encoder out"):
+        audiocraft.read_model(written, text_encoder=saved, style_encoder=saved)
+    audiocraft.write_model(tmp_path / "model", tiny())
+    with pytest.raises(ConfigError, match="the model reads no text: leave text_encoder out"):
+        audiocraft.read_model(tmp_path / "model", text_encoder=saved)
 
 
 def test_names_of_text_encoders(theirs, tmp_path):
