@@ -197,6 +197,18 @@ def test_damaged_files_are_named(vocabulary, tmp_path, name, damage):
         Tokenizer.from_directory(tmp_path)
 
 
+def test_what_is_in_no_vocabulary_has_its_token(vocabulary, tmp_path):
+    """Also where the file does not say which one that is."""
+    content = json.loads((vocabulary[1] / "tokenizer.json").read_text())
+    del content["model"]["unk_id"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    ids = [
+        Tokenizer.from_directory(folder).encode(["\N{MUSICAL SYMBOL G CLEF}"])[0] for folder in (tmp_path, *vocabulary)
+    ]
+    np.testing.assert_array_equal(ids[0], ids[1])
+    np.testing.assert_array_equal(ids[0], ids[2])
+
+
 def test_other_vocabularies_are_refused(tmp_path):
     vocab = [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], ["a", -1.0]]
     content = {"added_tokens": [], "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab}}

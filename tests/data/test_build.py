@@ -166,6 +166,18 @@ def test_a_manifest_that_cannot_be_understood(tmp_path, monkeypatch, name, conte
         sources.find(tmp_path / name)
 
 
+def test_paths_that_no_file_can_have_are_left_out(folder, tmp_path):
+    rows = [{"path": str(folder / "a.wav")}, {"path": "a" * 5000 + ".wav"}, {"path": f"{'b' * 300}.wav"}]
+    (tmp_path / "songs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = _build(tmp_path / "songs.jsonl", tmp_path / "corpus", max_bad=2)
+    assert len(report.skipped) == 2
+
+
+def test_the_loser_of_two_builds_is_told(folder, tmp_path):
+    with claims.claimed(tmp_path), pytest.raises(FileExistsError, match="another run is at work in it"):
+        _build(folder, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

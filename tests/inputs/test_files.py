@@ -90,3 +90,24 @@ def test_json_that_no_reader_should_meet(text, message):
 def test_json_that_is_fine():
     value = {"a": [2**63 - 1, -(2**63) + 1, 1e300, "\N{MUSICAL SYMBOL G CLEF}", None], "b": [[[[1]]]]}
     assert files.parse_json(json.dumps(value), "here") == value
+
+
+def test_files_are_replaced_whole_or_not_at_all(tmp_path):
+    path, link = tmp_path / "there" / "a.json", tmp_path / "link"
+    path.parent.mkdir()
+    path.write_text("old")
+    link.symlink_to(path)
+
+    def interrupted():
+        with files.replacing(link) as file:
+            file.write(b"half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    with files.replacing(link) as file:
+        file.write(b"new")
+    assert path.read_text() == link.read_text() == "new"
+    assert link.is_symlink()
+    assert os.listdir(path.parent) == ["a.json"]
