@@ -16,7 +16,7 @@ from mgjax.conditioner_config import StyleConfig
 from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import StyleConditioner, excerpt
 from mgjax.config import ModelConfig
-from mgjax.data import audio
+from mgjax.data import sound
 
 # Mono, as long and at the rate that the style conditioner hears.
 Excerpt = Float32[np.ndarray, "n"]
@@ -51,7 +51,7 @@ def prepare(style: Any, sample_rate: int | None, seeds: Sequence[int], config: M
 def _excerpt(
     mono: Float32[np.ndarray, "m 1"], sample_rate: int, seed: int, target: int, config: StyleConfig
 ) -> Excerpt:
-    piece = audio.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target)[:, 0]
+    piece = sound.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target)[:, 0]
     length = round(config.seconds * target)  # rounding may give a sample more or less
     return np.pad(piece[:length], (0, max(0, length - len(piece))))
 

@@ -12,6 +12,7 @@ import tiny_audiocraft as tiny
 import torch
 import transformers
 import yaml
+from flax.traverse_util import flatten_dict
 
 import mgjax
 from mgjax import api, formats, initialize
@@ -22,7 +23,6 @@ from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import StyleConditioner
 from mgjax.config import Sampling
 from mgjax.interop import audiocraft, audiocraft_run, hubert
-from mgjax.interop.table import flattened
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm import pattern as patterns
 from mgjax.style import prepare
@@ -236,7 +236,7 @@ def test_the_seed_chooses_the_excerpt(model):
 
 
 def flat(tree):
-    return {"/".join(path): np.asarray(array) for path, array in flattened(tree).items()}
+    return {"/".join(path): np.asarray(array) for path, array in flatten_dict(tree).items()}
 
 
 @pytest.mark.parametrize("form", ["model", "of_codes"])
@@ -329,7 +329,7 @@ SOUND = noise(0.5)
         ({"style": SOUND[:0]}, ValueError, "the style: there is no sound in it"),
         ({"style": SOUND * np.nan}, ValueError, "the style: holds NaN"),
         ({"style": np.stack([SOUND, -SOUND], axis=1)}, ValueError, "channels cancel each other out"),
-        ({"style": [SOUND] * 3}, ValueError, "3 styles do not fit 2 rows: give one style, or one for each"),
+        ({"style": [SOUND] * 3}, ValueError, "3 styles do not fit 2 rows: give one, or one for each"),
         ({"style": [SOUND, 0 * SOUND]}, ValueError, "the style of row 1 is silent"),
         ({"style": "song.wav"}, TypeError, "a style must be audio, not the name of a file"),
         ({"style": SOUND, "style_sample_rate": 0}, ValueError, "style_sample_rate must be a whole number of hertz"),

@@ -19,7 +19,7 @@ from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
 from mgjax.config import CodecConfig
-from mgjax.data import audio as sound
+from mgjax.data import sound
 from mgjax.errors import NotFiniteError
 from mgjax.inputs import arguments
 from mgjax.strict_json import to_json
@@ -110,7 +110,7 @@ class Codec:
 
         Args:
           audio: [n], [n, c], [b, n, c] or a list of rows of one length, from -1 to 1. Other channels than the codec's
-            are converted as `mgjax.data.audio.to_channels` does.
+            are converted as `mgjax.data.sound.to_channels` does.
           sample_rate: Of `audio`, in hertz; it is resampled if the codec's differs. None: it has the codec's.
           bandwidth: In kilobits per second, one of the codec's; a lower one uses fewer codebooks. None: all of them.
 
@@ -281,7 +281,7 @@ class Codec:
         return np.stack([sound.resample(row, sample_rate, self.sample_rate) for row in audio])
 
     def _batched(self, audio: Audio, said: set[str]) -> Float32[np.ndarray, "b n c"]:
-        """`audio` in the codec's channels, once it is known to be good; `said` as for `audio.check`."""
+        """`audio` in the codec's channels, once it is known to be good; `said` as for `sound.check`."""
         rows = [sound.check(row, "audio", said) for row in arguments.rows(audio, "audio")]
         rows = [sound.to_channels(row, self.channels, "audio", said) for row in rows]
         if len({len(row) for row in rows}) != 1:

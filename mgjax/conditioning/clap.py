@@ -22,7 +22,7 @@ from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.htsat import HTSAT
 from mgjax.conditioning.roberta import Roberta
-from mgjax.data import audio as sound
+from mgjax.data import sound
 from mgjax.nn import Dense
 
 

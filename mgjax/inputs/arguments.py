@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,13 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def each(rows: Sequence[Any], batch: int, name: str) -> list[Any]:
+    """One for each row of a batch, of one for all or one for each; raises ValueError, which calls them `name`."""
+    if len(rows) not in (1, batch):
+        raise ValueError(f"{len(rows)} {name} do not fit {batch} rows: give one, or one for each row")
+    return list(rows) if len(rows) == batch else list(rows) * batch
+
+
 def array(value: Any, name: str) -> np.ndarray:
     """An array of numbers, of numpy, JAX or torch (on any device, with a gradient or without), or of lists.
 
@@ -90,7 +97,8 @@ def rows(value: Any, name: str) -> list[Any]:
     """
     if value is None or isinstance(value, Mapping):
         return [value]
-    if isinstance(value, list | tuple) and not (value and all(isinstance(item, int | float | np.number) for item in value)):
+    are_numbers = isinstance(value, list | tuple) and all(isinstance(item, int | float | np.number) for item in value)
+    if isinstance(value, list | tuple) and not (value and are_numbers):
         return list(value)
     found = array(value, name)
     return list(found) if found.ndim == 3 else [found]
