@@ -2,7 +2,7 @@
 
 Each is a torch file of a state dict and of `xp.cfg`, the YAML of the run that made it. Encoders that are not trained
 are not inside: the text's is a T5 or a CLAP, the style's MERT, each in a directory of its own. The arrays' names are in
-names.py, the configs in audiocraft_run.py, style.py and joint.py.
+names.py, the configs in xp_cfg.py, audiocraft_run.py, style.py and joint.py.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgjax.checkpoint import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
 from mgjax.conditioner_config import StyleConfig
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop import audiocraft_run, clap, hub, hubert, huggingface, names, shapes, table, torch_file
+from mgjax.interop import audiocraft_run, clap, hub, hubert, huggingface, names, shapes, table, torch_file, xp_cfg
 from mgjax.interop.joint import clap_config
 from mgjax.interop.style import IGNORED, MERT, PREFIX, style_config
 from mgjax.interop.torch_file import Tensor
@@ -78,14 +79,14 @@ def read_model(
     config = audiocraft_run.model_config(path, run, lm_config, codec_config, **found.configs)
     wanted = shapes.model_shapes(config)
     match = table.match(names.audiocraft(config), state, wanted, where=str(path), ignored=_IGNORED)
-    flat = table.flattened(table.load(match, dtype=dtype, place=place))
+    flat = flatten_dict(table.load(match, dtype=dtype, place=place))
     for prefix, match in found.matches.items():
         inside = (lambda path, array, prefix=prefix: place((*prefix, *path), array)) if place else None
         # Of the style's encoder nothing is rounded, as of the style conditioner itself.
         kind = None if prefix[0] == "style" else dtype
-        part = table.flattened(table.load(match, dtype=kind, place=inside))
+        part = flatten_dict(table.load(match, dtype=kind, place=inside))
         flat |= {(*prefix, *path): array for path, array in part.items()}
-    return Checkpoint(config, table.nested(flat), found.tokenizer, found.clap_tokenizer)
+    return Checkpoint(config, unflatten_dict(flat), found.tokenizer, found.clap_tokenizer)
 
 
 @dataclasses.dataclass(eq=False)
@@ -209,7 +210,7 @@ def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: expected an exported model, with its tensors under 'best_state'. A training checkpoint "
             "(checkpoint.th) has to be exported first, by audiocraft.utils.export"
         )
-    return state, audiocraft_run.parse(path, content.get("xp.cfg") or "{}")
+    return state, xp_cfg.parse(path, content.get("xp.cfg") or "{}")
 
 
 def write_model(

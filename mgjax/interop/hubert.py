@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.checkpoint import parsed, read_json
+from mgjax.checkpoint import parsed, read_json, require
 from mgjax.conditioner_config import HubertConfig
 from mgjax.conditioning.hubert import hubert_shapes
 from mgjax.errors import CheckpointError
@@ -40,15 +40,15 @@ _FIELDS = {
     "pre_norm": ("do_stable_layer_norm", False),
     "norm_eps": ("layer_norm_eps", 1e-5),
 }
-# What their field has to be, and what it is about.
+# What m-a-p/MERT-v1-95M has, which musicgen-style was trained with, and the only thing that is supported.
 _FIXED = {
-    "feature_extractor_cqt": (False, "a constant-Q transform beside the convolutions"),
-    "deepnorm": (False, "DeepNorm"),
-    "hidden_act": ("gelu", "another activation"),
-    "feat_extract_activation": ("gelu", "another activation"),
-    "feat_proj_layer_norm": (True, "features that are not normalised"),
-    "conv_pos_batch_norm": (False, "batch normalisation before the positions"),
-    "adapter_attn_dim": (None, "adapters"),
+    "feature_extractor_cqt": False,
+    "deepnorm": False,
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
 }
 _IGNORED = (r"^masked_spec_embed$", r"^feature_extractor_cqt\.")
 _POSITIONS = "encoder.pos_conv_embed.conv"
@@ -83,12 +83,7 @@ def _config(directory: Path) -> HubertConfig:
             f"{path}: model_type is {values.get('model_type')!r:.200}; expected 'hubert' or 'mert_model'. Give "
             "the folder of a HuBERT-type encoder, such as m-a-p/MERT-v1-95M"
         )
-    for name, (expected, about) in _FIXED.items():
-        if values.get(name, expected) != expected:
-            raise CheckpointError(
-                f"{path}: {name} is {values[name]!r:.200}, which asks for {about}; only {expected!r} is supported. "
-                "m-a-p/MERT-v1-95M, which musicgen-style was trained with, does without"
-            )
+    require(path, values, _FIXED)
     front = directory / "preprocessor_config.json"
     audio = read_json(front) if front.is_file() else {}
     rate = values.get("sample_rate", audio.get("sampling_rate", 16_000))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, parsed, read_json, replacing
+from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, parsed, read_json, replacing, require
 from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError
@@ -71,6 +71,12 @@ _LM_FIELDS = {
     "ffn_dim": ("ffn_dim", 4096),
     "num_codebooks": ("num_codebooks", 4),
     "codebook_size": ("vocab_size", 2048),
+}
+_LM_FIXED = {
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "tie_word_embeddings": False,
+    "cross_attention_hidden_size": None,
 }
 _MELODY_FIELDS = {"num_bins": ("num_chroma", 12), "num_frames": ("chroma_length", 235)}
 
@@ -183,10 +189,7 @@ def read_config(directory: Path) -> ModelConfig:
         if found != expected:
             raise CheckpointError(f"{path}: the {part} is of the type {found!r:.200}; only {expected!r} is supported")
     decoder = values["decoder"]
-    fixed = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": False}
-    for name, expected in (fixed | {"cross_attention_hidden_size": None}).items():
-        if decoder.get(name, expected) != expected:
-            raise CheckpointError(f"{path}: decoder.{name} is {decoder[name]!r:.200}; only {expected!r} is supported")
+    require(path, decoder, _LM_FIXED, "decoder.")
 
     codec = _codec_config(values["audio_encoder"], path)
     text = parsed(path, T5Config, values["text_encoder"], _T5_FIELDS)

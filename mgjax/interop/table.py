@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgjax.errors import CheckpointError
 from mgjax.interop.shapes import Shapes
@@ -106,6 +107,17 @@ class Rule:
 def one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
     """One array here that is one array there."""
     return Rule((target,), (source,), layout)
+
+
+def stacked(target: str, source: str, count: int, layout: Layout = PLAIN) -> Rule:
+    """One array here whose first axis runs over `count` of them there; {k} in their name stands for the number."""
+    return Rule((target,), tuple(source.format(k=k) for k in range(count)), layout, stacked=True)
+
+
+def codebooks(source: str, count: int) -> Iterator[Rule]:
+    """The codebooks of a residual vector quantizer, and what their training keeps."""
+    for name in ("embed", "embed_avg", "cluster_size", "inited"):
+        yield stacked(f"codebooks/{name}", f"{source}.{name}", count, FLAG if name == "inited" else PLAIN)
 
 
 def linear(target: str, source: str, layout: Layout = LINEAR) -> Iterator[Rule]:
@@ -213,7 +225,7 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
             path = tuple(target.split("/"))
             wanted = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
             flat[path] = place(path, np.ascontiguousarray(array, wanted))
-    return nested(flat)
+    return unflatten_dict(flat)
 
 
 def is_exact(path: Path) -> bool:
@@ -228,7 +240,7 @@ def is_exact(path: Path) -> bool:
 
 def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file, by name, from nested dictionaries of arrays: the inverse of `load`."""
-    arrays = {"/".join(path): array for path, array in flattened(variables).items()}
+    arrays = flatten_dict(variables, sep="/")
     shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     tensors = {}
     for rule in rules:
@@ -240,22 +252,3 @@ def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Ten
 
             tensors[source] = Tensor(shape, np.dtype(targets[0].dtype), source, read)
     return tensors
-
-
-def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """Nested dictionaries from a dictionary with paths as keys."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        inner = tree
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[path[-1]] = value
-    return tree
-
-
-def flattened(tree: Mapping[str, Any], path: Path = ()) -> dict[Path, Any]:
-    """The inverse of `nested`."""
-    flat: dict[Path, Any] = {}
-    for key, value in tree.items():
-        flat |= flattened(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): value}
-    return flat

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from mgjax.errors import ConfigError
@@ -66,13 +67,12 @@ def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> 
     Raises:
       ConfigError: A target is found nowhere.
     """
-    adapter: Adapter = {}
-    found = _targets(config, params)
+    pairs, found = {}, _targets(config, params)
     for (path, kernel), one in zip(found.items(), jax.random.split(key, len(found)), strict=True):
         lead, count, ins, outs = _sizes(matrix((*path, "kernel")), kernel.shape)
         down = jax.random.uniform(one, (*lead, count, ins, config.rank), minval=-1.0, maxval=1.0) * ins**-0.5
-        _put(adapter, path, {"down": down, "up": jnp.zeros((*lead, count, config.rank, outs))})
-    return adapter
+        pairs[path] = {"down": down, "up": jnp.zeros((*lead, count, config.rank, outs))}
+    return unflatten_dict(pairs)
 
 
 def insert(
@@ -144,17 +144,9 @@ def _sizes(place: Matrix, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int,
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
 
 
-def _pairs(adapter: Adapter, path: Path = ()) -> dict[Path, dict[str, Any]]:
+def _pairs(adapter: Adapter) -> dict[Path, dict[str, Any]]:
     """The narrow matrices by the paths of their layers."""
-    if "down" in adapter and not isinstance(adapter["down"], dict):
-        return {path: adapter}
-    return {key: pair for name, below in adapter.items() for key, pair in _pairs(below, (*path, name)).items()}
-
-
-def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
+    return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))
 
 
 def _with(tree: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:

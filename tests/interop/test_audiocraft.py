@@ -15,7 +15,7 @@ from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import MelodyConfig
 from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
-from mgjax.interop import audiocraft, audiocraft_run, huggingface, shapes
+from mgjax.interop import audiocraft, audiocraft_run, huggingface, shapes, xp_cfg
 from mgjax.interop.torch_file import CheckpointError, Tensor
 
 
@@ -533,12 +533,12 @@ BOMBS = {
 @pytest.mark.parametrize("text", [*BOMBS.values(), 3, b"a: 1"], ids=[*BOMBS, "a number", "bytes"])
 def test_yaml_that_could_fill_the_memory_is_refused(text):
     with pytest.raises(CheckpointError, match=r"f: its xp.cfg is not"):
-        audiocraft_run.parse(Path("f"), text)
+        xp_cfg.parse(Path("f"), text)
 
 
 def test_references_do_not_multiply():
     text = "x: [" + ", ".join(["'${x}'"] * 100) + "]\na: '${b}'\nb: '${a}'\nc: '${d.e}'\nd: {e: '${f}'}\nf: 3"
-    run = audiocraft_run.parse(Path("f"), text)
+    run = xp_cfg.parse(Path("f"), text)
     assert run["x"][5] == ["${x}"] * 100
     assert run["a"] in ("${a}", "${b}")
     assert (run["c"], run["d"]["e"]) == (3, 3)

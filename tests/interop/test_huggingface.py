@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax.traverse_util import unflatten_dict
 from safetensors.torch import load_file, save_file
 from tiny_transformers import (
     as_numpy,
@@ -29,7 +30,6 @@ from mgjax import checkpoint
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.interop import huggingface, shapes
-from mgjax.interop.table import nested
 from mgjax.interop.torch_file import CheckpointError
 
 LAYER = "decoder.model.decoder.layers.1"
@@ -472,7 +472,7 @@ def test_a_folded_codec_is_written_with_weight_norm(saved, tmp_path):
         if not name.endswith("/scale"):
             folded[tuple(name.split("/")[1:])] = array
     folded["params", "decoder", "conv_out", "kernel"][...] = 0
-    huggingface.write_codec(tmp_path / "codec", dataclasses.replace(config, norm="none"), nested(folded))
+    huggingface.write_codec(tmp_path / "codec", dataclasses.replace(config, norm="none"), unflatten_dict(folded))
     written = transformers.EncodecModel.from_pretrained(tmp_path / "codec")
     for number, path in ((3, "decoder/block0/up"), (0, "decoder/conv_in"), (-1, "decoder/conv_out")):
         weight = written.decoder.layers[number].conv.weight.detach().numpy()
