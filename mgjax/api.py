@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from mgjax import checks, finite, formats, sharding, style
-from mgjax.checkpoint import Checkpoint
+from mgjax.checkpoint import Checkpoint, hash_of
 from mgjax.codec.codec import Codec
 from mgjax.conditioner import Conditioner, Row, Span
 from mgjax.conditioning.condition import Condition
@@ -33,13 +32,10 @@ from mgjax.lm.sample import Draws, Layout, capacity_for
 from mgjax.melody import prepare
 from mgjax.separate import Separate
 from mgjax.steering import Steering
-from mgjax.strict_json import to_json
 
 Progress = Callable[[int, int], None]
 Text = str | None | Sequence[tuple[float, str | None]]  # the last one changes as the music goes on
 Texts = Text | Sequence[Text]
-
-_HASHED_NUMBERS = 1024  # of each array
 
 
 class MusicGen:
@@ -105,14 +101,7 @@ class MusicGen:
         """Twelve hexadecimal digits that tell models apart, from their shape and a sample of every array."""
         model = self._checkpoint()
         what = dataclasses.replace(model.config, license="", sampling=Sampling())
-        digest = hashlib.sha256(to_json(what).encode())
-        for path, array in jax.tree_util.tree_leaves_with_path(model.variables):
-            # On a CPU, numpy looks at the same memory; elsewhere only the sample is fetched.
-            flat = (np.asarray(array) if jax.default_backend() == "cpu" else array).ravel()
-            sample = flat[:: max(1, array.size // _HASHED_NUMBERS)]
-            digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
-            digest.update(np.asarray(sample, np.float32).tobytes())
-        return digest.hexdigest()[:12]
+        return hash_of(what, model.variables)
 
     def generate(self, texts: Texts, **options) -> Float32[np.ndarray, "b n c"]:
         """Music for one text or several, float32 from -1 to 1 (a little beyond it in loud places).

@@ -228,8 +228,7 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
         yield
         return
     with claims.claimed(folder):
-        with files.replacing(path) as file:
-            file.write((json.dumps(settings, indent=2) + "\n").encode())
+        files.write_json(path, settings)
         yield
 
 
@@ -259,5 +258,4 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    with files.replacing(path) as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    files.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

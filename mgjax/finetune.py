@@ -229,8 +229,7 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
             f"{tuning.music}: there must be two pieces or more, of which some are kept to validate: cut it"
         )
     _check_lengths(found, tuning.segment_seconds or longest)
-    with files.replacing(path) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return list(texts)
 
 

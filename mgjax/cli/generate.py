@@ -326,8 +326,7 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
     if recipe.loudness is not None:
         piece = loudness.normalized(piece, sample_rate, recipe.loudness)
     audio.write(path, piece, sample_rate)
-    with files.replacing(path.with_suffix(".json")) as file:
-        file.write(strict_json.to_json(recipe).encode())
+    files.write_text(path.with_suffix(".json"), strict_json.to_json(recipe))
 
 
 @dataclasses.dataclass(frozen=True)

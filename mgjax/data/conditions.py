@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
-from mgjax.conditioning.labels import from_metadata, label_arrays, number_arrays
+from mgjax.conditioning.labels import from_metadata, vectors
 from mgjax.data.pieces import Pieces
 from mgjax.data.prompts import TextConfig, assemble, plain
 from mgjax.errors import ConfigError, DataError
@@ -143,9 +143,8 @@ class Teller:
                 from_metadata(vars(self._pieces.metadata(one.piece)), label) if label.name in names else None
                 for one, names in zip(drawn, kept, strict=True)
             ]
-            arrays = label_arrays if isinstance(label, LabelConfig) else number_arrays
             name = f"label_{label.name}"
-            batch |= dict(zip((name, f"{name}_mask"), arrays(values, label), strict=True))
+            batch |= dict(zip((name, f"{name}_mask"), vectors(values, label), strict=True))
         return batch
 
     def _texts(self, drawn: Sequence[Drawn], kept: Sequence[bool], config: TextConfig) -> dict[str, np.ndarray]:

@@ -278,8 +278,7 @@ def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
 
 def write_run(path: Path, run: Any) -> None:
     """Writes the settings of a run, the dataclass `run`, as JSON."""
-    with files.replacing(path) as file:
-        file.write((json.dumps(_plain(run), indent=2) + "\n").encode())
+    files.write_json(path, _plain(run))
 
 
 def _plain(run: Any) -> Any:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -18,7 +16,6 @@ from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import hub, huggingface
-from mgjax.strict_json import to_json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,12 +115,3 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
 def initial(config: T5Config, key: Array) -> dict[str, Any]:
     """New weights of a text encoder."""
     return T5Encoder(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]
-
-
-def hash_of(config: Any, weights: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that tell models apart, made of the config and the weights (on this host)."""
-    digest = hashlib.sha256(to_json(config).encode())
-    for path, array in jax.tree_util.tree_leaves_with_path(weights):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()[:12]
