@@ -30,6 +30,7 @@ from mgjax.lm.generate import Window, cut, generate, windows
 from mgjax.lm.model import LM, Context
 from mgjax.lm.sample import Draws, Layout, capacity_for
 from mgjax.melody import prepare
+from mgjax.nn import applied
 from mgjax.separate import Separate
 from mgjax.steering import Steering
 
@@ -268,7 +269,8 @@ class MusicGen:
         tokens = pattern.build(codes, self.config.lm.special_token)
         # Few lengths, few programs: what stands after the music is not seen from before.
         after = [(0, 0), (0, capacity_for(tokens.shape[1]) - tokens.shape[1]), (0, 0)]
-        logits = _logits(self._lm, self._params["lm"], context, jnp.asarray(np.pad(tokens, after)))
+        tokens_after = jnp.asarray(np.pad(tokens, after))
+        logits = applied(self._lm, {"params": self._params["lm"]}, tokens_after, context)
         return pattern.revert_logits(logits[:, : tokens.shape[1]], num_frames)[0]
 
     def save(
@@ -349,7 +351,9 @@ class MusicGen:
         def steer(window: Window) -> WindowSteering:
             part = steering.part(window.offset + window.given, window.offset, window.num_frames)
             span = Span(window.offset / self.frame_rate, self.config.window_seconds, beyond)
-            return WindowSteering(self._context(part.sets, texts, span), part.strengths, self._layout(part.sets))
+            size = len(part.sets[0]), len(part.sets)
+            place = None if self._mesh is None else layout(self.config.lm, *size, self._mesh)
+            return WindowSteering(self._context(part.sets, texts, span), part.strengths, place)
 
         return steer
 
@@ -357,9 +361,6 @@ class MusicGen:
         if self._mesh is not None:
             raise TypeError("a model that is spread over devices cannot be copied or pickled: save and load it")
         return self.__dict__
-
-    def _layout(self, sets: Sequence[Sequence[Row]]) -> Layout | None:
-        return None if self._mesh is None else layout(self.config.lm, len(sets[0]), len(sets), self._mesh)
 
     def _context(self, sets: Sequence[Sequence[Row]], texts: Any, span: Span) -> Context:
         """The conditions of a batch, then of the same rows with less, as the language model reads them."""
@@ -383,11 +384,6 @@ def layout(config: LMConfig, batch: int, num_sets: int, mesh: Mesh) -> Layout:
 def make_context(module: LM, params: dict, conditions: dict[str, Condition], batch: int) -> Context:
     """The conditions of `batch` rows, guidance's included, as the language model reads them."""
     return module.apply({"params": params}, conditions, batch=batch, method="context")
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _logits(module: LM, params: dict, context: Context, tokens: Int[Array, "b s k"]) -> Float[Array, "b s k v"]:
-    return module.apply({"params": params}, tokens, context)
 
 
 def load(

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int32
 from mgjax.conditioning.labels import row_values, vectors
 from mgjax.config import ModelConfig, Sampling
 from mgjax.inputs import arguments
-from mgjax.inputs.arguments import is_whole, shown
+from mgjax.inputs.arguments import is_number, is_whole, shown
 from mgjax.references import rows as rows_of
 from mgjax.steering import Change
 
@@ -66,12 +66,7 @@ def _is_schedule(value: Any) -> bool:
 
 
 def _is_change(value: Any) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and (is_whole(value[0]) or isinstance(value[0], float | np.floating))
-        and _is_text(value[1])
-    )
+    return isinstance(value, tuple | list) and len(value) == 2 and is_number(value[0]) and _is_text(value[1])
 
 
 def _changes(schedule: Sequence[Any], frame_rate: float, num_frames: int, blend_frames: int) -> list[Change]:

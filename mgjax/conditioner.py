@@ -25,6 +25,7 @@ from mgjax.conditioning.text import BUCKETS, Tokenizer
 from mgjax.config import ModelConfig
 from mgjax.errors import CheckpointError
 from mgjax.melody import Melody, windowed
+from mgjax.nn import applied
 from mgjax.style import Excerpt, encode
 
 
@@ -116,7 +117,7 @@ class Conditioner:
             shape = (1, BUCKETS[0])
             return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
         ids, mask = self.tokenizer.encode(_rounded_up(texts))
-        return _encode_text(T5Encoder(config), self._variables["text"], ids, mask), mask
+        return applied(T5Encoder(config), {"params": self._variables["text"]}, ids, mask), mask
 
     def _joint(self, texts: Sequence[str]) -> Float[Array, "u j"]:
         """The vectors of texts in CLAP's space, quantized where the model does that."""
@@ -227,14 +228,12 @@ def tokenizer_of(config: ModelConfig, files: Path | None) -> Tokenizer:
     """
     if config.text is None:
         raise CheckpointError("this model has no T5, and so no tokenizer of one")
-    if config.tokenizer == "bytes":
-        return Tokenizer.bytes()
-    if files is None:
+    if config.tokenizer != "bytes" and files is None:
         raise CheckpointError(
             "this model came without a tokenizer, so it cannot read texts: put spiece.model or tokenizer.json (those "
             "of t5-base for the published models) into its folder"
         )
-    tokenizer = Tokenizer.from_directory(files)
+    tokenizer = Tokenizer.bytes() if config.tokenizer == "bytes" else Tokenizer.from_directory(files)
     if tokenizer.vocab_size > config.text.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {files} has {tokenizer.vocab_size} tokens, and the text encoder knows "
@@ -259,8 +258,3 @@ def _rounded_up(texts: Sequence[str]) -> list[str]:
 
 
 _quantized = jax.jit(joint.quantized)
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _encode_text(module: T5Encoder, params: dict, ids: Array, mask: Array) -> Float[Array, "b l d"]:
-    return module.apply({"params": params}, ids, mask)

@@ -130,7 +130,7 @@ def _several(values: Any, config: LabelConfig) -> Sequence[str]:
 
 def _number(value: Any, config: NumberConfig) -> float:
     allowed = f"{config.name} must be a number from {config.low:g} to {config.high:g}"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+    if not arguments.is_number(value):
         raise TypeError(f"{allowed}, got {value!r}")
     if not config.low <= value <= config.high:
         raise ValueError(f"{allowed}, got {value}")
