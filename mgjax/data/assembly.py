@@ -176,7 +176,10 @@ def assemble(
         jobs = plan.jobs()
         with _reporting(work, sum(len(job.sources) for job in jobs), progress):
             make = functools.partial(_make_shard, directory, plan.description, plan.maker)
-            missing = functools.partial(_missing, directory, plan.description, jobs)
+
+            def missing() -> list[Job]:
+                return [job for job in jobs if _part(directory, plan.description, job) is None]
+
             if beam_options or workers == 1:
                 processes.run(make, missing(), beam_options)
             else:
@@ -271,10 +274,6 @@ def _part(directory: Path, description: Description, job: Job) -> dict[str, Any]
     except (OSError, CorpusError):
         return None
     return part if part.pop("hash") == _hash([job.hash, part]) and part["num_bytes"] == size else None
-
-
-def _missing(directory: Path, description: Description, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in jobs if _part(directory, description, job) is None]
 
 
 def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) -> Report:

@@ -258,11 +258,7 @@ def _open(path: PathLike) -> Iterator[Any]:
         with _explained(path):
             file = soundfile.SoundFile(content if is_copy else _native(path))
         with file:
-            if not arguments.LOWEST_RATE <= file.samplerate <= arguments.HIGHEST_RATE:
-                raise ValueError(
-                    f"{path}: has a sample rate of {file.samplerate} hertz, music has one from "
-                    f"{arguments.LOWEST_RATE} to {arguments.HIGHEST_RATE}"
-                )
+            arguments.rate(file.samplerate, f"{path}: its sample rate")
             if file.channels > MOST_CHANNELS:
                 raise ValueError(f"{path}: has {file.channels} channels, the most that are read are {MOST_CHANNELS}")
             yield file

@@ -16,6 +16,7 @@ from mgjax.conditioning.labels import from_metadata, vectors
 from mgjax.data.pieces import Pieces
 from mgjax.data.prompts import TextConfig, assemble, plain
 from mgjax.errors import ConfigError, DataError
+from mgjax.strict_json import ranged
 
 Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
 
@@ -44,9 +45,7 @@ class Dropout:
     labels: float = 0.5
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise ConfigError(f"dropout.{name} is a probability: it must be from 0 to 1, got {value}")
+        ranged(self, "from 0 to 1", "conditions text melody style clap labels", "dropout.")
 
     def kept(self, names: Sequence[str], rng: np.random.Generator) -> frozenset[str]:
         """Which of the conditions `names` an example is told."""

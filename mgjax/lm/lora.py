@@ -19,6 +19,7 @@ from jaxtyping import Array, Key
 
 from mgjax.errors import ConfigError
 from mgjax.lm.matrices import Matrix, matrix
+from mgjax.strict_json import ranged
 
 Path = tuple[str, ...]
 Adapter = dict[str, Any]
@@ -42,12 +43,9 @@ class LoraConfig:
     targets: tuple[str, ...] = ("self_attn", "cross_attn", "ffn")
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ConfigError(f"lora.rank must be 1 or more, got {self.rank}")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError(f"lora.alpha must be above 0, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout must be 0 or above and below 1, got {self.dropout}")
+        ranged(self, "1 or more", "rank", "lora.")
+        ranged(self, "above 0", "alpha", "lora.")
+        ranged(self, "0 or above and below 1", "dropout", "lora.")
         if not self.targets:
             raise ConfigError('lora.targets names nothing to adapt: leave it out, or give patterns such as "self_attn"')
         for pattern in self.targets:
@@ -84,7 +82,7 @@ def insert(
       key: Of what is left out at random, where the config says so; None for nothing.
     """
     dropped = key is not None and config.dropout > 0
-    pairs = _pairs(adapter)
+    pairs = pairs_of(adapter)
     keys = jax.random.split(key, len(pairs)) if dropped else [None] * len(pairs)
     joined = params
     for (path, pair), one in zip(pairs.items(), keys, strict=True):
@@ -104,7 +102,7 @@ def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[
       ConfigError: The adapter is for another model.
     """
     merged = params
-    for path, pair in _pairs(adapter).items():
+    for path, pair in pairs_of(adapter).items():
         merged = _with(merged, path, lambda dense, path=path, pair=pair: _merged(config, path, dense, pair))
     return merged
 
@@ -144,7 +142,7 @@ def _sizes(place: Matrix, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int,
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
 
 
-def _pairs(adapter: Adapter) -> dict[Path, dict[str, Any]]:
+def pairs_of(adapter: Adapter) -> dict[Path, dict[str, Any]]:
     """The narrow matrices by the paths of their layers."""
     return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))
 

@@ -205,12 +205,7 @@ class Checkpoints:
     def _read_merit(self, step: int) -> float:
         try:
             return self._merit(self._record.restore(self._directory / str(step) / "record")["metrics"])
-        except (
-            LookupError,
-            OSError,
-            TypeError,
-            ValueError,
-        ):  # damaged, or half deleted when the process was killed: not worth keeping
+        except (LookupError, OSError, TypeError, ValueError):  # damaged, or half deleted when the process was killed
             return -math.inf
 
     def _check(self, step: int, like: TrainState) -> None:

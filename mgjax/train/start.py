@@ -17,9 +17,9 @@ from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config import LMConfig, ModelConfig
 from mgjax.errors import ConfigError
-from mgjax.interop import hub
-from mgjax.interop.clap import read_clap
-from mgjax.interop.hubert import read_hubert
+from mgjax.interop import hub, table
+from mgjax.interop.clap import match_clap
+from mgjax.interop.hubert import match_hubert
 from mgjax.train import text as text_encoders
 from mgjax.train.lm_run import LMRun
 from mgjax.train.text import TextEncoder
@@ -99,7 +99,7 @@ def read(run: LMRun) -> Start:
         extra |= {"labels": run.labels, "numbers": run.numbers}
         if run.clap_encoder is not None:
             directory = hub.fetch(run.clap_encoder)
-            found, towers = read_clap(directory, place=lambda path, array: array)
+            found, towers = table.read(match_clap(directory), place=lambda path, array: array)
             clap_files = checkpoint.find_clap_tokenizer(directory)
             extra["clap"] = dataclasses.replace(run.clap or ClapConditionConfig(), clap=found)
     else:
@@ -150,7 +150,7 @@ def _style_encoder(style: StyleConfig | None, source: str | None) -> tuple[Style
             "the features of a style need an encoder: set style_encoder, to m-a-p/MERT-v1-95M as the published model "
             "has it, or style.features to None for a style of codes"
         )
-    found, weights = read_hubert(hub.fetch(source), place=lambda path, array: array)
+    found, weights = table.read(match_hubert(hub.fetch(source)), place=lambda path, array: array)
     # Whether clips are normalised is the style's to say: the published model hears them as they are.
     found = dataclasses.replace(found, normalize=style.features.normalize)
     return dataclasses.replace(style, features=found), weights

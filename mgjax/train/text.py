@@ -15,7 +15,7 @@ from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop import hub, huggingface
+from mgjax.interop import hub, huggingface, table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,25 +33,6 @@ class TextEncoder:
     weights: dict[str, Any] | None = None
     tokenizer_files: Path | None = None
     tokenizer: str = "sentencepiece"
-
-
-def check(
-    *, init: str | None, text_encoder: str | None, new_text: T5Config | None, vocabulary: str | None, train_text: bool
-) -> None:
-    """Raises ConfigError where these settings of a run contradict each other."""
-    if new_text is None:
-        if vocabulary is not None:
-            raise ConfigError(
-                "vocabulary is that of a new text encoder, and there is none: set new_text, or leave vocabulary out"
-            )
-        if train_text and init is None and text_encoder is None:
-            raise ConfigError("there is no text encoder to train: set text_encoder, new_text or init, or no train_text")
-        return
-    for name, value in (("text_encoder", text_encoder), ("init", init)):
-        if value is not None:
-            raise ConfigError(f"new_text is a new text encoder, and {name} brings one: leave one of the two out")
-    if not train_text:
-        raise ConfigError("a new text encoder (new_text) knows nothing and has to be trained: set train_text")
 
 
 def read(source: str | None) -> TextEncoder:
@@ -73,7 +54,7 @@ def read(source: str | None) -> TextEncoder:
         return TextEncoder(config.text, weights, None, config.tokenizer)
     directory = hub.fetch(source)
     if checkpoint.read_json(directory / "config.json").get("format") != "mgjax":
-        config, weights = huggingface.read_text_encoder(directory, place=place)
+        config, weights = table.read(huggingface.match_text_encoder(directory), place=place)
         return TextEncoder(config, weights, checkpoint.find_tokenizer(directory))
     model = checkpoint.read_model(directory, place=place)
     if model.config.text is None:
