@@ -97,9 +97,7 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str 
             _copy(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
 
 
-def read_codec(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[CodecConfig, dict[str, Any]]:
+def read_codec(directory: str | os.PathLike, *, place: table.Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec of a directory in mgjax form that holds a codec alone or a whole model."""
     directory = Path(directory)
     tensors = compact.unpack(weights.find(directory))
@@ -108,8 +106,7 @@ def read_codec(
         tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
     else:
         config = _read_config(directory, "codec", CodecConfig)
-    match = _match(directory, tensors, shapes.codec_shapes(config))
-    return config, table.load(match, dtype=dtype, place=place)
+    return config, table.load(_match(directory, tensors, shapes.codec_shapes(config)), place=place)
 
 
 def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from mgjax.config import ModelConfig
 from mgjax.data import assembly, audio, build, loudness, sources, tokenize
 from mgjax.data.metadata import Metadata, escaped
 from mgjax.data.pipeline import DataConfig
-from mgjax.data.prompts import FIELDS, TextConfig
+from mgjax.data.prompts import FIELDS, TextConfig, rendered
 from mgjax.errors import ConfigError, DataError
 from mgjax.inputs import claims, files
 from mgjax.lm.lora import LoraConfig
@@ -86,8 +86,6 @@ class Finetuning:
     max_bad: float = 0.05
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be 0 or above and below 2**32, got {self.seed}")
         if self.workers < 1:
             raise ConfigError(f"workers must be 1 or more, got {self.workers}")
         if self.caption is not None and self.caption != escaped(self.caption):
@@ -329,12 +327,7 @@ def _told(known: Metadata) -> str | None:
     if known.description:
         return known.description
     values = {field: getattr(known, field) for field in FIELDS}
-    parts = [
-        f"{field}: {', '.join(value) if isinstance(value, tuple) else value}"
-        for field, value in values.items()
-        if value
-    ]
-    return ". ".join(parts) or None
+    return ". ".join(rendered(field, value) for field, value in values.items() if value) or None
 
 
 def _compare(tuning: Finetuning, directory: Path, texts: list[str], seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,6 @@ def describe(plan: Any) -> list[tuple[str, str]]:
 
 def values(plan: Any) -> dict[str, Any]:
     """A plan as JSON holds it."""
-    import dataclasses
-
     found = dataclasses.asdict(plan)
     return found | {
         "seconds": plan.seconds,

@@ -173,15 +173,10 @@ def _read_lm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], LMConfig]:
 
 
 def read_codec(
-    directory: str | os.PathLike,
-    *,
-    dtype: Any = None,
-    place: table.Place | None = None,
-    fetch: Fetch = hub.fetch,
+    directory: str | os.PathLike, *, place: table.Place | None = None, fetch: Fetch = hub.fetch
 ) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec in `directory`, which holds `compression_state_dict.bin`."""
-    config, match = _match_codec(Path(directory), fetch)
-    return config, table.load(match, dtype=dtype, place=place)
+    return table.read(_match_codec(Path(directory), fetch), place=place)
 
 
 def _match_codec(directory: Path, fetch: Fetch) -> tuple[CodecConfig, table.Match]:
@@ -213,15 +208,12 @@ def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, xp_cfg.parse(path, content.get("xp.cfg") or "{}")
 
 
-def write_model(
-    directory: str | os.PathLike, checkpoint: Checkpoint, *, dtype: Any = None, text_encoder: str | None = None
-) -> None:
+def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, *, text_encoder: str | None = None) -> None:
     """Writes a model in audiocraft's form; one that is in `directory` already is replaced.
 
     Args:
       directory: Where to.
       checkpoint: The model.
-      dtype: The type of the language model's weights, e.g. "float16" as published; None for what they are.
       text_encoder: The name of the T5, which is not written; None to tell it by its config.
 
     Raises:
@@ -236,8 +228,6 @@ def write_model(
     if config.melody:
         size = config.melody.fft_size
         state[_WINDOW] = Tensor((size,), np.dtype(np.float32), _WINDOW, lambda: np.float32(np.hanning(size + 1)[:-1]))
-    if dtype is not None:
-        state = {name: tensor if _is_exact(name) else _cast(tensor, np.dtype(dtype)) for name, tensor in state.items()}
     with replacing(directory) as temporary:
         _write_package(temporary / LM_FILE, state, run)
         _write_codec(temporary, config.codec, checkpoint.variables["codec"])
@@ -257,12 +247,3 @@ def _write_codec(directory: Path, config: CodecConfig, variables: dict[str, Any]
 def _write_package(path: Path, state: dict[str, Tensor], run: dict[str, Any]) -> None:
     text = yaml.safe_dump(run, sort_keys=False)
     torch_file.write(path, {"best_state": state, "xp.cfg": text, "version": VERSION, "exported": True})
-
-
-def _is_exact(name: str) -> bool:
-    """Whether a tensor is not rounded: codebooks, since codes are hard decisions, statistics, and the window."""
-    return "._codebook." in name or ".batch_norm." in name or name == _WINDOW
-
-
-def _cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
-    return Tensor(tensor.shape, dtype, tensor.file, lambda: tensor.read().astype(dtype))

@@ -13,7 +13,7 @@ from typing import Any
 
 from flax.traverse_util import unflatten_dict
 
-from mgjax.conditioner_config import ClapConditionConfig, MelodyConfig, StyleConfig, T5Config
+from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import names
@@ -246,17 +246,8 @@ def named_text_encoder(run: dict[str, Any]) -> str:
     return str(at(run, "conditioners.description.t5.name", "t5-base"))
 
 
-def model_config(
-    path: Path,
-    run: dict[str, Any],
-    lm: LMConfig,
-    codec: CodecConfig,
-    *,
-    text: T5Config | None = None,
-    style: StyleConfig | None = None,
-    clap: ClapConditionConfig | None = None,
-) -> ModelConfig:
-    """The whole model's config, from those of its parts."""
+def model_config(path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConfig, **encoders: Any) -> ModelConfig:
+    """The whole model's config, from those of its parts; `encoders` are the text, style and CLAP that it has."""
     text_guidance = at(run, "generate.lm.cfg_coef_beta")
     try:
         guidance = float(at(run, "classifier_free_guidance.inference_coef", 3.0))
@@ -264,17 +255,9 @@ def model_config(
         streams = 1 + bool(at(run, "interleave_stereo_codebooks.use", lm.num_codebooks > codec.num_codebooks))
         if at(run, "compression_model_n_q") not in (None, lm.num_codebooks / streams):
             raise ConfigError(f"compression_model_n_q is not {lm.num_codebooks / streams:g}, as its arrays have it")
-        return ModelConfig(
-            lm,
-            codec,
-            text,
-            channels=codec.channels * streams,
-            window_seconds=float(at(run, "dataset.segment_duration") or 30.0),
-            sampling=sampling,
-            melody=melody_config(run, lm, codec),
-            style=style,
-            clap=clap,
-        )
+        seconds = float(at(run, "dataset.segment_duration") or 30.0)
+        parts = {"text": None, "melody": melody_config(run, lm, codec), "sampling": sampling} | encoders
+        return ModelConfig(lm, codec, channels=codec.channels * streams, window_seconds=seconds, **parts)
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,23 +67,15 @@ _AUDIO_FIXED = {
 _FEATURE_FIXED = {"truncation": "rand_trunc", "padding": "repeatpad", "top_db": None, "padding_value": 0}
 
 
-def read_clap(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[ClapConfig, dict[str, Any]]:
-    """The config and the variables of the ClapModel in `directory`: {"text": of ClapText, "audio": of ClapAudio}.
+def match_clap(directory: Path) -> tuple[ClapConfig, table.Match]:
+    """The config of the ClapModel in `directory`, and what `table.read` needs to read its towers.
 
-    `dtype` and `place` are those of `table.load`. The spectrogram is what preprocessor_config.json says, and without
-    that file the one of the published models.
+    They are {"text": of ClapText, "audio": of ClapAudio}. The spectrogram is what preprocessor_config.json says, and
+    without that file the one of the published models.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
-    config, match = match_clap(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
-
-
-def match_clap(directory: Path) -> tuple[ClapConfig, table.Match]:
-    """The config of the ClapModel in `directory`, and what `table.load` needs to read it."""
     config = _read_config(directory)
     tensors, wanted = weights.find(directory), clap_shapes(config)
     return config, table.match(_rules(config), tensors, wanted, where=str(directory), ignored=_IGNORED)

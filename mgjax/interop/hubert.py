@@ -6,11 +6,9 @@ MERT comes with code of its own, which is never run: without its constant-Q part
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -54,22 +52,12 @@ _IGNORED = (r"^masked_spec_embed$", r"^feature_extractor_cqt\.")
 _POSITIONS = "encoder.pos_conv_embed.conv"
 
 
-def read_hubert(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[HubertConfig, dict[str, Any]]:
-    """The config and the parameters of the HubertModel or MERT in `directory`; no code that lies there is run.
-
-    `dtype` and `place` are those of `table.load`.
+def match_hubert(directory: Path) -> tuple[HubertConfig, table.Match]:
+    """The config of the HubertModel or MERT in `directory`, and what `table.read` needs; no code in there is run.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
-    config, match = match_hubert(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
-
-
-def match_hubert(directory: Path) -> tuple[HubertConfig, table.Match]:
-    """The config of the encoder in `directory`, and what `table.load` needs to read it."""
     config = _config(directory)
     tensors = _folded(weights.find(directory))
     return config, table.match(hubert(config), tensors, hubert_shapes(config), where=str(directory), ignored=_IGNORED)

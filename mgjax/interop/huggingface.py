@@ -112,12 +112,9 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.
     return Checkpoint(config, table.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
 
-def read_codec(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[CodecConfig, dict[str, Any]]:
+def read_codec(directory: str | os.PathLike, *, place: table.Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec of a directory that holds an EncodecModel or a whole MusicGen model."""
-    config, match = match_codec(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
+    return table.read(match_codec(Path(directory)), place=place)
 
 
 def match_codec(directory: Path) -> tuple[CodecConfig, table.Match]:
@@ -133,16 +130,9 @@ def match_codec(directory: Path) -> tuple[CodecConfig, table.Match]:
     )
 
 
-def read_text_encoder(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[T5Config, dict[str, Any]]:
-    """The text encoder of a directory that holds a T5 (the encoder or all of it) or a whole MusicGen model."""
-    config, match = match_text_encoder(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
-
-
 def match_text_encoder(directory: Path) -> tuple[T5Config, table.Match]:
-    """The text encoder's config and what `table.load` needs to read it."""
+    """The text encoder of a directory that holds a T5 (the encoder or all of it) or a whole MusicGen model: its config,
+    and what `table.read` needs."""
     values, prefix = _part_of_model(directory, "t5", "text_encoder")
     config = parsed(directory / "config.json", T5Config, values, _T5_FIELDS)
     return config, table.match(

@@ -20,7 +20,7 @@ from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 from mgjax.interop import names, shapes, weights
 from mgjax.interop.torch_file import Tensor
-from mgjax.lm.lora import Adapter, LoraConfig
+from mgjax.lm.lora import Adapter, LoraConfig, pairs_of
 from mgjax.lm.matrices import matrix
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -108,10 +108,9 @@ def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm
     """
     tensors: dict[str, Tensor] = {}
     adapted: list[str] = []
+    pairs = pairs_of(adapter)
     for path, layers in _layers(lm).items():
-        pair: Any = adapter
-        for name in path:
-            pair = pair.get(name, {})
+        pair = pairs.get(path)
         if not pair:
             continue
         for number, layer in enumerate(layers):

@@ -172,25 +172,21 @@ def match(
     expected = {
         source: shape for rule in rules for source, shape in zip(rule.sources, rule.source_shapes(shapes), strict=True)
     }
-    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in named]
-    unexpected = [
-        f"{name} {tensor.shape} ({tensor.file})" for key, (name, tensor) in named.items() if key not in expected
-    ]
-    misshapen = [
-        f"{name} ({tensor.file}): expected {expected[key]}, found {tensor.shape}"
-        for key, (name, tensor) in named.items()
-        if key in expected and tensor.shape != expected[key]
-    ]
-    wrong_type = [
-        f"{name} ({tensor.file}): expected floating point numbers, found {tensor.dtype}"
-        for key, (name, tensor) in named.items()
-        if key in expected and tensor.dtype not in FLOATS
-    ]
     problems = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": misshapen,
-        "of another type": wrong_type,
+        "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in named],
+        "unexpected": [
+            f"{name} {tensor.shape} ({tensor.file})" for key, (name, tensor) in named.items() if key not in expected
+        ],
+        "of another shape": [
+            f"{name} ({tensor.file}): expected {expected[key]}, found {tensor.shape}"
+            for key, (name, tensor) in named.items()
+            if key in expected and tensor.shape != expected[key]
+        ],
+        "of another type": [
+            f"{name} ({tensor.file}): expected floating point numbers, found {tensor.dtype}"
+            for key, (name, tensor) in named.items()
+            if key in expected and tensor.dtype not in FLOATS
+        ],
     }
     if any(problems.values()):
         lines = [f"  {kind} ({len(names)}): {_listing(names)}" for kind, names in problems.items() if names]
@@ -226,6 +222,15 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
             wanted = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
             flat[path] = place(path, np.ascontiguousarray(array, wanted))
     return unflatten_dict(flat)
+
+
+def read(found: tuple[Any, Match], *, dtype: Any = None, place: Place | None = None) -> tuple[Any, dict[str, Any]]:
+    """The config and the arrays of a part of a model, from what a function such as `hubert.match_hubert` has found.
+
+    `dtype` and `place` are those of `load`.
+    """
+    config, fit = found
+    return config, load(fit, dtype=dtype, place=place)
 
 
 def is_exact(path: Path) -> bool:

@@ -15,14 +15,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mgjax import formats
-from mgjax.conditioner_config import (
-    ClapConditionConfig,
-    ClapConfig,
-    HubertConfig,
-    MelodyConfig,
-    StyleConfig,
-    T5Config,
-)
+from mgjax.conditioner_config import ClapConditionConfig, ClapConfig, HubertConfig, MelodyConfig, StyleConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.errors import ConfigError
 from mgjax.interop import hub

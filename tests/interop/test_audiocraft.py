@@ -100,7 +100,8 @@ def test_written_configs(written):
 
 
 def test_half_precision(theirs, saved, tmp_path):
-    audiocraft.write_model(tmp_path / "model", theirs, dtype="float16", text_encoder="t5-tiny")
+    halved = huggingface.read_model(saved, dtype="float16", place=as_numpy)
+    audiocraft.write_model(tmp_path / "model", halved, text_encoder="t5-tiny")
     state = torch.load(tmp_path / "model" / "state_dict.bin", weights_only=True)["best_state"]
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
     halves, original = read(tmp_path / "model", saved).variables, theirs.variables
@@ -415,8 +416,8 @@ def test_transformers_takes_fewer_codebooks_by_the_first_bandwidth(theirs, tmp_p
 def test_the_window_of_the_melody(tmp_path):
     """audiocraft opens its models with strict=True, and keeps this window of torchaudio's Spectrogram."""
     directory = save(melody(), tmp_path / "huggingface")
-    theirs = huggingface.read_model(directory, place=as_numpy)
-    audiocraft.write_model(tmp_path / "model", theirs, dtype="float16", text_encoder="t5-tiny")
+    theirs = huggingface.read_model(directory, dtype="float16", place=as_numpy)
+    audiocraft.write_model(tmp_path / "model", theirs, text_encoder="t5-tiny")
     state = torch.load(tmp_path / "model" / "state_dict.bin", weights_only=True)["best_state"]
     window = state["condition_provider.conditioners.self_wav.chroma.spec.window"]
     assert window.dtype == torch.float32

@@ -29,7 +29,7 @@ from tiny_transformers import (
 from mgjax import checkpoint
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
-from mgjax.interop import huggingface, shapes
+from mgjax.interop import huggingface, shapes, table
 from mgjax.interop.torch_file import CheckpointError
 
 LAYER = "decoder.model.decoder.layers.1"
@@ -488,7 +488,7 @@ def test_text_encoder_of_a_whole_t5(proj, tmp_path):
     whole = randomised(transformers.T5ForConditionalGeneration(config))
     directory = save(whole, tmp_path / "t5")
     assert any(name.startswith("decoder.") for name in load_file(directory / "model.safetensors"))
-    ours, params = huggingface.read_text_encoder(directory)
+    ours, params = table.read(huggingface.match_text_encoder(directory))
     assert ours.activation == proj
     block = whole.encoder.block[1]
     name = "wi" if proj == "relu" else "wi_1"
@@ -501,7 +501,7 @@ def test_text_encoder_of_a_whole_t5(proj, tmp_path):
 
 
 def test_text_encoder_inside(saved, read):
-    config, params = huggingface.read_text_encoder(saved)
+    config, params = table.read(huggingface.match_text_encoder(saved))
     assert config == read.config.text
     assert_same(params, read.variables["text"])
 
@@ -509,7 +509,7 @@ def test_text_encoder_inside(saved, read):
 def test_another_model_has_no_text_encoder(copied):
     (copied / "config.json").write_text('{"model_type": "whisper"}')
     with pytest.raises(CheckpointError, match="'whisper'; expected 't5'"):
-        huggingface.read_text_encoder(copied)
+        table.read(huggingface.match_text_encoder(copied))
 
 
 @pytest.mark.parametrize(
