@@ -269,8 +269,7 @@ class MusicGen:
         tokens = pattern.build(codes, self.config.lm.special_token)
         # Few lengths, few programs: what stands after the music is not seen from before.
         after = [(0, 0), (0, capacity_for(tokens.shape[1]) - tokens.shape[1]), (0, 0)]
-        tokens_after = jnp.asarray(np.pad(tokens, after))
-        logits = applied(self._lm, {"params": self._params["lm"]}, tokens_after, context)
+        logits = applied(self._lm, {"params": self._params["lm"]}, jnp.asarray(np.pad(tokens, after)), context)
         return pattern.revert_logits(logits[:, : tokens.shape[1]], num_frames)[0]
 
     def save(

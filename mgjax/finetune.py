@@ -86,6 +86,8 @@ class Finetuning:
     max_bad: float = 0.05
 
     def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be 0 or above and below 2**32, got {self.seed}")
         if self.workers < 1:
             raise ConfigError(f"workers must be 1 or more, got {self.workers}")
         if self.caption is not None and self.caption != escaped(self.caption):

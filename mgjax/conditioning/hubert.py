@@ -173,8 +173,7 @@ class _SelfAttention(nn.Module):
 
 def hubert_shapes(config: HubertConfig) -> Shapes:
     """The shape of every parameter of `Hubert`, by its path."""
-    shapes: Shapes = {}
-    inputs = 1
+    shapes, inputs = {}, 1
     for i, (outputs, width) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
         shapes |= dense_shapes(f"conv{i}", (width, inputs), (outputs,), bias=config.conv_bias)
         if i == 0 or config.conv_norm == "layer":

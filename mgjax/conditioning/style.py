@@ -15,17 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.conditioner_config import StyleConfig
 from mgjax.conditioning.condition import Condition
-from mgjax.nn import (
-    Dense,
-    LayerNorm,
-    Shapes,
-    attention,
-    codebook_shapes,
-    dense_shapes,
-    norm_shapes,
-    sinusoidal_positions,
-    under,
-)
+from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_shapes, sinusoidal_positions, under
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
@@ -176,7 +166,7 @@ def style_shapes(config: StyleConfig) -> Shapes:
     """The shape of every array of `StyleConditioner`, by its path: "params/...", "batch_stats/...", "codebooks/..."."""
     d, h, e, f = config.dim, config.num_heads, config.dim // config.num_heads, config.ffn_dim
     if config.features is not None:
-        encoder = dense_shapes("embed", (config.features.dim,), (d,))
+        encoder = {"embed/kernel": (config.features.dim, d), "embed/bias": (d,)}
     else:
         encoder = {"embed/embedding": (config.num_code_streams, config.code_size, d)}
     for i in range(config.num_layers):

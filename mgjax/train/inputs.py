@@ -35,9 +35,7 @@ class Inputs:
           ConfigError: It was begun with something else.
         """
         if before is None:
-            return (
-                ", which says nothing of what it was begun with: that corpora and weights are the same is not checked"
-            )
+            return ", which says nothing of what it was begun with: corpora and weights are not compared"
         shared = sorted(set(before) & set(self.hashes))
         differing = [name for name in shared if before[name] != self.hashes[name]]
         now = {name: self.hashes[name] for name in differing}

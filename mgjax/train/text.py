@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from mgjax import checkpoint, initialize
@@ -44,19 +43,15 @@ def read(source: str | None) -> TextEncoder:
     """
     if source is None:
         return TextEncoder()
-
-    def place(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-        return array
-
     if source == "debug":
         config = initialize.DEBUG
-        weights = initialize.random_variables(config, place=place)["text"]
+        weights = initialize.random_variables(config, place=lambda path, array: array)["text"]
         return TextEncoder(config.text, weights, None, config.tokenizer)
     directory = hub.fetch(source)
     if checkpoint.read_json(directory / "config.json").get("format") != "mgjax":
-        config, weights = table.read(huggingface.match_text_encoder(directory), place=place)
+        config, weights = table.read(huggingface.match_text_encoder(directory), place=lambda path, array: array)
         return TextEncoder(config, weights, checkpoint.find_tokenizer(directory))
-    model = checkpoint.read_model(directory, place=place)
+    model = checkpoint.read_model(directory, place=lambda path, array: array)
     if model.config.text is None:
         raise ConfigError(f"{source} reads no text: give a model that does, or a T5, as text_encoder")
     return TextEncoder(model.config.text, model.variables["text"], model.tokenizer, model.config.tokenizer)

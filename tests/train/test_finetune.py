@@ -110,8 +110,8 @@ def test_pieces_that_are_too_short_are_told_of_at_once(music, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--seed", "-1"], "--seed must be 0 or more, got -1"),
-        (["--seed", str(2**32)], "--seed must be finite, and within 32 bits"),
+        (["--seed", "-1"], "seed must be 0 or above and below 2**32, got -1"),
+        (["--seed", str(2**32)], "seed must be 0 or above and below 2**32"),
         (["--segment", "3600"], "no piece is long enough for segments of 3600 s"),
         (["--caption", "caf\udce9"], "caption: is not text in UTF-8"),
     ],
