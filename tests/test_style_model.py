@@ -120,7 +120,7 @@ def test_what_the_files_say(model, files, encoders):
     config = model.config
     fused = [(one.name, one.dim, one.fuse) for one in config.lm.conditions]
     assert fused == [("style", DIM, "prefix"), ("text", 16, "prefix")]
-    features = table.read(hubert.match_hubert(encoders["style_encoder"]))[0]
+    features = table.read(hubert.match_hubert(Path(encoders["style_encoder"])))[0]
     assert features.normalize
     assert config.style == StyleConfig(
         dataclasses.replace(features, normalize=False), 3, tiny.CODES, DIM, 1024, 4, 8, 4, 20, 2, 15, 0.5
@@ -137,7 +137,7 @@ def test_what_the_files_say(model, files, encoders):
 def test_the_style_stands_before_the_text_and_the_music(model, encoders):
     """The logits are those of the parts put together by hand."""
     style = noise(0.5, rate=1000)  # all of it is the excerpt
-    config, variables = table.read(hubert.match_hubert(encoders["style_encoder"]))
+    config, variables = table.read(hubert.match_hubert(Path(encoders["style_encoder"])))
     kept = {name: model._params["style"][name] for name in ("params", "batch_stats", "codebooks")}
 
     @jax.jit

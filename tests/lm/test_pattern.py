@@ -190,7 +190,7 @@ def test_delays_of_any_order():
     ],
 )
 def test_numbers_without_end_are_refused_before_anything_is_laid_out(values):
-    with pytest.raises(ConfigError, match="must be (from 0 to|0 or more and at most) 1000"):
+    with pytest.raises(ConfigError, match=r"must be (from 0 to|0 or more and at most) 1000"):
         LMConfig(**values)
 
 

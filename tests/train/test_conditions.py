@@ -299,7 +299,7 @@ def test_sound_for_encoders_is_resampled():
 
 def test_clap_hears_in_training_what_it_hears_elsewhere(clap_encoder):
     """But for the filter that resamples: mono of stereo sound at the codec's rate."""
-    config, variables = table.read(match_clap(clap_encoder))
+    config, variables = table.read(match_clap(Path(clap_encoder)))
     stereo = np.concatenate([notes(0.5, 0), notes(0.5, 9)], axis=1)
     audio = np.stack([stereo, np.random.default_rng(0).standard_normal(stereo.shape).astype(np.float32) / 8])
     embed = jax.jit(lambda audio: clap.embedded(ClapConditionConfig(config), variables, {"audio": audio}, 32_000, 1))
