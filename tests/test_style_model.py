@@ -15,7 +15,7 @@ import yaml
 from flax.traverse_util import flatten_dict
 
 import mgjax
-from mgjax import api, formats, initialize
+from mgjax import formats, initialize
 from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner import Row, Span
 from mgjax.conditioner_config import HubertConfig, StyleConfig
@@ -25,6 +25,7 @@ from mgjax.config import Sampling
 from mgjax.interop import audiocraft, audiocraft_run, hubert, table
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm import pattern as patterns
+from mgjax.nn import applied
 from mgjax.style import prepare
 
 DIM = 256  # of audiocraft's smallest style conditioner
@@ -164,7 +165,7 @@ def teacher_forced(model, codes, sets, texts):
     context = model._context(sets, model._conditioner.encode(texts), Span(0.0, 2.0, False))
     pattern = patterns.from_config(model.config.lm)
     tokens = pattern.build(jnp.asarray(np.concatenate([codes] * len(sets))), model.config.lm.special_token)
-    found = api._logits(model._lm, model._params["lm"], context, tokens)
+    found = applied(model._lm, {"params": model._params["lm"]}, tokens, context)
     return np.asarray(pattern.revert_logits(found, codes.shape[1])[0])
 
 
