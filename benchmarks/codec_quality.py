@@ -28,6 +28,7 @@ import soundfile
 import mgjax
 from mgjax.codec import losses
 from mgjax.data import audio
+from mgjax.data.sound import resample, to_channels
 
 PACKAGES = ("extremetuxracer-data", "lincity-ng-data")
 CODERS = {  # name: ffmpeg's options, suffix, lowest rate in bits per second
@@ -154,7 +155,7 @@ def real_music(packages: list[str], count: int, seconds: float, rate: int, seed:
         path = files[len(found) % len(files)]
         length = audio.info(path).num_samples / audio.info(path).sample_rate
         sound, given = audio.read(path, start_seconds=rng.uniform(0, length - seconds - 0.1), seconds=seconds + 0.05)
-        sound = audio.resample(audio.to_channels(sound, 1), given, rate)[: round(seconds * rate), 0]
+        sound = resample(to_channels(sound, 1), given, rate)[: round(seconds * rate), 0]
         if np.sqrt(np.mean(np.square(sound))) > 0.01:
             found.append(sound)
     return found

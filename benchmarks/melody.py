@@ -17,8 +17,8 @@ import numpy as np
 
 import mgjax
 from mgjax.conditioning.chroma import chromagram
-from mgjax.data import audio
 from mgjax.data.corpus import Corpus
+from mgjax.data.sound import resample
 
 
 def main() -> None:
@@ -60,9 +60,7 @@ def main() -> None:
     config = dataclasses.replace(model.config.melody, bottleneck="none")
 
     def chroma(sound: np.ndarray) -> np.ndarray:
-        mono = [
-            audio.resample(one, model.sample_rate, config.sample_rate)[:, 0] for one in sound.mean(-1, keepdims=True)
-        ]
+        mono = [resample(one, model.sample_rate, config.sample_rate)[:, 0] for one in sound.mean(-1, keepdims=True)]
         return np.asarray(chromagram(np.stack(mono), config))
 
     coded = model.codec.decode(model.codec.encode(asked))[:, : asked.shape[1]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from mgjax import checks, finite, formats, sharding, style
-from mgjax.checkpoint import Checkpoint
+from mgjax.checkpoint import Checkpoint, hash_of
 from mgjax.codec.codec import Codec
 from mgjax.conditioner import Conditioner, Row, Span
 from mgjax.conditioning.condition import Condition
@@ -31,15 +30,13 @@ from mgjax.lm.generate import Window, cut, generate, windows
 from mgjax.lm.model import LM, Context
 from mgjax.lm.sample import Draws, Layout, capacity_for
 from mgjax.melody import prepare
+from mgjax.nn import applied
 from mgjax.separate import Separate
 from mgjax.steering import Steering
-from mgjax.strict_json import to_json
 
 Progress = Callable[[int, int], None]
 Text = str | None | Sequence[tuple[float, str | None]]  # the last one changes as the music goes on
 Texts = Text | Sequence[Text]
-
-_HASHED_NUMBERS = 1024  # of each array
 
 
 class MusicGen:
@@ -105,14 +102,7 @@ class MusicGen:
         """Twelve hexadecimal digits that tell models apart, from their shape and a sample of every array."""
         model = self._checkpoint()
         what = dataclasses.replace(model.config, license="", sampling=Sampling())
-        digest = hashlib.sha256(to_json(what).encode())
-        for path, array in jax.tree_util.tree_leaves_with_path(model.variables):
-            # On a CPU, numpy looks at the same memory; elsewhere only the sample is fetched.
-            flat = (np.asarray(array) if jax.default_backend() == "cpu" else array).ravel()
-            sample = flat[:: max(1, array.size // _HASHED_NUMBERS)]
-            digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
-            digest.update(np.asarray(sample, np.float32).tobytes())
-        return digest.hexdigest()[:12]
+        return hash_of(what, model.variables)
 
     def generate(self, texts: Texts, **options) -> Float32[np.ndarray, "b n c"]:
         """Music for one text or several, float32 from -1 to 1 (a little beyond it in loud places).
@@ -279,7 +269,7 @@ class MusicGen:
         tokens = pattern.build(codes, self.config.lm.special_token)
         # Few lengths, few programs: what stands after the music is not seen from before.
         after = [(0, 0), (0, capacity_for(tokens.shape[1]) - tokens.shape[1]), (0, 0)]
-        logits = _logits(self._lm, self._params["lm"], context, jnp.asarray(np.pad(tokens, after)))
+        logits = applied(self._lm, {"params": self._params["lm"]}, jnp.asarray(np.pad(tokens, after)), context)
         return pattern.revert_logits(logits[:, : tokens.shape[1]], num_frames)[0]
 
     def save(
@@ -360,7 +350,9 @@ class MusicGen:
         def steer(window: Window) -> WindowSteering:
             part = steering.part(window.offset + window.given, window.offset, window.num_frames)
             span = Span(window.offset / self.frame_rate, self.config.window_seconds, beyond)
-            return WindowSteering(self._context(part.sets, texts, span), part.strengths, self._layout(part.sets))
+            size = len(part.sets[0]), len(part.sets)
+            place = None if self._mesh is None else layout(self.config.lm, *size, self._mesh)
+            return WindowSteering(self._context(part.sets, texts, span), part.strengths, place)
 
         return steer
 
@@ -368,9 +360,6 @@ class MusicGen:
         if self._mesh is not None:
             raise TypeError("a model that is spread over devices cannot be copied or pickled: save and load it")
         return self.__dict__
-
-    def _layout(self, sets: Sequence[Sequence[Row]]) -> Layout | None:
-        return None if self._mesh is None else layout(self.config.lm, len(sets[0]), len(sets), self._mesh)
 
     def _context(self, sets: Sequence[Sequence[Row]], texts: Any, span: Span) -> Context:
         """The conditions of a batch, then of the same rows with less, as the language model reads them."""
@@ -394,11 +383,6 @@ def layout(config: LMConfig, batch: int, num_sets: int, mesh: Mesh) -> Layout:
 def make_context(module: LM, params: dict, conditions: dict[str, Condition], batch: int) -> Context:
     """The conditions of `batch` rows, guidance's included, as the language model reads them."""
     return module.apply({"params": params}, conditions, batch=batch, method="context")
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _logits(module: LM, params: dict, context: Context, tokens: Int[Array, "b s k"]) -> Float[Array, "b s k v"]:
-    return module.apply({"params": params}, tokens, context)
 
 
 def load(

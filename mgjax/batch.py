@@ -174,8 +174,7 @@ class Sounds:
 class Records:
     """A corpus of sound, as `mgjax.data.corpus` reads it: a shard for each batch, the prompts as descriptions."""
 
-    sample_rate: int
-    channels: int
+    description: Any  # of the corpus
 
     def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Made]]) -> list[dict[str, Any]]:
         from mgjax.data import corpus, corpus_writing
@@ -186,7 +185,7 @@ class Records:
             corpus_writing.Piece(job.name, Metadata(description=job.about.get("prompt") or None), [made.sound])
             for job, made in pieces
         )
-        shard = corpus_writing.write_shard(path, self._description, content)
+        shard = corpus_writing.write_shard(path, self.description, content)
         lengths = enumerate(shard.lengths)
         return [{"file": path.name, "piece": piece, "num_samples": length} for piece, length in lengths]
 
@@ -198,13 +197,7 @@ class Records:
             path = corpus.shard_path(folder, "audio", "train", number, len(lines))
             lengths = [line["num_samples"] for line in part if "file" in line]
             shards.append(corpus_writing.Shard(lengths, path.stat().st_size))
-        corpus_writing.finish(folder, self._description, {"train": shards})
-
-    @property
-    def _description(self) -> Any:
-        from mgjax.data import corpus
-
-        return corpus.describe_audio(self.sample_rate, self.channels)
+        corpus_writing.finish(folder, self.description, {"train": shards})
 
 
 @contextlib.contextmanager
@@ -228,8 +221,7 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
         yield
         return
     with claims.claimed(folder):
-        with files.replacing(path) as file:
-            file.write((json.dumps(settings, indent=2) + "\n").encode())
+        files.write_json(path, settings)
         yield
 
 
@@ -259,5 +251,4 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    with files.replacing(path) as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    files.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

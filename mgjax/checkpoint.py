@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,16 +17,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mgjax.config import CodecConfig, ModelConfig
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 from mgjax.interop import compact, shapes, table, weights
 from mgjax.interop.torch_file import Tensor
-from mgjax.strict_json import from_dict
+from mgjax.strict_json import from_dict, to_json
 
 VERSION = 1
+_HASHED_NUMBERS = 1024  # of each array
 CLAP_FOLDER = "clap"
 CLAP_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -49,6 +52,17 @@ class Checkpoint:
     variables: dict[str, Any]
     tokenizer: Path | None = None
     clap_tokenizer: Path | None = None
+
+
+def hash_of(config: Any, variables: Any) -> str:
+    """Twelve hexadecimal digits that tell models apart, made of their config and of a sample of every array."""
+    digest = hashlib.sha256(to_json(config).encode())
+    for path, array in jax.tree_util.tree_leaves_with_path(variables):
+        # On a CPU, numpy looks at the same memory; elsewhere only the sample is fetched.
+        flat = (np.asarray(array) if jax.default_backend() == "cpu" else array).ravel()
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
+        digest.update(np.asarray(flat[:: max(1, array.size // _HASHED_NUMBERS)], np.float32).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None) -> Checkpoint:
@@ -83,9 +97,7 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str 
             _copy(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
 
 
-def read_codec(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[CodecConfig, dict[str, Any]]:
+def read_codec(directory: str | os.PathLike, *, place: table.Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec of a directory in mgjax form that holds a codec alone or a whole model."""
     directory = Path(directory)
     tensors = compact.unpack(weights.find(directory))
@@ -94,8 +106,7 @@ def read_codec(
         tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
     else:
         config = _read_config(directory, "codec", CodecConfig)
-    match = _match(directory, tensors, shapes.codec_shapes(config))
-    return config, table.load(match, dtype=dtype, place=place)
+    return config, table.load(_match(directory, tensors, shapes.codec_shapes(config)), place=place)
 
 
 def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
@@ -258,7 +269,7 @@ def _own_rules(wanted: shapes.Shapes) -> list[table.Rule]:
 
 
 def _write_weights(directory: Path, variables: dict[str, Any], wanted: shapes.Shapes, form: str | None = None) -> None:
-    found = {"/".join(path): tuple(np.shape(array)) for path, array in table.flattened(variables).items()}
+    found = {path: tuple(np.shape(array)) for path, array in flatten_dict(variables, sep="/").items()}
     if found != wanted:
         differing = sorted(path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path))
         raise CheckpointError(f"the variables are not those of this config; different are {', '.join(differing[:12])}")
@@ -268,7 +279,7 @@ def _write_weights(directory: Path, variables: dict[str, Any], wanted: shapes.Sh
 
 def _write_config(directory: Path, kind: str, config: Any) -> None:
     content = {"format": "mgjax", "version": VERSION, kind: dataclasses.asdict(config)}
-    (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    files.write_json(directory / "config.json", content)
 
 
 def _read_config(directory: Path, kind: str, cls: type) -> Any:
@@ -299,6 +310,13 @@ def parsed(path: Path, cls: type, values: Any, theirs: Mapping[str, tuple[str, A
         return from_dict(cls, values)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], part: str = "") -> None:
+    """Raises CheckpointError unless the values in the file `path` are those of `fixed`, where they are there at all."""
+    for name, expected in fixed.items():
+        if values.get(name, expected) != expected:
+            raise CheckpointError(f"{path}: {part}{name} is {values[name]!r:.200}; only {expected!r} is supported")
 
 
 def read_json(path: Path) -> dict[str, Any]:

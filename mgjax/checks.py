@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from mgjax.conditioning.labels import label_vectors, number_vectors, row_values
+from mgjax.conditioning.labels import row_values, vectors
 from mgjax.config import ModelConfig, Sampling
 from mgjax.inputs import arguments
-from mgjax.inputs.arguments import is_whole, shown
+from mgjax.inputs.arguments import is_number, is_whole, shown
 from mgjax.references import rows as rows_of
 from mgjax.steering import Change
 
@@ -66,12 +66,7 @@ def _is_schedule(value: Any) -> bool:
 
 
 def _is_change(value: Any) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and (is_whole(value[0]) or isinstance(value[0], float | np.floating))
-        and _is_text(value[1])
-    )
+    return isinstance(value, tuple | list) and len(value) == 2 and is_number(value[0]) and _is_text(value[1])
 
 
 def _changes(schedule: Sequence[Any], frame_rate: float, num_frames: int, blend_frames: int) -> list[Change]:
@@ -107,9 +102,7 @@ def plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
     rows = [texts] if _is_text(texts) else texts
     if not isinstance(rows, Sequence) or not all(_is_text(row) for row in rows):
         raise TypeError(f"{name} must be a string, None, or a list of them, got {shown(texts)}")
-    if len(rows) not in (1, batch):
-        raise ValueError(f"{len(rows)} {name} do not fit {batch} rows: give one text, or one for each row")
-    return [row or None for row in (list(rows) if len(rows) == batch else list(rows) * batch)]
+    return [row or None for row in arguments.each(rows, batch, name)]
 
 
 def samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
@@ -117,12 +110,10 @@ def samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
     rows = [sampling] if isinstance(sampling, Sampling) else sampling
     if not isinstance(rows, Sequence) or not all(isinstance(row, Sampling) for row in rows):
         raise TypeError(f"sampling must be a mgjax.Sampling or a list of them, got {shown(sampling)}")
-    if len(rows) not in (1, batch):
-        raise ValueError(f"{len(rows)} samplings do not fit {batch} rows: give one, or one for each row")
     for row in rows:
         if isinstance(row.temperature, tuple) and len(row.temperature) != num_codebooks:
             raise ValueError(f"the model has {num_codebooks} codebooks: give one temperature, or as many, got {row}")
-    return list(rows) if len(rows) == batch else list(rows) * batch
+    return arguments.each(rows, batch, "samplings")
 
 
 def blend(seconds: Any, frame_rate: float) -> int:
@@ -137,10 +128,8 @@ def labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]]
     """The values of each row's labels and numbers by name, all of them known to the model."""
     known = (*config.labels, *config.numbers)
     rows = row_values(labels, batch, [one.name for one in known])
-    for one in config.labels:
-        label_vectors([row.get(one.name) for row in rows], one)
-    for one in config.numbers:
-        number_vectors([row.get(one.name) for row in rows], one)
+    for one in known:
+        vectors([row.get(one.name) for row in rows], one)
     return rows
 
 

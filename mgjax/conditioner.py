@@ -19,12 +19,13 @@ from mgjax.conditioning import clap as joint
 from mgjax.conditioning import style as styles
 from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.condition import Condition
-from mgjax.conditioning.labels import label_vectors, number_vectors
+from mgjax.conditioning.labels import vectors
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import BUCKETS, Tokenizer
 from mgjax.config import ModelConfig
 from mgjax.errors import CheckpointError
 from mgjax.melody import Melody, windowed
+from mgjax.nn import applied
 from mgjax.style import Excerpt, encode
 
 
@@ -116,7 +117,7 @@ class Conditioner:
             shape = (1, BUCKETS[0])
             return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
         ids, mask = self.tokenizer.encode(_rounded_up(texts))
-        return _encode_text(T5Encoder(config), self._variables["text"], ids, mask), mask
+        return applied(T5Encoder(config), {"params": self._variables["text"]}, ids, mask), mask
 
     def _joint(self, texts: Sequence[str]) -> Float[Array, "u j"]:
         """The vectors of texts in CLAP's space, quantized where the model does that."""
@@ -150,11 +151,10 @@ class Conditioner:
         melody = self._config.melody
         if melody is not None and (melody.null == "silence" or any(row.follows for row in rows)):
             found["melody"] = self._melody(rows, span, melody)
-        for kinds, vectors in ((self._config.labels, label_vectors), (self._config.numbers, number_vectors)):
-            for kind in kinds:
-                values = [row.labels.get(kind.name) for row in rows]
-                if any(value is not None for value in values):
-                    found[kind.name] = vectors(values, kind)
+        for kind in (*self._config.labels, *self._config.numbers):
+            values = [row.labels.get(kind.name) for row in rows]
+            if any(value is not None for value in values):
+                found[kind.name] = Condition(*map(jnp.asarray, vectors(values, kind)))
         return found
 
     def _text(self, rows: Sequence[Row], batch: int, texts: _Texts) -> Condition:
@@ -207,39 +207,49 @@ class Conditioner:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """What cuts texts into the pieces that the text encoder knows.
-
-        Raises:
-          CheckpointError: The model has no text encoder, or came without its tokenizer.
-        """
-        if self._config.text is None:
-            raise CheckpointError("this model has no T5, and so no tokenizer of one")
-        if self._config.tokenizer == "bytes":
-            tokenizer = Tokenizer.bytes()
-        elif self._tokenizer_files is not None:
-            tokenizer = Tokenizer.from_directory(self._tokenizer_files)
-        else:
-            raise CheckpointError(
-                "this model came without a tokenizer, so it cannot read texts: put spiece.model or tokenizer.json "
-                "(those of t5-base for the published models) into its folder"
-            )
-        known = self._config.text.vocab_size
-        if tokenizer.vocab_size > known:
-            raise CheckpointError(
-                f"the tokenizer in {self._tokenizer_files} has {tokenizer.vocab_size} tokens, and the text encoder "
-                f"knows {known}: they do not belong together"
-            )
-        return tokenizer
+        """What cuts texts into the pieces that the text encoder knows; raises as `tokenizer_of`."""
+        return tokenizer_of(self._config, self._tokenizer_files)
 
     @functools.cached_property
     def _clap(self) -> joint.Clap:
-        if self._clap_tokenizer_files is None:
-            raise CheckpointError(
-                "this model came without the tokenizer of its CLAP, so it cannot read texts: put tokenizer.json, or "
-                "vocab.json and merges.txt, of the CLAP (RoBERTa's) into the folder clap inside its folder"
-            )
-        tokenizer = ClapTokenizer.from_directory(self._clap_tokenizer_files)
+        tokenizer = clap_tokenizer_of(self._clap_tokenizer_files)
         return joint.Clap(self._config.clap.clap, self._variables["clap"], tokenizer)
+
+
+def tokenizer_of(config: ModelConfig, files: Path | None) -> Tokenizer:
+    """What cuts texts for the text encoder of a model.
+
+    Args:
+      config: Of the model.
+      files: The folder that holds the tokenizer's files, or None.
+
+    Raises:
+      CheckpointError: The model has no text encoder, or came without its tokenizer.
+    """
+    if config.text is None:
+        raise CheckpointError("this model has no T5, and so no tokenizer of one")
+    if config.tokenizer != "bytes" and files is None:
+        raise CheckpointError(
+            "this model came without a tokenizer, so it cannot read texts: put spiece.model or tokenizer.json (those "
+            "of t5-base for the published models) into its folder"
+        )
+    tokenizer = Tokenizer.bytes() if config.tokenizer == "bytes" else Tokenizer.from_directory(files)
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {files} has {tokenizer.vocab_size} tokens, and the text encoder knows "
+            f"{config.text.vocab_size}: they do not belong together"
+        )
+    return tokenizer
+
+
+def clap_tokenizer_of(files: Path | None) -> ClapTokenizer:
+    """What cuts texts for a model's CLAP; raises CheckpointError where the model came without its `files`."""
+    if files is None:
+        raise CheckpointError(
+            "this model came without the tokenizer of its CLAP, so it cannot read texts: put tokenizer.json, or "
+            "vocab.json and merges.txt, of the CLAP (RoBERTa's) into the folder clap inside its folder"
+        )
+    return ClapTokenizer.from_directory(files)
 
 
 def _rounded_up(texts: Sequence[str]) -> list[str]:
@@ -248,8 +258,3 @@ def _rounded_up(texts: Sequence[str]) -> list[str]:
 
 
 _quantized = jax.jit(joint.quantized)
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _encode_text(module: T5Encoder, params: dict, ids: Array, mask: Array) -> Float[Array, "b l d"]:
-    return module.apply({"params": params}, ids, mask)

@@ -14,15 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.conditioner_config import (
-    ClapConditionConfig,
-    LabelConfig,
-    MelodyConfig,
-    NumberConfig,
-    StyleConfig,
-    T5Config,
-)
+from mgjax.conditioner_config import ClapConditionConfig, LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
 from mgjax.errors import ConfigError
+from mgjax.inputs import arguments
 from mgjax.strict_json import LONGEST, bounded, one_of
 
 PATTERNS = ("delay", "parallel", "flattened", "coarse_first", "musiclm")  # made by lm/pattern.py
@@ -195,12 +189,7 @@ def _settled(value: Any, name: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return is_number and not (isinstance(value, int) and abs(value) >= 2**1023)  # which no float holds
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return arguments.is_number(value) and not (isinstance(value, int) and abs(value) >= 2**1023)  # which no float holds
 
 
 def _is_strength(value: Any) -> bool:
@@ -235,7 +224,7 @@ class Sampling:
         temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
         if not temperatures or not all(_is_number(one) and math.isfinite(one) and one >= 0 for one in temperatures):
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
-        if not _is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
+        if not arguments.is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k must be a whole number, 0 (all codes) or above, got {self.top_k}")
         settle("top_k", int(self.top_k))
         if not (_is_number(self.top_p) and 0 <= self.top_p <= 1):

@@ -20,7 +20,7 @@ from mgjax.config import ModelConfig
 from mgjax.data import assembly, audio, build, loudness, sources, tokenize
 from mgjax.data.metadata import Metadata, escaped
 from mgjax.data.pipeline import DataConfig
-from mgjax.data.prompts import FIELDS, TextConfig
+from mgjax.data.prompts import FIELDS, TextConfig, rendered
 from mgjax.errors import ConfigError, DataError
 from mgjax.inputs import claims, files
 from mgjax.lm.lora import LoraConfig
@@ -229,8 +229,7 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
             f"{tuning.music}: there must be two pieces or more, of which some are kept to validate: cut it"
         )
     _check_lengths(found, tuning.segment_seconds or longest)
-    with files.replacing(path) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return list(texts)
 
 
@@ -330,12 +329,7 @@ def _told(known: Metadata) -> str | None:
     if known.description:
         return known.description
     values = {field: getattr(known, field) for field in FIELDS}
-    parts = [
-        f"{field}: {', '.join(value) if isinstance(value, tuple) else value}"
-        for field, value in values.items()
-        if value
-    ]
-    return ". ".join(parts) or None
+    return ". ".join(rendered(field, value) for field, value in values.items() if value) or None
 
 
 def _compare(tuning: Finetuning, directory: Path, texts: list[str], seconds: float) -> None:

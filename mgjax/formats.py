@@ -15,6 +15,7 @@ from mgjax.errors import CheckpointError, ConfigError
 from mgjax.interop import audiocraft, hub, huggingface, peft
 from mgjax.interop.table import Place
 from mgjax.lm import lora
+from mgjax.strict_json import one_of
 
 log = logging.getLogger("mgjax")
 
@@ -112,8 +113,7 @@ def write(
     `text_encoder` is the name of the T5 that audiocraft's form refers to; None to tell it by its config. `compact`, for
     mgjax's form, is one of `interop.compact.FORMS`: weights in fewer bytes.
     """
-    if form not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
+    one_of("format", form, tuple(FORMATS))
     if form == "mgjax":
         checkpoint.write_model(directory, model, compact)
     elif compact is not None:

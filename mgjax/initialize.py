@@ -8,11 +8,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.interop.shapes import Shapes, model_shapes
-from mgjax.interop.table import Place, is_exact, nested
+from mgjax.interop.table import Place, is_exact
 
 # Every part of a MusicGen at a thousandth of its size. It makes noise, at the rate and in the form of the real ones.
 DEBUG = ModelConfig(
@@ -44,7 +45,7 @@ def random_arrays(shapes: Shapes, seed: int = 0, *, dtype: str | None = None, pl
         path = tuple(name.split("/"))
         array = _random(name, shape, rng)
         placed[path] = place(path, array if is_exact(path) else array.astype(jnp.dtype(dtype or "float32")))
-    return nested(placed)
+    return unflatten_dict(placed)
 
 
 def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

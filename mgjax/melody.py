@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32
 from mgjax import references
 from mgjax.conditioner_config import MelodyConfig
 from mgjax.conditioning import chroma
-from mgjax.data import audio
+from mgjax.data import sound
 from mgjax.separate import Separate, mixed, separated
 
 # Mono, at the rate of the MelodyConfig.
@@ -98,4 +98,4 @@ def _prepared(melody: Any, sample_rate: int, config: MelodyConfig, separate: Sep
         trouble = f"{what} is silent after separation, which takes out drums and bass"
         references.check_not_silent(given, trouble, "melody")
     mono = references.mono(given, what, "melody")
-    return np.ascontiguousarray(audio.resample(mono, sample_rate, config.sample_rate)[:, 0])
+    return np.ascontiguousarray(sound.resample(mono, sample_rate, config.sample_rate)[:, 0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -160,6 +161,12 @@ def attention(
     return jnp.einsum("bhqm,bmhe->bqhe", weights.astype(value.dtype), value, precision=_EXACT)
 
 
+@functools.partial(jax.jit, static_argnames="module")
+def applied(module: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Any:
+    """What a module with these variables makes of its inputs, as one compiled program."""
+    return module.apply(variables, *inputs)
+
+
 def sinusoidal_positions(
     positions: Int[Array, "*batch s"], dim: int, max_period: float = 10_000.0
 ) -> Float[Array, "*batch s {dim}"]:
@@ -172,3 +179,26 @@ def sinusoidal_positions(
     frequencies = max_period ** (-jnp.arange(half, dtype=jnp.float32) / (half - 1))
     angles = positions[..., None].astype(jnp.float32) * jnp.expand_dims(frequencies, range(positions.ndim))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+Shapes = dict[str, tuple[int, ...]]  # of arrays, by their paths
+
+
+def under(prefix: str, shapes: Shapes) -> Shapes:
+    """`shapes` with "prefix/" before every path."""
+    return {f"{prefix}/{path}": shape for path, shape in shapes.items()}
+
+
+def dense_shapes(path: str, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool = True) -> Shapes:
+    """Those of a `Dense`, or of a convolution."""
+    return {f"{path}/kernel": inputs + outputs} | ({f"{path}/bias": outputs} if bias else {})
+
+
+def norm_shapes(path: str, dim: int) -> Shapes:
+    """Those of a norm with a scale and a bias."""
+    return {f"{path}/scale": (dim,), f"{path}/bias": (dim,)}
+
+
+def codebook_shapes(k: int, v: int, d: int) -> Shapes:
+    """Those of a residual vector quantizer of k codebooks of v codes: the codewords, and what their training keeps."""
+    return {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import audio
+from mgjax.data import sound as sounds
 from mgjax.inputs import arguments
 
 _SILENCE = 1e-4  # a swing below this, 3 steps of 16 bits, is dither and no sound
@@ -26,15 +26,7 @@ def rows(given: Any, batch: int, name: str) -> list[Any]:
     Raises:
       TypeError, ValueError: It is no audio, or not one for each row.
     """
-    found = arguments.rows(given, f"a {name}")
-    if len(found) == batch:
-        return found
-    if len(found) == 1:
-        return found * batch
-    raise ValueError(
-        f"{len(found)} {_PLURALS[name]} do not fit {batch} rows: give one {name}, or one for each row (None for a row "
-        "without)"
-    )
+    return arguments.each(arguments.rows(given, f"a {name}"), batch, _PLURALS[name])
 
 
 def called(rows: list[Any], name: str) -> list[str]:
@@ -56,8 +48,8 @@ def sound(given: Any, what: str, name: str) -> Float32[np.ndarray, "n c"]:
     Raises:
       TypeError, ValueError: It is no audio, empty, not finite, or silent.
     """
-    found = audio.check(given, what)
-    found = audio.to_channels(found, min(2, found.shape[1]), what)
+    found = sounds.check(given, what)
+    found = sounds.to_channels(found, min(2, found.shape[1]), what)
     check_not_silent(found, f"{what} is silent", name)
     return found
 
@@ -68,7 +60,7 @@ def mono(given: Float32[np.ndarray, "n c"], what: str, name: str) -> Float32[np.
     Raises:
       ValueError: They cancel each other out.
     """
-    found = audio.to_channels(given, 1)
+    found = sounds.to_channels(given, 1)
     check_not_silent(found, f"{what} is silent when it is mixed down: its channels cancel each other out", name)
     return found
 

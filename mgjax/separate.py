@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import audio as sound
+from mgjax.data import sound
 
 Audio = Float32[np.ndarray, "n c"]
 Separate = Callable[[Audio, int], Any] | Mapping[str, Any] | str

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import types
 import typing
 from typing import Any
@@ -100,6 +101,32 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 def one_of(name: str, value: Any, choices: tuple) -> None:
     if value not in choices:
         raise ConfigError(f"{name} must be one of {choices}, got {value!r:.200}")
+
+
+_RANGES = {
+    "above 0": lambda value: 0 < value < math.inf,
+    "above 0 and at most 1": lambda value: 0 < value <= 1,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    "0 or above and below 1": lambda value: 0 <= value < 1,
+    "from 0 to 1": lambda value: 0 <= value <= 1,
+    "1 or more": lambda value: 1 <= value < math.inf,
+}
+
+
+def ranged(config: Any, expected: str, names: str, path: str = "") -> None:
+    """Raises ConfigError unless the fields `names` of `config`, numbers, tuples of them or None, are as `expected`.
+
+    Args:
+      config: A dataclass.
+      expected: One of `_RANGES`.
+      names: Of fields, with spaces between them.
+      path: What stands before the names in messages.
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        several = value if isinstance(value, tuple) else (value,)
+        if not all(one is None or _RANGES[expected](one) for one in several):
+            raise ConfigError(f"{path}{name} must be {expected}, got {value}")
 
 
 def bounded(config: Any) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float32
 
 from mgjax import references
 from mgjax.codec.codec import Codec
@@ -16,7 +14,8 @@ from mgjax.conditioner_config import StyleConfig
 from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import StyleConditioner, excerpt
 from mgjax.config import ModelConfig
-from mgjax.data import audio
+from mgjax.data import sound
+from mgjax.nn import applied
 
 # Mono, as long and at the rate that the style conditioner hears.
 Excerpt = Float32[np.ndarray, "n"]
@@ -51,7 +50,7 @@ def prepare(style: Any, sample_rate: int | None, seeds: Sequence[int], config: M
 def _excerpt(
     mono: Float32[np.ndarray, "m 1"], sample_rate: int, seed: int, target: int, config: StyleConfig
 ) -> Excerpt:
-    piece = audio.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target)[:, 0]
+    piece = sound.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target)[:, 0]
     length = round(config.seconds * target)  # rounding may give a sample more or less
     return np.pad(piece[:length], (0, max(0, length - len(piece))))
 
@@ -76,17 +75,7 @@ def encode(
         codec = Codec(codec.folded_config, codec.variables)
         inputs = codec.encode(np.repeat(sounds[:, :, None], codec.channels, axis=2))
     else:
-        inputs = _features(Hubert(config.features), variables["features"], sounds)
+        inputs = applied(Hubert(config.features), {"params": variables["features"]}, sounds)
     of_module = {name: variables[name] for name in ("params", "batch_stats", "codebooks")}
-    vectors = iter(np.asarray(_style(StyleConditioner(config), of_module, inputs)))
+    vectors = iter(np.asarray(applied(StyleConditioner(config), of_module, inputs)))
     return [None if one is None else next(vectors) for one in excerpts]
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _features(module: Hubert, params: Mapping[str, Any], audio: Array) -> Float[Array, "b t d"]:
-    return module.apply({"params": params}, audio)
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _style(module: StyleConditioner, variables: Mapping[str, Any], inputs: Array) -> Float[Array, "b l d"]:
-    return module.apply(variables, inputs)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import mgjax
-from mgjax import api, conditioner, formats, sharding
+from mgjax import api, formats, nn, sharding
 from mgjax.codec.codec import _apply
 from mgjax.interop.torch_file import CheckpointError
 from mgjax.lm import sample
@@ -95,7 +95,7 @@ def test_long_music_goes_window_by_window(model):
 
 def test_programs_are_compiled_a_bounded_number_of_times(model):
     """Other texts, lengths, prompts, seeds and sampling, and there is little or nothing new to compile."""
-    music = (sample.start, sample.advance, sample.grow, conditioner._encode_text, api.make_context, api._logits)
+    music = (sample.start, sample.advance, sample.grow, nn.applied, api.make_context)
 
     def compiled(functions):
         return sum(function._cache_size() for function in functions)

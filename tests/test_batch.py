@@ -14,7 +14,7 @@ import mgjax
 from mgjax import batch
 from mgjax.cli import batch as command
 from mgjax.data import audio, loudness
-from mgjax.data.corpus import Corpus
+from mgjax.data.corpus import Corpus, describe_audio
 
 SIZE = 4
 JOBS = [batch.Job(f"p{i}", "long" if i % 3 else "short", i, {"prompt": f"number {i}"}) for i in range(22)]
@@ -157,7 +157,7 @@ def test_texts_with_ends_of_lines_of_unicode(tmp_path):
 
 
 def test_records_are_a_corpus(tmp_path):
-    form = batch.Records(8000, 1)
+    form = batch.Records(describe_audio(8000, 1))
     assert make(tmp_path, Player(**{f"p{i}": ValueError("no") for i in (0, 20, 21)}), form) == 3
     assert len(Corpus.open(tmp_path)) == 19
     assert make(tmp_path, Player(), form) == 0

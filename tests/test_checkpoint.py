@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgjax import checkpoint, formats
 from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.interop import shapes, weights
-from mgjax.interop.table import flattened, nested
 from mgjax.interop.torch_file import CheckpointError
 
 CONFIG = ModelConfig(
@@ -38,7 +38,7 @@ CONFIG = ModelConfig(
 
 def arrays(tree):
     rng = np.random.default_rng(0)
-    return nested({tuple(path.split("/")): rng.standard_normal(shape, np.float32) for path, shape in tree.items()})
+    return unflatten_dict({path: rng.standard_normal(shape, np.float32) for path, shape in tree.items()}, sep="/")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def directory(tmp_path):
 
 
 def assert_same(a, b):
-    a, b = flattened(a), flattened(b)
+    a, b = flatten_dict(a), flatten_dict(b)
     assert a.keys() == b.keys()
     for path in a:
         assert a[path].dtype == b[path].dtype, path
@@ -89,10 +89,10 @@ def test_bfloat16(model, directory):
     def cast(path, array):
         return array if path[0] == "codec" else array.astype(ml_dtypes.bfloat16)
 
-    halves = nested({path: cast(path, array) for path, array in flattened(model.variables).items()})
+    halves = unflatten_dict({path: cast(path, array) for path, array in flatten_dict(model.variables).items()})
     checkpoint.write_model(directory, dataclasses.replace(model, variables=halves))
     assert_same(checkpoint.read_model(directory, dtype=jnp.bfloat16).variables, halves)
-    wide = nested({path: array.astype(np.float32) for path, array in flattened(halves).items()})
+    wide = unflatten_dict({path: array.astype(np.float32) for path, array in flatten_dict(halves).items()})
     assert_same(checkpoint.read_model(directory).variables, wide)
 
 
@@ -230,7 +230,7 @@ def test_the_old_content_survives_a_failing_rename(model, directory, monkeypatch
             raise KeyboardInterrupt
 
     monkeypatch.setattr(type(directory), "rename", failing_rename)
-    doubled = nested({path: 2 * array for path, array in flattened(model.variables).items()})
+    doubled = unflatten_dict({path: 2 * array for path, array in flatten_dict(model.variables).items()})
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_model(directory, dataclasses.replace(model, variables=doubled))
     assert [path.name for path in directory.parent.iterdir()] == ["mine"]

@@ -11,6 +11,7 @@ import tokenizers
 import torch
 import transformers
 import yaml
+from flax.traverse_util import flatten_dict
 
 import mgjax
 from mgjax.checkpoint import Checkpoint
@@ -18,7 +19,6 @@ from mgjax.conditioner_config import ClapConditionConfig
 from mgjax.config import Sampling
 from mgjax.interop import audiocraft
 from mgjax.interop.joint import CLAP
-from mgjax.interop.table import flattened
 from mgjax.interop.torch_file import CheckpointError
 
 WIDTH, LEVELS, SIZE = 12, 3, 10
@@ -142,7 +142,7 @@ def test_guidance(model):
 
 
 def flat(tree):
-    return {"/".join(path): np.asarray(array) for path, array in flattened(tree).items()}
+    return {"/".join(path): np.asarray(array) for path, array in flatten_dict(tree).items()}
 
 
 def test_saved_and_loaded(model, tmp_path):

@@ -137,7 +137,8 @@ def test_the_recipe_says_all_that_was_asked(here, debug_model):
     assert (made.model, made.model_hash) == ("mini", debug_model.hash)
     assert made.mgjax == mgjax.__version__
     assert made.device.startswith("cpu")
-    assert here == [("mini", {"dtype": "float32", "text_encoder": None, "style_encoder": None, "adapter": None})]
+    parts = {"text_encoder": None, "style_encoder": None, "adapter": None}
+    assert here == [("mini", {"dtype": "float32", "mesh": None, **parts})]
 
 
 def test_every_option_reaches_the_model(monkeypatch, debug_model):

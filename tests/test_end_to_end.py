@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from baselines import token_counts, unigram
 
 import mgjax
 from mgjax.data import audio
 from mgjax.data.corpus import Corpus
-from mgjax.train import baselines
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,8 +73,8 @@ def test_from_nothing_to_music(folder):
     assert loss[0] < 1.3 * np.log(32)
     assert np.mean(loss[-3:]) < loss[0] - 0.2  # measured: 3.66 to 3.31
     # How much there is to know depends on how evenly this run's codec uses its codes: at least how often each occurs.
-    counts = [baselines.token_counts(Corpus.open(folder / "tokens", split)) for split in ("train", "valid")]
-    known = baselines.unigram(*counts).mean()
+    counts = [token_counts(Corpus.open(folder / "tokens", split)) for split in ("train", "valid")]
+    known = unigram(*counts).mean()
     assert known < np.log(32)
     found = values(lines, "valid", "cross_entropy")[-1]
     assert found < known + 0.05, (found, known)  # measured: 3.334 and 3.324

@@ -22,8 +22,8 @@ LEVELS = [
     ["errors", "inputs.*"],
     [
         *("chips", "config conditioner_config strict_json", "sharding", "hosts", "interop.torch_file"),
-        *("data.__init__", "interop.__init__", "train.__init__", "plan.__init__", "data.audio data.loudness"),
-        *("data.metadata", "data.parent"),
+        *("data.__init__", "interop.__init__", "train.__init__", "plan.__init__"),
+        *("data.audio data.loudness data.sound", "data.metadata", "data.parent"),
     ],
     ["nn", "finite", "data.synthetic.*"],
     ["codec.*", "conditioning.*"],

@@ -4,7 +4,7 @@ import pytest
 from mgjax import melody
 from mgjax.conditioner_config import MelodyConfig
 from mgjax.conditioning import chroma
-from mgjax.data import audio
+from mgjax.data.sound import resample
 
 CONFIG = MelodyConfig(sample_rate=8000, fft_size=1024, hop_length=256, num_frames=40)  # 1.28 seconds
 
@@ -115,7 +115,7 @@ SOUND = tone(440)
         (np.ones((1, 1, 8000, 1)), ValueError, r"got the shape \(1, 1, 8000, 1\)"),
         (np.float32(1), ValueError, r"got the shape \(\)"),
         ([0.1, 0.2, 0.3], ValueError, "less than one frame"),  # a list of numbers is a sound
-        ([], ValueError, "0 melodies do not fit 2 rows: give one melody, or one for each row"),
+        ([], ValueError, "0 melodies do not fit 2 rows: give one, or one for each row"),
         ([SOUND] * 3, ValueError, "3 melodies do not fit 2 rows"),
         (np.stack([SOUND] * 3)[..., None], ValueError, "3 melodies do not fit 2 rows"),
         ([SOUND, np.zeros(8000)], ValueError, "the melody of row 1 is silent"),
@@ -208,7 +208,7 @@ def test_rows_without_a_melody(null, beyond):
 
 
 def test_a_published_melody_is_235_frames():
-    sound = audio.resample(scale(2)[:, None] / 2, 8000, 44_100)
+    sound = resample(scale(2)[:, None] / 2, 8000, 44_100)
     prepared = melody.prepare(sound, 44_100, 1, MelodyConfig())
     found = classes(prepared, config=MelodyConfig(), window=30.0)
     assert found.shape == (1, 235)

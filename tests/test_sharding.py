@@ -4,13 +4,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from mgjax import sharding
 from mgjax.conditioner_config import ClapConditionConfig, StyleConfig
 from mgjax.config import Fused, LMConfig, ModelConfig
 from mgjax.interop.shapes import model_shapes
-from mgjax.interop.table import nested
 
 # What the table makes of musicgen-small on a mesh of 2 x 2 x 2, one line for each kind of array.
 GOLDEN = {
@@ -87,7 +87,7 @@ def test_nothing_large_stays_whole_under_fsdp(shapes):
 
 
 def test_a_tree_is_placed_by_its_paths(mesh, shapes):
-    tree = nested({tuple(path.split("/")): jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    tree = unflatten_dict({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}, sep="/")
     placed = sharding.shardings(tree, mesh)
     assert placed["lm"]["layer3"]["ffn"]["up"]["kernel"].spec == P("fsdp", "model")
 

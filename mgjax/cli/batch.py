@@ -9,10 +9,9 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mgjax
 from mgjax import hosts
 from mgjax.cli import generate, steer, terminal
-from mgjax.cli.recipe import Recipe, Wish, read_lines
+from mgjax.cli.recipe import Recipe, read_lines
 from mgjax.data import audio, loudness
 
 _DESCRIPTION = """\
@@ -53,7 +52,10 @@ def run(args: argparse.Namespace) -> None:
     """
     # All that can go wrong by mistake goes wrong before anything is played, and most of it before the model is loaded.
     sampling = generate.asked_sampling(args)
-    lines = [(where, _named(wish, number)) for number, (where, wish) in enumerate(read_lines(args.prompts))]
+    lines = [
+        (where, wish if wish.name else dataclasses.replace(wish, name=f"{number:06d}"))
+        for number, (where, wish) in enumerate(read_lines(args.prompts))
+    ]
     plan = generate.planned(args, lines, args.format)
     _check_names(plan)
     terminal.writable_folder(args.out)
@@ -69,9 +71,7 @@ def run(args: argparse.Namespace) -> None:
     if size % len(devices):
         raise ValueError(f"--batch {size} cannot be spread over {len(devices)} devices: make it a multiple of that")
     mesh = sharding.make_mesh(devices=devices) if len(devices) > 1 else None
-    first = plan[0].recipe
-    parts = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder, "adapter": first.adapter}
-    model = mgjax.load(first.model, dtype=first.dtype, mesh=mesh, **parts)
+    model = generate.loaded(plan[0].recipe, mesh)
     jobs = []
     for where, name, recipe in plan:
         recipe = generate.completed(recipe, sampling, model)
@@ -79,7 +79,9 @@ def run(args: argparse.Namespace) -> None:
             generate.check(recipe, model)
         jobs.append(batch.Job(name, _kind(recipe), recipe, _about(recipe)))
     if args.format == "array_record":
-        form = batch.Records(model.sample_rate, model.channels)
+        from mgjax.data.corpus import describe_audio
+
+        form = batch.Records(describe_audio(model.sample_rate, model.channels))
     else:
         form = batch.Sounds(f".{args.format}", model.sample_rate)
     first = jobs[0].recipe  # which knows the model by now
@@ -142,10 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     machine.add_argument("--process_id", type=int, metavar="I", help="on several hosts: which of them this is, from 0")
     return parser
-
-
-def _named(wish: Wish, number: int) -> Wish:
-    return wish if wish.name else dataclasses.replace(wish, name=f"{number:06d}")
 
 
 def _check_names(plan: Sequence[generate.Piece]) -> None:

@@ -17,6 +17,7 @@ from mgjax.cli import terminal
 
 _LOOKED_AT = 1000  # pieces, at most, that `inspect` reads
 TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
+_WORK = ("workers", "replace", "beam_options")  # options of `_add_work_options`
 _SYNTHETIC = ("pretty_midi",)
 
 
@@ -71,7 +72,9 @@ def _add_build(actions: Any) -> None:
         metavar="SHARE",
         help="fail if more of the pieces than this cannot be used (0.05)",
     )
-    build.add_argument("--shards", type=terminal.count, metavar="N", help="files to make, about (by the pieces)")
+    build.add_argument(
+        "--shards", dest="num_shards", type=terminal.count, metavar="N", help="files to make, about (by the pieces)"
+    )
     dataset = build.add_argument_group("of a dataset of tensorflow-datasets")
     dataset.add_argument("--audio-feature", metavar="FEATURE", help="its sound (audio)")
     dataset.add_argument("--source-rate", type=terminal.count, metavar="HZ", help="its rate, where it does not say so")
@@ -162,9 +165,10 @@ def _add_synthesize(actions: Any) -> None:
 
 def _add_work_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=terminal.count, default=1, metavar="N", help="processes on this machine (1)")
-    parser.add_argument("--force", action="store_true", help="replace a corpus that is there already")
+    parser.add_argument("--force", dest="replace", action="store_true", help="replace a corpus that is there already")
     parser.add_argument(
         "--beam",
+        dest="beam_options",
         action="append",
         default=[],
         metavar="--OPTION=VALUE",
@@ -178,22 +182,9 @@ def run_build(args: argparse.Namespace) -> None:
     from mgjax.data import build
 
     with bar("build") as progress:
-        report = build.build(
-            args.source,
-            args.output,
-            sample_rate=args.sample_rate,
-            channels=args.channels,
-            valid=args.valid,
-            min_seconds=args.min_seconds,
-            loudness=args.loudness,
-            max_bad=args.max_bad,
-            fields=_fields(args),
-            num_shards=args.shards,
-            workers=args.workers,
-            replace=args.force,
-            beam_options=args.beam,
-            progress=progress,
-        )
+        names = ("sample_rate", "channels", "valid", "min_seconds", "loudness", "max_bad", "num_shards", *_WORK)
+        options = {name: getattr(args, name) for name in names}
+        report = build.build(args.source, args.output, fields=_fields(args), progress=progress, **options)
     _tell(args.output, report)
 
 
@@ -204,18 +195,9 @@ def run_tokenize(args: argparse.Namespace) -> None:
     from mgjax.data import tokenize
 
     with bar("tokenize") as progress:
-        report = tokenize.tokenize(
-            args.source,
-            args.output,
-            args.codec,
-            channels=args.channels,
-            tokenizer=args.tokenizer,
-            melody=_melody(args.source, args.melody) if args.melody else None,
-            workers=args.workers,
-            replace=args.force,
-            beam_options=args.beam,
-            progress=progress,
-        )
+        options = {name: getattr(args, name) for name in ("channels", "tokenizer", *_WORK)}
+        melody = _melody(args.source, args.melody) if args.melody else None
+        report = tokenize.tokenize(args.source, args.output, args.codec, melody=melody, progress=progress, **options)
     _tell(args.output, report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,11 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--steps", type=terminal.count, default=500, metavar="N", help="updates (500)")
     parser.add_argument("--batch-size", type=terminal.count, default=4, metavar="N", help="segments in an update (4)")
     parser.add_argument(
-        "--segment", type=terminal.positive, metavar="S", help="seconds of a segment (what the model hears at once)"
+        "--segment",
+        dest="segment_seconds",
+        type=terminal.positive,
+        metavar="S",
+        help="seconds of a segment (what the model hears at once)",
     )
     parser.add_argument("--learning-rate", type=terminal.positive, metavar="R", help="(5e-4; with --full 1e-5)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
@@ -70,21 +75,7 @@ def run(args: argparse.Namespace) -> None:
     corpus.need((*corpus.TRAIN, "grain", "optax", "orbax"), "train")
     from mgjax.finetune import Finetuning, finetune
 
-    tuning = Finetuning(
-        music=args.music,
-        model=args.model,
-        caption=args.caption,
-        captions=args.captions,
-        full=args.full,
-        rank=args.rank,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        segment_seconds=args.segment,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        workers=args.workers,
-        max_bad=args.max_bad,
-    )
+    tuning = Finetuning(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Finetuning)})
     if finetune(tuning, args.out, _stage, replace=args.force):
         how = f"--model {args.out}" if args.full else f"--model {args.model} --adapter {args.out}"
         terminal.say(f'listen to {args.out / "clips"}; then: mgjax generate "..." {how}')

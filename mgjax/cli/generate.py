@@ -143,8 +143,7 @@ def run(args: argparse.Namespace) -> None:
     opening = _Opening.read(first) if first.continued else None
 
     terminal.prepare(args)
-    parts = {"text_encoder": first.text_encoder, "style_encoder": first.style_encoder, "adapter": first.adapter}
-    model = mgjax.load(first.model, dtype=first.dtype, **parts)
+    model = loaded(first)
     recipes = [completed(piece.recipe, sampling, model) for piece in plan]
     if opening:
         opening = opening.fitted(first, model.config.window_seconds)
@@ -160,6 +159,12 @@ def run(args: argparse.Namespace) -> None:
                 done += recipe.seconds
     for path in paths:
         print(path)
+
+
+def loaded(recipe: Recipe, mesh: Any = None) -> Any:
+    """The model of a recipe, on the devices of `mesh`."""
+    parts = {"text_encoder": recipe.text_encoder, "style_encoder": recipe.style_encoder, "adapter": recipe.adapter}
+    return mgjax.load(recipe.model, dtype=recipe.dtype, mesh=mesh, **parts)
 
 
 def asked_sampling(args: argparse.Namespace) -> dict[str, Any]:
@@ -326,8 +331,7 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
     if recipe.loudness is not None:
         piece = loudness.normalized(piece, sample_rate, recipe.loudness)
     audio.write(path, piece, sample_rate)
-    with files.replacing(path.with_suffix(".json")) as file:
-        file.write(strict_json.to_json(recipe).encode())
+    files.write_text(path.with_suffix(".json"), strict_json.to_json(recipe))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,15 +358,10 @@ class _Opening:
         return len(self.sound) / self.sample_rate
 
     def fitted(self, recipe: Recipe, window_seconds: float) -> _Opening:
-        """The sound, or its end where the model cannot hear all of it: as much as a long piece carries on from."""
+        """The sound, or its end where that is asked for: as much as a long piece carries on from."""
         window = recipe.window or window_seconds
-        if self.seconds < window:
+        if self.seconds < window or not recipe.trim_prompt:  # `check` refuses what is longer
             return self
-        if not recipe.trim_prompt:
-            raise ValueError(
-                f"{recipe.continued} lasts {self.seconds:.1f} s, but the model hears {window:g} s at once: "
-                f"begin with its end by --trim-prompt"
-            )
         kept = window - (recipe.stride or min(18.0, 0.6 * window))
         return _Opening(self.sound[-round(kept * self.sample_rate) :], self.sample_rate)
 

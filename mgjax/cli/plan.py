@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from mgjax.cli import corpus, terminal
+from mgjax.inputs import files
 
 _DESCRIPTION = """\
 Compiles one update of a training run, or the loop that generates, for devices that need not be there, and says what it
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     for one in advice:
         print(f"  {'to change':<16}{one}")
     if args.json and plan is not None:
-        args.json.write_text(json.dumps(values(plan), indent=2) + "\n")
+        files.write_json(args.json, values(plan))
     if plan is None or plan.free < 0:
         raise SystemExit(1)
 
@@ -197,8 +198,6 @@ def describe(plan: Any) -> list[tuple[str, str]]:
 
 def values(plan: Any) -> dict[str, Any]:
     """A plan as JSON holds it."""
-    import dataclasses
-
     found = dataclasses.asdict(plan)
     return found | {
         "seconds": plan.seconds,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mgjax.cli import terminal
 from mgjax.cli.recipe import Recipe, Wish, sha256
-from mgjax.data import audio
+from mgjax.data import audio, sound
 
 _SOUNDS = ("melody", "style")
 
@@ -133,9 +133,8 @@ def _for_prompt(name: str, paths: Sequence[str], number: int, count: int) -> str
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: str, sample_rate: int) -> audio.Audio:
-    sound, found = audio.read(terminal.rereadable(path))
-    return audio.resample(sound, found, sample_rate)
+def _read(path: str, sample_rate: int) -> sound.Audio:
+    return sound.resample(*audio.read(terminal.rereadable(path)), sample_rate)
 
 
 def _seconds(text: str) -> float:

@@ -19,7 +19,7 @@ from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
 from mgjax.config import CodecConfig
-from mgjax.data import audio as sound
+from mgjax.data import sound
 from mgjax.errors import NotFiniteError
 from mgjax.inputs import arguments
 from mgjax.strict_json import to_json
@@ -110,7 +110,7 @@ class Codec:
 
         Args:
           audio: [n], [n, c], [b, n, c] or a list of rows of one length, from -1 to 1. Other channels than the codec's
-            are converted as `mgjax.data.audio.to_channels` does.
+            are converted as `mgjax.data.sound.to_channels` does.
           sample_rate: Of `audio`, in hertz; it is resampled if the codec's differs. None: it has the codec's.
           bandwidth: In kilobits per second, one of the codec's; a lower one uses fewer codebooks. None: all of them.
 
@@ -163,24 +163,11 @@ class Codec:
             yield from self._encode_chunks(rows, count)
             return
         self._check_streaming()
+        last = stream.conv_reach(self.config, self.config.last_kernel_size)
         chain = stream.Chain(
-            stream.Windows(
-                functools.partial(self._run, "encoder_downsample"),
-                stream.downsample_reach(self.config),
-                self.hop_length,
-                1,
-                _WINDOW,
-                one_size,
-            ),
+            self._windows("encoder_downsample", stream.downsample_reach(self.config), self.hop_length, 1, one_size),
             stream.Recurrence(functools.partial(self._recur, "encoder_recur"), _WINDOW, one_size),
-            stream.Windows(
-                functools.partial(self._run, "encoder_codes", num_codebooks=count),
-                stream.conv_reach(self.config, self.config.last_kernel_size),
-                1,
-                1,
-                _WINDOW,
-                one_size,
-            ),
+            self._windows("encoder_codes", last, 1, 1, one_size, num_codebooks=count),
         )
         for codes in _pushed(chain, rows):
             yield self._interleaved(codes)
@@ -196,25 +183,20 @@ class Codec:
             return
         self._check_streaming()
         chain = stream.Chain(
-            stream.Windows(
-                functools.partial(self._run, "decoder_project"),
-                stream.conv_reach(self.config, self.config.kernel_size),
-                1,
-                1,
-                _WINDOW,
-            ),
+            self._windows("decoder_project", stream.conv_reach(self.config, self.config.kernel_size), 1, 1),
             stream.Recurrence(functools.partial(self._recur, "decoder_recur"), _WINDOW),
-            stream.Windows(
-                functools.partial(self._run, "decoder_upsample"),
-                stream.upsample_reach(self.config),
-                1,
-                self.hop_length,
-                _WINDOW,
-            ),
+            self._windows("decoder_upsample", stream.upsample_reach(self.config), 1, self.hop_length),
         )
         rows = _filled((self._code_rows(block) for block in blocks), "there are no codes to decode: they have 0 frames")
         for audio in _pushed(chain, rows):
             yield self._joined(audio)
+
+    def _windows(
+        self, method: str, reach: stream.Reach, unit_in: int, unit_out: int, one_size: bool = False, **options
+    ) -> stream.Windows:
+        """A part of the model over windows."""
+        run = functools.partial(self._run, method, **options)
+        return stream.Windows(run, reach, unit_in, unit_out, _WINDOW, one_size)
 
     def _run(self, method: str, x: np.ndarray, length: int, **options) -> jax.Array:
         return _apply(self.folded_config, method, self.variables, self._spread(x), np.int32(length), **options)
@@ -281,7 +263,7 @@ class Codec:
         return np.stack([sound.resample(row, sample_rate, self.sample_rate) for row in audio])
 
     def _batched(self, audio: Audio, said: set[str]) -> Float32[np.ndarray, "b n c"]:
-        """`audio` in the codec's channels, once it is known to be good; `said` as for `audio.check`."""
+        """`audio` in the codec's channels, once it is known to be good; `said` as for `sound.check`."""
         rows = [sound.check(row, "audio", said) for row in arguments.rows(audio, "audio")]
         rows = [sound.to_channels(row, self.channels, "audio", said) for row in rows]
         if len({len(row) for row in rows}) != 1:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from mgjax.codec.spectrogram import stft
 from mgjax.errors import ConfigError
+from mgjax.strict_json import ranged
 
 FAMILIES = ("stft", "scale", "period")
 
@@ -58,10 +59,9 @@ class DiscriminatorConfig:
             raise ConfigError(f"discriminator.families must be different ones of {FAMILIES}, got {self.families}")
         if any(size < 16 or size % 4 for size in self.stft_sizes) or not self.stft_sizes:
             raise ConfigError(f"discriminator.stft_sizes must be multiples of 4 from 16 on, got {self.stft_sizes}")
-        if not self.periods or min(self.periods) < 1 or self.num_scales < 1:
-            raise ConfigError(f"discriminator: periods and num_scales must be 1 or more, got {self}")
-        if min(self.stft_filters, self.scale_filters, self.period_filters, self.max_filters) < 1:
-            raise ConfigError(f"discriminator: filters must be 1 or more, got {self}")
+        ranged(self, "1 or more", "num_scales stft_filters scale_filters period_filters max_filters", "discriminator.")
+        if not self.periods or min(self.periods) < 1:
+            raise ConfigError(f"discriminator.periods must be 1 or more, got {self.periods}")
 
     @property
     def least_samples(self) -> int:

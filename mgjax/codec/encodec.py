@@ -11,6 +11,7 @@ from mgjax.codec.conv import Length
 from mgjax.codec.lstm import State
 from mgjax.codec.seanet import Decoder, Encoder
 from mgjax.config import CodecConfig
+from mgjax.nn import codebook_shapes
 
 
 class EncodecModel(nn.Module):
@@ -26,11 +27,10 @@ class EncodecModel(nn.Module):
         config = self.config
         self.encoder = Encoder(config, name="encoder")
         self.decoder = Decoder(config, name="decoder")
-        shape = (config.num_codebooks, config.codebook_size, config.latent_dim)
-        self.embed = self.variable("codebooks", "embed", jnp.zeros, shape)
-        self.embed_avg = self.variable("codebooks", "embed_avg", jnp.zeros, shape)
-        self.cluster_size = self.variable("codebooks", "cluster_size", jnp.zeros, shape[:2])
-        self.inited = self.variable("codebooks", "inited", jnp.zeros, shape[:1])
+        shapes = codebook_shapes(config.num_codebooks, config.codebook_size, config.latent_dim)
+        self.embed = self.variable("codebooks", "embed", jnp.zeros, shapes.pop("embed"))
+        for name, shape in shapes.items():
+            self.variable("codebooks", name, jnp.zeros, shape)
 
     def __call__(self, audio: Float[Array, "b n c"], length: Length | None = None) -> Float[Array, "b n c"]:
         """The audio after coding and decoding, by all the codebooks."""

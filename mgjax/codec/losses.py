@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mgjax.codec.spectrogram import mel_spectrogram
 from mgjax.errors import ConfigError
+from mgjax.strict_json import ranged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,11 @@ class LossConfig:
             raise ConfigError(f"loss: weights must be 0 or above, and one of them above 0, got {self}")
         if not self.mel_sizes or any(size < 8 or size % 8 for size in self.mel_sizes):
             raise ConfigError(f"loss.mel_sizes must be multiples of 8 samples, got {self.mel_sizes}")
-        if not 0 <= self.balancer_decay < 1:
-            raise ConfigError(f"loss.balancer_decay must be from 0 to below 1, got {self.balancer_decay}")
+        ranged(self, "0 or above and below 1", "balancer_decay", "loss.")
+        ranged(self, "above 0", "num_mels floor total_norm", "loss.")
+        ranged(self, "0 or more", "f_min", "loss.")
         if len(self.num_mels) != len(self.mel_sizes):
             raise ConfigError(f"loss.num_mels must be one number for each of {self.mel_sizes}, got {self.num_mels}")
-        if min(*self.num_mels, self.floor, self.total_norm) <= 0 or self.f_min < 0:
-            raise ConfigError(f"loss: num_mels, floor and total_norm must be above 0, f_min not below, got {self}")
 
 
 def waveform(generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]) -> Float[Array, ""]:

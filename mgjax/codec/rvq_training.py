@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mgjax import sharding
 from mgjax.codec import rvq
-from mgjax.errors import ConfigError
+from mgjax.strict_json import ranged
 
 Codebooks = dict[str, Float[Array, "..."]]  # embed k v d, embed_avg k v d, cluster_size k v, inited k
 
@@ -41,12 +41,9 @@ class QuantizerConfig:
     dropout: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"quantizer.decay must be from 0 to below 1, got {self.decay}")
-        if not 0 <= self.dead_below < 1:
-            raise ConfigError(f"quantizer.dead_below must be from 0 to below 1, got {self.dead_below}")
-        if self.smoothing <= 0 or self.kmeans_iterations < 0:
-            raise ConfigError(f"quantizer: smoothing must be above 0, kmeans_iterations 0 or more, got {self}")
+        ranged(self, "0 or above and below 1", "decay dead_below", "quantizer.")
+        ranged(self, "above 0", "smoothing", "quantizer.")
+        ranged(self, "0 or more", "kmeans_iterations", "quantizer.")
 
 
 @struct.dataclass

@@ -6,7 +6,6 @@ A model conditioned on this space learns from audio alone and is given text at g
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,8 @@ from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.htsat import HTSAT
 from mgjax.conditioning.roberta import Roberta
-from mgjax.data import audio as sound
-from mgjax.nn import Dense
+from mgjax.data import sound
+from mgjax.nn import Dense, applied, codebook_shapes
 
 
 class ClapText(nn.Module):
@@ -123,7 +122,7 @@ class Clap:
         ids, mask = self.tokenizer.encode(texts)
         if not texts or not mask.any(axis=1).all():
             raise ValueError(f"texts must be one or more, none of them empty, got {texts!r}")
-        return np.asarray(_embed_text(self.config, self.variables["text"], ids, mask))
+        return np.asarray(applied(ClapText(self.config), self.variables["text"], ids, mask))
 
     def embed_audio(self, audio: Any, sample_rate: int) -> Float32[np.ndarray, "b d"]:
         """The joint embeddings of sounds of any length, of length 1; see the function `embed_audio`.
@@ -140,11 +139,6 @@ class Clap:
         return np.asarray(_embed_audio(self.config, self.variables["audio"], np.stack(rows)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed_text(config: ClapConfig, variables: Mapping[str, Any], ids: Array, mask: Array) -> Array:
-    return ClapText(config).apply(variables, ids, mask)
-
-
 _embed_audio = jax.jit(embed_audio, static_argnums=0)
 
 
@@ -153,29 +147,18 @@ def init_codebooks(config: ClapConditionConfig) -> dict[str, Float[Array, "..."]
 
     There an embedding [b, d] is a latent [b, 1, d].
     """
-    shape = (config.num_codebooks, config.codebook_size, config.clap.dim)
-    return {
-        "embed": jnp.zeros(shape),
-        "embed_avg": jnp.zeros(shape),
-        "cluster_size": jnp.zeros(shape[:2]),
-        "inited": jnp.zeros(shape[:1]),
-    }
+    shapes = codebook_shapes(config.num_codebooks, config.codebook_size, config.clap.dim)
+    return {name: jnp.zeros(shape) for name, shape in shapes.items()}
 
 
-def condition(
-    embedding: Float[Array, "b d"],
-    given: Bool[Array, " b"],
-    codebooks: Mapping[str, Float[Array, "..."]] | None = None,
-) -> Condition:
+def condition(embedding: Float[Array, "b d"], given: Bool[Array, " b"]) -> Condition:
     """The condition of one vector for each row, tokens [b, 1, d].
 
     Args:
-      embedding: Joint embeddings, of texts or of audio.
+      embedding: Joint embeddings, of texts or of audio, or what their quantizer makes of them.
       given: Which of them count; the other rows are null. Of texts: `mask.any(axis=1)`.
-      codebooks: Those of the residual vector quantizer that the embedding goes through; None for none.
     """
-    tokens = embedding if codebooks is None else quantized(embedding, codebooks["embed"])
-    return Condition(tokens=tokens[:, None].astype(jnp.float32), mask=given[:, None])
+    return Condition(tokens=embedding[:, None].astype(jnp.float32), mask=given[:, None])
 
 
 def quantized(x: Float[Array, "b d"], embed: Float[Array, "k v d"]) -> Float32[Array, "b d"]:

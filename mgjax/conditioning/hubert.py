@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mgjax.conditioner_config import HubertConfig
-from mgjax.nn import Dense, LayerNorm, attention
+from mgjax.conditioning.roberta import FeedForward
+from mgjax.nn import Dense, LayerNorm, Shapes, attention, dense_shapes, norm_shapes, under
 
 _FEATURE_EPS = 1e-5  # of the norms between the convolutions
 _NORMALIZE_EPS = 1e-7
@@ -36,7 +37,7 @@ class Hubert(nn.Module):
         x = _normalized(audio) if config.normalize else audio
         x = _features(config, self.dtype, x.astype(jnp.float32)[:, :, None])
         x = LayerNorm(config.norm_eps, name="features_norm")(x)
-        x = _dense(config.conv_dims[-1], config.dim, self.dtype, "features_proj")(x)
+        x = Dense(x.shape[-1:], (config.dim,), True, self.dtype, jnp.float32, name="features_proj")(x)
         x = x + _Positions(config, self.dtype, name="positions")(x)
         # Where the layers normalise what they return, the stream enters them normalised; else it is normalised last.
         norm = LayerNorm(config.norm_eps, name="norm")
@@ -149,10 +150,10 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        parts = {"attn": _SelfAttention, "ffn": _FeedForward}
-        for name, part in parts.items():
-            norm = LayerNorm(self.config.norm_eps, name=f"{name}_norm")
-            layer = part(self.config, self.dtype, name=name)
+        attn = _SelfAttention(self.config, self.dtype, name="attn")
+        ffn = FeedForward(self.config.ffn_dim, self.dtype, name="ffn")
+        for layer in (attn, ffn):
+            norm = LayerNorm(self.config.norm_eps, name=f"{layer.name}_norm")
             x = x + layer(norm(x)) if self.config.pre_norm else norm(x + layer(x))
         return x
 
@@ -170,48 +171,20 @@ class _SelfAttention(nn.Module):
         return Dense(shape, (dim,), use_bias=True, dtype=self.dtype, result_dtype=jnp.float32, name="out")(y)
 
 
-class _FeedForward(nn.Module):
-    config: HubertConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        y = _dense(self.config.dim, self.config.ffn_dim, self.dtype, "up")(x)
-        return _dense(self.config.ffn_dim, self.config.dim, self.dtype, "down")(jax.nn.gelu(y, approximate=False))
-
-
-def _dense(inputs: int, outputs: int, dtype: Any, name: str) -> Dense:
-    return Dense((inputs,), (outputs,), use_bias=True, dtype=dtype, result_dtype=jnp.float32, name=name)
-
-
-def hubert_shapes(config: HubertConfig) -> dict[str, tuple[int, ...]]:
+def hubert_shapes(config: HubertConfig) -> Shapes:
     """The shape of every parameter of `Hubert`, by its path."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def add(path: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
-        shapes[f"{path}/kernel"] = kernel
-        if bias is not None:
-            shapes[f"{path}/bias"] = bias
-
-    def add_norm(path: str, dim: int) -> None:
-        shapes.update({f"{path}/scale": (dim,), f"{path}/bias": (dim,)})
-
-    inputs = 1
+    shapes, inputs = {}, 1
     for i, (outputs, width) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
-        add(f"conv{i}", (width, inputs, outputs), (outputs,) if config.conv_bias else None)
+        shapes |= dense_shapes(f"conv{i}", (width, inputs), (outputs,), bias=config.conv_bias)
         if i == 0 or config.conv_norm == "layer":
-            add_norm(f"conv{i}_norm", outputs)
+            shapes |= norm_shapes(f"conv{i}_norm", outputs)
         inputs = outputs
-    d, h, e, f = config.dim, config.num_heads, config.dim // config.num_heads, config.ffn_dim
-    add_norm("features_norm", inputs)
-    add("features_proj", (inputs, d), (d,))
-    add("positions/conv", (config.position_kernel, d // config.position_groups, d), (d,))
-    add_norm("norm", d)
+    d, heads, f = config.dim, (config.num_heads, config.dim // config.num_heads), config.ffn_dim
+    shapes |= norm_shapes("features_norm", inputs) | dense_shapes("features_proj", (inputs,), (d,))
+    shapes |= dense_shapes("positions/conv", (config.position_kernel, d // config.position_groups), (d,))
+    shapes |= norm_shapes("norm", d)
     for i in range(config.num_layers):
-        add(f"layer{i}/attn/qkv", (d, 3, h, e), (3, h, e))
-        add(f"layer{i}/attn/out", (h, e, d), (d,))
-        add(f"layer{i}/ffn/up", (d, f), (f,))
-        add(f"layer{i}/ffn/down", (f, d), (d,))
-        add_norm(f"layer{i}/attn_norm", d)
-        add_norm(f"layer{i}/ffn_norm", d)
+        layer = dense_shapes("attn/qkv", (d,), (3, *heads)) | dense_shapes("attn/out", heads, (d,))
+        layer |= dense_shapes("ffn/up", (d,), (f,)) | dense_shapes("ffn/down", (f,), (d,))
+        shapes |= under(f"layer{i}", layer | norm_shapes("attn_norm", d) | norm_shapes("ffn_norm", d))
     return shapes

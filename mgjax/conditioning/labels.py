@@ -7,69 +7,45 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32
 
 from mgjax.conditioner_config import LabelConfig, NumberConfig
-from mgjax.conditioning.condition import Condition
 from mgjax.data.metadata import Metadata
 from mgjax.errors import ConfigError
+from mgjax.inputs import arguments
 
 # Names of conditions that differ from that of the field of the metadata.
 _FIELDS = {"mood": "moods", "keyword": "keywords", "instruments": "instrument", "tempo": "bpm"}
 
 
-def label_vectors(values_per_row: Sequence[Any], config: LabelConfig) -> Condition:
-    """The labels of each row as a vector `[b, 1, n]`: 1 for those that it has, 0 for the others.
+def vectors(
+    values_per_row: Sequence[Any], config: LabelConfig | NumberConfig
+) -> tuple[Float32[np.ndarray, "b 1 n"], Bool[np.ndarray, "b 1"]]:
+    """The labels or the number of each row as a vector, and which rows have one; of a `Condition`, but in numpy, for
+    processes that JAX has no business in.
+
+    Of labels a vector has 1 for those that the row has, 0 for the others. Of numbers it is cos(pi k u), k from 0, for u
+    from 0 at `low` to 1 at `high`; u is even in ratios, as tempi are heard: 60 to 120 is as far as 120 to 240.
 
     Args:
-      values_per_row: A value of the vocabulary, upper or lower case, several of them, or None or () for none: then
-        the row's mask is False.
-      config: The vocabulary.
+      values_per_row: A value of the vocabulary, upper or lower case, or several of them; or a number. None or () for
+        none.
+      config: The vocabulary or the range.
 
     Raises:
-      TypeError, ValueError: A value is no text, or not in the vocabulary.
+      TypeError, ValueError: A value is of another kind, or not in the vocabulary or the range.
     """
-    tokens, mask = label_arrays(values_per_row, config)
-    return Condition(jnp.asarray(tokens), jnp.asarray(mask))
-
-
-def label_arrays(
-    values_per_row: Sequence[Any], config: LabelConfig
-) -> tuple[Float32[np.ndarray, "b 1 n"], Bool[np.ndarray, "b 1"]]:
-    """Tokens and mask of `label_vectors`, by numpy alone, for processes that JAX has no business in."""
-    known = _numbers(config)
-    tokens = np.zeros((len(values_per_row), 1, config.dim), np.float32)
-    for row, values in enumerate(values_per_row):
-        for value in _several(values, config):
-            number = known.get(_plain(value))
-            if number is None:
-                raise ValueError(f"{config.name} {value!r} is not known{_hint(value, config.values)}")
-            tokens[row, 0, number] = 1
-    return tokens, tokens.any(axis=2)
-
-
-def number_vectors(values_per_row: Sequence[Any], config: NumberConfig) -> Condition:
-    """The number of each row as a vector `[b, 1, dim]`: cos(pi k u), k from 0, for u from 0 at `low` to 1 at `high`.
-
-    u is even in ratios, as tempi are heard: 60 to 120 is as far as 120 to 240.
-
-    Args:
-      values_per_row: A number, or None: then the row's mask is False.
-      config: The range.
-
-    Raises:
-      TypeError, ValueError: A value is no number, or out of range.
-    """
-    tokens, mask = number_arrays(values_per_row, config)
-    return Condition(jnp.asarray(tokens), jnp.asarray(mask))
-
-
-def number_arrays(
-    values_per_row: Sequence[Any], config: NumberConfig
-) -> tuple[Float32[np.ndarray, "b 1 n"], Bool[np.ndarray, "b 1"]]:
-    """Tokens and mask of `number_vectors`, by numpy alone."""
+    if isinstance(config, LabelConfig):
+        known = _numbers(config)
+        tokens = np.zeros((len(values_per_row), 1, config.dim), np.float32)
+        for row, values in enumerate(values_per_row):
+            for value in _several(values, config):
+                number = known.get(_plain(value))
+                if number is None:
+                    raise ValueError(f"{config.name} {value!r} is not known{_hint(value, config.values)}")
+                tokens[row, 0, number] = 1
+        return tokens, tokens.any(axis=2)
     mask = np.array([[value is not None] for value in values_per_row], bool).reshape(-1, 1)
     numbers = np.array([config.low if value is None else _number(value, config) for value in values_per_row])
     places = np.log(numbers / config.low) / np.log(config.high / config.low)
@@ -99,9 +75,7 @@ def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, 
             raise ValueError(f"this model has no labels, got {name!r}: describe the music in the text")
         if name not in names:
             raise ValueError(f"this model has no label {name!r}{_hint(str(name), names)}")
-    if len(rows) not in (1, batch):
-        raise ValueError(f"{len(rows)} dicts of labels do not fit {batch} rows: give one dict, or one for each row")
-    rows = rows if len(rows) == batch else list(rows) * batch
+    rows = arguments.each(rows, batch, "dicts of labels")
     return [{name: value for name, value in (row or {}).items() if not _is_nothing(value)} for row in rows]
 
 
@@ -156,7 +130,7 @@ def _several(values: Any, config: LabelConfig) -> Sequence[str]:
 
 def _number(value: Any, config: NumberConfig) -> float:
     allowed = f"{config.name} must be a number from {config.low:g} to {config.high:g}"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+    if not arguments.is_number(value):
         raise TypeError(f"{allowed}, got {value!r}")
     if not config.low <= value <= config.high:
         raise ValueError(f"{allowed}, got {value}")

@@ -67,7 +67,7 @@ class _SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with an exact GELU between, as both towers have them."""
+    """Two layers with an exact GELU between, as both towers and HuBERT have them."""
 
     dim: int  # between the two
     dtype: jnp.dtype

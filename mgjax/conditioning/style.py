@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.conditioner_config import StyleConfig
 from mgjax.conditioning.condition import Condition
-from mgjax.nn import Dense, LayerNorm, attention, sinusoidal_positions
+from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_shapes, sinusoidal_positions, under
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
@@ -44,12 +44,10 @@ class StyleConditioner(nn.Module):
         self.encoder = _Encoder(config)
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, (config.dim,))
         self.var = self.variable("batch_stats", "var", jnp.ones, (config.dim,))
-        sizes = (config.num_codebooks, config.codebook_size)
-        embed, embed_avg, cluster_size, inited = (*sizes, config.dim), (*sizes, config.dim), sizes, sizes[:1]
-        self.embed = self.variable("codebooks", "embed", jnp.zeros, embed)
-        self.variable("codebooks", "embed_avg", jnp.zeros, embed_avg)
-        self.variable("codebooks", "cluster_size", jnp.zeros, cluster_size)
-        self.variable("codebooks", "inited", jnp.zeros, inited)
+        shapes = codebook_shapes(config.num_codebooks, config.codebook_size, config.dim)
+        self.embed = self.variable("codebooks", "embed", jnp.zeros, shapes.pop("embed"))
+        for name, shape in shapes.items():
+            self.variable("codebooks", name, jnp.zeros, shape)
 
     def __call__(self, inputs: Inputs) -> Float[Array, "b l d"]:
         """The style through the first `config.eval_codebooks` codebooks, as at generation."""
@@ -150,22 +148,11 @@ class _Layer(nn.Module):
 def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> np.ndarray:
     """A piece of `seconds` seconds of `audio` [n] or [n, c], with the same axes: the same for the same seed.
 
-    Pieces without any sound are never chosen. Audio shorter than the piece is repeated until it is long enough.
-
-    Raises:
-      ValueError: The audio is of another shape, empty, not finite or silent throughout.
+    Pieces without any sound are never chosen, as long as there is one in the audio. Audio shorter than the piece is
+    repeated until it is long enough.
     """
-    audio = np.asarray(audio)
     length = round(seconds * sample_rate)
-    if audio.ndim not in (1, 2):
-        raise ValueError(f"the audio of a style must be [samples] or [samples, channels], got {list(audio.shape)}")
-    if audio.size == 0 or length < 1:
-        raise ValueError("there is no style: the audio has no samples. Give a piece of music")
-    if not np.isfinite(audio).all():
-        raise ValueError("the audio of a style holds NaN or infinity: it is damaged. Write the file again")
     sounds = np.abs(audio).reshape(len(audio), -1).max(axis=1) > _SILENCE
-    if not sounds.any():
-        raise ValueError("the audio of a style is silent: there is nothing to follow. Give a piece with sound")
     if len(audio) < length:
         whole = -(-length // len(audio))
         return np.concatenate([audio] * whole)[:length]
@@ -175,20 +162,16 @@ def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> n
     return audio[start : start + length]
 
 
-def style_shapes(config: StyleConfig) -> dict[str, tuple[int, ...]]:
+def style_shapes(config: StyleConfig) -> Shapes:
     """The shape of every array of `StyleConditioner`, by its path: "params/...", "batch_stats/...", "codebooks/..."."""
     d, h, e, f = config.dim, config.num_heads, config.dim // config.num_heads, config.ffn_dim
-    encoder: dict[str, tuple[int, ...]] = {}
     if config.features is not None:
-        encoder |= {"embed/kernel": (config.features.dim, d), "embed/bias": (d,)}
+        encoder = {"embed/kernel": (config.features.dim, d), "embed/bias": (d,)}
     else:
-        encoder["embed/embedding"] = (config.num_code_streams, config.code_size, d)
+        encoder = {"embed/embedding": (config.num_code_streams, config.code_size, d)}
     for i in range(config.num_layers):
         layer = {"qkv/kernel": (d, 3, h, e), "out/kernel": (h, e, d), "up/kernel": (d, f), "down/kernel": (f, d)}
-        layer |= {f"{norm}/{part}": (d,) for norm in ("attn_norm", "ffn_norm") for part in ("scale", "bias")}
-        encoder |= {f"layer{i}/{path}": shape for path, shape in layer.items()}
-    shapes = {f"params/encoder/{path}": shape for path, shape in encoder.items()}
-    k, v = config.num_codebooks, config.codebook_size
-    shapes |= {"batch_stats/mean": (d,), "batch_stats/var": (d,)}
-    codebooks = {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
-    return shapes | {f"codebooks/{name}": shape for name, shape in codebooks.items()}
+        encoder |= under(f"layer{i}", layer | norm_shapes("attn_norm", d) | norm_shapes("ffn_norm", d))
+    statistics = {"batch_stats/mean": (d,), "batch_stats/var": (d,)}
+    codebooks = codebook_shapes(config.num_codebooks, config.codebook_size, d)
+    return under("params/encoder", encoder) | statistics | under("codebooks", codebooks)

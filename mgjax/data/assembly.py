@@ -172,12 +172,14 @@ def assemble(
             return _read_report(directory)
         work = directory / "unfinished"
         work.mkdir(exist_ok=True)
-        with files.replacing(work / "plan.json") as file:
-            file.write(json.dumps({"hash": plan.hash, "request": plan.request}).encode())
+        files.write_json(work / "plan.json", {"hash": plan.hash, "request": plan.request})
         jobs = plan.jobs()
         with _reporting(work, sum(len(job.sources) for job in jobs), progress):
             make = functools.partial(_make_shard, directory, plan.description, plan.maker)
-            missing = functools.partial(_missing, directory, plan.description, jobs)
+
+            def missing() -> list[Job]:
+                return [job for job in jobs if _part(directory, plan.description, job) is None]
+
             if beam_options or workers == 1:
                 processes.run(make, missing(), beam_options)
             else:
@@ -261,8 +263,7 @@ def _make_shard(directory: Path, description: Description, maker: Maker, job: Jo
 
     shard = corpus_writing.write_shard(job.path(directory, description), description, pieces())
     part = {**shard._asdict(), "skipped": skipped, "notes": notes}
-    with files.replacing(work / f"{job.label}.json") as file:
-        file.write(json.dumps({**part, "hash": _hash([job.hash, part])}).encode())
+    files.write_json(work / f"{job.label}.json", {**part, "hash": _hash([job.hash, part])})
 
 
 def _part(directory: Path, description: Description, job: Job) -> dict[str, Any] | None:
@@ -273,10 +274,6 @@ def _part(directory: Path, description: Description, job: Job) -> dict[str, Any]
     except (OSError, CorpusError):
         return None
     return part if part.pop("hash") == _hash([job.hash, part]) and part["num_bytes"] == size else None
-
-
-def _missing(directory: Path, description: Description, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in jobs if _part(directory, description, job) is None]
 
 
 def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) -> Report:
@@ -303,9 +300,8 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
         tuple((name, reason) for part in parts for name, reason in part["skipped"]),
         notes,
     )
-    with files.replacing(directory / "report.json") as file:
-        content = {"hash": plan.hash, "settings": plan.settings, **dataclasses.asdict(report)}
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    content = {"hash": plan.hash, "settings": plan.settings, **dataclasses.asdict(report)}
+    files.write_text(directory / "report.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     total = sum(len(job.sources) for job in jobs)
     if len(report.skipped) > max_bad * total:
         name, reason = report.skipped[0]

@@ -1,6 +1,6 @@
-"""Sound files in and out, and the little arithmetic that audio needs before and after a model.
+"""Sound files in and out, as the arrays of `mgjax.data.sound`.
 
-Audio is float32 `[n, c]` (samples, channels) with full scale at -1 and 1. Nothing here needs ffmpeg: files are read
+Nothing here needs ffmpeg: files are read
 and written by libsndfile, which comes with the soundfile package. The libraries are imported where they are used, so
 that `import mgjax` stays quick.
 """
@@ -13,18 +13,15 @@ import math
 import os
 import re
 import shutil
-import uuid
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
+from mgjax.data.sound import MOST_CHANNELS, Audio, check, resampled, to_channels
 from mgjax.inputs import arguments, files
 
-Audio = Float32[np.ndarray, "n c"]
 PathLike = str | os.PathLike[str]
 
 # What a suffix means to libsndfile.
@@ -35,10 +32,6 @@ FORMATS = {
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
 
-# Float sound with a peak beyond this was not brought to a full scale of 1.
-PEAK_REFUSED = 8.0
-
-_MOST_CHANNELS = 64  # more than this is an array that stands on its side
 _LARGEST_WAV = 2**32 - 4096  # bytes; a wav header counts in 32 bits
 _LARGEST_READ = 1 << 30  # numbers that are read at once: three hours of stereo
 _FRAMES_AT_ONCE = 1 << 16  # the Vorbis encoder overflows its stack when it is handed minutes at once
@@ -46,15 +39,14 @@ _FRAMES_READ = 1 << 20  # what a header says of the length may be a lie: no more
 _LONGEST_BLOCK = 3600  # seconds
 _LONGEST_NAME = 255  # bytes, on all common file systems
 _FULL_DISK = 1 << 20  # free bytes
-_LOUD = 1.001  # rounding and resampling go a little beyond 1
 # What is decoded from these goes beyond 1 where the original was just below: no reason to say anything.
 _LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 
 # The channels and rates that encoders can take: some crash beyond them, or write what cannot be read.
 _ENCODERS = {
-    "WAV": (_MOST_CHANNELS, "from 1000 to 1000000", lambda rate: True),
+    "WAV": (MOST_CHANNELS, "from 1000 to 1000000", lambda rate: True),
     "FLAC": (8, "up to 655350, above 65535 in steps of 10", lambda rate: rate <= (655_350, 65_535)[rate % 10 > 0]),
-    "OGG": (_MOST_CHANNELS, "up to 200000", lambda rate: rate <= 200_000),
+    "OGG": (MOST_CHANNELS, "up to 200000", lambda rate: rate <= 200_000),
     "MP3": (
         2,
         "8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100 and 48000",
@@ -66,10 +58,6 @@ _ENCODERS = {
 _FOREIGN = re.compile(
     rb"(?s)(?P<MP4>.{4}ftyp)|(?P<WebM>\x1aE\xdf\xa3)|(?P<WMA>0&\xb2u\x8ef\xcf\x11)|(?P<AAC>\xff[\xf1\xf9])|(?P<HTML>\s*<)"
 )
-
-# ITU-R BS.775 from L, R, C, LFE, Ls, Rs, divided by the sum of a channel's weights so that nothing can clip.
-_HALF = math.sqrt(0.5)
-_SURROUND_TO_STEREO = np.array([[1, 0], [0, 1], [_HALF, _HALF], [0, 0], [_HALF, 0], [0, _HALF]]) / (1 + 2 * _HALF)
 
 
 class Info(NamedTuple):
@@ -101,7 +89,7 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
 
     Raises:
       OSError: There is no such file, or it may not be read.
-      ValueError: It is no sound file, is damaged, holds NaN or a peak beyond `PEAK_REFUSED`, ends before
+      ValueError: It is no sound file, is damaged, holds NaN or a peak beyond `sound.PEAK_REFUSED`, ends before
         `start_seconds`, or is too long to be read at once.
     """
     if not (arguments.number(start_seconds, "start_seconds") >= 0):
@@ -155,7 +143,7 @@ def blocks(
         size = max(1, round(seconds_per_block * file.samplerate))
         sound = _read_on(file, path, min(size, _FRAMES_READ), channels, said=said)
         if rate != file.samplerate:
-            sound = _resampled(sound, file.samplerate, rate)
+            sound = resampled(sound, file.samplerate, rate)
         yield from _regrouped(sound, max(1, round(seconds_per_block * rate)))
 
 
@@ -190,20 +178,15 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
         raise ValueError(f"{path}: the name has more than {_LONGEST_NAME} bytes; choose a shorter one")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    # In the same folder, because only a rename within one file system is atomic.
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
     quality = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if kind == "MP3" else {}
-    try:
+    with files.replacing(path) as place:
         with _explained(path, writing=True):
-            name = _native(temporary)
+            name = _native(place.name)
             file = soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=kind, **quality)
         with file:
             yield Writer(file, path)
             with _explained(path, writing=True):
                 file.close()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Writer:
@@ -255,105 +238,6 @@ def writable_format(path: PathLike) -> tuple[str, str]:
     return able[suffix]
 
 
-def resample(audio: Audio, sample_rate: float, target: float) -> Float32[np.ndarray, "m c"]:
-    """`audio` at `target` hertz, `[ceil(n * target / sample_rate), c]`, by soxr's very high quality filter.
-
-    The length is rounded up, so that no sound is lost at the end and no piece becomes empty.
-    """
-    if sample_rate == target:
-        return audio
-    return np.concatenate(list(_resampled([audio], sample_rate, target)))
-
-
-def to_channels(
-    audio: Audio, channels: int, what: str = "audio", said: set[str] | None = None
-) -> Float32[np.ndarray, "n {channels}"]:
-    """`audio` with `channels` channels: copies of a single one for many, or a mix of many for one or two.
-
-    6 channels are mixed as ITU-R BS.775 has it, in the order of wav files (left, right, centre, low frequencies, left
-    and right surround), with weights that add up to 1, so that nothing clips; others by their mean. It is said where
-    more than two are mixed.
-
-    Args:
-      audio: `[n, c]`.
-      channels: How many it is to have.
-      what: What the audio is called in messages.
-      said: As for `check`.
-
-    Raises:
-      ValueError: Neither applies, as in 2 channels to 6.
-    """
-    given = audio.shape[1]
-    if given == channels:
-        return audio
-    if given == 1 and 1 < channels <= _MOST_CHANNELS:
-        return np.repeat(audio, channels, axis=1)
-    if channels not in (1, 2):
-        raise ValueError(f"{what}: {given} channels cannot be made into {channels}; mix it down to 1 or 2 first")
-    if given > 2:
-        _say(f"{what}: {given} channels are mixed down to {channels}", "mixed", said)
-    if given == 6:
-        # Sample by sample, so that blocks give what the whole gives.
-        parts = [audio[:, i : i + 1] * weights for i, weights in enumerate(_SURROUND_TO_STEREO.astype(np.float32))]
-        audio = sum(parts)
-    elif given > 2:
-        audio = audio.mean(axis=1, keepdims=True, dtype=np.float32).repeat(2, axis=1)
-    return audio if channels == 2 else audio.mean(axis=1, keepdims=True, dtype=np.float32)
-
-
-def check(audio: Any, what: str = "audio", said: set[str] | None = None) -> Audio:
-    """`audio` as float32 `[n, c]`. A peak above 1 is said by a warning, and else left as it is.
-
-    Args:
-      audio: `[n]` or `[n, c]`, floating point with full scale at 1, or integers of 8 (unsigned), 16 or 32 bits, whose
-        full scale is that of their type.
-      what: What the audio is called in messages.
-      said: The kinds of warning that were given for it before, as for the blocks of a file: they are not repeated, and
-        new ones are added.
-
-    Raises:
-      ValueError: It is empty, has another rank, holds NaN, infinity or a peak beyond `PEAK_REFUSED`, stands on its side
-        (`[c, n]`), or is of a type whose full scale is not known.
-    """
-    audio = arguments.array(audio, what)
-    if audio.ndim == 1:
-        audio = audio[:, None]
-    if audio.ndim != 2:
-        raise ValueError(f"{what}: expected [samples] or [samples, channels], got the shape {audio.shape}")
-    if audio.size == 0:
-        raise ValueError(f"{what}: there is no sound in it (shape {audio.shape})")
-    if audio.shape[1] > _MOST_CHANNELS:
-        raise ValueError(
-            f"{what}: the shape {audio.shape} means {audio.shape[1]} channels; expected [samples, channels], "
-            f"transpose it if it is [channels, samples]"
-        )
-    if audio.dtype == np.uint8:
-        return (audio.astype(np.float32) - 128) / 128
-    if audio.dtype in (np.int16, np.int32):
-        return (audio / -float(np.iinfo(audio.dtype).min)).astype(np.float32)
-    if not np.issubdtype(audio.dtype, np.floating):
-        raise ValueError(f"{what}: expected floating point, int16, int32 or uint8, got {audio.dtype}")
-    peak = float(max(audio.max(), -audio.min()))
-    if not math.isfinite(peak):
-        raise ValueError(f"{what}: holds NaN or infinity; repair it, or replace them by 0 (numpy.nan_to_num)")
-    if peak > PEAK_REFUSED:
-        raise ValueError(
-            f"{what}: has a peak of {peak:g}, where full scale is 1; divide it by its own full scale (32768 for values "
-            "of 16 bits), or make it quieter"
-        )
-    if peak > _LOUD:
-        _say(f"{what}: has a peak of {peak:.3g}, where full scale is 1; it is left as it is", "loud", said)
-    return audio.astype(np.float32, copy=False)
-
-
-def _say(message: str, kind: str, said: set[str] | None) -> None:
-    """Warns, unless that `kind` was `said` before."""
-    if said is None or kind not in said:
-        warnings.warn(message, stacklevel=3)
-    if said is not None:
-        said.add(kind)
-
-
 @contextlib.contextmanager
 def _open(path: PathLike) -> Iterator[Any]:
     """The open `soundfile.SoundFile`, with the usual troubles named."""
@@ -374,13 +258,9 @@ def _open(path: PathLike) -> Iterator[Any]:
         with _explained(path):
             file = soundfile.SoundFile(content if is_copy else _native(path))
         with file:
-            if not arguments.LOWEST_RATE <= file.samplerate <= arguments.HIGHEST_RATE:
-                raise ValueError(
-                    f"{path}: has a sample rate of {file.samplerate} hertz, music has one from "
-                    f"{arguments.LOWEST_RATE} to {arguments.HIGHEST_RATE}"
-                )
-            if file.channels > _MOST_CHANNELS:
-                raise ValueError(f"{path}: has {file.channels} channels, the most that are read are {_MOST_CHANNELS}")
+            arguments.rate(file.samplerate, f"{path}: its sample rate")
+            if file.channels > MOST_CHANNELS:
+                raise ValueError(f"{path}: has {file.channels} channels, the most that are read are {MOST_CHANNELS}")
             yield file
 
 
@@ -436,26 +316,6 @@ def _read_on(
         found += len(block)
         block = check(block, str(path), said)
         yield block if channels is None else to_channels(block, channels, str(path), said)
-
-
-def _resampled(sound: Iterable[Audio], sample_rate: float, target: float) -> Iterator[Audio]:
-    """`sound` at `target` hertz, piece by piece, as if it had been resampled in one."""
-    import soxr
-
-    sample_rate, target = arguments.rate(sample_rate), arguments.rate(target, "the sample rate to resample to")
-    stream = None
-    taken = given = 0
-    for block in sound:
-        if stream is None:
-            stream = soxr.ResampleStream(sample_rate, target, block.shape[1], dtype="float32", quality="VHQ")
-        piece = stream.resample_chunk(np.ascontiguousarray(block))
-        taken, given = taken + len(block), given + len(piece)
-        yield piece
-    if stream is not None:
-        # soxr rounds the length to the nearest; some silence at the end makes the last sample of rounding up.
-        silence = np.zeros((-(-sample_rate // target), block.shape[1]), np.float32)
-        missing = -(-taken * target // sample_rate) - given
-        yield stream.resample_chunk(silence, last=True)[:missing]
 
 
 def _regrouped(sound: Iterable[Audio], size: int) -> Iterator[Audio]:

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
-from mgjax.conditioning.labels import from_metadata, label_arrays, number_arrays
+from mgjax.conditioning.labels import from_metadata, vectors
 from mgjax.data.pieces import Pieces
 from mgjax.data.prompts import TextConfig, assemble, plain
 from mgjax.errors import ConfigError, DataError
+from mgjax.strict_json import ranged
 
 Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
 
@@ -44,9 +45,7 @@ class Dropout:
     labels: float = 0.5
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise ConfigError(f"dropout.{name} is a probability: it must be from 0 to 1, got {value}")
+        ranged(self, "from 0 to 1", "conditions text melody style clap labels", "dropout.")
 
     def kept(self, names: Sequence[str], rng: np.random.Generator) -> frozenset[str]:
         """Which of the conditions `names` an example is told."""
@@ -143,9 +142,8 @@ class Teller:
                 from_metadata(vars(self._pieces.metadata(one.piece)), label) if label.name in names else None
                 for one, names in zip(drawn, kept, strict=True)
             ]
-            arrays = label_arrays if isinstance(label, LabelConfig) else number_arrays
             name = f"label_{label.name}"
-            batch |= dict(zip((name, f"{name}_mask"), arrays(values, label), strict=True))
+            batch |= dict(zip((name, f"{name}_mask"), vectors(values, label), strict=True))
         return batch
 
     def _texts(self, drawn: Sequence[Drawn], kept: Sequence[bool], config: TextConfig) -> dict[str, np.ndarray]:

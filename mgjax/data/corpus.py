@@ -33,7 +33,7 @@ from mgjax.data import records
 from mgjax.data.metadata import Metadata
 from mgjax.errors import ConfigError, CorpusError
 from mgjax.inputs import arrays, files
-from mgjax.strict_json import from_dict
+from mgjax.strict_json import from_dict, one_of
 
 VERSION = 1
 SPLITS = ("train", "valid")
@@ -79,8 +79,7 @@ class Description:
     melody: MelodyConfig | None = None
 
     def __post_init__(self):
-        if self.kind not in ("audio", "tokens"):
-            raise ConfigError(f'kind must be "audio" or "tokens", got {self.kind!r}')
+        one_of("kind", self.kind, ("audio", "tokens"))
         needed = {"sample_rate", "channels"}
         needed |= {"chunk_samples"} if self.kind == "audio" else {"frame_rate", "num_codebooks", "codebook_size"}
         for name in sorted(needed):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,10 +63,9 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
     Raises:
       ValueError: A piece does not fit `description`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        writer = ArrayRecordWriter(str(temporary), _OPTIONS[description.kind])
-        lengths, digest = [], hashlib.sha256()
+    lengths, digest = [], hashlib.sha256()
+    with files.replacing(path) as file:
+        writer = ArrayRecordWriter(str(file.name), _OPTIONS[description.kind])
         try:
             for piece in pieces:
                 made = _sound_records if description.kind == "audio" else _code_records
@@ -80,9 +77,6 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
                 lengths.append(length)
         finally:
             writer.close()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return Shard(lengths, path.stat().st_size, digest.hexdigest()[:12])
 
 
@@ -107,8 +101,7 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
             for split, parts in present.items()
         },
     }
-    with files.replacing(directory / "corpus.json") as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+    files.write_json(directory / "corpus.json", content, indent=1)
 
 
 def write(directory: str | os.PathLike[str], description: Description, pieces: Mapping[str, Iterable[Piece]]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import audio, records
+from mgjax.data import records, sound
 from mgjax.data.metadata import Metadata
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
@@ -80,11 +80,11 @@ class DatasetSource:
           ValueError: It has no sound that can be understood, or the dataset is damaged.
         """
         dataset = _open(self.directory)
-        sound, rate = dataset.sound(dataset.read(self.split, self.number), self.fields.audio)
+        content, rate = dataset.sound(dataset.read(self.split, self.number), self.fields.audio)
         rate = self.fields.sample_rate or rate
         if not rate:
             raise ValueError("the dataset does not tell the sample rate of its sound; give it (--source-rate)")
-        yield audio.resample(audio.to_channels(audio.check(sound, self.name), channels), rate, sample_rate)
+        yield sound.resample(sound.to_channels(sound.check(content, self.name), channels), rate, sample_rate)
 
 
 def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mgjax.data.audio import Audio
+from mgjax.data.sound import Audio
 
 _BLOCK = 0.4  # seconds; BS.1770 measures in blocks of this length
 _SILENCE_RMS = 2e-3

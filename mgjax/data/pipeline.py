@@ -28,6 +28,7 @@ from mgjax.data.corpus import Corpus
 from mgjax.data.parent import end_with_parent
 from mgjax.data.pieces import Pieces
 from mgjax.errors import ConfigError, DataError
+from mgjax.strict_json import ranged
 
 Batch = dict[str, np.ndarray]
 
@@ -80,12 +81,9 @@ class DataConfig:
             raise ConfigError(
                 f"segment_seconds must be above 0 and at most {_LONGEST} (a day), got {self.segment_seconds}"
             )
-        if not 0 <= self.max_bad < 1:
-            raise ConfigError(f"max_bad is a share: it must be 0 or above and below 1, got {self.max_bad}")
-        if not 0 < self.min_segment_ratio <= 1:
-            raise ConfigError(f"min_segment_ratio must be above 0 and at most 1, got {self.min_segment_ratio}")
-        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
-            raise ConfigError(f"weights must be above 0, got {self.weights}: leave out a corpus that is not to be read")
+        ranged(self, "0 or above and below 1", "max_bad")
+        ranged(self, "above 0 and at most 1", "min_segment_ratio")
+        ranged(self, "above 0", "weights")
 
 
 def batches(

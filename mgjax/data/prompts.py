@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mgjax.data.metadata import Metadata
-from mgjax.errors import ConfigError
+from mgjax.strict_json import ranged
 
 FIELDS = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # of the metadata, those that describe the sound
 
@@ -37,11 +37,8 @@ class TextConfig:
     max_tokens: int = 128
 
     def __post_init__(self):
-        for name in ("merge_text_p", "drop_desc_p", "keep_other_p", "word_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is a probability: it must be from 0 to 1, got {getattr(self, name)}")
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens must be 1 or more, got {self.max_tokens}")
+        ranged(self, "from 0 to 1", "merge_text_p drop_desc_p keep_other_p word_dropout")
+        ranged(self, "1 or more", "max_tokens")
 
     @property
     def keeps_descriptions(self) -> bool:
@@ -57,7 +54,7 @@ def assemble(metadata: Metadata, config: TextConfig, rng: np.random.Generator) -
     description, fields = plain(metadata), []
     if rng.random() < config.merge_text_p:
         known = [(field, getattr(metadata, field)) for field in FIELDS]
-        kept = [_rendered(field, value) for field, value in known if value and rng.random() < config.keep_other_p]
+        kept = [rendered(field, value) for field, value in known if value and rng.random() < config.keep_other_p]
         fields = [kept[i] for i in rng.permutation(len(kept))]
         if rng.random() < config.drop_desc_p:
             description = None
@@ -77,5 +74,6 @@ def plain(metadata: Metadata) -> str | None:
     return (metadata.description or "").strip() or None
 
 
-def _rendered(field: str, value: Any) -> str:
+def rendered(field: str, value: Any) -> str:
+    """A field of the metadata in a text: "moods: calm, sad"."""
     return f"{field}: {value if isinstance(value, str | int | float) else ', '.join(value)}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000  # hertz; beyond lie slips of the hand, and what soxr cannot do
+_LOWEST_RATE, _HIGHEST_RATE = 1000, 1_000_000  # hertz; beyond lie slips of the hand, and what soxr cannot do
 
 _SHOWN = 200  # characters of a value in a message
 
@@ -51,9 +51,9 @@ def seconds(value: Any, name: str) -> float:
 def rate(value: Any, name: str = "sample_rate") -> int:
     """A sample rate in hertz, 44100 or 44100.0; raises as `number`."""
     found = number(value, name, " of hertz")
-    if not (LOWEST_RATE <= found <= HIGHEST_RATE and found.is_integer()):
+    if not (_LOWEST_RATE <= found <= _HIGHEST_RATE and found.is_integer()):
         raise ValueError(
-            f"{name} must be a whole number of hertz from {LOWEST_RATE} to {HIGHEST_RATE}, got {shown(value)}"
+            f"{name} must be a whole number of hertz from {_LOWEST_RATE} to {_HIGHEST_RATE}, got {shown(value)}"
         )
     return int(found)
 
@@ -61,6 +61,18 @@ def rate(value: Any, name: str = "sample_rate") -> int:
 def is_whole(value: Any) -> bool:
     """Whether it is a whole number, of Python or numpy."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, of Python or numpy."""
+    return is_whole(value) or isinstance(value, float | np.floating)
+
+
+def each(rows: Sequence[Any], batch: int, name: str) -> list[Any]:
+    """One for each row of a batch, of one for all or one for each; raises ValueError, which calls them `name`."""
+    if len(rows) not in (1, batch):
+        raise ValueError(f"{len(rows)} {name} do not fit {batch} rows: give one, or one for each row")
+    return list(rows) if len(rows) == batch else list(rows) * batch
 
 
 def array(value: Any, name: str) -> np.ndarray:
@@ -90,9 +102,8 @@ def rows(value: Any, name: str) -> list[Any]:
     """
     if value is None or isinstance(value, Mapping):
         return [value]
-    if isinstance(value, list | tuple) and not (
-        value and all(isinstance(item, int | float | np.number) for item in value)
-    ):
+    are_numbers = isinstance(value, list | tuple) and all(isinstance(item, int | float | np.number) for item in value)
+    if isinstance(value, list | tuple) and not (value and are_numbers):
         return list(value)
     found = array(value, name)
     return list(found) if found.ndim == 3 else [found]

@@ -124,6 +124,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` in UTF-8 to `path`, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> None:
+    """Writes `value` as JSON to `path`, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
 class _Limited:
     """The first `left` bytes of a file."""
 

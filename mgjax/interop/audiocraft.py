@@ -2,7 +2,7 @@
 
 Each is a torch file of a state dict and of `xp.cfg`, the YAML of the run that made it. Encoders that are not trained
 are not inside: the text's is a T5 or a CLAP, the style's MERT, each in a directory of its own. The arrays' names are in
-names.py, the configs in audiocraft_run.py, style.py and joint.py.
+names.py, the configs in xp_cfg.py, audiocraft_run.py, style.py and joint.py.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgjax.checkpoint import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
 from mgjax.conditioner_config import StyleConfig
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop import audiocraft_run, clap, hub, hubert, huggingface, names, shapes, table, torch_file
+from mgjax.interop import audiocraft_run, clap, hub, hubert, huggingface, names, shapes, table, torch_file, xp_cfg
 from mgjax.interop.joint import clap_config
 from mgjax.interop.style import IGNORED, MERT, PREFIX, style_config
 from mgjax.interop.torch_file import Tensor
@@ -78,14 +79,14 @@ def read_model(
     config = audiocraft_run.model_config(path, run, lm_config, codec_config, **found.configs)
     wanted = shapes.model_shapes(config)
     match = table.match(names.audiocraft(config), state, wanted, where=str(path), ignored=_IGNORED)
-    flat = table.flattened(table.load(match, dtype=dtype, place=place))
+    flat = flatten_dict(table.load(match, dtype=dtype, place=place))
     for prefix, match in found.matches.items():
         inside = (lambda path, array, prefix=prefix: place((*prefix, *path), array)) if place else None
         # Of the style's encoder nothing is rounded, as of the style conditioner itself.
         kind = None if prefix[0] == "style" else dtype
-        part = table.flattened(table.load(match, dtype=kind, place=inside))
+        part = flatten_dict(table.load(match, dtype=kind, place=inside))
         flat |= {(*prefix, *path): array for path, array in part.items()}
-    return Checkpoint(config, table.nested(flat), found.tokenizer, found.clap_tokenizer)
+    return Checkpoint(config, unflatten_dict(flat), found.tokenizer, found.clap_tokenizer)
 
 
 @dataclasses.dataclass(eq=False)
@@ -172,15 +173,10 @@ def _read_lm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], LMConfig]:
 
 
 def read_codec(
-    directory: str | os.PathLike,
-    *,
-    dtype: Any = None,
-    place: table.Place | None = None,
-    fetch: Fetch = hub.fetch,
+    directory: str | os.PathLike, *, place: table.Place | None = None, fetch: Fetch = hub.fetch
 ) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec in `directory`, which holds `compression_state_dict.bin`."""
-    config, match = _match_codec(Path(directory), fetch)
-    return config, table.load(match, dtype=dtype, place=place)
+    return table.read(_match_codec(Path(directory), fetch), place=place)
 
 
 def _match_codec(directory: Path, fetch: Fetch) -> tuple[CodecConfig, table.Match]:
@@ -209,18 +205,15 @@ def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: expected an exported model, with its tensors under 'best_state'. A training checkpoint "
             "(checkpoint.th) has to be exported first, by audiocraft.utils.export"
         )
-    return state, audiocraft_run.parse(path, content.get("xp.cfg") or "{}")
+    return state, xp_cfg.parse(path, content.get("xp.cfg") or "{}")
 
 
-def write_model(
-    directory: str | os.PathLike, checkpoint: Checkpoint, *, dtype: Any = None, text_encoder: str | None = None
-) -> None:
+def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, *, text_encoder: str | None = None) -> None:
     """Writes a model in audiocraft's form; one that is in `directory` already is replaced.
 
     Args:
       directory: Where to.
       checkpoint: The model.
-      dtype: The type of the language model's weights, e.g. "float16" as published; None for what they are.
       text_encoder: The name of the T5, which is not written; None to tell it by its config.
 
     Raises:
@@ -235,8 +228,6 @@ def write_model(
     if config.melody:
         size = config.melody.fft_size
         state[_WINDOW] = Tensor((size,), np.dtype(np.float32), _WINDOW, lambda: np.float32(np.hanning(size + 1)[:-1]))
-    if dtype is not None:
-        state = {name: tensor if _is_exact(name) else _cast(tensor, np.dtype(dtype)) for name, tensor in state.items()}
     with replacing(directory) as temporary:
         _write_package(temporary / LM_FILE, state, run)
         _write_codec(temporary, config.codec, checkpoint.variables["codec"])
@@ -256,12 +247,3 @@ def _write_codec(directory: Path, config: CodecConfig, variables: dict[str, Any]
 def _write_package(path: Path, state: dict[str, Tensor], run: dict[str, Any]) -> None:
     text = yaml.safe_dump(run, sort_keys=False)
     torch_file.write(path, {"best_state": state, "xp.cfg": text, "version": VERSION, "exported": True})
-
-
-def _is_exact(name: str) -> bool:
-    """Whether a tensor is not rounded: codebooks, since codes are hard decisions, statistics, and the window."""
-    return "._codebook." in name or ".batch_norm." in name or name == _WINDOW
-
-
-def _cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
-    return Tensor(tensor.shape, dtype, tensor.file, lambda: tensor.read().astype(dtype))

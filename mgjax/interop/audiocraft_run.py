@@ -1,33 +1,28 @@
-"""`xp.cfg`, the configuration of an audiocraft run, and the configs here: each from the other.
+"""The fields of `xp.cfg`, the configuration of an audiocraft run, and the configs here: each from the other.
 
 Fields that are missing have the published values. What a field says that is not supported here is an error.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from flax.traverse_util import unflatten_dict
 
-from mgjax.conditioner_config import ClapConditionConfig, MelodyConfig, StyleConfig, T5Config
+from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.inputs import files
 from mgjax.interop import names
 from mgjax.interop.joint import clap_run
 from mgjax.interop.style import style_run
 from mgjax.interop.torch_file import Tensor
+from mgjax.interop.xp_cfg import at
 from mgjax.lm import pattern as patterns
 from mgjax.strict_json import from_dict
-
-# Those of the published models have some 400 values in 10 kB.
-_LONGEST = 256 << 10  # characters
-_MOST_VALUES = 5_000
 
 # What the published models have, and the only thing that is supported.
 _FIXED = {
@@ -129,61 +124,11 @@ T5 = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML within limits, and without aliases: a few of them stand for more than any memory holds."""
-
-    num_nodes = depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self.num_nodes, self.depth = self.num_nodes + 1, self.depth + 1
-        if self.num_nodes > _MOST_VALUES or self.depth > files.DEEPEST or self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"more than {_MOST_VALUES} values or {files.DEEPEST} levels, or aliases such as *name")
-        node = super().compose_node(parent, index)
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 18:
-            raise yaml.YAMLError(f"the integer {node.value[:18]}... has more than 18 digits")
-        self.depth -= 1
-        return node
-
-
-def parse(path: Path, text: Any) -> dict[str, Any]:
-    """The run that an xp.cfg describes; CheckpointError where it is no YAML mapping, or larger than any honest one."""
-    if not isinstance(text, str) or len(text) > _LONGEST:
-        raise CheckpointError(f"{path}: its xp.cfg is not a text of at most {_LONGEST} characters")
-    try:
-        run = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:  # of scalars of wrong tags
-        raise CheckpointError(f"{path}: its xp.cfg is not YAML that audiocraft writes ({error})") from None
-    if not isinstance(run, dict):
-        raise CheckpointError(f"{path}: its xp.cfg should be a YAML mapping")
-    return _resolved(run, run)
-
-
-def _resolved(value: Any, root: Any) -> Any:
-    """`value` with references ("${sample_rate}") replaced, but for those in what is referred to: they multiply."""
-    if isinstance(value, dict):
-        return {key: _resolved(item, root) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolved(item, root) for item in value]
-    for _ in range(10):
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-        value = _at(root, reference[1], value) if reference else value
-    return value
-
-
-def _at(values: Any, path: str, default: Any = None) -> Any:
-    """The value at a dotted path, or the default where there is none."""
-    for key in path.split("."):
-        if not isinstance(values, Mapping) or key not in values:
-            return default
-        values = values[key]
-    return values
-
-
 def check_lm(path: Path, run: dict[str, Any]) -> None:
     """Raises CheckpointError unless the language model is of the one kind that is supported."""
     _check_fields(path, run, _FIXED)
     for name, kinds in _CONDITIONERS.items():
-        found = _at(run, f"conditioners.{name}.model")
+        found = at(run, f"conditioners.{name}.model")
         if found is not None and found not in list(kinds):
             raise CheckpointError(
                 f"{path}: conditioners.{name}.model is {found!r} in its xp.cfg; only {' and '.join(map(repr, kinds))} "
@@ -198,14 +143,14 @@ def check_codec(path: Path, run: dict[str, Any]) -> None:
 
 def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> None:
     """Raises CheckpointError unless all that audiocraft builds modules from is known here, and `fixed` as it is."""
-    same = {name: _at(run, name.split(".")[-1], _at(run, name)) for name in _SAME.split()}
+    same = {name: at(run, name.split(".")[-1], at(run, name)) for name in _SAME.split()}
     for name, expected in (fixed | same).items():
-        found = _at(run, name, expected)
+        found = at(run, name, expected)
         if found != expected:
             raise CheckpointError(f"{path}: {name} is {found!r} in its xp.cfg; only {expected!r} is supported")
     others, known = _OTHERS.split(), {*_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values()}
     for part in _PARTS.split():
-        found = _at(run, part) or {}
+        found = at(run, part) or {}
         unknown = [str(found)]
         if isinstance(found, Mapping):
             unknown = [str(name) for name in found if name not in others and f"{part}.{name}" not in known]
@@ -220,15 +165,15 @@ def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> L
         raise CheckpointError(f"{path}: holds no language model (no emb.0.weight, no transformer.layers.0)")
     crossed = "transformer.layers.0.cross_attention.in_proj_weight" in state
     try:
-        dim = _at(run, "transformer_lm.dim", embed.shape[1])
+        dim = at(run, "transformer_lm.dim", embed.shape[1])
         count = _count(state, r"emb\.(\d+)\.")
         fields = {
             "dim": dim,
-            "num_layers": _at(run, "transformer_lm.num_layers", _count(state, r"transformer\.layers\.(\d+)\.")),
-            "num_heads": _at(run, "transformer_lm.num_heads", max(1, embed.shape[1] // 64)),
-            "ffn_dim": int(dim * float(_at(run, "transformer_lm.hidden_scale", up.shape[0] / embed.shape[1]))),
-            "num_codebooks": _at(run, "transformer_lm.n_q", count),
-            "codebook_size": _at(run, "transformer_lm.card", embed.shape[0] - 1),
+            "num_layers": at(run, "transformer_lm.num_layers", _count(state, r"transformer\.layers\.(\d+)\.")),
+            "num_heads": at(run, "transformer_lm.num_heads", max(1, embed.shape[1] // 64)),
+            "ffn_dim": int(dim * float(at(run, "transformer_lm.hidden_scale", up.shape[0] / embed.shape[1]))),
+            "num_codebooks": at(run, "transformer_lm.n_q", count),
+            "codebook_size": at(run, "transformer_lm.card", embed.shape[0] - 1),
             "conditions": _conditions(state, run, "cross" if crossed else "prefix"),
         }
         config = from_dict(LMConfig, _pattern(run, count) | fields)
@@ -244,11 +189,11 @@ def _conditions(state: Mapping[str, Tensor], run: dict[str, Any], text_fuse: str
     for theirs, fuse in (("self_wav", "prefix"), ("description", text_fuse)):
         weight = state.get(f"condition_provider.conditioners.{theirs}.output_proj.weight")
         if weight is not None:
-            names_ = _at(run, f"fuser.{'prepend' if fuse == 'prefix' else fuse}")
+            names_ = at(run, f"fuser.{'prepend' if fuse == 'prefix' else fuse}")
             if names_ is not None and theirs not in names_:
                 raise ConfigError(f"its fuser and its arrays do not agree on where {theirs} enters")
             kinds = _CONDITIONERS[theirs]
-            kind = kinds[_at(run, f"conditioners.{theirs}.model") or next(iter(kinds))]
+            kind = kinds[at(run, f"conditioners.{theirs}.model") or next(iter(kinds))]
             fused.append(Fused(kind, weight.shape[-1], fuse))
     return tuple(fused)
 
@@ -257,10 +202,10 @@ def _pattern(run: dict[str, Any], num_codebooks: int) -> dict[str, Any]:
     """The fields of `LMConfig` that say how the codebooks are laid out."""
     if not isinstance(run.get("codebooks_pattern") or {}, Mapping):
         raise ConfigError(f"codebooks_pattern is {run['codebooks_pattern']!r}")
-    named = _at(run, "codebooks_pattern.modeling")
-    theirs = named or _at(run, "transformer_lm.q_modeling") or "delay"
+    named = at(run, "codebooks_pattern.modeling")
+    theirs = named or at(run, "transformer_lm.q_modeling") or "delay"
     # audiocraft reads the numbers of a pattern only where it is named at their side.
-    given = dict((named and _at(run, f"codebooks_pattern.{theirs}")) or {})
+    given = dict((named and at(run, f"codebooks_pattern.{theirs}")) or {})
     given = {name: value for name, value in given.items() if value is not None}
     if theirs == "delay":
         given.setdefault("delays", list(range(num_codebooks)))
@@ -274,7 +219,7 @@ def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> Melo
     fused = lm.condition("melody")
     if fused is None:
         return None
-    samples = float(_at(run, "dataset.segment_duration") or 30) * codec.sample_rate
+    samples = float(at(run, "dataset.segment_duration") or 30) * codec.sample_rate
     return MelodyConfig(fused.dim, codec.sample_rate, num_frames=int(samples / MelodyConfig.hop_length) + 1)
 
 
@@ -286,8 +231,8 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
     """The codec's config."""
     default = CodecConfig()
-    fields = {ours: _at(run, theirs, getattr(default, ours)) for ours, theirs in _CODEC_FIELDS.items()}
-    fields["conv_shortcut"] = not _at(run, "seanet.true_skip", True)
+    fields = {ours: at(run, theirs, getattr(default, ours)) for ours, theirs in _CODEC_FIELDS.items()}
+    fields["conv_shortcut"] = not at(run, "seanet.true_skip", True)
     try:
         config = from_dict(CodecConfig, fields)
         bits = config.num_codebooks * math.log2(config.codebook_size)
@@ -298,38 +243,21 @@ def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
 
 def named_text_encoder(run: dict[str, Any]) -> str:
     """The name of the T5 that the model was trained with."""
-    return str(_at(run, "conditioners.description.t5.name", "t5-base"))
+    return str(at(run, "conditioners.description.t5.name", "t5-base"))
 
 
-def model_config(
-    path: Path,
-    run: dict[str, Any],
-    lm: LMConfig,
-    codec: CodecConfig,
-    *,
-    text: T5Config | None = None,
-    style: StyleConfig | None = None,
-    clap: ClapConditionConfig | None = None,
-) -> ModelConfig:
-    """The whole model's config, from those of its parts."""
-    text_guidance = _at(run, "generate.lm.cfg_coef_beta")
+def model_config(path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConfig, **encoders: Any) -> ModelConfig:
+    """The whole model's config, from those of its parts; `encoders` are the text, style and CLAP that it has."""
+    text_guidance = at(run, "generate.lm.cfg_coef_beta")
     try:
-        guidance = float(_at(run, "classifier_free_guidance.inference_coef", 3.0))
+        guidance = float(at(run, "classifier_free_guidance.inference_coef", 3.0))
         sampling = Sampling(guidance=guidance, text_guidance=None if text_guidance is None else float(text_guidance))
-        streams = 1 + bool(_at(run, "interleave_stereo_codebooks.use", lm.num_codebooks > codec.num_codebooks))
-        if _at(run, "compression_model_n_q") not in (None, lm.num_codebooks / streams):
+        streams = 1 + bool(at(run, "interleave_stereo_codebooks.use", lm.num_codebooks > codec.num_codebooks))
+        if at(run, "compression_model_n_q") not in (None, lm.num_codebooks / streams):
             raise ConfigError(f"compression_model_n_q is not {lm.num_codebooks / streams:g}, as its arrays have it")
-        return ModelConfig(
-            lm,
-            codec,
-            text,
-            channels=codec.channels * streams,
-            window_seconds=float(_at(run, "dataset.segment_duration") or 30.0),
-            sampling=sampling,
-            melody=melody_config(run, lm, codec),
-            style=style,
-            clap=clap,
-        )
+        seconds = float(at(run, "dataset.segment_duration") or 30.0)
+        parts = {"text": None, "melody": melody_config(run, lm, codec), "sampling": sampling} | encoders
+        return ModelConfig(lm, codec, channels=codec.channels * streams, window_seconds=seconds, **parts)
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -441,9 +369,6 @@ def codec_run(config: CodecConfig) -> dict[str, Any]:
     values |= {"encodec.causal": config.causal, "seanet.channels": config.channels}
     values |= {"seanet.true_skip": not config.conv_shortcut, "seanet.decoder.final_activation_params": None}
     values |= {"rvq.q_dropout": False, "rvq.decay": 0.99, "rvq.kmeans_init": True, "rvq.kmeans_iters": 50}
-    run: dict[str, Any] = {}
-    for name, value in (values | {"rvq.threshold_ema_dead_code": 2}).items():
-        *parents, name = name.split(".")
-        inner = functools.reduce(lambda part, parent: part.setdefault(parent, {}), parents, run)
-        inner[name] = list(value) if isinstance(value, tuple) else value
-    return run
+    values |= {"rvq.threshold_ema_dead_code": 2}
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return unflatten_dict(lists, sep=".")

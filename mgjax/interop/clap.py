@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.checkpoint import parsed, read_json
+from mgjax.checkpoint import parsed, read_json, require
 from mgjax.conditioner_config import ClapAudioConfig, ClapConfig, ClapTextConfig
 from mgjax.errors import CheckpointError
 from mgjax.interop import table, weights
@@ -68,23 +67,15 @@ _AUDIO_FIXED = {
 _FEATURE_FIXED = {"truncation": "rand_trunc", "padding": "repeatpad", "top_db": None, "padding_value": 0}
 
 
-def read_clap(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[ClapConfig, dict[str, Any]]:
-    """The config and the variables of the ClapModel in `directory`: {"text": of ClapText, "audio": of ClapAudio}.
+def match_clap(directory: Path) -> tuple[ClapConfig, table.Match]:
+    """The config of the ClapModel in `directory`, and what `table.read` needs to read its towers.
 
-    `dtype` and `place` are those of `table.load`. The spectrogram is what preprocessor_config.json says, and without
-    that file the one of the published models.
+    They are {"text": of ClapText, "audio": of ClapAudio}. The spectrogram is what preprocessor_config.json says, and
+    without that file the one of the published models.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
-    config, match = match_clap(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
-
-
-def match_clap(directory: Path) -> tuple[ClapConfig, table.Match]:
-    """The config of the ClapModel in `directory`, and what `table.load` needs to read it."""
     config = _read_config(directory)
     tensors, wanted = weights.find(directory), clap_shapes(config)
     return config, table.match(_rules(config), tensors, wanted, where=str(directory), ignored=_IGNORED)
@@ -101,18 +92,19 @@ def _read_config(directory: Path) -> ClapConfig:
             f"{path}: this CLAP fuses parts of long clips (enable_fusion), which is not supported. Use a model without "
             "fusion, such as laion/clap-htsat-unfused or laion/larger_clap_music"
         )
-    _require(path, text, _TEXT_FIXED)
-    _require(path, audio, _AUDIO_FIXED | {"patch_stride": _pair(audio.get("patch_size", 4))})
-    _require(path, values, {"projection_hidden_act": "relu"})
-    patch = _pair(audio.get("patch_size", 4))[0]
+    require(path, text, _TEXT_FIXED)
+    require(path, audio, _AUDIO_FIXED)
+    require(path, values, {"projection_hidden_act": "relu"})
+    patch = _pair(audio.get("patch_size", 4))
+    require(path, {"patch_stride": _pair(audio.get("patch_stride", patch))}, {"patch_stride": patch})
     features = _features(directory, audio.get("num_mel_bins", 64))
     parts = {
         "text": parsed(path, ClapTextConfig, text, _TEXT_FIELDS),
-        "audio": parsed(path, ClapAudioConfig, audio, _AUDIO_FIELDS, **(features | {"patch_size": patch})),
+        "audio": parsed(path, ClapAudioConfig, audio, _AUDIO_FIELDS, **(features | {"patch_size": patch[0]})),
         "dim": values.get("projection_dim", 512),
     }
     config = parsed(path, ClapConfig, parts)
-    _require(path, {"hidden_size": audio.get("hidden_size", 768)}, {"hidden_size": config.audio.dims[-1]})
+    require(path, {"hidden_size": audio.get("hidden_size", 768)}, {"hidden_size": config.audio.dims[-1]})
     return config
 
 
@@ -126,7 +118,7 @@ def _features(directory: Path, num_mels: int) -> dict[str, Any]:
         values = _part(path, read_json(path), "feature_extractor")
     else:
         return {}
-    _require(path, values, _FEATURE_FIXED | {"feature_size": num_mels})
+    require(path, values, _FEATURE_FIXED | {"feature_size": num_mels})
     return {ours: values.get(theirs, default) for ours, (theirs, default) in _FEATURE_FIELDS.items()}
 
 
@@ -136,13 +128,6 @@ def _part(path: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise CheckpointError(f"{path}: {name} should be an object, got {part!r:.200}")
     return part
-
-
-def _require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    for name, expected in fixed.items():
-        found = _pair(values[name]) if name == "patch_stride" and name in values else values.get(name, expected)
-        if found != expected:
-            raise CheckpointError(f"{path}: {name} is {found!r:.200}; only {expected!r} is supported in this model")
 
 
 def _pair(size: Any) -> list[Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from mgjax.checkpoint import CLAP_FOLDER, CLAP_TOKENIZER_FILES, TOKENIZER_FILES
 from mgjax.errors import CheckpointError
@@ -20,6 +19,8 @@ _PRETRAINED = Path(__file__).parents[1] / "pretrained"
 _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 # RoBERTa's tokenizer, in the repository of a CLAP and in that of a model that holds one.
 _CLAP_FILES = ("vocab.json", "merges.txt", *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES))
+# What the Hub's library raises: its own errors, and those of the library that it makes requests with.
+_FAILURES = (OSError, ValueError, *HfHubHTTPError.__bases__)
 _ORIGINALS = ("state_dict.bin", "compression_state_dict.bin")
 
 
@@ -45,7 +46,7 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
         raise CheckpointError(f"{source}: there is no such folder; give a folder, or the id of a model on the Hub")
     try:
         files = huggingface_hub.list_repo_files(source)
-        wanted = select(files, source) if allow is None else _matching(files, allow)
+        wanted = select(files, source) if allow is None else allow
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
     except GatedRepoError:
         raise CheckpointError(
@@ -59,7 +60,7 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
         ) from None
     except CheckpointError:
         raise
-    except Exception as error:  # whichever way a network can fail
+    except _FAILURES as error:
         return _cached(source, error)
 
 
@@ -77,7 +78,7 @@ def _bundled(name: str) -> Path:
 def _cached(source: str, error: Exception) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
-    except Exception:
+    except _FAILURES:
         raise CheckpointError(
             f"{source}: could not be fetched from the Hub ({type(error).__name__}: {error}) and no copy from before is "
             "on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the model"
@@ -110,7 +111,3 @@ def select(files: Sequence[str], source: str) -> list[str]:
         f"{source}: this repository holds no weights that can be read here (model.safetensors, pytorch_model.bin, "
         "their sharded forms, or audiocraft's state_dict.bin); check that it is a MusicGen, EnCodec or T5 model"
     )
-
-
-def _matching(files: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    return [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

@@ -6,15 +6,13 @@ MERT comes with code of its own, which is never run: without its constant-Q part
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mgjax.checkpoint import parsed, read_json
+from mgjax.checkpoint import parsed, read_json, require
 from mgjax.conditioner_config import HubertConfig
 from mgjax.conditioning.hubert import hubert_shapes
 from mgjax.errors import CheckpointError
@@ -40,36 +38,26 @@ _FIELDS = {
     "pre_norm": ("do_stable_layer_norm", False),
     "norm_eps": ("layer_norm_eps", 1e-5),
 }
-# What their field has to be, and what it is about.
+# What m-a-p/MERT-v1-95M has, which musicgen-style was trained with, and the only thing that is supported.
 _FIXED = {
-    "feature_extractor_cqt": (False, "a constant-Q transform beside the convolutions"),
-    "deepnorm": (False, "DeepNorm"),
-    "hidden_act": ("gelu", "another activation"),
-    "feat_extract_activation": ("gelu", "another activation"),
-    "feat_proj_layer_norm": (True, "features that are not normalised"),
-    "conv_pos_batch_norm": (False, "batch normalisation before the positions"),
-    "adapter_attn_dim": (None, "adapters"),
+    "feature_extractor_cqt": False,
+    "deepnorm": False,
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
 }
 _IGNORED = (r"^masked_spec_embed$", r"^feature_extractor_cqt\.")
 _POSITIONS = "encoder.pos_conv_embed.conv"
 
 
-def read_hubert(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[HubertConfig, dict[str, Any]]:
-    """The config and the parameters of the HubertModel or MERT in `directory`; no code that lies there is run.
-
-    `dtype` and `place` are those of `table.load`.
+def match_hubert(directory: Path) -> tuple[HubertConfig, table.Match]:
+    """The config of the HubertModel or MERT in `directory`, and what `table.read` needs; no code in there is run.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
-    config, match = match_hubert(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
-
-
-def match_hubert(directory: Path) -> tuple[HubertConfig, table.Match]:
-    """The config of the encoder in `directory`, and what `table.load` needs to read it."""
     config = _config(directory)
     tensors = _folded(weights.find(directory))
     return config, table.match(hubert(config), tensors, hubert_shapes(config), where=str(directory), ignored=_IGNORED)
@@ -83,12 +71,7 @@ def _config(directory: Path) -> HubertConfig:
             f"{path}: model_type is {values.get('model_type')!r:.200}; expected 'hubert' or 'mert_model'. Give "
             "the folder of a HuBERT-type encoder, such as m-a-p/MERT-v1-95M"
         )
-    for name, (expected, about) in _FIXED.items():
-        if values.get(name, expected) != expected:
-            raise CheckpointError(
-                f"{path}: {name} is {values[name]!r:.200}, which asks for {about}; only {expected!r} is supported. "
-                "m-a-p/MERT-v1-95M, which musicgen-style was trained with, does without"
-            )
+    require(path, values, _FIXED)
     front = directory / "preprocessor_config.json"
     audio = read_json(front) if front.is_file() else {}
     rate = values.get("sample_rate", audio.get("sampling_rate", 16_000))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, parsed, read_json, replacing
+from mgjax.checkpoint import Checkpoint, copy_tokenizer, find_tokenizer, parsed, read_json, replacing, require
 from mgjax.conditioner_config import MelodyConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError
@@ -72,6 +72,12 @@ _LM_FIELDS = {
     "num_codebooks": ("num_codebooks", 4),
     "codebook_size": ("vocab_size", 2048),
 }
+_LM_FIXED = {
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "tie_word_embeddings": False,
+    "cross_attention_hidden_size": None,
+}
 _MELODY_FIELDS = {"num_bins": ("num_chroma", 12), "num_frames": ("chroma_length", 235)}
 
 
@@ -106,12 +112,9 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.
     return Checkpoint(config, table.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
 
-def read_codec(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[CodecConfig, dict[str, Any]]:
+def read_codec(directory: str | os.PathLike, *, place: table.Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
     """The codec of a directory that holds an EncodecModel or a whole MusicGen model."""
-    config, match = match_codec(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
+    return table.read(match_codec(Path(directory)), place=place)
 
 
 def match_codec(directory: Path) -> tuple[CodecConfig, table.Match]:
@@ -127,16 +130,9 @@ def match_codec(directory: Path) -> tuple[CodecConfig, table.Match]:
     )
 
 
-def read_text_encoder(
-    directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None
-) -> tuple[T5Config, dict[str, Any]]:
-    """The text encoder of a directory that holds a T5 (the encoder or all of it) or a whole MusicGen model."""
-    config, match = match_text_encoder(Path(directory))
-    return config, table.load(match, dtype=dtype, place=place)
-
-
 def match_text_encoder(directory: Path) -> tuple[T5Config, table.Match]:
-    """The text encoder's config and what `table.load` needs to read it."""
+    """The text encoder of a directory that holds a T5 (the encoder or all of it) or a whole MusicGen model: its config,
+    and what `table.read` needs."""
     values, prefix = _part_of_model(directory, "t5", "text_encoder")
     config = parsed(directory / "config.json", T5Config, values, _T5_FIELDS)
     return config, table.match(
@@ -183,10 +179,7 @@ def read_config(directory: Path) -> ModelConfig:
         if found != expected:
             raise CheckpointError(f"{path}: the {part} is of the type {found!r:.200}; only {expected!r} is supported")
     decoder = values["decoder"]
-    fixed = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": False}
-    for name, expected in (fixed | {"cross_attention_hidden_size": None}).items():
-        if decoder.get(name, expected) != expected:
-            raise CheckpointError(f"{path}: decoder.{name} is {decoder[name]!r:.200}; only {expected!r} is supported")
+    require(path, decoder, _LM_FIXED, "decoder.")
 
     codec = _codec_config(values["audio_encoder"], path)
     text = parsed(path, T5Config, values["text_encoder"], _T5_FIELDS)

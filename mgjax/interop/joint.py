@@ -8,7 +8,7 @@ from typing import Any
 
 from mgjax.conditioner_config import ClapAudioConfig, ClapConditionConfig, ClapConfig
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop.table import FLAG, PLAIN, Rule
+from mgjax.interop.table import Rule, codebooks
 from mgjax.strict_json import from_dict
 
 # The CLAPs that audiocraft knows, by their audio tower.
@@ -20,10 +20,9 @@ CLAP = {
 
 def audiocraft_clap(config: ClapConditionConfig) -> Iterator[Rule]:
     """The quantizer of joint embeddings, under "codebooks/"; the towers are not in the file."""
-    levels = "condition_provider.conditioners.description.quantizer.vq.layers"
-    for name in ("embed", "embed_avg", "cluster_size", "inited") if config.num_codebooks else ():
-        sources = tuple(f"{levels}.{q}._codebook.{name}" for q in range(config.num_codebooks))
-        yield Rule((f"codebooks/{name}",), sources, FLAG if name == "inited" else PLAIN, stacked=True)
+    if config.num_codebooks:
+        name = "condition_provider.conditioners.description.quantizer.vq.layers.{k}._codebook"
+        yield from codebooks(name, config.num_codebooks)
 
 
 def clap_config(run: Mapping[str, Any], clap: ClapConfig | None = None) -> ClapConditionConfig:

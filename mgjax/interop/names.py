@@ -12,16 +12,16 @@ from mgjax.interop.style import audiocraft_style
 from mgjax.interop.table import (
     CONV,
     CONV_TRANSPOSED,
-    FLAG,
     GAIN,
     LINEAR,
     LINEAR_OUT,
     PLAIN,
-    Layout,
     Rule,
+    codebooks,
     linear,
     norm,
     one,
+    stacked,
 )
 
 # torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
@@ -37,10 +37,6 @@ HUGGINGFACE_PROJECTIONS = {"text": "enc_to_dec_proj", "melody": "audio_enc_to_de
 AUDIOCRAFT_CONDITIONERS = {"text": "description", "melody": "self_wav", "style": "self_wav", "clap": "description"}
 
 
-def _stacked(target: str, source: str, count: int, layout: Layout = PLAIN) -> Rule:
-    return Rule((target,), tuple(source.format(k=k) for k in range(count)), layout, stacked=True)
-
-
 def huggingface(config: ModelConfig) -> Iterator[Rule]:
     """A MusicgenForConditionalGeneration or MusicgenMelodyForConditionalGeneration."""
     yield from (rule.within("lm/") for rule in huggingface_lm(config.lm))
@@ -52,7 +48,7 @@ def huggingface(config: ModelConfig) -> Iterator[Rule]:
 def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
     """The language model in transformers, which leaves out a projection between equal widths."""
     k, body = config.num_codebooks, "decoder.model.decoder"
-    yield _stacked("embed/embedding", body + ".embed_tokens.{k}.weight", k)
+    yield stacked("embed/embedding", body + ".embed_tokens.{k}.weight", k)
     yield Rule(("head/kernel",), tuple(f"decoder.lm_heads.{n}.weight" for n in range(k)), LINEAR)
     yield from norm("out_norm", f"{body}.layer_norm")
     for i in range(config.num_layers):
@@ -86,7 +82,7 @@ def audiocraft(config: ModelConfig) -> Iterator[Rule]:
 def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
     """The language model in audiocraft."""
     k = config.num_codebooks
-    yield _stacked("embed/embedding", "emb.{k}.weight", k)
+    yield stacked("embed/embedding", "emb.{k}.weight", k)
     yield Rule(("head/kernel",), tuple(f"linears.{n}.weight" for n in range(k)), LINEAR)
     yield from norm("out_norm", "out_norm")
     for i in range(config.num_layers):
@@ -147,9 +143,7 @@ def _codec(config: CodecConfig, *, layers: str, conv: tuple[str, str], codebook:
         else:
             there += f".{module.inside}" * bool(module.inside)
             yield from _convolution(config, module, here, f"{there}.{conv[module.transposed]}")
-    for name in ("embed", "embed_avg", "cluster_size", "inited"):
-        layout = FLAG if name == "inited" else PLAIN
-        yield _stacked(f"codebooks/{name}", f"{codebook}.{name}", config.num_codebooks, layout)
+    yield from codebooks(codebook, config.num_codebooks)
 
 
 def _convolution(config: CodecConfig, module: Conv, here: str, there: str) -> Iterator[Rule]:

@@ -5,7 +5,6 @@ It names the layers of transformers' MusicGen, in which queries, keys and values
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -13,13 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from mgjax.checkpoint import read_json, replacing
 from mgjax.config import LMConfig
 from mgjax.errors import CheckpointError, ConfigError
+from mgjax.inputs import files
 from mgjax.interop import names, shapes, weights
 from mgjax.interop.torch_file import Tensor
-from mgjax.lm.lora import Adapter, LoraConfig
+from mgjax.lm.lora import Adapter, LoraConfig, pairs_of
 from mgjax.lm.matrices import matrix
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -77,18 +78,14 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
         )
     if config.get("use_rslora"):
         alpha = alpha * math.sqrt(rank)  # it is taken alpha / sqrt(rank) times then
-    adapter: Adapter = {}
-    targets = []
+    pairs, targets = {}, []
     for path, layers in _layers(lm).items():
         found = [layer for layer in layers if f"{layer}.lora_A.weight" in tensors]
         if not found:
             continue
         down, up = _pair(directory, path, layers, tensors, rank, lm)
         targets.append(f"^{re.escape('/'.join(path))}$")
-        below = adapter
-        for name in path[:-1]:
-            below = below.setdefault(name, {})
-        below[path[-1]] = {"down": down, "up": up}
+        pairs[path] = {"down": down, "up": up}
     if tensors:
         raise CheckpointError(
             f"{directory / WEIGHTS}: adapts what the model does not have, or what cannot be adapted here: "
@@ -100,7 +97,7 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
         made = LoraConfig(rank, float(alpha), float(config.get("lora_dropout", 0.0)), tuple(targets))
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / CONFIG}: {error}") from None
-    return Peft(made, adapter)
+    return Peft(made, unflatten_dict(pairs))
 
 
 def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm: LMConfig, base: str | None) -> None:
@@ -111,10 +108,9 @@ def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm
     """
     tensors: dict[str, Tensor] = {}
     adapted: list[str] = []
+    pairs = pairs_of(adapter)
     for path, layers in _layers(lm).items():
-        pair: Any = adapter
-        for name in path:
-            pair = pair.get(name, {})
+        pair = pairs.get(path)
         if not pair:
             continue
         for number, layer in enumerate(layers):
@@ -139,7 +135,7 @@ def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm
     }
     with replacing(directory) as temporary:
         weights.write_safetensors(temporary / WEIGHTS, tensors)
-        (temporary / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+        files.write_json(temporary / CONFIG, about)
 
 
 def _layers(lm: LMConfig) -> dict[tuple[str, ...], tuple[str, ...]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from mgjax.conditioner_config import ClapConditionConfig, StyleConfig, T5Config
+from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.hubert import hubert_shapes
 from mgjax.conditioning.style import style_shapes
 from mgjax.config import CodecConfig, LMConfig, ModelConfig
 from mgjax.interop.clap_shapes import clap_shapes
-from mgjax.interop.torch_file import Shape
-
-Shapes = dict[str, Shape]
+from mgjax.nn import Shapes, codebook_shapes, norm_shapes, under
 
 
 def model_shapes(config: ModelConfig) -> Shapes:
@@ -24,50 +22,28 @@ def model_shapes(config: ModelConfig) -> Shapes:
     if config.text:
         shapes |= under("text", text_shapes(config.text))
     if config.style:
-        shapes |= under("style", _style_shapes(config.style))
+        shapes |= under("style", style_shapes(config.style))
+        if config.style.features:
+            shapes |= under("style/features", hubert_shapes(config.style.features))
     if config.clap:
-        shapes |= under("clap", _clap_shapes(config.clap))
+        shapes |= under("clap", clap_shapes(config.clap.clap))
+        if config.clap.num_codebooks:
+            k, v, d = config.clap.num_codebooks, config.clap.codebook_size, config.clap.clap.dim
+            shapes |= under("clap/codebooks", codebook_shapes(k, v, d))
     return shapes
-
-
-def _style_shapes(config: StyleConfig) -> Shapes:
-    """The style conditioner's, and under "features/" those of the encoder whose features it reads."""
-    features = under("features", hubert_shapes(config.features)) if config.features else {}
-    return style_shapes(config) | features
-
-
-def _clap_shapes(config: ClapConditionConfig) -> Shapes:
-    """The two towers', and under "codebooks/" the quantizer's where there is one."""
-    k, v, d = config.num_codebooks, config.codebook_size, config.clap.dim
-    return clap_shapes(config.clap) | (under("codebooks", _codebook_shapes(k, v, d)) if k else {})
-
-
-def _codebook_shapes(k: int, v: int, d: int) -> Shapes:
-    return {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
-
-
-def under(prefix: str, shapes: Shapes) -> Shapes:
-    """`shapes` with "prefix/" before every path."""
-    return {f"{prefix}/{path}": shape for path, shape in shapes.items()}
 
 
 def lm_shapes(config: LMConfig) -> Shapes:
     """The language model's parameters."""
-    k, v, d, h, e, f = (
-        config.num_codebooks,
-        config.codebook_size,
-        config.dim,
-        config.num_heads,
-        config.head_dim,
-        config.ffn_dim,
-    )
-    shapes = {"embed/embedding": (k, v + 1, d), "head/kernel": (d, k, v)} | _norm("out_norm", d)
+    k, v, d = config.num_codebooks, config.codebook_size, config.dim
+    h, e, f = config.num_heads, config.head_dim, config.ffn_dim
+    shapes = {"embed/embedding": (k, v + 1, d), "head/kernel": (d, k, v)} | norm_shapes("out_norm", d)
     for i in range(config.num_layers):
-        shapes |= under(f"layer{i}", _norm("self_norm", d) | _norm("ffn_norm", d))
+        shapes |= under(f"layer{i}", norm_shapes("self_norm", d) | norm_shapes("ffn_norm", d))
         shapes[f"layer{i}/self_attn/qkv/kernel"] = (d, 3, h, e)
         shapes[f"layer{i}/self_attn/out/kernel"] = (h, e, d)
         if config.cross_attention:
-            shapes |= _norm(f"layer{i}/cross_norm", d)
+            shapes |= norm_shapes(f"layer{i}/cross_norm", d)
             shapes[f"layer{i}/cross_attn/query/kernel"] = (d, h, e)
             shapes[f"layer{i}/cross_attn/kv/kernel"] = (d, 2, h, e)
             shapes[f"layer{i}/cross_attn/out/kernel"] = (h, e, d)
@@ -76,10 +52,6 @@ def lm_shapes(config: LMConfig) -> Shapes:
     for condition in config.conditions:
         shapes |= {f"{condition.name}_proj/kernel": (condition.dim, d), f"{condition.name}_proj/bias": (d,)}
     return shapes
-
-
-def _norm(path: str, dim: int) -> Shapes:
-    return {f"{path}/scale": (dim,), f"{path}/bias": (dim,)}
 
 
 def text_shapes(config: T5Config) -> Shapes:
@@ -192,5 +164,5 @@ def codec_shapes(config: CodecConfig) -> Shapes:
             elif config.norm == "time_group_norm":
                 arrays |= {"norm_scale": (module.outputs,), "norm_bias": (module.outputs,)}
             shapes |= under(f"params/{module.path}", arrays)
-    codebooks = _codebook_shapes(config.num_codebooks, config.codebook_size, config.latent_dim)
+    codebooks = codebook_shapes(config.num_codebooks, config.codebook_size, config.latent_dim)
     return shapes | under("codebooks", codebooks)

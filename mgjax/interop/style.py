@@ -7,7 +7,7 @@ from typing import Any
 
 from mgjax.conditioner_config import HubertConfig, StyleConfig
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop.table import FLAG, LINEAR, LINEAR_OUT, Layout, Rule
+from mgjax.interop.table import LINEAR, LINEAR_OUT, Rule, codebooks, linear, norm, one, stacked
 from mgjax.strict_json import from_dict
 
 PREFIX = "condition_provider.conditioners.self_wav."
@@ -45,25 +45,20 @@ def audiocraft_style(config: StyleConfig) -> Iterator[Rule]:
 def _rules(config: StyleConfig) -> Iterator[Rule]:
     encoder = "params/encoder"
     if config.features is not None:
-        yield Rule((f"{encoder}/embed/kernel",), ("embed.weight",), LINEAR)
-        yield Rule((f"{encoder}/embed/bias",), ("embed.bias",))
+        yield from linear(f"{encoder}/embed", "embed")
     else:
-        tables = tuple(f"embed.{k}.weight" for k in range(config.num_code_streams))
-        yield Rule((f"{encoder}/embed/embedding",), tables, stacked=True)
+        yield stacked(f"{encoder}/embed/embedding", "embed.{k}.weight", config.num_code_streams)
     for i in range(config.num_layers):
         here, there = f"{encoder}/layer{i}", f"transformer.layers.{i}"
-        yield Rule((f"{here}/qkv/kernel",), (f"{there}.self_attn.in_proj_weight",), LINEAR)
-        yield Rule((f"{here}/out/kernel",), (f"{there}.self_attn.out_proj.weight",), LINEAR_OUT)
-        yield Rule((f"{here}/up/kernel",), (f"{there}.linear1.weight",), LINEAR)
-        yield Rule((f"{here}/down/kernel",), (f"{there}.linear2.weight",), LINEAR)
-        for norm, theirs in (("attn_norm", "norm1"), ("ffn_norm", "norm2")):
-            yield Rule((f"{here}/{norm}/scale",), (f"{there}.{theirs}.weight",))
-            yield Rule((f"{here}/{norm}/bias",), (f"{there}.{theirs}.bias",))
+        yield one(f"{here}/qkv/kernel", f"{there}.self_attn.in_proj_weight", LINEAR)
+        yield one(f"{here}/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        yield one(f"{here}/up/kernel", f"{there}.linear1.weight", LINEAR)
+        yield one(f"{here}/down/kernel", f"{there}.linear2.weight", LINEAR)
+        yield from norm(f"{here}/attn_norm", f"{there}.norm1")
+        yield from norm(f"{here}/ffn_norm", f"{there}.norm2")
     for name in ("mean", "var"):
-        yield Rule((f"batch_stats/{name}",), (f"batch_norm.running_{name}",))
-    for name in ("embed", "embed_avg", "cluster_size", "inited"):
-        sources = tuple(f"rvq.vq.layers.{q}._codebook.{name}" for q in range(config.num_codebooks))
-        yield Rule((f"codebooks/{name}",), sources, FLAG if name == "inited" else Layout(), stacked=True)
+        yield one(f"batch_stats/{name}", f"batch_norm.running_{name}")
+    yield from codebooks("rvq.vq.layers.{k}._codebook", config.num_codebooks)
 
 
 def style_config(run: Mapping[str, Any]) -> StyleConfig:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgjax.errors import CheckpointError
 from mgjax.interop.shapes import Shapes
@@ -108,6 +109,17 @@ def one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
     return Rule((target,), (source,), layout)
 
 
+def stacked(target: str, source: str, count: int, layout: Layout = PLAIN) -> Rule:
+    """One array here whose first axis runs over `count` of them there; {k} in their name stands for the number."""
+    return Rule((target,), tuple(source.format(k=k) for k in range(count)), layout, stacked=True)
+
+
+def codebooks(source: str, count: int) -> Iterator[Rule]:
+    """The codebooks of a residual vector quantizer, and what their training keeps."""
+    for name in ("embed", "embed_avg", "cluster_size", "inited"):
+        yield stacked(f"codebooks/{name}", f"{source}.{name}", count, FLAG if name == "inited" else PLAIN)
+
+
 def linear(target: str, source: str, layout: Layout = LINEAR) -> Iterator[Rule]:
     """A linear layer of torch with its bias."""
     yield one(f"{target}/kernel", f"{source}.weight", layout)
@@ -160,25 +172,21 @@ def match(
     expected = {
         source: shape for rule in rules for source, shape in zip(rule.sources, rule.source_shapes(shapes), strict=True)
     }
-    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in named]
-    unexpected = [
-        f"{name} {tensor.shape} ({tensor.file})" for key, (name, tensor) in named.items() if key not in expected
-    ]
-    misshapen = [
-        f"{name} ({tensor.file}): expected {expected[key]}, found {tensor.shape}"
-        for key, (name, tensor) in named.items()
-        if key in expected and tensor.shape != expected[key]
-    ]
-    wrong_type = [
-        f"{name} ({tensor.file}): expected floating point numbers, found {tensor.dtype}"
-        for key, (name, tensor) in named.items()
-        if key in expected and tensor.dtype not in FLOATS
-    ]
     problems = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": misshapen,
-        "of another type": wrong_type,
+        "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in named],
+        "unexpected": [
+            f"{name} {tensor.shape} ({tensor.file})" for key, (name, tensor) in named.items() if key not in expected
+        ],
+        "of another shape": [
+            f"{name} ({tensor.file}): expected {expected[key]}, found {tensor.shape}"
+            for key, (name, tensor) in named.items()
+            if key in expected and tensor.shape != expected[key]
+        ],
+        "of another type": [
+            f"{name} ({tensor.file}): expected floating point numbers, found {tensor.dtype}"
+            for key, (name, tensor) in named.items()
+            if key in expected and tensor.dtype not in FLOATS
+        ],
     }
     if any(problems.values()):
         lines = [f"  {kind} ({len(names)}): {_listing(names)}" for kind, names in problems.items() if names]
@@ -213,7 +221,16 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
             path = tuple(target.split("/"))
             wanted = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
             flat[path] = place(path, np.ascontiguousarray(array, wanted))
-    return nested(flat)
+    return unflatten_dict(flat)
+
+
+def read(found: tuple[Any, Match], *, dtype: Any = None, place: Place | None = None) -> tuple[Any, dict[str, Any]]:
+    """The config and the arrays of a part of a model, from what a function such as `hubert.match_hubert` has found.
+
+    `dtype` and `place` are those of `load`.
+    """
+    config, fit = found
+    return config, load(fit, dtype=dtype, place=place)
 
 
 def is_exact(path: Path) -> bool:
@@ -228,7 +245,7 @@ def is_exact(path: Path) -> bool:
 
 def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file, by name, from nested dictionaries of arrays: the inverse of `load`."""
-    arrays = {"/".join(path): array for path, array in flattened(variables).items()}
+    arrays = flatten_dict(variables, sep="/")
     shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     tensors = {}
     for rule in rules:
@@ -240,22 +257,3 @@ def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Ten
 
             tensors[source] = Tensor(shape, np.dtype(targets[0].dtype), source, read)
     return tensors
-
-
-def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """Nested dictionaries from a dictionary with paths as keys."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        inner = tree
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[path[-1]] = value
-    return tree
-
-
-def flattened(tree: Mapping[str, Any], path: Path = ()) -> dict[Path, Any]:
-    """The inverse of `nested`."""
-    flat: dict[Path, Any] = {}
-    for key, value in tree.items():
-        flat |= flattened(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): value}
-    return flat

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgjax.config import CodecConfig
 from mgjax.interop.shapes import LSTM, codec_modules
-from mgjax.interop.table import flattened, nested
 
 
 def unfold(config: CodecConfig, variables: dict[str, Any]) -> tuple[CodecConfig, dict[str, Any]]:
@@ -20,7 +20,7 @@ def unfold(config: CodecConfig, variables: dict[str, Any]) -> tuple[CodecConfig,
     """
     if config.norm != "none":
         return config, variables
-    flat = flattened(variables)
+    flat = flatten_dict(variables)
     for module in codec_modules(config):
         if isinstance(module, LSTM):
             continue
@@ -31,4 +31,4 @@ def unfold(config: CodecConfig, variables: dict[str, Any]) -> tuple[CodecConfig,
         flat[*path, "scale"] = scale.astype(kernel.dtype)
         zero = (scale == 0)[:, None] if module.transposed else scale == 0
         flat[*path, "kernel"] = np.where(zero, np.ones_like(kernel), kernel)  # a direction of length 0 would be NaN
-    return dataclasses.replace(config, norm="weight_norm"), nested(flat)
+    return dataclasses.replace(config, norm="weight_norm"), unflatten_dict(flat)

@@ -166,7 +166,7 @@ def write(directory: Path, tensors: Mapping[str, Tensor], largest_shard: int = L
         write_safetensors(directory / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    files.write_json(directory / "model.safetensors.index.json", index)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -45,11 +45,6 @@ def windows(num_frames: int, prompt_frames: int, window_frames: int, stride_fram
     Every window after the first starts from the frames it shares with the one before it, and counts its positions
     from 0, as the published system does.
     """
-    if not 0 < stride_frames < window_frames and num_frames > window_frames:
-        raise ValueError(
-            f"stride must be above 0 and below the window, got a stride of {stride_frames} frames "
-            f"and a window of {window_frames} frames"
-        )
     if num_frames > _MOST_WINDOWS * stride_frames + window_frames:
         raise ValueError(f"a stride of {stride_frames} frames is too short for {num_frames} frames: make it longer")
     first = min(num_frames, window_frames)

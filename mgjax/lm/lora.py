@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from mgjax.errors import ConfigError
 from mgjax.lm.matrices import Matrix, matrix
+from mgjax.strict_json import ranged
 
 Path = tuple[str, ...]
 Adapter = dict[str, Any]
@@ -41,12 +43,9 @@ class LoraConfig:
     targets: tuple[str, ...] = ("self_attn", "cross_attn", "ffn")
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ConfigError(f"lora.rank must be 1 or more, got {self.rank}")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError(f"lora.alpha must be above 0, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout must be 0 or above and below 1, got {self.dropout}")
+        ranged(self, "1 or more", "rank", "lora.")
+        ranged(self, "above 0", "alpha", "lora.")
+        ranged(self, "0 or above and below 1", "dropout", "lora.")
         if not self.targets:
             raise ConfigError('lora.targets names nothing to adapt: leave it out, or give patterns such as "self_attn"')
         for pattern in self.targets:
@@ -66,13 +65,12 @@ def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> 
     Raises:
       ConfigError: A target is found nowhere.
     """
-    adapter: Adapter = {}
-    found = _targets(config, params)
+    pairs, found = {}, _targets(config, params)
     for (path, kernel), one in zip(found.items(), jax.random.split(key, len(found)), strict=True):
         lead, count, ins, outs = _sizes(matrix((*path, "kernel")), kernel.shape)
         down = jax.random.uniform(one, (*lead, count, ins, config.rank), minval=-1.0, maxval=1.0) * ins**-0.5
-        _put(adapter, path, {"down": down, "up": jnp.zeros((*lead, count, config.rank, outs))})
-    return adapter
+        pairs[path] = {"down": down, "up": jnp.zeros((*lead, count, config.rank, outs))}
+    return unflatten_dict(pairs)
 
 
 def insert(
@@ -84,7 +82,7 @@ def insert(
       key: Of what is left out at random, where the config says so; None for nothing.
     """
     dropped = key is not None and config.dropout > 0
-    pairs = _pairs(adapter)
+    pairs = pairs_of(adapter)
     keys = jax.random.split(key, len(pairs)) if dropped else [None] * len(pairs)
     joined = params
     for (path, pair), one in zip(pairs.items(), keys, strict=True):
@@ -104,7 +102,7 @@ def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[
       ConfigError: The adapter is for another model.
     """
     merged = params
-    for path, pair in _pairs(adapter).items():
+    for path, pair in pairs_of(adapter).items():
         merged = _with(merged, path, lambda dense, path=path, pair=pair: _merged(config, path, dense, pair))
     return merged
 
@@ -144,17 +142,9 @@ def _sizes(place: Matrix, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int,
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
 
 
-def _pairs(adapter: Adapter, path: Path = ()) -> dict[Path, dict[str, Any]]:
+def pairs_of(adapter: Adapter) -> dict[Path, dict[str, Any]]:
     """The narrow matrices by the paths of their layers."""
-    if "down" in adapter and not isinstance(adapter["down"], dict):
-        return {path: adapter}
-    return {key: pair for name, below in adapter.items() for key, pair in _pairs(below, (*path, name)).items()}
-
-
-def _put(tree: dict[str, Any], path: Path, value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
+    return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))
 
 
 def _with(tree: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:

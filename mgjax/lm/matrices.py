@@ -23,11 +23,6 @@ class Matrix(NamedTuple):
     def num_axes(self) -> int:
         return -min(self.read)
 
-    @property
-    def packed(self) -> bool:
-        """Whether several matrices lie in the kernel."""
-        return len(self.read) + len(self.written) < self.num_axes
-
 
 LAYER = {
     ("self_attn", "qkv"): Matrix((-4,), (-2, -1)),

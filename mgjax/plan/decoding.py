@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,7 +20,7 @@ from mgjax.chips import Chip
 from mgjax.conditioning.condition import Condition
 from mgjax.config import ModelConfig, Sampling
 from mgjax.interop.shapes import model_shapes
-from mgjax.interop.table import is_exact, nested
+from mgjax.interop.table import is_exact
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.sample import Draws, State, advance, capacity_for
@@ -132,8 +133,8 @@ def _weights(config: ModelConfig, dtype: str, mesh: Mesh) -> dict[str, Any]:
     for path, shape in model_shapes(config).items():
         kind = jnp.float32 if is_exact(tuple(path.split("/"))) else jnp.dtype(dtype)
         where = NamedSharding(mesh, sharding.spec(path, shape, mesh))
-        found[tuple(path.split("/"))] = jax.ShapeDtypeStruct(shape, kind, sharding=where)
-    return nested(found)
+        found[path] = jax.ShapeDtypeStruct(shape, kind, sharding=where)
+    return unflatten_dict(found, sep="/")
 
 
 def _conditions(config: ModelConfig, rows: int, mesh: Mesh) -> dict[str, Condition]:

@@ -12,16 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from mgjax import formats
-from mgjax.conditioner_config import (
-    ClapConditionConfig,
-    ClapConfig,
-    HubertConfig,
-    MelodyConfig,
-    StyleConfig,
-    T5Config,
-)
+from mgjax.conditioner_config import ClapConditionConfig, ClapConfig, HubertConfig, MelodyConfig, StyleConfig, T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.errors import ConfigError
 from mgjax.interop import hub
@@ -29,7 +23,6 @@ from mgjax.interop.clap import match_clap
 from mgjax.interop.hubert import match_hubert
 from mgjax.interop.huggingface import match_text_encoder
 from mgjax.interop.shapes import codec_shapes, model_shapes
-from mgjax.interop.table import nested
 from mgjax.train.lm_run import LMRun
 from mgjax.train.start import Start, stereo_config
 
@@ -77,7 +70,7 @@ def begin(run: LMRun) -> Start:
     """
     model = _model(run)
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in model_shapes(model).items()}
-    tree = nested({tuple(path.split("/")): leaf for path, leaf in shapes.items()})
+    tree = unflatten_dict(shapes, sep="/")
     style = tree.get("style", {})
     return Start(
         config=model,
@@ -153,10 +146,8 @@ class _Codec:
 
     @functools.cached_property
     def variables(self) -> dict[str, Any]:
-        shapes = codec_shapes(self.config)
-        return nested(
-            {tuple(path.split("/")): jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-        )
+        shapes = codec_shapes(self.config).items()
+        return unflatten_dict({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes}, sep="/")
 
 
 def _model(run: LMRun) -> ModelConfig:

@@ -51,9 +51,7 @@ def _tpus(name: str, num_slices: int) -> tuple[Sequence[Any], Chip]:
             "pip install 'mgjax[tpu]'"
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it looks for a TPU of this machine, for minutes
-    os.environ.setdefault(
-        "TPU_WORKER_HOSTNAMES", "localhost"
-    )  # this and the next: else it complains that there is none
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # this and the next: else it says that there is none
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "1")  # warnings, which tell of bad ways to split a program

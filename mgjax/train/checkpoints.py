@@ -205,12 +205,7 @@ class Checkpoints:
     def _read_merit(self, step: int) -> float:
         try:
             return self._merit(self._record.restore(self._directory / str(step) / "record")["metrics"])
-        except (
-            LookupError,
-            OSError,
-            TypeError,
-            ValueError,
-        ):  # damaged, or half deleted when the process was killed: not worth keeping
+        except (LookupError, OSError, TypeError, ValueError):  # damaged, or half deleted when the process was killed
             return -math.inf
 
     def _check(self, step: int, like: TrainState) -> None:
@@ -278,8 +273,7 @@ def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
 
 def write_run(path: Path, run: Any) -> None:
     """Writes the settings of a run, the dataclass `run`, as JSON."""
-    with files.replacing(path) as file:
-        file.write((json.dumps(_plain(run), indent=2) + "\n").encode())
+    files.write_json(path, _plain(run))
 
 
 def _plain(run: Any) -> Any:

@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from mgjax import formats, sharding
-from mgjax.checkpoint import write_codec
+from mgjax.checkpoint import hash_of, write_codec
 from mgjax.codec import balancer, losses, rvq, rvq_training
 from mgjax.codec.discriminator import Discriminator, DiscriminatorConfig
 from mgjax.codec.encodec import EncodecModel
@@ -35,7 +35,6 @@ from mgjax.train.metrics import Mean, Sound
 from mgjax.train.optim import Average, OptimConfig
 from mgjax.train.state import TrainState
 from mgjax.train.task import LoopConfig, Task, check_numbers
-from mgjax.train.text import hash_of
 from mgjax.train.watchdog import Watchdog
 
 Batch = dict[str, Array]

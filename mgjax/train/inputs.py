@@ -35,12 +35,11 @@ class Inputs:
           ConfigError: It was begun with something else.
         """
         if before is None:
-            return (
-                ", which says nothing of what it was begun with: that corpora and weights are the same is not checked"
-            )
+            return ", which says nothing of what it was begun with: corpora and weights are not compared"
         shared = sorted(set(before) & set(self.hashes))
         differing = [name for name in shared if before[name] != self.hashes[name]]
-        grown = [name for name in differing if self._has_grown(before[name], self.hashes[name])]
+        now = {name: self.hashes[name] for name in differing}
+        grown = [name for name in now if isinstance(now[name], list) and now[name][: len(before[name])] == before[name]]
         others = [name for name in differing if name not in grown]
         if others:
             raise ConfigError(
@@ -53,10 +52,6 @@ class Inputs:
                 "data.may_grow to go on with all that is there now, or give another folder"
             )
         return "".join(f"; the {name} has grown" for name in grown)
-
-    @staticmethod
-    def _has_grown(before: str | list[str], now: str | list[str]) -> bool:
-        return isinstance(now, list) and now[: len(before)] == before
 
 
 NONE = Inputs({})

@@ -98,24 +98,7 @@ def begin(config: LMRun) -> Start:
     """
     if config.lora and config.init is None:
         raise ConfigError("lora adapts a model that is there: set init to it")
-    begun = start.read(
-        init=config.init,
-        lm=config.lm,
-        codec=config.codec,
-        text_encoder=config.text_encoder,
-        new_text=config.new_text,
-        vocabulary=config.vocabulary,
-        channels=config.channels,
-        window_seconds=config.window_seconds or config.data.segment_seconds,
-        melody=config.melody,
-        style=config.style,
-        style_encoder=config.style_encoder,
-        clap=config.clap,
-        clap_encoder=config.clap_encoder,
-        labels=config.labels,
-        numbers=config.numbers,
-        sampling=config.sampling,
-    )
+    begun = start.read(config)
     weights, num_codebooks = config.codebook_weights, begun.config.lm.num_codebooks
     if weights and len(weights) != num_codebooks:
         raise ConfigError(

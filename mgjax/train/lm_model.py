@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import jax
 
 from mgjax import sharding
 from mgjax.api import MusicGen
-from mgjax.checkpoint import Checkpoint, write_model
+from mgjax.checkpoint import Checkpoint, hash_of, write_model
+from mgjax.inputs import files
 from mgjax.interop import peft
 from mgjax.lm import lora
 from mgjax.lm.stack import unstack_layers
-from mgjax.train import text as text_encoders
 from mgjax.train.lm_run import LMRun
 from mgjax.train.metrics import Sound
 from mgjax.train.start import Start
@@ -87,7 +86,7 @@ def save(config: LMRun, begun: Start, state: TrainState, directory: Path) -> Non
             "source": "new" if config.new_text else config.text_encoder or config.init,
             "vocabulary": config.vocabulary,
             "trained": config.train_text,
-            "hash": text_encoders.hash_of(model.config.text, model.variables["text"]),
+            "hash": hash_of(model.config.text, model.variables["text"]),
         }
     home = {
         "codec": {"source": config.codec or config.init, "hash": begun.codec.hash},
@@ -96,7 +95,7 @@ def save(config: LMRun, begun: Start, state: TrainState, directory: Path) -> Non
         "corpora": list(config.data.corpora),
         "updates": int(state.step),
     }
-    (Path(directory) / _HOME).write_text(json.dumps(home, indent=2) + "\n")
+    files.write_json(Path(directory) / _HOME, home)
 
 
 def _adapter(config: LMRun, weights: dict[str, Any]) -> lora.Adapter:

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import field
 
-from mgjax.conditioner_config import (
-    ClapConditionConfig,
-    LabelConfig,
-    MelodyConfig,
-    NumberConfig,
-    StyleConfig,
-    T5Config,
-)
+from mgjax.conditioner_config import ClapConditionConfig, LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
 from mgjax.config import LMConfig, Sampling
 from mgjax.data.conditions import Dropout
 from mgjax.data.pipeline import DataConfig
@@ -21,7 +13,7 @@ from mgjax.data.prompts import TextConfig
 from mgjax.errors import ConfigError
 from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
-from mgjax.train import text as text_encoders
+from mgjax.strict_json import one_of, ranged
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig, check_numbers
 
@@ -117,32 +109,37 @@ class LMRun:
 
     def __post_init__(self):
         check_numbers(self)
-        for name, choices in (("dtype", DTYPES), ("remat", tuple(REMAT)), ("channels", (1, 2))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name in ("window_seconds", "prompt_seconds"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} must be above 0, got {value}")
-        if not all(math.isfinite(weight) and weight > 0 for weight in self.codebook_weights):
-            raise ConfigError(f"codebook_weights must be above 0, got {self.codebook_weights}")
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("remat", self.remat, tuple(REMAT))
+        one_of("channels", self.channels, (1, 2))
+        ranged(self, "above 0", "window_seconds prompt_seconds codebook_weights")
+        ranged(self, "above 0 and at most 1", "text_rate")
         if self.codes_as_heard and self.init is not None:
             raise ConfigError("codes_as_heard is how new weights begin, and those of init are not new: leave it out")
-        if not 0 < self.text_rate <= 1:
-            raise ConfigError(f"text_rate must be above 0 and at most 1, got {self.text_rate}")
-        text_encoders.check(
-            init=self.init,
-            text_encoder=self.text_encoder,
-            new_text=self.new_text,
-            vocabulary=self.vocabulary,
-            train_text=self.train_text,
-        )
+        self._check_text()
         if self.lora is not None:
             self._check_lora()
         if self.data.batch_size % self.optim.accumulate:
             raise ConfigError(
                 f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
             )
+
+    def _check_text(self) -> None:
+        if self.new_text is None:
+            if self.vocabulary is not None:
+                raise ConfigError(
+                    "vocabulary is that of a new text encoder, and there is none: set new_text, or leave vocabulary out"
+                )
+            if self.train_text and self.init is None and self.text_encoder is None:
+                raise ConfigError(
+                    "there is no text encoder to train: set text_encoder, new_text or init, or no train_text"
+                )
+            return
+        for name in ("text_encoder", "init"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"new_text is a new text encoder, and {name} brings one: leave one of the two out")
+        if not self.train_text:
+            raise ConfigError("a new text encoder (new_text) knows nothing and has to be trained: set train_text")
 
     def _check_lora(self) -> None:
         if self.train_text:

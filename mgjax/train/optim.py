@@ -7,7 +7,6 @@ section 4.3, for that of the codec.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from mgjax.errors import ConfigError
+from mgjax.strict_json import one_of, ranged
 from mgjax.train import muon
 
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")
@@ -70,23 +70,13 @@ class OptimConfig:
     average_every: int = 10
 
     def __post_init__(self):
-        for field, choices in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, field) not in choices:
-                raise ConfigError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}")
-        for field in ("learning_rate", "adam_learning_rate", "eps", "d0", "max_grad_norm"):
-            value = getattr(self, field)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{field} must be above 0, got {value}")
-        for field in ("b1", "b2", "average_decay"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be 0 or above and below 1, got {getattr(self, field)}")
-        for field, least in (("warmup_steps", 0), ("accumulate", 1), ("average_every", 1)):
-            if getattr(self, field) < least:
-                raise ConfigError(f"{field} must be {least} or more, got {getattr(self, field)}")
-        if not 0 <= self.min_ratio <= 1:
-            raise ConfigError(f"min_ratio must be from 0 to 1, got {self.min_ratio}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"weight_decay must be 0 or above, got {self.weight_decay}")
+        one_of("name", self.name, OPTIMIZERS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        ranged(self, "above 0", "learning_rate adam_learning_rate eps d0 max_grad_norm")
+        ranged(self, "0 or above and below 1", "b1 b2 average_decay")
+        ranged(self, "0 or more", "warmup_steps weight_decay")
+        ranged(self, "1 or more", "accumulate average_every")
+        ranged(self, "from 0 to 1", "min_ratio")
         if self.name == "adam" and self.weight_decay:
             raise ConfigError(f"adam has no weight decay, got {self.weight_decay}: set it to 0, or take adamw")
         if self.name in _FINDS_ITS_RATE and self.learning_rate < 0.01:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxtyping import Array
 
 from mgjax.errors import ConfigError
+from mgjax.strict_json import ranged
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
 
@@ -95,15 +96,9 @@ class LoopConfig:
 
     def __post_init__(self):
         check_numbers(self, "loop.")
-        for name in ("steps", "log_every", "save_every", "keep_last", "eval_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"loop.{name} must be 1 or more, got {value}")
-        for name in ("seed", "eval_every", "show_every", "keep_best", "max_skipped", "hang_seconds"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loop.{name} must be 0 or more, got {getattr(self, name)}")
-        if self.peak_flops is not None and not self.peak_flops > 0:
-            raise ConfigError(f"loop.peak_flops must be above 0, got {self.peak_flops}")
+        ranged(self, "1 or more", "steps log_every save_every keep_last eval_batches", "loop.")
+        ranged(self, "0 or more", "seed eval_every show_every keep_best max_skipped hang_seconds", "loop.")
+        ranged(self, "above 0", "peak_flops", "loop.")
 
 
 def check_numbers(config: Any, path: str = "") -> None:

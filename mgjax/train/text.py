@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from mgjax import checkpoint, initialize
@@ -17,8 +14,7 @@ from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop import hub, huggingface
-from mgjax.strict_json import to_json
+from mgjax.interop import hub, huggingface, table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,25 +34,6 @@ class TextEncoder:
     tokenizer: str = "sentencepiece"
 
 
-def check(
-    *, init: str | None, text_encoder: str | None, new_text: T5Config | None, vocabulary: str | None, train_text: bool
-) -> None:
-    """Raises ConfigError where these settings of a run contradict each other."""
-    if new_text is None:
-        if vocabulary is not None:
-            raise ConfigError(
-                "vocabulary is that of a new text encoder, and there is none: set new_text, or leave vocabulary out"
-            )
-        if train_text and init is None and text_encoder is None:
-            raise ConfigError("there is no text encoder to train: set text_encoder, new_text or init, or no train_text")
-        return
-    for name, value in (("text_encoder", text_encoder), ("init", init)):
-        if value is not None:
-            raise ConfigError(f"new_text is a new text encoder, and {name} brings one: leave one of the two out")
-    if not train_text:
-        raise ConfigError("a new text encoder (new_text) knows nothing and has to be trained: set train_text")
-
-
 def read(source: str | None) -> TextEncoder:
     """The text encoder at `source`: a directory or the Hub id of a T5 or of a model that has one; "debug"; or None.
 
@@ -66,19 +43,15 @@ def read(source: str | None) -> TextEncoder:
     """
     if source is None:
         return TextEncoder()
-
-    def place(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-        return array
-
     if source == "debug":
         config = initialize.DEBUG
-        weights = initialize.random_variables(config, place=place)["text"]
+        weights = initialize.random_variables(config, place=lambda path, array: array)["text"]
         return TextEncoder(config.text, weights, None, config.tokenizer)
     directory = hub.fetch(source)
     if checkpoint.read_json(directory / "config.json").get("format") != "mgjax":
-        config, weights = huggingface.read_text_encoder(directory, place=place)
+        config, weights = table.read(huggingface.match_text_encoder(directory), place=lambda path, array: array)
         return TextEncoder(config, weights, checkpoint.find_tokenizer(directory))
-    model = checkpoint.read_model(directory, place=place)
+    model = checkpoint.read_model(directory, place=lambda path, array: array)
     if model.config.text is None:
         raise ConfigError(f"{source} reads no text: give a model that does, or a T5, as text_encoder")
     return TextEncoder(model.config.text, model.variables["text"], model.tokenizer, model.config.tokenizer)
@@ -118,12 +91,3 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
 def initial(config: T5Config, key: Array) -> dict[str, Any]:
     """New weights of a text encoder."""
     return T5Encoder(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]
-
-
-def hash_of(config: Any, weights: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that tell models apart, made of the config and the weights (on this host)."""
-    digest = hashlib.sha256(to_json(config).encode())
-    for path, array in jax.tree_util.tree_leaves_with_path(weights):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()[:12]

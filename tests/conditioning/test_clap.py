@@ -14,7 +14,6 @@ from mgjax.conditioning.clap import (
     Clap,
     ClapAudio,
     ClapText,
-    _embed_text,
     condition,
     embed_audio,
     init_codebooks,
@@ -23,6 +22,7 @@ from mgjax.conditioning.clap import (
 )
 from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.htsat import _bicubic
+from mgjax.nn import applied
 
 TINY = ClapConfig(
     text=ClapTextConfig(vocab_size=300, dim=16, ffn_dim=24, num_layers=2, num_heads=2, max_positions=90),
@@ -72,14 +72,14 @@ def test_texts(clap):
     assert min(np.abs(together[i] - together[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
     assert np.array_equal(clap.embed_text(["a long text about anything", "x", "slow walts"])[2], together[1])
     ids, mask = BYTES.encode(["drums"])
-    alone = _embed_text(TINY, clap.variables["text"], ids[:, :7], mask[:, :7])
+    alone = applied(ClapText(TINY), clap.variables["text"], ids[:, :7], mask[:, :7])
     assert np.abs(np.asarray(alone)[0] - together[2]).max() < 2e-6  # measured 1.8e-7
 
 
 def test_what_stands_at_padding_does_not_matter(variables):
     ids, mask = BYTES.encode(["drums", None, "b"])
     other = np.where(mask, ids, 77).astype(np.int32)
-    first, second = (_embed_text(TINY, variables["text"], tokens, mask) for tokens in (ids, other))
+    first, second = (applied(ClapText(TINY), variables["text"], tokens, mask) for tokens in (ids, other))
     assert np.array_equal(first[0], second[0])
     assert np.isfinite(first).all()
 
@@ -140,7 +140,7 @@ def test_condition_is_what_the_codec_would_decode():
     x = embeddings(20)
     expected = jax.jit(lambda x, embed: rvq.dequantize(rvq.quantize(x[:, None], embed), embed)[:, 0])(x, embed)
     given = jnp.arange(20) != 4
-    made = jax.jit(condition)(x, given, {"embed": embed})
+    made = jax.jit(lambda x, given: condition(quantized(x, embed), given))(x, given)
     assert made.tokens.shape == (20, 1, 12)
     assert np.abs(np.asarray(made.tokens[:, 0]) - np.asarray(expected)).max() < 1e-6
     assert np.array_equal(made.mask[:, 0], given)

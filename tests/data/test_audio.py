@@ -1,4 +1,4 @@
-"""Sound files and audio arithmetic."""
+"""Sound files."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from mgjax.data import audio
+from mgjax.data.sound import PEAK_REFUSED, check, resample, to_channels
 
 
 def tone(seconds=1.0, sample_rate=32_000, channels=1, amplitude=0.3, frequency=440.0):
@@ -100,30 +101,6 @@ def test_a_damaged_file_is_an_error(tmp_path):
             read(tmp_path / "cut.flac")
 
 
-@pytest.mark.parametrize(("rate", "target"), [(44_100, 32_000), (48_000, 32_000), (22_050, 32_000), (96_000, 8_000)])
-def test_resampling_keeps_a_tone_and_rounds_up(rate, target):
-    for num_samples in [1, 3, 9_999, 10_007]:
-        result = audio.resample(np.ones((num_samples, 2), np.float32), rate, target)
-        assert result.shape == (-(-num_samples * target // rate), 2)
-        assert result.dtype == np.float32
-    result = audio.resample(tone(sample_rate=rate), rate, target)
-    middle = slice(target // 10, -target // 10)
-    np.testing.assert_allclose(result[middle], tone(sample_rate=target)[middle], atol=1e-6)  # measured 3.0e-8
-
-
-def test_resampling_leaves_no_aliases():
-    result = audio.resample(tone(sample_rate=48_000, frequency=20_000, amplitude=1.0), 48_000, 32_000)
-    assert np.abs(result[3000:-3000]).max() < 1e-6  # measured 8.9e-9
-
-
-def test_resampling_to_the_same_rate_changes_nothing():
-    sound = tone()
-    assert audio.resample(sound, 32_000, 32_000) is sound
-    for rates in [(32_000, 0), (32_000, 10**12), (2**63, 32_000), (1, 32_000)]:
-        with pytest.raises(ValueError, match="must be a whole number of hertz from 1000 to 1000000"):
-            audio.resample(sound, *rates)
-
-
 @pytest.mark.parametrize("seconds", [0.37, 0.001])
 @pytest.mark.parametrize(("target", "channels"), [(None, None), (32_000, 1), (48_000, 2), (11_025, None)])
 def test_blocks_are_the_whole_file(tmp_path, target, channels, seconds):
@@ -131,8 +108,8 @@ def test_blocks_are_the_whole_file(tmp_path, target, channels, seconds):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (44_100 * 3 + 17, 2))
     soundfile.write(path, noise, 44_100, subtype="FLOAT")
     whole, rate = audio.read(path)
-    whole = whole if channels is None else audio.to_channels(whole, channels)
-    whole = audio.resample(whole, rate, target or rate)
+    whole = whole if channels is None else to_channels(whole, channels)
+    whole = resample(whole, rate, target or rate)
     pieces = list(audio.blocks(path, seconds, target, channels))
     assert {len(piece) for piece in pieces[:-1]} == {round(seconds * (target or rate))}
     assert 0 < len(pieces[-1]) <= len(pieces[0])
@@ -305,8 +282,8 @@ def patched(path, offset, form, value):
 @pytest.mark.parametrize(
     ("offset", "form", "value", "message"),
     [
-        (24, "<I", 2**31 - 1, "has a sample rate of 2147483647 hertz"),
-        (24, "<I", 1, "has a sample rate of 1 hertz"),
+        (24, "<I", 2**31 - 1, "its sample rate must be .* got 2147483647"),
+        (24, "<I", 1, "its sample rate must be .* got 1"),
         (22, "<H", 1024, "has 1024 channels"),
     ],
 )
@@ -359,28 +336,18 @@ def test_sound_beyond_full_scale(tmp_path):
         assert np.abs(found).max() > 1.79
     with pytest.raises(ValueError, match=r"the audio for .*has a peak of"):
         audio.write(tmp_path / "a.wav", sound, 32_000)
-    audio.check(np.array([8.0, 8.0], np.float32) / 8, "at full scale")
+    check(np.array([8.0, 8.0], np.float32) / 8, "at full scale")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        audio.check(np.array([audio.PEAK_REFUSED]))
+        check(np.array([PEAK_REFUSED]))
     with pytest.raises(ValueError, match=r"a peak of 8\.01"):
-        audio.check(np.array([-8.01]))
+        check(np.array([-8.01]))
 
 
 def test_what_is_decoded_from_lossy_files_may_go_beyond_full_scale(tmp_path):
     square = np.sign(tone(amplitude=1.0))
     audio.write(tmp_path / "a.mp3", square, 32_000)
     assert np.abs(audio.read(tmp_path / "a.mp3")[0]).max() > 1.01  # and no warning
-
-
-def test_channels():
-    stereo = np.array([[1.0, 0.0], [0.5, 0.5]], np.float32)
-    np.testing.assert_array_equal(audio.to_channels(stereo, 1), [[0.5], [0.5]])
-    np.testing.assert_array_equal(audio.to_channels(stereo[:, :1], 2), [[1, 1], [0.5, 0.5]])
-    assert audio.to_channels(stereo, 2) is stereo
-    for given, asked in [(2, 6), (1, 0), (1, 2**40)]:
-        with pytest.raises(ValueError, match=f"the song: {given} channels cannot be made into {asked}"):
-            audio.to_channels(np.zeros((5, given), np.float32), asked, "the song")
 
 
 def test_surround_is_mixed_down_as_the_standard_has_it(tmp_path):
@@ -394,34 +361,7 @@ def test_surround_is_mixed_down_as_the_standard_has_it(tmp_path):
     assert len(told) == 1
     np.testing.assert_allclose(stereo[::2000], expected, atol=1e-7)
     with pytest.warns(UserWarning, match="6 channels are mixed down to 1"):
-        np.testing.assert_allclose(audio.to_channels(sound, 1)[::2000, 0], expected.mean(axis=1), atol=1e-7)
+        np.testing.assert_allclose(to_channels(sound, 1)[::2000, 0], expected.mean(axis=1), atol=1e-7)
     with pytest.warns(UserWarning, match="3 channels are mixed down to 2"):
-        mixed = audio.to_channels(np.array([[0.3, 0.6, 0.9]], np.float32), 2)
+        mixed = to_channels(np.array([[0.3, 0.6, 0.9]], np.float32), 2)
     np.testing.assert_allclose(mixed, [[0.6, 0.6]])
-
-
-def test_check_converts_what_has_a_full_scale():
-    np.testing.assert_array_equal(audio.check(np.array([-32768, 16384], np.int16)), [[-1], [0.5]])
-    np.testing.assert_array_equal(audio.check(np.array([-(2**31), 2**30], np.int32)), [[-1], [0.5]])
-    np.testing.assert_array_equal(audio.check(np.array([0, 192], np.uint8)), [[-1], [0.5]])
-    assert audio.check([0.5, 0.25]).dtype == np.float32
-    assert audio.check(np.zeros((5, 2), np.float16)).shape == (5, 2)
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ([], "there is no sound"),
-        (np.zeros((1, 1, 5)), r"got the shape \(1, 1, 5\)"),
-        (np.float32(1), r"got the shape \(\)"),
-        (np.zeros((2, 3200)), "transpose it"),
-        ([0.0, float("nan")], "NaN or infinity"),
-        ([0.0, float("inf")], "NaN or infinity"),
-        (np.zeros(5, np.int64), "got int64"),
-        (np.zeros(5, bool), "got bool"),
-        (np.zeros(5, complex), "got complex128"),
-    ],
-)
-def test_check_refuses(value, message):
-    with pytest.raises(ValueError, match="the melody: .*" + message):
-        audio.check(value, "the melody")

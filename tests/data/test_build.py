@@ -23,6 +23,7 @@ from tensorflow_datasets.core import dataset_info, example_serializer, naming, s
 from mgjax.data import assembly, audio, build, datasets, processes, sources
 from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.data.metadata import Metadata
+from mgjax.data.sound import resample, to_channels
 from mgjax.inputs import claims, files
 
 RATE = 4000
@@ -58,7 +59,7 @@ def _contents(directory):
 
 def _resampled(path, channels=1):
     sound, rate = audio.read(path)
-    return audio.resample(audio.to_channels(sound, channels), rate, RATE)
+    return resample(to_channels(sound, channels), rate, RATE)
 
 
 def test_a_folder(folder, tmp_path):
@@ -260,7 +261,7 @@ def test_a_dataset_of_tensorflow_datasets(tmp_path, monkeypatch):
         genre = ["rock", "funk"][i]
         assert corpus.metadata(i) == Metadata(genre=genre, description=f"caption {i}", bpm=100.0 + i)
         expected = (example["sound"][:, None] / 32768).astype(np.float32)
-        np.testing.assert_allclose(corpus.read(i), audio.resample(expected, 8000, RATE), atol=ROUNDING)
+        np.testing.assert_allclose(corpus.read(i), resample(expected, 8000, RATE), atol=ROUNDING)
     found = sources.find("tfds:fake", MEANING)
     assert found[0].directory.endswith("1.10.0")  # the newest version
     assert [source.name for source in sources.find(tmp_path / "fake/1.9.0", MEANING)] == [s.name for s in found]

@@ -166,7 +166,7 @@ def test_a_damaged_record_is_noticed(copy):
         (lambda d: (d / "corpus.json").write_text("{"), "corpus.json: is not JSON"),
         (lambda d: (d / "corpus.json").write_text("[]"), "is no description of a corpus"),
         (lambda d: _edit(d, version=2), "reads version 1; update mgjax"),
-        (lambda d: _edit(d, kind="video"), 'kind must be "audio" or "tokens"'),
+        (lambda d: _edit(d, kind="video"), r"kind must be one of \('audio', 'tokens'\)"),
         (lambda d: _edit(d, splits={"valid": {"shards": []}}), "has no split 'train', only valid"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_text_that_loses_every_word_is_none():
 
 def test_settings_that_make_no_sense_are_refused():
     for name in ("merge_text_p", "drop_desc_p", "keep_other_p", "word_dropout"):
-        with pytest.raises(ConfigError, match=f"{name} is a probability"):
+        with pytest.raises(ConfigError, match=f"{name} must be from 0 to 1"):
             TextConfig(**{name: 1.2})
     with pytest.raises(ConfigError, match="max_tokens"):
         TextConfig(max_tokens=0)

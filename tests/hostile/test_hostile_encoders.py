@@ -3,7 +3,7 @@
 import tiny_files
 from fuzzing import Door
 
-from mgjax.interop import clap, hubert, huggingface
+from mgjax.interop import clap, hubert, huggingface, table
 
 
 def write(folder):
@@ -13,8 +13,8 @@ def write(folder):
 
 
 def read(folder):
-    readers = {"t5": huggingface.read_text_encoder, "clap": clap.read_clap, "hubert": hubert.read_hubert}
-    readers[folder.name](folder, place=tiny_files.in_place)
+    finders = {"t5": huggingface.match_text_encoder, "clap": clap.match_clap, "hubert": hubert.match_hubert}
+    table.read(finders[folder.name](folder), place=tiny_files.in_place)
 
 
 DOOR = Door(write, read, ("*config.json",))

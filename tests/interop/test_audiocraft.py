@@ -16,7 +16,7 @@ from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import MelodyConfig
 from mgjax.config import CodecConfig, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop import audiocraft, audiocraft_run, huggingface, shapes
+from mgjax.interop import audiocraft, audiocraft_run, huggingface, shapes, xp_cfg
 from mgjax.interop.torch_file import Tensor
 
 
@@ -101,7 +101,8 @@ def test_written_configs(written):
 
 
 def test_half_precision(theirs, saved, tmp_path):
-    audiocraft.write_model(tmp_path / "model", theirs, dtype="float16", text_encoder="t5-tiny")
+    halved = huggingface.read_model(saved, dtype="float16", place=as_numpy)
+    audiocraft.write_model(tmp_path / "model", halved, text_encoder="t5-tiny")
     state = torch.load(tmp_path / "model" / "state_dict.bin", weights_only=True)["best_state"]
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
     halves, original = read(tmp_path / "model", saved).variables, theirs.variables
@@ -424,8 +425,8 @@ def test_transformers_takes_fewer_codebooks_by_the_first_bandwidth(theirs, tmp_p
 def test_the_window_of_the_melody(tmp_path):
     """audiocraft opens its models with strict=True, and keeps this window of torchaudio's Spectrogram."""
     directory = save(melody(), tmp_path / "huggingface")
-    theirs = huggingface.read_model(directory, place=as_numpy)
-    audiocraft.write_model(tmp_path / "model", theirs, dtype="float16", text_encoder="t5-tiny")
+    theirs = huggingface.read_model(directory, dtype="float16", place=as_numpy)
+    audiocraft.write_model(tmp_path / "model", theirs, text_encoder="t5-tiny")
     state = torch.load(tmp_path / "model" / "state_dict.bin", weights_only=True)["best_state"]
     window = state["condition_provider.conditioners.self_wav.chroma.spec.window"]
     assert window.dtype == torch.float32
@@ -542,12 +543,12 @@ BOMBS = {
 @pytest.mark.parametrize("text", [*BOMBS.values(), 3, b"a: 1"], ids=[*BOMBS, "a number", "bytes"])
 def test_yaml_that_could_fill_the_memory_is_refused(text):
     with pytest.raises(CheckpointError, match=r"f: its xp.cfg is not"):
-        audiocraft_run.parse(Path("f"), text)
+        xp_cfg.parse(Path("f"), text)
 
 
 def test_references_do_not_multiply():
     text = "x: [" + ", ".join(["'${x}'"] * 100) + "]\na: '${b}'\nb: '${a}'\nc: '${d.e}'\nd: {e: '${f}'}\nf: 3"
-    run = audiocraft_run.parse(Path("f"), text)
+    run = xp_cfg.parse(Path("f"), text)
     assert run["x"][5] == ["${x}"] * 100
     assert run["a"] in ("${a}", "${b}")
     assert (run["c"], run["d"]["e"]) == (3, 3)

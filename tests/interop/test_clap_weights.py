@@ -17,7 +17,8 @@ from tiny_transformers import as_numpy, assert_same, edit_json, rename_keys
 from mgjax.conditioner_config import ClapAudioConfig, ClapConfig
 from mgjax.conditioning.clap import ClapAudio, ClapText, embed_audio, similarity
 from mgjax.conditioning.clap_features import log_mel
-from mgjax.interop.clap import read_clap
+from mgjax.interop import table
+from mgjax.interop.clap import match_clap
 from mgjax.interop.clap_shapes import clap_shapes
 from mgjax.interop.torch_file import CheckpointError
 
@@ -67,7 +68,7 @@ def spectrograms(frames, num_mels=24):
 
 
 def test_text_tower_equals_transformers(model, saved):
-    config, variables = read_clap(saved)
+    config, variables = table.read(match_clap(saved))
     ids, mask = text_batch()
     with torch.no_grad():
         output = model.get_text_features(torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long())
@@ -89,7 +90,7 @@ def test_text_tower_equals_transformers(model, saved):
 )
 def test_audio_tower_equals_transformers(tmp_path, audio, frames):
     model = clap(clap_config(audio=audio))
-    config, variables = read_clap(save(model, tmp_path))
+    config, variables = table.read(match_clap(save(model, tmp_path)))
     mels = spectrograms(frames)
     with torch.no_grad():
         pooled = model.audio_model(torch.tensor(mels)[:, None]).pooler_output.numpy()
@@ -100,7 +101,7 @@ def test_audio_tower_equals_transformers(tmp_path, audio, frames):
 
 
 def test_similarity_equals_transformers(model, saved):
-    config, variables = read_clap(saved)
+    config, variables = table.read(match_clap(saved))
     ids, mask = text_batch()
     mels = spectrograms(321)
     with torch.no_grad():
@@ -115,7 +116,7 @@ def test_similarity_equals_transformers(model, saved):
 
 def test_long_audio_is_the_mean_of_clips(model, saved):
     """Of what transformers makes of each, brought to length 1 again."""
-    config, variables = read_clap(saved)
+    config, variables = table.read(match_clap(saved))
     audio = np.random.default_rng(1).standard_normal((2, 4000)).astype(np.float32) * np.float32([[0.3], [0.01]])
     starts = (0, 1440, 2400)
     pieces = [row[start : start + 1600] for start in starts for row in audio]
@@ -129,7 +130,7 @@ def test_long_audio_is_the_mean_of_clips(model, saved):
 
 
 def test_config_and_spectrogram_are_read(saved):
-    config, _ = read_clap(saved)
+    config, _ = table.read(match_clap(saved))
     audio = ClapAudioConfig(
         sample_rate=16_000, fft_size=256, hop_length=5, num_mels=24, lowest_hz=50, highest_hz=7000, seconds=0.1,
         image_size=96, patch_size=6, window=4, dim=8, depths=(1, 2), num_heads=(2, 4), mlp_ratio=2.0,
@@ -143,22 +144,22 @@ def test_config_and_spectrogram_are_read(saved):
 def test_extractor_inside_the_processor(again):
     """Where transformers writes it since version 5."""
     values = json.loads((again / "preprocessor_config.json").read_text())
-    expected, _ = read_clap(again)
+    expected, _ = table.read(match_clap(again))
     (again / "preprocessor_config.json").unlink()
     (again / "processor_config.json").write_text(json.dumps({"feature_extractor": values}))
-    assert read_clap(again)[0] == expected
+    assert table.read(match_clap(again))[0] == expected
 
 
 def test_torch_files_are_read(saved, tmp_path):
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((saved / name).read_bytes())
     torch.save(load_file(saved / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    assert_same(read_clap(tmp_path)[1], read_clap(saved)[1])
+    assert_same(table.read(match_clap(tmp_path))[1], table.read(match_clap(saved))[1])
 
 
 def test_narrow_weights(saved):
     """What is computed with them is float32, so that their rounding is all that moves the embeddings."""
-    config, variables = read_clap(saved, dtype=jnp.bfloat16, place=as_numpy)
+    config, variables = table.read(match_clap(saved), dtype=jnp.bfloat16, place=as_numpy)
     for tower in variables.values():
         assert {leaf.dtype.name for leaf in jax.tree.leaves(tower["params"])} == {"bfloat16"}
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), variables)
@@ -168,7 +169,7 @@ def test_narrow_weights(saved):
 
 def refused(directory, *parts):
     with pytest.raises(CheckpointError) as error:
-        read_clap(directory)
+        table.read(match_clap(directory))
     for part in parts:
         assert part in str(error.value)
 

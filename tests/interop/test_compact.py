@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import mgjax
 from mgjax import initialize
@@ -12,7 +13,6 @@ from mgjax.api import MusicGen
 from mgjax.checkpoint import Checkpoint
 from mgjax.cli import main
 from mgjax.interop import compact, hub
-from mgjax.interop.table import flattened
 from mgjax.interop.torch_file import CheckpointError, Tensor
 
 
@@ -26,7 +26,7 @@ def model():
 
 
 def weights(model):
-    return flattened(model._checkpoint().variables)
+    return flatten_dict(model._checkpoint().variables)
 
 
 # The largest error, as a share of the largest number of an array. What rounding to 8 bits can do is 0.0039; to steps of

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax.traverse_util import unflatten_dict
 from safetensors.torch import load_file, save_file
 from tiny_transformers import (
     as_numpy,
@@ -28,8 +29,7 @@ from tiny_transformers import (
 from mgjax import checkpoint
 from mgjax.conditioner_config import T5Config
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
-from mgjax.interop import huggingface, shapes
-from mgjax.interop.table import nested
+from mgjax.interop import huggingface, shapes, table
 from mgjax.interop.torch_file import CheckpointError
 
 LAYER = "decoder.model.decoder.layers.1"
@@ -472,7 +472,7 @@ def test_a_folded_codec_is_written_with_weight_norm(saved, tmp_path):
         if not name.endswith("/scale"):
             folded[tuple(name.split("/")[1:])] = array
     folded["params", "decoder", "conv_out", "kernel"][...] = 0
-    huggingface.write_codec(tmp_path / "codec", dataclasses.replace(config, norm="none"), nested(folded))
+    huggingface.write_codec(tmp_path / "codec", dataclasses.replace(config, norm="none"), unflatten_dict(folded))
     written = transformers.EncodecModel.from_pretrained(tmp_path / "codec")
     for number, path in ((3, "decoder/block0/up"), (0, "decoder/conv_in"), (-1, "decoder/conv_out")):
         weight = written.decoder.layers[number].conv.weight.detach().numpy()
@@ -488,7 +488,7 @@ def test_text_encoder_of_a_whole_t5(proj, tmp_path):
     whole = randomised(transformers.T5ForConditionalGeneration(config))
     directory = save(whole, tmp_path / "t5")
     assert any(name.startswith("decoder.") for name in load_file(directory / "model.safetensors"))
-    ours, params = huggingface.read_text_encoder(directory)
+    ours, params = table.read(huggingface.match_text_encoder(directory))
     assert ours.activation == proj
     block = whole.encoder.block[1]
     name = "wi" if proj == "relu" else "wi_1"
@@ -501,7 +501,7 @@ def test_text_encoder_of_a_whole_t5(proj, tmp_path):
 
 
 def test_text_encoder_inside(saved, read):
-    config, params = huggingface.read_text_encoder(saved)
+    config, params = table.read(huggingface.match_text_encoder(saved))
     assert config == read.config.text
     assert_same(params, read.variables["text"])
 
@@ -509,7 +509,7 @@ def test_text_encoder_inside(saved, read):
 def test_another_model_has_no_text_encoder(copied):
     (copied / "config.json").write_text('{"model_type": "whisper"}')
     with pytest.raises(CheckpointError, match="'whisper'; expected 't5'"):
-        huggingface.read_text_encoder(copied)
+        table.read(huggingface.match_text_encoder(copied))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from mgjax.data.metadata import Metadata
 from mgjax.data.pieces import Pieces
 from mgjax.data.pipeline import DataConfig, batches
 from mgjax.initialize import DEBUG, random_variables
-from mgjax.interop.clap import read_clap
+from mgjax.interop import table
+from mgjax.interop.clap import match_clap
 from mgjax.lm.stack import stack_layers
 from mgjax.strict_json import ConfigError
 from mgjax.train import clap, conditions, lm
@@ -298,7 +299,7 @@ def test_sound_for_encoders_is_resampled():
 
 def test_clap_hears_in_training_what_it_hears_elsewhere(clap_encoder):
     """But for the filter that resamples: mono of stereo sound at the codec's rate."""
-    config, variables = read_clap(clap_encoder)
+    config, variables = table.read(match_clap(Path(clap_encoder)))
     stereo = np.concatenate([notes(0.5, 0), notes(0.5, 9)], axis=1)
     audio = np.stack([stereo, np.random.default_rng(0).standard_normal(stereo.shape).astype(np.float32) / 8])
     embed = jax.jit(lambda audio: clap.embedded(ClapConditionConfig(config), variables, {"audio": audio}, 32_000, 1))

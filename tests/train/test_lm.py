@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from baselines import token_counts, uniform, unigram
 
 import mgjax
 from mgjax.checkpoint import Checkpoint, write_model
@@ -19,7 +20,7 @@ from mgjax.data.prompts import TextConfig
 from mgjax.initialize import DEBUG, random_variables
 from mgjax.lm.model import LM
 from mgjax.strict_json import ConfigError
-from mgjax.train import baselines, lm, lm_model, start
+from mgjax.train import lm, lm_model, start
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig
 
@@ -90,11 +91,11 @@ def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
     state = lm.run(on(corpus, loop=dataclasses.replace(RUN.loop, data=2, fsdp=2, model=2)), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     valid = lines[-1]["values"]
-    counts = [baselines.token_counts(Corpus.open(corpus, split)) for split in ("train", "valid")]
-    unigram = baselines.unigram(*counts)
-    assert np.abs(unigram - baselines.uniform(64)).max() < 0.01  # each code is as likely as any other
+    counts = [token_counts(Corpus.open(corpus, split)) for split in ("train", "valid")]
+    known = unigram(*counts)
+    assert np.abs(known - uniform(64)).max() < 0.01  # each code is as likely as any other
     for k in range(4):
-        assert valid[f"cross_entropy_{k + 1}"] < 0.9 * unigram[k]
+        assert valid[f"cross_entropy_{k + 1}"] < 0.9 * known[k]
     trained = lm_model.weights_of(state)["lm"]
     assert trained["layers"]["ffn"]["up"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "model")
     saved = mgjax.load(tmp_path / "model")

@@ -245,7 +245,7 @@ def test_in_parts_keeps_the_order_of_the_rows():
         ({"b2": 1.0}, "b2 must be 0 or above and below 1"),
         ({"accumulate": 0}, "accumulate must be 1 or more"),
         ({"min_ratio": 1.5}, "min_ratio must be from 0 to 1"),
-        ({"weight_decay": -1.0}, "weight_decay must be 0 or above"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):

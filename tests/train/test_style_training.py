@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ from mgjax.data.corpus import Description, describe_audio
 from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
 from mgjax.initialize import DEBUG
-from mgjax.interop.hubert import read_hubert
+from mgjax.interop import table
+from mgjax.interop.hubert import match_hubert
 from mgjax.strict_json import ConfigError
 from mgjax.train import conditions, lm
 from mgjax.train.optim import OptimConfig
@@ -91,7 +93,7 @@ def test_the_encoder_hears_in_training_what_it_hears_at_generation(mert):
     """The same seconds of the same mix, but for the filter that resamples; and no others."""
     config = lm.begin(dataclasses.replace(RUN, style_encoder=mert)).config
     assert (config.style.features.sample_rate, config.style.features.normalize) == (24_000, False)
-    features, weights = read_hubert(mert)
+    features, weights = table.read(match_hubert(Path(mert)))
     assert features.normalize
     batch = batch_of()
     batch["audio"] = np.concatenate([batch["audio"], batch["audio"][:, ::-1]], axis=2)  # of two channels
@@ -158,7 +160,7 @@ def test_a_run_saves_a_whole_model_that_follows_a_style(mert, sound, tmp_path):
 
     model = mgjax.load(tmp_path / "model")
     saved = model._params["style"]
-    assert jax.tree.all(jax.tree.map(np.array_equal, saved["features"], read_hubert(mert)[1]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, saved["features"], table.read(match_hubert(Path(mert)))[1]))
 
     def logits(style):
         told = {"style": style, "style_sample_rate": RATE}

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import mgjax
 from mgjax import sharding
+from mgjax.checkpoint import hash_of
 from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
@@ -157,7 +158,7 @@ def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
         "source": "new",
         "vocabulary": str(words),
         "trained": True,
-        "hash": text.hash_of(model.config.text, jax.device_get(model._params["text"])),
+        "hash": hash_of(model.config.text, jax.device_get(model._params["text"])),
     }
 
 
@@ -188,7 +189,7 @@ def test_an_encoder_from_elsewhere_is_trained_if_asked_to(is_trained, flan, tmp_
     learned, read = set(state.params), set(task.frozen)
     assert (learned, read) == (({"lm", "text"}, set()) if is_trained else ({"lm"}, {"text"}))
     weights = {**task.frozen, **state.params}["text"]
-    assert text.hash_of(begun.config.text, weights) == begun.text_hash
+    assert hash_of(begun.config.text, weights) == begun.text_hash
     if is_trained:
         moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) + 1, weights)
         state = state.replace(params=state.params | {"text": moved}, average=None)
@@ -203,7 +204,7 @@ def test_an_encoder_from_elsewhere_is_trained_if_asked_to(is_trained, flan, tmp_
         "source": str(directory),
         "vocabulary": None,
         "trained": is_trained,
-        "hash": text.hash_of(begun.config.text, jax.device_get(moved)),
+        "hash": hash_of(begun.config.text, jax.device_get(moved)),
     }
 
 

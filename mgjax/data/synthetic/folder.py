@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from mgjax.data.parent import end_with_parent
 from mgjax.data.synthetic.form import USUAL_LENGTHS
 from mgjax.data.synthetic.pieces import compose, render
 from mgjax.data.synthetic.rendering import soundfont
-from mgjax.inputs import claims
+from mgjax.inputs import claims, files
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -143,17 +142,14 @@ def _write_piece(job: _Job) -> tuple[bool, float, str]:
     piece = compose(job.seed, job.index, lengths=job.lengths)
     sound = job.directory / f"{piece.metadata['name']}.flac"
     sidecar = sound.with_suffix(".json")
-    text = (json.dumps(piece.metadata, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(piece.metadata, indent=1, ensure_ascii=False) + "\n"
     # The metadata come last: where they are as they should be, so is the sound.
-    if sidecar.is_file() and sidecar.read_bytes() == text and sound.is_file():
+    if sidecar.is_file() and sidecar.read_bytes() == text.encode() and sound.is_file():
         found = audio.info(sound)
         if (found.sample_rate, found.channels) == (job.sample_rate, job.channels):
             return False, found.num_samples / found.sample_rate, piece.score.style.name
     sidecar.unlink(missing_ok=True)
     samples = render(piece, job.sample_rate, job.channels)
     audio.write(sound, samples, job.sample_rate)
-    # A name of its own, as that of the sound has: another call may write the same piece.
-    temporary = sidecar.with_name(f".{sidecar.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_bytes(text)
-    os.replace(temporary, sidecar)
+    files.write_text(sidecar, text)
     return True, len(samples) / job.sample_rate, piece.score.style.name

@@ -48,7 +48,7 @@ def render(score: Score, sample_rate: int = 32000, channels: int = 1) -> audio.A
       ValueError: The rate or the number of channels is out of range.
     """
     if channels not in (1, 2):
-        raise ValueError(f"channels must be 1 or 2, got {channels}; mgjax.data.audio.to_channels makes others")
+        raise ValueError(f"channels must be 1 or 2, got {channels}; mgjax.data.sound.to_channels makes others")
     if not 8000 <= sample_rate <= 96000:
         raise ValueError(f"sample_rate must be from 8000 to 96000 hertz, got {sample_rate}")
     length = round((score.seconds + _TAIL) * sample_rate)
