@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -64,6 +65,7 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
 
     Raises:
       ValueError: A piece does not fit `description`.
+      OSError: The disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -81,6 +83,10 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
         finally:
             writer.close()
         os.replace(temporary, path)
+    except RuntimeError as error:  # as ArrayRecordWriter says it
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
     return Shard(lengths, path.stat().st_size, digest.hexdigest()[:12])

@@ -112,6 +112,9 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
         found = _find_files(Path(text))
     elif text.lower().endswith(MANIFESTS):
         found = _read_manifest(Path(text))
+        if not found:
+            table = " a line of the names of its columns and then" * (not text.lower().endswith((".jsonl", ".gz")))
+            raise CorpusError(f"{text}: there is no piece in it; expected{table} a line for each piece")
     else:
         raise FileNotFoundError(
             f"{text}: expected a folder of sound files, a manifest ({', '.join(MANIFESTS)}) or tfds:NAME"
@@ -173,7 +176,9 @@ def _read_manifest(path: Path) -> list[Source]:
     for number, row in read(path, _content(path)):
         where, keys = f"{path}, line {number}", {key.strip().lower(): row[key] for key in reversed(row)}
         name, given = next((keys[key] for key in _PATHS if key in keys), None), keys.get("info_path")
-        if not isinstance(name, str) or not Path(name).name:
+        if name and (not isinstance(name, str) or not Path(name).name):
+            raise CorpusError(f"{where}: {repr(name)[:80]} is no path of a file")
+        if not name:
             listed = ", ".join(map(repr, [*row][:20])) or "nothing"
             raise CorpusError(f"{where}: there is no path in it (or {', '.join(_PATHS[1:])}); it has {listed}")
         if name in found:
