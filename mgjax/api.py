@@ -221,9 +221,10 @@ class MusicGen:
 
     def _explained(self, codes: Iterator[Int32[np.ndarray, "b t k"]]) -> Iterator[Int32[np.ndarray, "b t k"]]:
         """The same codes; where they end because something is not finite, the error says what."""
+        not_finite = NotFiniteError  # the module may be empty by the time that an unfinished stream is closed
         try:
             yield from codes
-        except NotFiniteError as error:
+        except not_finite as error:
             raise NotFiniteError(f"{error}: {finite.cause(self._params)}") from None
 
     def logits(

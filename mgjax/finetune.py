@@ -115,7 +115,11 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
     base = formats.read_config(tuning.model)
     if base.text is None and base.clap is None:
         raise ConfigError(f"{tuning.model} is not told by texts: train it with launch/train_lm.py, on a corpus")
-    directory = directory.resolve()
+    directory, music = directory.resolve(), Path(tuning.music).resolve()
+    if music in (directory, *directory.parents):
+        raise ConfigError(
+            f"{directory} lies in the music that is learned from, and would become part of it: give a folder outside"
+        )
     work = directory / "run"
     _check_free(directory, _MODEL if tuning.full else _ADAPTER)
     with claims.claimed(directory), _own_words():

@@ -45,6 +45,13 @@ def test_streamed_pieces_are_the_generated_audio(model):
     assert np.abs(model.codec.decode(codes) - whole).max() < 1e-5
 
 
+def test_a_stream_can_be_left_where_python_ends(model, monkeypatch):
+    stream = model.stream_codes("a waltz", seconds=4.0)
+    next(stream)
+    monkeypatch.setattr(api, "NotFiniteError", None)  # as modules are emptied at the end of a script
+    stream.close()
+
+
 def test_the_same_seed_gives_the_same_music_in_any_batch(model):
     batch = model.generate_codes(["a", "b", "a rather longer text than the others"], seconds=1.0, seed=[5, 9, 7])
     assert np.array_equal(batch[1:2], model.generate_codes("b", seconds=1.0, seed=9))

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -781,6 +782,18 @@ def test_compiled_programs_that_jax_cannot_use_are_dropped(settings, tmp_path, m
         warnings.simplefilter("always")  # our pytest ignores these
         warnings.warn("Error reading persistent compilation cache entry for 'jit_f': ValueError: ...", stacklevel=1)
     assert files(folder) == [".lockfile", "good-atime", "good-cache"]
+
+
+def test_what_is_said_is_said_once(capsys):
+    """Libraries put handlers on the root logger."""
+    other = logging.StreamHandler()
+    logging.getLogger().addHandler(other)
+    try:
+        with terminal.messages():
+            logging.getLogger("mgjax").warning("a word")
+    finally:
+        logging.getLogger().removeHandler(other)
+    assert capsys.readouterr().err == "mgjax: a word\n"
 
 
 def test_a_platform_that_is_not_there_is_told(monkeypatch, capsys):

@@ -37,7 +37,8 @@ LEVELS = [
     [
         "batch",
         "train.* plan.*",
-        "data.assembly data.build data.datasets data.processes data.sources data.tokenize data.vocabulary",
+        "data.assembly data.build data.datasets data.first_program data.processes data.sources data.tokenize",
+        "data.vocabulary",
     ],
     ["finetune"],
     ["cli cli.* __main__"],

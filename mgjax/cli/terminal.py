@@ -46,9 +46,11 @@ def messages() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = _show
         log.addHandler(handler)
+        log.propagate = False  # libraries add handlers of their own to the root
         try:
             yield
         finally:
+            log.propagate = True
             log.removeHandler(handler)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,21 +63,27 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
 
     Raises:
       ValueError: A piece does not fit `description`.
+      OSError: The disk is full.
     """
     lengths, digest = [], hashlib.sha256()
     with files.replacing(path) as file:
         writer = ArrayRecordWriter(str(file.name), _OPTIONS[description.kind])
         try:
-            for piece in pieces:
-                made = _sound_records if description.kind == "audio" else _code_records
-                length = 0
-                for count, record in made(description, piece):
-                    writer.write(record)
-                    digest.update(record)
-                    length += count
-                lengths.append(length)
-        finally:
-            writer.close()
+            try:
+                for piece in pieces:
+                    made = _sound_records if description.kind == "audio" else _code_records
+                    length = 0
+                    for count, record in made(description, piece):
+                        writer.write(record)
+                        digest.update(record)
+                        length += count
+                    lengths.append(length)
+            finally:
+                writer.close()
+        except RuntimeError as error:  # as ArrayRecordWriter says it
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
     return Shard(lengths, path.stat().st_size, digest.hexdigest()[:12])
 
 

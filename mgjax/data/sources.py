@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
         found = _find_files(Path(text))
     elif text.lower().endswith(MANIFESTS):
         found = _read_manifest(Path(text))
+        if not found:
+            table = " a line of the names of its columns and then" * (not text.lower().endswith((".jsonl", ".gz")))
+            raise CorpusError(f"{text}: there is no piece in it; expected{table} a line for each piece")
     else:
         raise FileNotFoundError(
             f"{text}: expected a folder of sound files, a manifest ({', '.join(MANIFESTS)}) or tfds:NAME"
@@ -143,6 +147,9 @@ def _find_files(folder: Path) -> list[Source]:
                     path = Path(parent, name)
                     sidecar = str(Path(parent, f"{stem}.json")) if f"{stem}.json" in present else None
                     found.append(_file(path.relative_to(folder).as_posix(), str(path.absolute()), sidecar))
+    # A link to another of them is the same music once more, and could stand on both sides of a split.
+    real = {source.path for source in found}
+    found = [one for one in found if not os.path.islink(one.path) or os.path.realpath(one.path) not in real]
     return sorted(found, key=lambda source: source.name)
 
 
@@ -173,7 +180,9 @@ def _read_manifest(path: Path) -> list[Source]:
     for number, row in read(path, _content(path)):
         where, keys = f"{path}, line {number}", {key.strip().lower(): row[key] for key in reversed(row)}
         name, given = next((keys[key] for key in _PATHS if key in keys), None), keys.get("info_path")
-        if not isinstance(name, str) or not Path(name).name:
+        if name and (not isinstance(name, str) or not Path(name).name):
+            raise CorpusError(f"{where}: {repr(name)[:80]} is no path of a file")
+        if not name:
             listed = ", ".join(map(repr, [*row][:20])) or "nothing"
             raise CorpusError(f"{where}: there is no path in it (or {', '.join(_PATHS[1:])}); it has {listed}")
         if name in found:
@@ -209,6 +218,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     header = text.partition("\n")[0]
     rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
     try:
+        twice = [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise CorpusError(f"{path}: several columns are called {twice[0]!r}; give each a name of its own")
         for row in rows:
             if any(row.pop(None, ())):
                 raise CorpusError(

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ class _Generation:
     top_k: int = 250
     top_p: float = 1.0
     guidance_scale: float = 3.0
+
+
+# Settings of transformers that would give other codes, and what leaves them out.
+_NOT_DONE = {
+    **{"num_beams": 1, "penalty_alpha": 0.0, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
+}
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: table.Place | None = None) -> Checkpoint:
@@ -206,7 +214,11 @@ def _sampling(directory: Path) -> Sampling:
     if not path.is_file():
         return Sampling()
     names = {field.name for field in dataclasses.fields(_Generation)}
-    said = {name: value for name, value in read_json(path).items() if name in names}
+    values = read_json(path)
+    ignored = {name: values[name] for name, off in _NOT_DONE.items() if values.get(name, off) not in (off, None)}
+    if ignored:
+        warnings.warn(f"{path}: {ignored!s:.300} is not done here, and ignored", stacklevel=2)
+    said = {name: value for name, value in values.items() if name in names}
     off = {"do_sample": False, "guidance_scale": 1.0}
     said = {name: off.get(name) if value is None else value for name, value in said.items()}
     said = {name: value for name, value in said.items() if value is not None}

@@ -148,15 +148,19 @@ GZIPPED = gzip.compress(b'{"path": "a.wav"}', mtime=0)
         ("m.jsonl", "{\n", "line 1: is not JSON"),
         ("m.jsonl", '{"path": "a.wav"}\n{"path": "b.wav", "bpm": ' + 5000 * "9" + "}", "line 2: .* fit into 64 bits"),
         ("m.jsonl", '{"path": "a.wav", "x": ' + 5000 * "[" + 5000 * "]" + "}", "line 1: is nested more than 64 levels"),
-        ("m.jsonl", '{"path": "/"}', "line 1: there is no path in it"),
-        ("m.jsonl", '{"path": "."}', "line 1: there is no path in it"),
+        ("m.jsonl", '{"path": "/"}', "line 1: '/' is no path of a file"),
+        ("m.jsonl", '{"path": "."}', "line 1: '.' is no path of a file"),
         ("m.jsonl", '{"path": "a.wav", "info_path": [1]}', "line 1: info_path: expected a path"),
+        ("m.csv", "", "there is no piece in it; expected a line of the names of its columns"),
+        ("m.csv", "a.wav,calm\n", "there is no piece in it; expected a line of the names of its columns"),
+        ("m.csv", "path,caption,caption\na.wav,calm,soft\n", "several columns are called 'caption'"),
+        ("m.jsonl", '{"path": 7}', "line 1: 7 is no path of a file"),
         ("m.jsonl.gz", "plain", "is no manifest that can be read"),
         ("m.jsonl.gz", GZIPPED[:12] + b"\xff\xff" + GZIPPED[14:], "is no manifest that can be read"),
         ("m.jsonl.gz", GZIPPED[:-9], "is no manifest that can be read"),
         ("m.jsonl.gz", GZIPPED + b"more", "is no manifest that can be read"),
         ("m.jsonl.gz", gzip.compress(bytes(5000), mtime=0), "unpacks to more than"),
-        ("m.jsonl", "\n", "there is no music in it"),
+        ("m.jsonl", "\n", "there is no piece in it; expected a line for each piece"),
     ],
 )
 def test_a_manifest_that_cannot_be_understood(tmp_path, monkeypatch, name, content, message):
@@ -353,7 +357,14 @@ def test_all_music_is_found_and_each_folder_once(tmp_path, monkeypatch):
         soundfile.write(place / "b.wav", noise, RATE)
     for name in ("c.m4a", "d.webm", "e.WMA"):
         (folder / name).write_bytes(b"\0\0\0 ftypM4A ")
-    for link, target in (("0", "near"), ("1", "."), ("2", "../far"), ("3", "2"), ("near/up", "..")):
+    for link, target in (
+        ("0", "near"),
+        ("1", "."),
+        ("2", "../far"),
+        ("3", "2"),
+        ("near/up", ".."),
+        ("again.caf", "a.caf"),
+    ):
         (folder / link).symlink_to(target)
     report = _build(folder, tmp_path / "corpus", max_bad=0.5)
     corpus = Corpus.open(tmp_path / "corpus")

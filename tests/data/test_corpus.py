@@ -1,6 +1,7 @@
 """Corpora on disk: what is written is read, at random, and damage is noticed."""
 
 import dataclasses
+import errno
 import json
 import pickle
 import shutil
@@ -322,3 +323,21 @@ def test_a_piece_that_does_not_fit_leaves_nothing_behind(tmp_path, description, 
 def test_a_corpus_is_not_written_over_another(sound):
     with pytest.raises(FileExistsError, match="there is a corpus already"):
         corpus_writing.write(sound, TOKENS, {"train": []})
+
+
+def test_a_full_disk_is_no_raw_error(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *_):
+            pass
+
+        def write(self, _):
+            pass
+
+        def close(self):
+            raise RuntimeError("write() failed: No space left on device; writing x; Failed to close chunk_writer")
+
+    monkeypatch.setattr(corpus_writing, "ArrayRecordWriter", Full)
+    piece = Piece("a", Metadata(), np.zeros((1, 3), int), np.zeros(1, int))
+    with pytest.raises(OSError, match=r"the disk is full.*shard") as caught:
+        corpus_writing.write_shard(tmp_path / "shard", TOKENS, [piece])
+    assert caught.value.errno == errno.ENOSPC

@@ -285,6 +285,9 @@ def test_sampling(copied):
     assert read(do_sample=False, guidance_scale=None) == Sampling(temperature=0.0, guidance=1.0)
     assert read() == Sampling()
     assert read(do_sample=False, temperature=0.9).temperature == 0
+    assert read(num_beams=1, repetition_penalty=None) == Sampling()
+    with pytest.warns(UserWarning, match=r"generation_config.json: {'num_beams': 4} is not done here, and ignored"):
+        read(num_beams=4)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,13 @@ def music(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("place", [".", "mine", "mine/more"])
+def test_what_it_makes_does_not_become_a_part_of_the_music(music, place):
+    with pytest.raises(ConfigError, match="lies in the music that is learned from"):
+        finetune.finetune(Finetuning(str(music), "debug", caption="a tone"), music / place, None)
+    assert len(list(music.iterdir())) == 4
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_folder_of_music_becomes_an_adapter(music, tmp_path, capfd):
     out = tmp_path / "mine"
