@@ -46,7 +46,9 @@ def add_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     encode.set_defaults(run=run_encode)
-    encode.add_argument("input", type=Path, metavar="SOUND", help="a wav, flac, ogg or mp3 file")
+    encode.add_argument(
+        "input", type=Path, metavar="SOUND", help="a sound file (wav, flac, ogg, mp3, aiff ...), or a pipe"
+    )
     encode.add_argument("output", type=Path, metavar="CODES.npz")
     encode.add_argument("--model", default="mini", metavar="NAME|DIR", help=f"{_MODEL_HELP} (mini)")
     encode.add_argument(

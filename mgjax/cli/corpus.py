@@ -52,8 +52,8 @@ def _add_build(actions: Any) -> None:
     build.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder of wav, flac, ogg or mp3 files, each with its metadata in a .json of the same name or without; "
-        "a manifest (.csv, .jsonl, .jsonl.gz) with a `path` in each row; or tfds:NAME",
+        help="a folder of sound files (wav, flac, ogg, mp3, aiff ...), each with its metadata in a .json of the same "
+        "name or without; a manifest (.csv, .jsonl, .jsonl.gz) with a `path` in each row; or tfds:NAME",
     )
     build.add_argument("output", type=Path, metavar="DIR", help="the new corpus")
     build.add_argument("--sample-rate", type=terminal.count, default=32_000, metavar="HZ", help="(32000)")

@@ -31,9 +31,7 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument(
-        "music", metavar="MUSIC", help="a folder of wav, flac, ogg or mp3 files, or a .csv or .jsonl table"
-    )
+    parser.add_argument("music", metavar="MUSIC", help="a folder of sound files, or a .csv or .jsonl table")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to put what is learned")
     parser.add_argument("--model", default="mini", metavar="NAME|DIR", help="what to begin with (mini)")
     texts = parser.add_mutually_exclusive_group()

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -285,7 +286,8 @@ def _explained(path: PathLike, *, writing: bool = False) -> Iterator[None]:
     import soundfile
 
     try:
-        yield
+        with _without_notes():
+            yield
     # TypeError: soundfile takes an unknown suffix for raw. AssertionError: less was written than there was. ValueError:
     # it stands behind the end that the file says it has.
     except (soundfile.LibsndfileError, TypeError, AssertionError, ValueError) as error:
@@ -295,6 +297,22 @@ def _explained(path: PathLike, *, writing: bool = False) -> Iterator[None]:
         words = str(getattr(error, "error_string", error))
         words = "Format not recognised." if "possibly a pipe" in words else words
         raise ValueError(f"{path}: {trouble} ({words})") from error
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keeps from the terminal what mpg123 writes there about junk in a file; threads leave the terminal as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        kept = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _read_on(

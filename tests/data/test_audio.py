@@ -365,3 +365,14 @@ def test_surround_is_mixed_down_as_the_standard_has_it(tmp_path):
     with pytest.warns(UserWarning, match="3 channels are mixed down to 2"):
         mixed = to_channels(np.array([[0.3, 0.6, 0.9]], np.float32), 2)
     np.testing.assert_allclose(mixed, [[0.6, 0.6]])
+
+
+def test_what_libraries_write_about_junk_is_not_shown(tmp_path, capfd):
+    audio.write(tmp_path / "a.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, (40_000, 1)), 44_100)
+    content = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(content[:3000] + b"junk" * 20 + content[3000:])
+    audio.read(tmp_path / "a.mp3")
+    with soundfile.SoundFile(tmp_path / "a.mp3") as file:
+        assert capfd.readouterr().err == ""
+        file.read()
+    assert "Note" in capfd.readouterr().err  # mpg123 has something to say
