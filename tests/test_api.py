@@ -324,7 +324,7 @@ def test_a_model_is_pickled_and_copied(model):
 
 
 def test_unknown_formats_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match="mgjax, huggingface, audiocraft"):
+    with pytest.raises(ValueError, match="'mgjax', 'huggingface', 'audiocraft'"):
         model.save(tmp_path / "x", format="onnx")
     assert not (tmp_path / "x").exists()
 
