@@ -157,7 +157,11 @@ def _regular(path: str) -> str:
     """The path again, unless it is of something that a worker could wait on for ever."""
     if len(path) > _LONGEST_PATH:
         raise OSError(f"{path[:200]}...: is too long for the path of a file")
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as wrong:  # half of a character, or NUL
+        raise OSError(f"{escaped(path)}: is no name of a file ({wrong!s:.200})") from None
+    if not stat.S_ISREG(mode):
         raise OSError(f"{path}: is no file, or a folder that cannot be read")
     return path
 

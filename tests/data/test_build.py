@@ -173,9 +173,10 @@ def test_a_manifest_that_cannot_be_understood(tmp_path, monkeypatch, name, conte
 
 def test_paths_that_no_file_can_have_are_left_out(folder, tmp_path):
     rows = [{"path": str(folder / "a.wav")}, {"path": "a" * 5000 + ".wav"}, {"path": f"{'b' * 300}.wav"}]
+    rows += [{"path": "c\ud83d.wav"}, {"path": "d\0.wav"}]
     (tmp_path / "songs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    report = _build(tmp_path / "songs.jsonl", tmp_path / "corpus", max_bad=2)
-    assert len(report.skipped) == 2
+    report = _build(tmp_path / "songs.jsonl", tmp_path / "corpus", max_bad=4)
+    assert len(report.skipped) == 4
 
 
 def test_the_loser_of_two_builds_is_told(folder, tmp_path):
