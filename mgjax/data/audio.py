@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -302,7 +303,8 @@ def _explained(path: PathLike, *, writing: bool = False) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_notes() -> Iterator[None]:
     """Keeps from the terminal what mpg123 writes there about junk in a file; threads leave the terminal as it is."""
-    if threading.current_thread() is not threading.main_thread():
+    # Where the process began without a terminal, another file may have its number.
+    if sys.__stderr__ is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     with open(os.devnull, "wb") as nowhere:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import struct
+import sys
 import threading
 import warnings
 
@@ -376,3 +377,10 @@ def test_what_libraries_write_about_junk_is_not_shown(tmp_path, capfd):
         assert capfd.readouterr().err == ""
         file.read()
     assert "Note" in capfd.readouterr().err  # mpg123 has something to say
+
+
+def test_another_file_in_the_place_of_the_terminal_is_let_be(tmp_path, monkeypatch):
+    audio.write(tmp_path / "a.wav", np.full((800, 1), 0.1), 8000)
+    monkeypatch.setattr(sys, "__stderr__", None)  # as Python has it where it begins with `2>&-`
+    monkeypatch.setattr(os, "dup2", pytest.fail)
+    assert len(audio.read(tmp_path / "a.wav")[0]) == 800
