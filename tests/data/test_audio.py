@@ -381,6 +381,7 @@ def test_what_libraries_write_about_junk_is_not_shown(tmp_path, capfd):
 
 def test_another_file_in_the_place_of_the_terminal_is_let_be(tmp_path, monkeypatch):
     audio.write(tmp_path / "a.wav", np.full((800, 1), 0.1), 8000)
-    monkeypatch.setattr(sys, "__stderr__", None)  # as Python has it where it begins with `2>&-`
-    monkeypatch.setattr(os, "dup2", pytest.fail)
-    assert len(audio.read(tmp_path / "a.wav")[0]) == 800
+    with monkeypatch.context() as patch:  # pytest itself needs dup2 afterwards
+        patch.setattr(sys, "__stderr__", None)  # as Python has it where it begins with `2>&-`
+        patch.setattr(os, "dup2", lambda *_: pytest.fail("a file was moved"))
+        assert len(audio.read(tmp_path / "a.wav")[0]) == 800
