@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mgjax.data import audio, synthetic
+from mgjax import synthetic
+from mgjax.audio import files as audio_files
 
 SEED = 1000  # of the pieces that are held out; models are trained on seeds below it
 BATCH = 8  # clips that are generated at a time
@@ -109,7 +110,7 @@ def made(model: Any, prompts: Sequence[str], seconds: float, seed: int, out: Pat
         for i, sound in zip(numbers, sounds, strict=False):
             soundfile.write(out / f"{i:04d}.wav", sound, model.sample_rate, subtype="FLOAT")
         print(f"  made {numbers[-1] + 1} of {len(prompts)}", flush=True)
-    return [audio.read(out / f"{i:04d}.wav")[0].mean(axis=1) for i in range(len(prompts))]
+    return [audio_files.read(out / f"{i:04d}.wav")[0].mean(axis=1) for i in range(len(prompts))]
 
 
 def read_folder(folder: Path, count: int | None = None) -> tuple[list[np.ndarray], int]:
@@ -118,10 +119,10 @@ def read_folder(folder: Path, count: int | None = None) -> tuple[list[np.ndarray
     Raises:
       ValueError: There are none, or their rates differ.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix in audio.FORMATS)[:count]
+    paths = sorted(path for path in folder.glob("*") if path.suffix in audio_files.FORMATS)[:count]
     if not paths:
         raise ValueError(f"there is no sound file in {folder}; benchmarks/adherence.py --out {folder} makes some")
-    sounds, rates = zip(*(audio.read(path) for path in paths), strict=True)
+    sounds, rates = zip(*(audio_files.read(path) for path in paths), strict=True)
     if len(set(rates)) > 1:
         raise ValueError(f"the files in {folder} have several sample rates: {sorted(set(rates))}")
     return [sound.mean(axis=1) for sound in sounds], rates[0]

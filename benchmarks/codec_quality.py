@@ -26,9 +26,9 @@ import platformdirs
 import soundfile
 
 import mgjax
+from mgjax.audio import files as audio_files
+from mgjax.audio.waveform import resample, to_channels
 from mgjax.codec import losses
-from mgjax.data import audio
-from mgjax.data.sound import resample, to_channels
 
 PACKAGES = ("extremetuxracer-data", "lincity-ng-data")
 CODERS = {  # name: ffmpeg's options, suffix, lowest rate in bits per second
@@ -146,15 +146,19 @@ def usage(codes: np.ndarray, size: int) -> dict[str, list[float]]:
 def real_music(packages: list[str], count: int, seconds: float, rate: int, seed: int, cache: Path) -> list[np.ndarray]:
     """Clips [n] from the packages' OGG files by turns, at places drawn by chance, none of them near silence."""
     files = sorted(path for package in packages for path in fetched(package, cache).rglob("*.ogg"))
-    files = [path for path in files if audio.info(path).num_samples / audio.info(path).sample_rate > 3 * seconds]
+    files = [
+        path for path in files if audio_files.info(path).num_samples / audio_files.info(path).sample_rate > 3 * seconds
+    ]
     if not files:
         raise ValueError(f"there is no OGG music in {', '.join(packages)}; name other packages by --packages")
     rng = np.random.default_rng(seed)
     found: list[np.ndarray] = []
     while len(found) < count:
         path = files[len(found) % len(files)]
-        length = audio.info(path).num_samples / audio.info(path).sample_rate
-        sound, given = audio.read(path, start_seconds=rng.uniform(0, length - seconds - 0.1), seconds=seconds + 0.05)
+        length = audio_files.info(path).num_samples / audio_files.info(path).sample_rate
+        sound, given = audio_files.read(
+            path, start_seconds=rng.uniform(0, length - seconds - 0.1), seconds=seconds + 0.05
+        )
         sound = resample(to_channels(sound, 1), given, rate)[: round(seconds * rate), 0]
         if np.sqrt(np.mean(np.square(sound))) > 0.01:
             found.append(sound)

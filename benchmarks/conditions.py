@@ -17,18 +17,18 @@ import time
 import numpy as np
 
 import mgjax
-from mgjax import initialize
 from mgjax.api import MusicGen
-from mgjax.checkpoint import Checkpoint
-from mgjax.conditioner_config import LabelConfig, MelodyConfig
-from mgjax.config import Fused, LMConfig
+from mgjax.checkpoints import random_weights
+from mgjax.checkpoints.native import Checkpoint
+from mgjax.config.conditioning import LabelConfig, MelodyConfig
+from mgjax.config.model import Fused, LMConfig
 
 TEXT = "80s synth pop with driving drums and a warm bass"
 
 
 def build(args: argparse.Namespace, **conditions: str) -> MusicGen:
     """A model with these conditions, by their fuses; a toy's codec and text encoder, which are not timed."""
-    dims = {"melody": 12, "text": initialize.DEBUG.text.dim, "genre": 20}
+    dims = {"melody": 12, "text": random_weights.DEBUG.text.dim, "genre": 20}
     lm = LMConfig(
         dim=args.dim,
         num_layers=args.layers,
@@ -37,13 +37,13 @@ def build(args: argparse.Namespace, **conditions: str) -> MusicGen:
         conditions=tuple(Fused(name, dims[name], fuse) for name, fuse in conditions.items()),
     )
     config = dataclasses.replace(
-        initialize.DEBUG,
+        random_weights.DEBUG,
         lm=lm,
-        codec=dataclasses.replace(initialize.DEBUG.codec, codebook_size=lm.codebook_size),
+        codec=dataclasses.replace(random_weights.DEBUG.codec, codebook_size=lm.codebook_size),
         melody=MelodyConfig() if "melody" in conditions else None,
         labels=(LabelConfig("genre", tuple(f"genre {i}" for i in range(20))),) if "genre" in conditions else (),
     )
-    return MusicGen(Checkpoint(config, initialize.random_variables(config)))
+    return MusicGen(Checkpoint(config, random_weights.random_variables(config)))
 
 
 def timed(model: MusicGen, options: dict, seconds: float) -> tuple[float, list[float]]:

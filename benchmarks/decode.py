@@ -19,8 +19,8 @@ import torch
 import transformers
 
 import mgjax
-from mgjax import formats
 from mgjax.api import MusicGen
+from mgjax.checkpoints import sources
 
 PROMPT = "80s synth pop with driving drums and a warm bass"
 
@@ -39,7 +39,7 @@ def build(directory: Path) -> tuple[torch.nn.Module, MusicGen]:
     special = {name: config.decoder.vocab_size for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id")}
     theirs.generation_config.update(**special)
     theirs.save_pretrained(directory)
-    model = formats.read(directory)
+    model = sources.read(directory)
     # There is no vocabulary without a download; bytes are words enough to be timed.
     return theirs, MusicGen(dataclasses.replace(model, config=dataclasses.replace(model.config, tokenizer="bytes")))
 

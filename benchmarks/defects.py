@@ -21,7 +21,7 @@ import clips
 import numpy as np
 import pyloudnorm
 
-from mgjax.data.loudness import normalized
+from mgjax.audio.loudness import normalized
 
 TARGET = -14.0
 

@@ -26,7 +26,7 @@ import librosa
 import numpy as np
 
 import mgjax
-from mgjax.data import audio
+from mgjax.audio import files as audio_files
 
 CAPTION = "in the style of my songs"
 
@@ -49,7 +49,7 @@ def main() -> None:
         out = args.out or Path(temporary)
         (out / "music").mkdir(parents=True, exist_ok=True)
         for number, sound in enumerate(music[:given]):
-            audio.write(out / "music" / f"{number:03d}.wav", sound, rate)
+            audio_files.write(out / "music" / f"{number:03d}.wav", sound, rate)
         start = time.monotonic()
         command = [sys.executable, "-m", "mgjax", "finetune", out / "music", "--out", out / "adapter"]
         command += ["--model", args.model, "--caption", CAPTION, "--steps", str(args.steps), "--workers", "2"]

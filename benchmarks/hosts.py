@@ -213,7 +213,8 @@ def batch(folder: Path) -> None:
     import hashlib
 
     import mgjax
-    from mgjax.data import audio, loudness
+    from mgjax.audio import files as audio_files
+    from mgjax.audio import loudness
 
     words = ["slow waltz", "driving techno", "calm piano", "brass band", "surf guitar", "jazz", "fiddle", "synth pop"]
     prompts = [
@@ -255,8 +256,8 @@ def batch(folder: Path) -> None:
         codes = model.generate_codes(prompt["text"], **options)[0]
         codes_equal += hashlib.sha256(np.ascontiguousarray(codes, "<i4").tobytes()).hexdigest() == line["codes_sha256"]
         alone = loudness.normalized(model.generate(prompt["text"], **options)[0], model.sample_rate)
-        audio.write(folder / "alone.wav", alone, model.sample_rate)
-        mine, theirs = (audio.read(path)[0] for path in (folder / "alone.wav", folder / "music" / line["file"]))
+        audio_files.write(folder / "alone.wav", alone, model.sample_rate)
+        mine, theirs = (audio_files.read(path)[0] for path in (folder / "alone.wav", folder / "music" / line["file"]))
         files_equal += np.array_equal(mine, theirs)
         apart = max(apart, float(np.abs(mine - theirs).max()))
     row("beside each prompt alone, a batch of one on one device", f"{codes_equal} of 64 have the same codes")
@@ -275,15 +276,15 @@ def batch(folder: Path) -> None:
 
     corpus = Corpus.open(folder / "records")
     sounds = {corpus.name(piece): corpus.read(piece) for piece in range(len(corpus))}
-    apart = max(float(np.abs(sounds[path.stem] - audio.read(path)[0]).max()) for path in wavs)
+    apart = max(float(np.abs(sounds[path.stem] - audio_files.read(path)[0]).max()) for path in wavs)
     row("as a corpus (array_record)", f"{len(corpus)} pieces, whose sound differs by {apart * 2**15:.0f} in 16 bits")
 
 
 def write_corpora(folder: Path) -> None:
     """Codes and sound to train on, of random numbers that follow from each other."""
     import mgjax
+    from mgjax.audio.metadata import Metadata
     from mgjax.data import corpus, corpus_writing
-    from mgjax.data.metadata import Metadata
 
     rng = np.random.default_rng(0)
     codec = mgjax.load_codec("debug")

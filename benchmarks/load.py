@@ -49,10 +49,10 @@ def main() -> None:
 
 WRITE = """
 import sys
-from mgjax.checkpoint import Checkpoint
-from mgjax.config import ModelConfig
-from mgjax.initialize import random_variables
-from mgjax.interop import huggingface
+from mgjax.checkpoints.native import Checkpoint
+from mgjax.config.model import ModelConfig
+from mgjax.checkpoints.random_weights import random_variables
+from mgjax.checkpoints import huggingface
 huggingface.write_model(sys.argv[1], Checkpoint(ModelConfig(), random_variables(ModelConfig())))
 """
 

@@ -16,9 +16,9 @@ import clips
 import numpy as np
 
 import mgjax
+from mgjax.audio.waveform import resample
 from mgjax.conditioning.chroma import chromagram
 from mgjax.data.corpus import Corpus
-from mgjax.data.sound import resample
 
 
 def main() -> None:

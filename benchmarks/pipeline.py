@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mgjax.audio.metadata import Metadata
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import Told
 from mgjax.data.corpus import Corpus, Description, describe_audio
 from mgjax.data.corpus_writing import Piece
-from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import BatchIterator, DataConfig, batches
 from mgjax.data.prompts import TextConfig
 

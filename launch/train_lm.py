@@ -19,7 +19,7 @@ flags.adopt_module_key_flags(training)
 
 def train(config: ConfigDict, workdir: str) -> Any:
     from mgjax.train import lm
-    from mgjax.train.configs import from_config_dict
+    from mgjax.train.overrides import from_config_dict
 
     return lm.run(from_config_dict(lm.LMRun, config), workdir)
 

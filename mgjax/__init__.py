@@ -8,7 +8,7 @@ if typing.TYPE_CHECKING:
     from mgjax.api import load as load
     from mgjax.api import load_codec as load_codec
     from mgjax.codec.codec import Codec as Codec
-    from mgjax.config import Sampling as Sampling
+    from mgjax.config.model import Sampling as Sampling
     from mgjax.errors import NotFiniteError as NotFiniteError
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ _HOME = {
     "Codec": "mgjax.codec.codec",
     "MusicGen": "mgjax.api",
     "NotFiniteError": "mgjax.errors",
-    "Sampling": "mgjax.config",
+    "Sampling": "mgjax.config.model",
     "load": "mgjax.api",
     "load_codec": "mgjax.api",
 }

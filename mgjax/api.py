@@ -15,24 +15,27 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from mgjax import checks, finite, formats, sharding, style
-from mgjax.checkpoint import Checkpoint, hash_of
+from mgjax.checkpoints import sources
+from mgjax.checkpoints.native import Checkpoint, hash_of
+from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec.codec import Codec
-from mgjax.conditioner import Conditioner, Row, Span
+from mgjax.conditioning import excerpts
 from mgjax.conditioning.condition import Condition
+from mgjax.conditioning.melody import prepare
+from mgjax.conditioning.provider import Conditioner, Row, Span
+from mgjax.conditioning.separation import Separate
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import LMConfig, Sampling
+from mgjax.config.model import LMConfig, Sampling
+from mgjax.devices import sharding
 from mgjax.errors import NotFiniteError
-from mgjax.interop.table import Place
+from mgjax.generation import arguments
+from mgjax.generation.guidance import Steering
+from mgjax.generation.sampling import Draws, Layout, capacity_for
+from mgjax.generation.windows import Steering as WindowSteering
+from mgjax.generation.windows import Window, cut, generate, windows
 from mgjax.lm import pattern as patterns
-from mgjax.lm.generate import Steering as WindowSteering
-from mgjax.lm.generate import Window, cut, generate, windows
 from mgjax.lm.model import LM, Context
-from mgjax.lm.sample import Draws, Layout, capacity_for
-from mgjax.melody import prepare
-from mgjax.nn import applied
-from mgjax.separate import Separate
-from mgjax.steering import Steering
+from mgjax.nn import applied, why_not_finite
 
 Progress = Callable[[int, int], None]
 Text = str | None | Sequence[tuple[float, str | None]]  # the last one changes as the music goes on
@@ -185,26 +188,28 @@ class MusicGen:
             below 30.
           progress: Called with the frames made so far and the frames in all.
         """
-        num_frames = checks.num_frames(seconds, self.frame_rate)
-        blend_frames = checks.blend(blend, self.frame_rate)
-        texts = checks.texts(texts, self.frame_rate, num_frames, blend_frames)
+        num_frames = arguments.num_frames(seconds, self.frame_rate)
+        blend_frames = arguments.blend(blend, self.frame_rate)
+        texts = arguments.texts(texts, self.frame_rate, num_frames, blend_frames)
         batch = len(texts)
-        samplings = checks.samplings(self.config.sampling if sampling is None else sampling, batch, self.num_codebooks)
-        seeds = checks.seeds(seed, batch)
-        spans = checks.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
+        samplings = arguments.samplings(
+            self.config.sampling if sampling is None else sampling, batch, self.num_codebooks
+        )
+        seeds = arguments.seeds(seed, batch)
+        spans = arguments.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
         given = np.zeros((batch, 0, self.num_codebooks), np.int32)
         if prompt is not None:
-            given = checks.prompt_codes(self.codec, prompt, prompt_sample_rate, batch)[..., : self.num_codebooks]
-            checks.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
+            given = arguments.prompt_codes(self.codec, prompt, prompt_sample_rate, batch)[..., : self.num_codebooks]
+            arguments.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
         steering = Steering(
             texts,
             self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels),
-            checks.plain_texts(negative, batch, "negative texts"),
+            arguments.plain_texts(negative, batch, "negative texts"),
             samplings,
             blend_frames,
             self.frame_rate,
         )
-        checks.can_read(steering.all_texts, self.config)
+        arguments.can_read(steering.all_texts, self.config)
         for warning in steering.warnings():
             warnings.warn(warning, stacklevel=2)
         plan = cut(windows(num_frames, given.shape[1], *spans), steering.cuts())
@@ -225,7 +230,7 @@ class MusicGen:
         try:
             yield from codes
         except not_finite as error:
-            raise NotFiniteError(f"{error}: {finite.cause(self._params)}") from None
+            raise NotFiniteError(f"{error}: {why_not_finite(self._params)}") from None
 
     def logits(
         self,
@@ -251,7 +256,7 @@ class MusicGen:
         """
         if np.shape(codes)[-1:] == (self.codec.num_codebooks,):
             codes = np.asarray(codes)[..., : self.num_codebooks]
-        codes = checks.codes(codes, self.num_codebooks, self.codebook_size)
+        codes = arguments.codes(codes, self.num_codebooks, self.codebook_size)
         seconds, num_frames = codes.shape[1] / self.frame_rate, codes.shape[1]
         if seconds > self.config.window_seconds:
             raise ValueError(
@@ -259,10 +264,10 @@ class MusicGen:
                 "them in parts"
             )
         batch = codes.shape[0]
-        seeds = checks.seeds(seed, batch)
+        seeds = arguments.seeds(seed, batch)
         others = self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels)
-        texts = checks.plain_texts(texts, batch, "texts")
-        checks.can_read(texts, self.config)
+        texts = arguments.plain_texts(texts, batch, "texts")
+        arguments.can_read(texts, self.config)
         rows = [dataclasses.replace(row, text=text) for row, text in zip(others, texts, strict=True)]
         span = Span(0.0, self.config.window_seconds, False)
         context = self._context([rows], self._conditioner.encode(texts), span)
@@ -290,7 +295,7 @@ class MusicGen:
           compact: For mgjax's form, all weights but the codebooks in fewer bytes: "bfloat16" or "int8". None for what
             they are here.
         """
-        formats.write(directory, self._checkpoint(), format, text_encoder, compact)
+        sources.write(directory, self._checkpoint(), format, text_encoder, compact)
 
     def _checkpoint(self) -> Checkpoint:
         """What there is to save. The codec's weight normalisation stays folded into its kernels."""
@@ -327,9 +332,9 @@ class MusicGen:
             rate = self.sample_rate if rate is None else rate
             melodies = prepare(melody, rate, batch, config, separate=separate)
         if chroma is not None:
-            chromas = checks.chroma(chroma, batch, config.num_frames, config.num_bins)
+            chromas = arguments.chroma(chroma, batch, config.num_frames, config.num_bins)
         styles = self._styles(like, like_rate, seeds)
-        values = checks.labels(labels, batch, self.config)
+        values = arguments.labels(labels, batch, self.config)
         return [
             Row(melody=one, chroma=array, style=vectors, labels=names)
             for one, array, vectors, names in zip(melodies, chromas, styles, values, strict=True)
@@ -341,8 +346,13 @@ class MusicGen:
             return [None] * len(seeds)
         if self.config.style is None:
             raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
-        excerpts = style.prepare(given, self.sample_rate if rate is None else rate, seeds, self.config)
-        return self._conditioner.styles(excerpts, self.codec)
+        prepared = excerpts.prepare(given, self.sample_rate if rate is None else rate, seeds, self.config)
+        return self._conditioner.styles(prepared, self._encode_mono)
+
+    def _encode_mono(self, audio: Float32[np.ndarray, "b n"]) -> Int32[np.ndarray, "b t k"]:
+        """The codes of mono audio, which a stereo model's codec would code as left and right."""
+        codec = Codec(self.codec.folded_config, self.codec.variables)
+        return codec.encode(np.repeat(audio[:, :, None], codec.channels, axis=2))
 
     def _steer(self, steering: Steering, beyond: bool) -> Callable[[Window], WindowSteering]:
         """What steers each window."""
@@ -402,7 +412,7 @@ def load(
       source: "mini" (it comes with mgjax), "debug" (a toy with random weights), a directory, or a Hub id such as
         "facebook/musicgen-small".
       dtype: "float32", "bfloat16" or "float16"; None for float32 on CPU and bfloat16 elsewhere.
-      mesh: The devices to spread the model over (`mgjax.sharding.make_mesh`); None for the first one.
+      mesh: The devices to spread the model over (`mgjax.devices.sharding.make_mesh`); None for the first one.
       text_encoder: A directory or Hub id of a T5 encoder, for audiocraft's checkpoints, which come without theirs, or
         of a ClapModel for those that hear texts through CLAP.
       style_encoder: A directory or Hub id of MERT, for audiocraft's checkpoints of style models; None for the published
@@ -414,9 +424,9 @@ def load(
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
-    dtype = checks.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = arguments.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     parts = {"text_encoder": text_encoder, "style_encoder": style_encoder, "adapter": adapter}
-    model = formats.read(source, dtype=dtype, place=_placement(mesh), **parts)
+    model = sources.read(source, dtype=dtype, place=_placement(mesh), **parts)
     return MusicGen(model, compat=compat, mesh=mesh)
 
 
@@ -426,7 +436,7 @@ def load_codec(source: str | os.PathLike) -> Codec:
     Raises:
       CheckpointError: There is no codec, or its files are damaged or do not fit together.
     """
-    return Codec(*formats.read_codec(source))
+    return Codec(*sources.read_codec(source))
 
 
 def _placement(mesh: Mesh | None) -> Place | None:

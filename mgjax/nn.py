@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax import sharding
+from mgjax.devices import sharding
 
 Initializer = Callable[..., jax.Array]
 
@@ -202,3 +202,18 @@ def norm_shapes(path: str, dim: int) -> Shapes:
 def codebook_shapes(k: int, v: int, d: int) -> Shapes:
     """Those of a residual vector quantizer of k codebooks of v codes: the codewords, and what their training keeps."""
     return {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The paths of the arrays in which a number is NaN or infinite."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [sharding.path_of(path) for path, leaf in leaves if not jnp.isfinite(leaf).all()]
+
+
+def why_not_finite(variables: Any) -> str:
+    """Why a model with these weights gives NaN or infinity, and what to do."""
+    paths = not_finite(variables)
+    if not paths:
+        return "all weights are finite, so numbers became too large on the way; load the model in dtype float32"
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"the weights {', '.join(paths[:3])}{more} are NaN or infinite; fetch or convert the model again"

@@ -21,7 +21,20 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jaxtyping
 
 # A whole number is a fine float, as everywhere in Python. What users hand over is not checked here: api.py does it.
-CHECKED = ["codec", "conditioning", "config", "data", "inputs", "interop", "lm", "nn", "sharding"]
+CHECKED = [
+    "codec",
+    "conditioning",
+    "config",
+    "audio",
+    "data",
+    "devices.sharding",
+    "inputs",
+    "checkpoints",
+    "generation",
+    "lm",
+    "nn",
+    "synthetic",
+]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"mgjax.{name}" for name in CHECKED], CHECKER)
 

@@ -60,7 +60,7 @@ def test_keys_are_compared_as_musicians_do(heard, key, verdict):
 
 
 def test_every_instrument_that_leads_a_style_has_a_family():
-    from mgjax.data.synthetic import STYLES
+    from mgjax.synthetic import STYLES
 
     leaders = {
         name for style in STYLES.values() for part in style.parts if part.role == "melody" for name in part.instruments

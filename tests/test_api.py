@@ -11,10 +11,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import mgjax
-from mgjax import api, formats, nn, sharding
+from mgjax import api, nn
+from mgjax.checkpoints import sources
+from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.codec.codec import _apply
-from mgjax.interop.torch_file import CheckpointError
-from mgjax.lm import sample
+from mgjax.devices import sharding
+from mgjax.generation import sampling
 
 SOFT = mgjax.Sampling(top_k=50)
 
@@ -102,7 +104,7 @@ def test_long_music_goes_window_by_window(model):
 
 def test_programs_are_compiled_a_bounded_number_of_times(model):
     """Other texts, lengths, prompts, seeds and sampling, and there is little or nothing new to compile."""
-    music = (sample.start, sample.advance, sample.grow, nn.applied, api.make_context)
+    music = (sampling.start, sampling.advance, sampling.grow, nn.applied, api.make_context)
 
     def compiled(functions):
         return sum(function._cache_size() for function in functions)
@@ -341,8 +343,8 @@ def test_hashes_tell_models_apart(model):
 def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog, monkeypatch, tmp_path):
     saved = model._checkpoint()
     unlicensed = dataclasses.replace(saved.config, license="unknown")
-    formats.write(tmp_path / "published", dataclasses.replace(saved, config=unlicensed))
-    monkeypatch.setattr("mgjax.interop.hub.fetch", lambda source, allow=None: tmp_path / "published")
+    sources.write(tmp_path / "published", dataclasses.replace(saved, config=unlicensed))
+    monkeypatch.setattr("mgjax.checkpoints.hub.fetch", lambda source, allow=None: tmp_path / "published")
     with caplog.at_level(logging.WARNING, "mgjax"):
         told = mgjax.load("facebook/musicgen-of-this-test")
         mgjax.load("facebook/musicgen-of-this-test")
@@ -362,9 +364,9 @@ def test_a_mesh_gives_the_same_music(model, data, fsdp, tensor):
     texts = ["a", "b", "c", "d"]
     greedy = {"seconds": 0.6, "sampling": mgjax.Sampling(temperature=0, guidance=3.0)}
     expected = model.generate_codes(texts, **greedy)
-    before = sample.advance._cache_size()
+    before = sampling.advance._cache_size()
     assert np.array_equal(spread.generate_codes(texts, **greedy), expected)
-    assert sample.advance._cache_size() == before + 1
+    assert sampling.advance._cache_size() == before + 1
 
 
 def test_a_mesh_takes_batches_that_it_does_not_divide(model):
@@ -378,13 +380,13 @@ def test_caches_are_spread_over_the_mesh(monkeypatch):
     """Rows over data, heads over model, from the first chunk on; and grown caches too."""
     spread = mgjax.load("debug", mesh=sharding.make_mesh(4, 1, 2))
     states = []
-    advance = sample.advance
+    advance = sampling.advance
 
     def watched(*args):
         states.extend(state.cache[0].key.sharding.spec for state in (args[3], advance(*args)))
         raise StopIteration
 
-    monkeypatch.setattr("mgjax.lm.generate.advance", watched)
+    monkeypatch.setattr("mgjax.generation.windows.advance", watched)
     with pytest.raises((RuntimeError, StopIteration)):
         spread.generate_codes(["a", "b", "c", "d"], seconds=0.5)
     assert states == [P("data", "model")] * 2

@@ -20,13 +20,15 @@ import soundfile
 from filelock import FileLock
 
 import mgjax
-from mgjax import api, checkpoint, cli
+from mgjax import api, cli
+from mgjax.audio import files as audio_files
+from mgjax.audio import loudness
+from mgjax.checkpoints import native
+from mgjax.checkpoints.random_weights import random_variables
 from mgjax.cli import coding, recipe, terminal
 from mgjax.cli.models import describe
 from mgjax.codec.codec import Codec
-from mgjax.config import CodecConfig, LMConfig, ModelConfig
-from mgjax.data import audio, loudness
-from mgjax.initialize import random_variables
+from mgjax.config.model import CodecConfig, LMConfig, ModelConfig
 
 SECONDS = "0.4"  # of the pieces made here
 
@@ -80,7 +82,7 @@ def test_one_prompt_to_one_file(capsys):
     assert generate("a slow waltz", "--out", "waltz.wav") == 0
     assert files() == ["waltz.json", "waltz.wav"]
     assert capsys.readouterr().out == "waltz.wav\n"
-    sound, rate = audio.read("waltz.wav")
+    sound, rate = audio_files.read("waltz.wav")
     assert len(sound) / rate == pytest.approx(0.4, abs=0.05)
     assert np.abs(sound).max() > 0
 
@@ -103,16 +105,16 @@ def test_other_formats(suffix):
     assert generate("a", "--format", suffix) == 0
     assert generate("a", "--out", f"b.{suffix}") == 0
     for name in ["a-0", "b"]:
-        assert soundfile.info(f"{name}.{suffix}").format == audio.FORMATS[f".{suffix}"][0]
+        assert soundfile.info(f"{name}.{suffix}").format == audio_files.FORMATS[f".{suffix}"][0]
 
 
 def test_a_row_of_a_batch_can_be_made_alone():
     assert generate("a", "b", "c", "--batch-size", "2", "--out", "together", "--loudness", "off") == 0
     assert generate("c", "--seed", "2", "--out", "alone.wav", "--loudness", "off") == 0
-    together, _ = audio.read("together/c-2.wav")
-    alone, _ = audio.read("alone.wav")
+    together, _ = audio_files.read("together/c-2.wav")
+    alone, _ = audio_files.read("alone.wav")
     np.testing.assert_allclose(together, alone, atol=1e-3)
-    other, _ = audio.read("together/b-1.wav")
+    other, _ = audio_files.read("together/b-1.wav")
     assert np.abs(other - alone).max() > 1e-2
 
 
@@ -121,13 +123,13 @@ def test_again_makes_the_same_file():
     assert generate("a", "b", *options, "--format", "flac", "--out", "songs") == 0
     assert run("generate", "--again", "songs/b-4.json") == 0
     assert run("generate", "--again", "songs/b-4.json", "--out", "copy.flac") == 0
-    np.testing.assert_array_equal(audio.read("b-4.flac")[0], audio.read("copy.flac")[0])
-    np.testing.assert_allclose(audio.read("b-4.flac")[0], audio.read("songs/b-4.flac")[0], atol=1e-3)
+    np.testing.assert_array_equal(audio_files.read("b-4.flac")[0], audio_files.read("copy.flac")[0])
+    np.testing.assert_allclose(audio_files.read("b-4.flac")[0], audio_files.read("songs/b-4.flac")[0], atol=1e-3)
     assert json.loads(Path("copy.json").read_text()) == json.loads(Path("songs/b-4.json").read_text())
 
 
 def test_the_recipe_says_all_that_was_asked(here, debug_model):
-    audio.write("intro.wav", np.zeros((3200, 1), np.float32), 32_000)
+    audio_files.write("intro.wav", np.zeros((3200, 1), np.float32), 32_000)
     options = ["--continue", "intro.wav", "--window", "2", "--stride", "1", "--dtype", "float32", "--top-p", "0.5"]
     assert generate("a", *options, "--out", "a.wav") == 0
     made = recipe.read_recipe(Path("a.json"))
@@ -161,7 +163,7 @@ def test_every_option_reaches_the_model(monkeypatch, debug_model):
 
 def test_continuing_a_sound(monkeypatch, debug_model):
     wave = 0.5 * np.sin(np.arange(8000) * 0.1).astype(np.float32)
-    audio.write("intro.wav", wave, 32_000)
+    audio_files.write("intro.wav", wave, 32_000)
     assert generate("a", "b", "--continue", "intro.wav", "--out", "songs") == 0
     assert len(files("songs")) == 4
     seen = []
@@ -169,11 +171,11 @@ def test_continuing_a_sound(monkeypatch, debug_model):
         type(debug_model), "generate", lambda self, texts, **options: seen.append(options) or np.zeros((1, 8, 1), "f4")
     )
     # Longer than the window of 2 s: its last 1.5 s, as much as one window hands to the next.
-    audio.write("long.wav", np.linspace(0, 0.9, 96_000, dtype=np.float32), 32_000)
+    audio_files.write("long.wav", np.linspace(0, 0.9, 96_000, dtype=np.float32), 32_000)
     options = ["--seconds", "4", "--window", "2", "--stride", "0.5", "--continue", "long.wav", "--trim-prompt"]
     assert run("generate", "a", *options, "--out", "long-again.wav") == 0
     prompt = seen[0]["prompt"]
-    np.testing.assert_array_equal(prompt, audio.read("long.wav")[0][-48_000:])
+    np.testing.assert_array_equal(prompt, audio_files.read("long.wav")[0][-48_000:])
     assert seen[0]["prompt_sample_rate"] == 32_000
 
 
@@ -186,7 +188,7 @@ def test_prompts_from_files(here):
     assert generate("--prompts", "ideas.jsonl", "--out", "objects", "--batch-size", "3") == 0
     assert {"three-0.wav", "Four!.wav", "x-2.wav"} < set(files("objects"))
     assert recipe.read_recipe(Path("objects/Four!.json")).seed == 44
-    assert audio.info("objects/x-2.wav").num_samples < audio.info("objects/three-0.wav").num_samples
+    assert audio_files.info("objects/x-2.wav").num_samples < audio_files.info("objects/three-0.wav").num_samples
     assert len(here) == 2  # the model is loaded once for all
 
 
@@ -195,8 +197,8 @@ def test_loudness(debug_model):
     assert generate("a", "--out", "raw.wav", "--loudness", "off") == 0
     raw = debug_model.generate(["a"], seconds=0.4)[0]
     expected = loudness.normalized(raw, debug_model.sample_rate, -30.0)
-    np.testing.assert_allclose(audio.read("even.wav")[0], expected, atol=1e-3)
-    np.testing.assert_allclose(audio.read("raw.wav")[0], np.clip(raw, -1, 1), atol=1e-3)
+    np.testing.assert_allclose(audio_files.read("even.wav")[0], expected, atol=1e-3)
+    np.testing.assert_allclose(audio_files.read("raw.wav")[0], np.clip(raw, -1, 1), atol=1e-3)
 
 
 # --- generate: what cannot be made
@@ -283,10 +285,10 @@ def test_mistakes_are_found_before_a_model_is_loaded(here, capsys, argv, message
         Path(f"{name}.json").write_text(json.dumps(RECIPE | values))
     Path("name.jsonl").write_text(json.dumps({"text": "a", "name": "漢" * 84}))
     Path("folder/a-0.wav").mkdir(parents=True)
-    audio.write("caf\udce9.wav", np.zeros(100), 8000)
+    audio_files.write("caf\udce9.wav", np.zeros(100), 8000)
     Path("there.wav").touch()
     Path("recipe.json").touch()
-    audio.write("long.wav", np.zeros(32_000, np.float32), 32_000)
+    audio_files.write("long.wav", np.zeros(32_000, np.float32), 32_000)
     before = files()
     assert run("generate", *([] if "--again" in argv else ["--seconds", SECONDS]), *argv) == 2
     assert message in error_of(capsys)
@@ -303,7 +305,7 @@ def test_numbers_out_of_range(capsys, argv):
 def test_force_replaces():
     Path("a.wav").write_text("old")
     assert generate("a", "--out", "a.wav", "--force") == 0
-    assert audio.info("a.wav").num_samples > 0
+    assert audio_files.info("a.wav").num_samples > 0
 
 
 def test_again_takes_no_other_wishes(capsys):
@@ -370,7 +372,7 @@ def test_seeds_go_on_from_0(silent):
     ],
 )
 def test_a_bad_line_is_told_before_the_first_sound(silent, capsys, line, message):
-    audio.write("intro.wav", np.full(3200, 0.1), 32_000)
+    audio_files.write("intro.wav", np.full(3200, 0.1), 32_000)
     lines = [{"text": "a"}] * 5 + [{"text": "a"} | line] + [{"text": "a"}]
     Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert generate("--prompts", "p.jsonl", "--continue", "intro.wav") == 2
@@ -395,7 +397,7 @@ def test_prompts_are_parted_at_ends_of_lines_only(silent):
 
 def test_names_may_be_as_long_as_the_file_system_allows(silent, monkeypatch):
     """In bytes: those of letters that take three."""
-    monkeypatch.setattr(audio, "write", lambda path, *_: Path(path).write_bytes(b"RIFF"))
+    monkeypatch.setattr(audio_files, "write", lambda path, *_: Path(path).write_bytes(b"RIFF"))
     Path("p.jsonl").write_text(json.dumps({"text": "a", "name": "漢" * 82}))
     assert generate("--prompts", "p.jsonl") == 0
     assert generate("a", "--out", "n" * 246 + ".wav") == 0
@@ -484,7 +486,7 @@ def test_ctrl_c_while_a_file_is_written(monkeypatch):
         def write(self, _):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(audio, "Writer", Stopped)
+    monkeypatch.setattr(audio_files, "Writer", Stopped)
     assert generate("a") == 130
     assert files() == []
 
@@ -493,7 +495,7 @@ def test_the_sound_is_safe_before_the_recipe_is_written(monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mgjax.strict_json.to_json", full)
+    monkeypatch.setattr("mgjax.config.serialization.to_json", full)
     assert generate("a") == 2
     assert files() == ["a-0.wav"]
     assert "No space left" in error_of(capsys)
@@ -535,8 +537,8 @@ def sound(codec, monkeypatch):
     """Sound in song.wav, at the codec's rate."""
     monkeypatch.setattr(mgjax, "load_codec", lambda source: codec, raising=False)
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 2789).astype(np.float32)
-    audio.write("song.wav", wave, codec.sample_rate)
-    return audio.read("song.wav")[0]
+    audio_files.write("song.wav", wave, codec.sample_rate)
+    return audio_files.read("song.wav")[0]
 
 
 def test_codes_and_back(sound, codec, monkeypatch, capsys):
@@ -550,13 +552,13 @@ def test_codes_and_back(sound, codec, monkeypatch, capsys):
     np.testing.assert_array_equal(file.codes, getattr(whole, "codes", whole)[0])
     assert file.codes.dtype == np.uint8
     assert file.num_samples == len(sound)
-    again, _ = audio.read("again.wav")
+    again, _ = audio_files.read("again.wav")
     np.testing.assert_allclose(again, np.clip(codec.decode(whole, len(sound))[0], -1, 1), atol=1e-3)
 
 
 @pytest.mark.parametrize("codec", ["whole"], indirect=True)
 def test_sound_at_another_rate_is_resampled(codec, sound):
-    audio.write("cd.wav", np.zeros((22_050, 1), np.float32) + 0.1, 44_100)
+    audio_files.write("cd.wav", np.zeros((22_050, 1), np.float32) + 0.1, 44_100)
     assert run("encode", "cd.wav", "song.npz") == 0
     assert coding.read_codes(Path("song.npz")).num_samples == 4000
 
@@ -564,7 +566,7 @@ def test_sound_at_another_rate_is_resampled(codec, sound):
 @pytest.mark.parametrize("codec", ["whole"], indirect=True)
 @pytest.mark.filterwarnings("default")
 def test_stereo_into_a_mono_codec_says_so(sound, capsys):
-    audio.write("stereo.wav", np.repeat(sound, 2, axis=1), 8000)
+    audio_files.write("stereo.wav", np.repeat(sound, 2, axis=1), 8000)
     assert run("encode", "stereo.wav", "song.npz") == 0
     assert "mgjax: warning: stereo.wav has 2 channels; mixed down to 1" in capsys.readouterr().err
 
@@ -614,7 +616,7 @@ def test_codes_of_other_weights_are_decoded_with_a_warning(sound, capsys):
     coding.write_codes(Path("song.npz"), coding.CodeFile(**CODES, scales=None))
     assert run("decode", "song.npz", "out.wav") == 0
     assert "mgjax: warning: song.npz was made by other weights (tiny, 0123)" in capsys.readouterr().err
-    assert audio.info("out.wav").num_samples == 320
+    assert audio_files.info("out.wav").num_samples == 320
 
 
 def test_a_file_of_codes_that_unpacks_to_more_than_memory(capsys, monkeypatch):
@@ -660,7 +662,7 @@ def test_mistakes_with_codes(sound, capsys, argv, message):
 def test_convert(form, capsys, debug_model):
     assert run("convert", "debug", "model", "--format", form) == 0
     assert capsys.readouterr().out == "model\n"
-    assert checkpoint.detect("model") == form
+    assert native.detect("model") == form
     codes = np.arange(12).reshape(1, 3, 4)
     expected, back = (model.logits(codes, None) for model in (debug_model, api.load("model")))
     np.testing.assert_allclose(back, expected, atol=1e-6)  # measured 0

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mgjax import initialize
 from mgjax.api import MusicGen
-from mgjax.checkpoint import Checkpoint
+from mgjax.audio import files as audio_files
+from mgjax.checkpoints import random_weights
+from mgjax.checkpoints.native import Checkpoint
 from mgjax.cli import main, recipe, steer
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
-from mgjax.config import Fused
-from mgjax.data import audio
+from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
+from mgjax.config.model import Fused
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,13 @@ def steered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("steered")
     melody = MelodyConfig(fft_size=4096, hop_length=2048, num_frames=16)
     conditions = (Fused("melody", 12, "prefix"), Fused("text", 16), Fused("genre", 2, "sum"), Fused("bpm", 4, "sum"))
-    lm = dataclasses.replace(initialize.DEBUG.lm, conditions=conditions)
+    lm = dataclasses.replace(random_weights.DEBUG.lm, conditions=conditions)
     labels = (LabelConfig("genre", ("waltz", "march")),)
     numbers = (NumberConfig("bpm", 40.0, 240.0, 4),)
-    config = dataclasses.replace(initialize.DEBUG, lm=lm, melody=melody, labels=labels, numbers=numbers)
-    MusicGen(Checkpoint(config, initialize.random_variables(config))).save(folder / "model")
+    config = dataclasses.replace(random_weights.DEBUG, lm=lm, melody=melody, labels=labels, numbers=numbers)
+    MusicGen(Checkpoint(config, random_weights.random_variables(config))).save(folder / "model")
     tune = 0.3 * np.sin(2 * np.pi * 440 * np.arange(22_050) / 22_050)
-    audio.write(folder / "tune.wav", tune[:, None].astype(np.float32), 22_050)
+    audio_files.write(folder / "tune.wav", tune[:, None].astype(np.float32), 22_050)
     return folder
 
 

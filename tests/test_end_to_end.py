@@ -11,7 +11,7 @@ import pytest
 from baselines import token_counts, unigram
 
 import mgjax
-from mgjax.data import audio
+from mgjax.audio import files as audio_files
 from mgjax.data.corpus import Corpus
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def test_from_nothing_to_music(folder):
     assert found < known + 0.05, (found, known)  # measured: 3.334 and 3.324
 
     run(folder, "-m", "mgjax", "generate", "a slow waltz", "--model", "lm/best", "--seconds", "1", "--out", "waltz.wav")
-    music, rate = audio.read(folder / "waltz.wav")
+    music, rate = audio_files.read(folder / "waltz.wav")
     assert (rate, music.shape) == (16000, (16000, 1))
     assert np.abs(music).max() > 1e-3
 

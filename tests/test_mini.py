@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax.interop import hub
+from mgjax.checkpoints import hub
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 
 from mgjax import cli
-from mgjax.checkpoint import Checkpoint, write_model
-from mgjax.conditioner_config import MelodyConfig
-from mgjax.config import Fused
-from mgjax.initialize import DEBUG, random_variables
-from mgjax.interop import hub
+from mgjax.checkpoints import hub
+from mgjax.checkpoints.native import Checkpoint, write_model
+from mgjax.checkpoints.random_weights import DEBUG, random_variables
+from mgjax.config.conditioning import MelodyConfig
+from mgjax.config.model import Fused
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

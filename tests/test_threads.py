@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("grain")
 
-from mgjax.data import audio
+from mgjax.audio import files as audio_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def music(work):
     (work / "music").mkdir()
     rng = np.random.default_rng(0)
     for number in range(4):
-        audio.write(work / "music" / f"{number}.wav", 0.1 * rng.standard_normal((48_000, 2)), 22_050)
+        audio_files.write(work / "music" / f"{number}.wav", 0.1 * rng.standard_normal((48_000, 2)), 22_050)
         (work / "music" / f"{number}.json").write_text(json.dumps({"description": "a waltz", "bpm": 90}))
     return work / "music"
 

@@ -7,9 +7,9 @@ import torch
 import transformers
 import yaml
 
-from mgjax import initialize
-from mgjax.config import CodecConfig
-from mgjax.interop import audiocraft, shapes
+from mgjax.checkpoints import audiocraft, random_weights
+from mgjax.checkpoints.tables import shapes
+from mgjax.config.model import CodecConfig
 
 RATE = 1600  # hertz, of the codec
 CODEC = CodecConfig(
@@ -66,7 +66,7 @@ def run(conditioners, fuser, **more):
 
 def write(directory, state, run):
     """The two files of a model."""
-    codec = initialize.random_arrays(shapes.codec_shapes(CODEC), seed=3)
+    codec = random_weights.random_arrays(shapes.codec_shapes(CODEC), seed=3)
     audiocraft.write_codec(directory, CODEC, codec)
     torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(run), "version": "1.4.0"}, directory / "state_dict.bin")
     return directory

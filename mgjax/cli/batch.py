@@ -9,10 +9,11 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mgjax import hosts
+from mgjax.audio import files as audio_files
+from mgjax.audio import loudness
 from mgjax.cli import generate, steer, terminal
 from mgjax.cli.recipe import Recipe, read_lines
-from mgjax.data import audio, loudness
+from mgjax.devices import distributed
 
 _DESCRIPTION = """\
 Makes music for every prompt of a file, on all devices of all hosts. What is done is kept: the same command, on as many
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         run(_parser().parse_args(argv))
 
-    return hosts.finish(terminal.status(work))
+    return distributed.finish(terminal.status(work))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,11 +61,12 @@ def run(args: argparse.Namespace) -> None:
     _check_names(plan)
     terminal.writable_folder(args.out)
 
-    hosts.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=False)
+    distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=False)
     terminal.prepare(args)
     import jax
 
-    from mgjax import batch, sharding
+    from mgjax.devices import sharding
+    from mgjax.generation import batch
 
     devices = jax.local_devices()
     size = args.batch or _PER_DEVICE * len(devices)
@@ -121,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     steer.add_options(parser)
     where = parser.add_argument_group("where to put it")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that all hosts see")
-    forms = [*(suffix[1:] for suffix in audio.FORMATS), "array_record"]
+    forms = [*(suffix[1:] for suffix in audio_files.FORMATS), "array_record"]
     where.add_argument(
         "--format", choices=forms, default="wav", help="a file for each, or the shards of a corpus (wav)"
     )
@@ -170,7 +172,7 @@ def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
     """The pieces of a batch, their sound as loud as is asked for."""
     import numpy as np
 
-    from mgjax.batch import Made
+    from mgjax.generation.batch import Made
 
     codes = []
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mgjax
+from mgjax.audio import files as audio_files
 from mgjax.cli import terminal
-from mgjax.data import audio
 from mgjax.inputs import arrays, files
 
 _BLOCK_SECONDS = 10.0
@@ -77,7 +77,7 @@ def run_encode(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output}: codes are kept in .npz files; name it {args.output.with_suffix('.npz')}")
     terminal.claim([args.output], args.force)
     source = terminal.rereadable(args.input)
-    sound = audio.info(source)
+    sound = audio_files.info(source)
     terminal.prepare(args)
     codec = mgjax.load_codec(args.model)
     if codec.channels < sound.channels == 2:  # audio.blocks says so of more
@@ -87,7 +87,7 @@ def run_encode(args: argparse.Namespace) -> None:
 
         def counted() -> Iterator[np.ndarray]:
             nonlocal num_samples
-            for block in audio.blocks(source, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
+            for block in audio_files.blocks(source, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
                 num_samples += len(block)
                 yield block
                 progress.reach(num_samples / codec.sample_rate)
@@ -103,7 +103,7 @@ def run_encode(args: argparse.Namespace) -> None:
 
 def run_decode(args: argparse.Namespace) -> None:
     """Decodes `args.input` to `args.output`."""
-    audio.writable_format(args.output)
+    audio_files.writable_format(args.output)
     terminal.claim([args.output], args.force)
     file = read_codes(args.input)
     terminal.prepare(args)
@@ -130,7 +130,7 @@ def run_decode(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.input}: the codes end before the {missing} samples of sound that they should hold")
     with (
         terminal.Progress("decode", file.num_samples / file.sample_rate) as progress,
-        audio.writer(args.output, codec.sample_rate, codec.channels) as sound,
+        audio_files.writer(args.output, codec.sample_rate, codec.channels) as sound,
     ):
         for piece in _decoded(args.input, file, codec):
             sound.write(piece[0, :missing])

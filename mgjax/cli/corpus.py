@@ -203,7 +203,7 @@ def run_tokenize(args: argparse.Namespace) -> None:
 
 def _melody(source: Path, seconds: float) -> Any:
     """The published chromagram, but at the rate of the corpus, and of windows of `seconds`."""
-    from mgjax.conditioner_config import MelodyConfig
+    from mgjax.config.conditioning import MelodyConfig
     from mgjax.data.corpus import read_description
 
     rate = read_description(source)[0].sample_rate
@@ -238,7 +238,7 @@ def run_vocabulary(args: argparse.Namespace) -> None:
 def run_synthesize(args: argparse.Namespace) -> None:
     """Fills the folder `args.output` with music."""
     need(_SYNTHETIC, "synthetic")
-    from mgjax.data import synthetic
+    from mgjax import synthetic
 
     with terminal.Progress("synthesize", args.hours * 3600) as progress:
         synthetic.write_folder(

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     """Tunes `args.model` to `args.music`."""
     terminal.prepare(args)
     corpus.need((*corpus.TRAIN, "grain", "optax", "orbax"), "train")
-    from mgjax.finetune import Finetuning, finetune
+    from mgjax.train.finetune import Finetuning, finetune
 
     tuning = Finetuning(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Finetuning)})
     if finetune(tuning, args.out, _stage, replace=args.force):

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mgjax
-from mgjax import config, strict_json
+from mgjax.audio import files as audio_files
+from mgjax.audio import loudness
 from mgjax.cli import steer, terminal
 from mgjax.cli.recipe import Recipe, Wish, read_lines, read_recipe, settled, sha256, slug
-from mgjax.data import audio, loudness
+from mgjax.config import model as model_config
+from mgjax.config import serialization
 from mgjax.inputs import files
 
 _EXAMPLES = """\
@@ -71,7 +73,7 @@ def add_command(commands: Any) -> None:
 
     where = parser.add_argument_group("where to put it")
     where.add_argument("--out", type=Path, metavar="FILE|DIR", help="a file, or a folder for several (this folder)")
-    where.add_argument("--format", choices=[suffix[1:] for suffix in audio.FORMATS], help="kind of file (wav)")
+    where.add_argument("--format", choices=[suffix[1:] for suffix in audio_files.FORMATS], help="kind of file (wav)")
     where.add_argument("--force", action="store_true", help="replace files that are there already")
     where.add_argument("--loudness", type=lufs, metavar="LUFS|off", help="make all pieces equally loud (-14)")
 
@@ -170,7 +172,7 @@ def loaded(recipe: Recipe, mesh: Any = None) -> Any:
 def asked_sampling(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_sampling` that are asked for, all of them good."""
     sampling = {name: getattr(args, name) for name in _SAMPLING if name in args}
-    config.Sampling(**sampling)
+    model_config.Sampling(**sampling)
     return sampling
 
 
@@ -228,7 +230,7 @@ def _format(args: argparse.Namespace, default: str) -> str:
     asked = getattr(args, "format", None)
     if not _is_file(args.out):
         return asked or default
-    named = audio.writable_format(args.out) and args.out.suffix[1:].lower()
+    named = audio_files.writable_format(args.out) and args.out.suffix[1:].lower()
     if asked and asked != named:
         raise ValueError(f"--out {args.out} and --format {asked} contradict each other")
     return named
@@ -250,7 +252,7 @@ def _outputs(args: argparse.Namespace, plan: list[Piece]) -> list[Path]:
     if twice:
         raise ValueError(f"several pieces would be called {', '.join(sorted(twice))}: give them other names or seeds")
     for path in paths:
-        audio.writable_format(path)
+        audio_files.writable_format(path)
     terminal.claim([path for out in paths for path in (out, out.with_suffix(".json"))], args.force)
     return paths
 
@@ -278,7 +280,7 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
 
 def check(recipe: Recipe, model: Any, opening: _Opening | None = None) -> None:
     """Raises an error where the model cannot play the recipe: before the first piece, not when it is its turn."""
-    from mgjax import checks  # which needs JAX
+    from mgjax.generation import arguments as checks  # which needs JAX
 
     rate = model.frame_rate
     frames = checks.num_frames(recipe.seconds, rate)
@@ -330,20 +332,20 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
     """Writes a piece, and then its recipe."""
     if recipe.loudness is not None:
         piece = loudness.normalized(piece, sample_rate, recipe.loudness)
-    audio.write(path, piece, sample_rate)
-    files.write_text(path.with_suffix(".json"), strict_json.to_json(recipe))
+    audio_files.write(path, piece, sample_rate)
+    files.write_text(path.with_suffix(".json"), serialization.to_json(recipe))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Opening:
     """The sound that a piece begins with."""
 
-    sound: audio.Audio
+    sound: audio_files.Audio
     sample_rate: int
 
     @classmethod
     def read(cls, recipe: Recipe) -> _Opening:
-        opening = cls(*audio.read(terminal.rereadable(recipe.continued)))
+        opening = cls(*audio_files.read(terminal.rereadable(recipe.continued)))
         if recipe.continued_sha256 != sha256(recipe.continued):
             warnings.warn(f"{recipe.continued} has changed since; the piece will differ", stacklevel=2)
         if opening.seconds >= recipe.seconds and not recipe.trim_prompt:

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mgjax import config
 from mgjax.cli import terminal
+from mgjax.config import model as model_config
 
 _PARTS = {"lm/": "language model", "text/": "text encoder", "codec/": "codec"}
 # Of the codebooks, only the vectors count; the rest are the averages that training keeps.
@@ -58,33 +58,33 @@ def run_convert(args: argparse.Namespace) -> None:
     terminal.refuse_to_overwrite([args.output], args.force)
     terminal.writable_folder(args.output.absolute().parent)
     terminal.prepare(args)
-    from mgjax import checkpoint, formats
+    from mgjax.checkpoints import native, sources
 
-    checkpoint.check_replaceable(args.output)
+    native.check_replaceable(args.output)
     # audiocraft's form refers to a text encoder: read from there, it has to be found, and written, to be named.
     needed = None if args.format == "audiocraft" else args.text_encoder
     encoders = {"text_encoder": needed, "style_encoder": args.style_encoder}
-    model = formats.read(args.model, dtype=args.dtype, adapter=args.adapter, **encoders)
+    model = sources.read(args.model, dtype=args.dtype, adapter=args.adapter, **encoders)
     if args.license is not None:
         model = dataclasses.replace(model, config=dataclasses.replace(model.config, license=args.license))
-    formats.write(args.output, model, args.format, args.text_encoder, args.compact)
+    sources.write(args.output, model, args.format, args.text_encoder, args.compact)
     print(args.output)
 
 
 def run_info(args: argparse.Namespace) -> None:
     """Prints what `args.model` is."""
     terminal.prepare(args)
-    from mgjax import formats
+    from mgjax.checkpoints import sources
 
-    found = describe(formats.read_config(args.model))
+    found = describe(sources.read_config(args.model))
     print(args.model)
     for name, value in found:
         print(f"  {name:<16}{value}")
 
 
-def describe(model: config.ModelConfig) -> list[tuple[str, str]]:
+def describe(model: model_config.ModelConfig) -> list[tuple[str, str]]:
     """Names and values to be shown of a model, from its config alone."""
-    from mgjax.interop.shapes import model_shapes
+    from mgjax.checkpoints.tables.shapes import model_shapes
 
     shapes = {path: shape for path, shape in model_shapes(model).items() if path not in _NOT_COUNTED}
     counts = {

@@ -145,8 +145,8 @@ def _run(name: str, settings: list[str], mesh: dict[str, int] | None) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
-    from mgjax.train.configs import from_config_dict, parse_flags
     from mgjax.train.lm_run import LMRun
+    from mgjax.train.overrides import from_config_dict, parse_flags
 
     asked = [*settings, *(f"loop.{axis}={size}" for axis, size in (mesh or {}).items())]
     words = ["plan", f"--config={name}", *(f"--config.{one}" for one in asked)]

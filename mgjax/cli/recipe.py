@@ -11,9 +11,10 @@ import re
 import unicodedata
 from pathlib import Path
 
-from mgjax import config, strict_json
+from mgjax.audio import files as audio_files
 from mgjax.cli import terminal
-from mgjax.data import audio
+from mgjax.config import model as model_config
+from mgjax.config import serialization
 from mgjax.inputs import files
 
 _LONGEST = 24 * 3600  # seconds
@@ -32,7 +33,7 @@ class Recipe:
     seconds: float
     seed: int
     model: str
-    sampling: config.Sampling | None = None  # None until the model has been asked for its own
+    sampling: model_config.Sampling | None = None  # None until the model has been asked for its own
     then: tuple[tuple[float, str], ...] = ()  # later prompts, and when they begin
     blend: float = 0.0
     negative: str | None = None
@@ -65,8 +66,8 @@ class Recipe:
             raise ValueError(f"a seed must be 0 or above and below 2**32, got {self.seed}")
         if self.loudness is not None and not -70 <= self.loudness < 0:
             raise ValueError(f"loudness must be off, or from -70 to 0, got {self.loudness:g}")
-        if self.format != "array_record" and f".{self.format}" not in audio.FORMATS:
-            raise ValueError(f"format must be one of {', '.join(audio.FORMATS)}, got {self.format!r}")
+        if self.format != "array_record" and f".{self.format}" not in audio_files.FORMATS:
+            raise ValueError(f"format must be one of {', '.join(audio_files.FORMATS)}, got {self.format!r}")
         times = [0.0, *(seconds for seconds, _ in self.then)]
         if not all(before < after for before, after in itertools.pairwise(times)):
             raise ValueError(f"the times of later prompts must be above 0 and rise, got {times[1:]}")
@@ -119,7 +120,7 @@ def read_recipe(path: Path) -> Recipe:
             raise ValueError(f"{path}: is no recipe")
     except ValueError as error:
         raise ValueError(f"{error}; expected the .json that mgjax generate writes beside a sound") from None
-    return strict_json.from_dict(Recipe, values, str(path))
+    return serialization.from_dict(Recipe, values, str(path))
 
 
 def read_lines(path: Path) -> list[tuple[str, Wish]]:
@@ -168,4 +169,4 @@ def _wish(line: str, where: str) -> Wish:
         if "name" in values:
             raise ValueError(f"{where}: id and name say the same: give one of them")
         values["name"] = str(values.pop("id"))
-    return strict_json.from_dict(Wish, {"prompt": values.pop(found[0])} | values, where)
+    return serialization.from_dict(Wish, {"prompt": values.pop(found[0])} | values, where)

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from mgjax.audio import files as audio_files
+from mgjax.audio import waveform
 from mgjax.cli import terminal
 from mgjax.cli.recipe import Recipe, Wish, sha256
-from mgjax.data import audio, sound
 
 _SOUNDS = ("melody", "style")
 
@@ -67,7 +68,7 @@ def asked(args: argparse.Namespace, wish: Wish, number: int, count: int) -> dict
     for name in _SOUNDS:
         path = getattr(wish, name) or _for_prompt(name, getattr(args, name, []), number, count)
         if path is not None:
-            audio.info(terminal.rereadable(path))
+            audio_files.info(terminal.rereadable(path))
             fields |= {name: os.path.abspath(path), f"{name}_sha256": sha256(path)}
     return fields
 
@@ -133,8 +134,8 @@ def _for_prompt(name: str, paths: Sequence[str], number: int, count: int) -> str
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: str, sample_rate: int) -> sound.Audio:
-    return sound.resample(*audio.read(terminal.rereadable(path)), sample_rate)
+def _read(path: str, sample_rate: int) -> waveform.Audio:
+    return waveform.resample(*audio_files.read(terminal.rereadable(path)), sample_rate)
 
 
 def _seconds(text: str) -> float:
@@ -174,20 +175,20 @@ def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
 
 def check(recipe: Recipe, model: Any) -> None:
     """Raises an error where the model cannot follow something that the recipe asks for."""
-    from mgjax import checks
+    from mgjax.generation import arguments
 
     for name in _SOUNDS:
         if getattr(recipe, name) and getattr(model.config, name) is None:
             raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
-    checks.can_read([recipe.prompt, recipe.negative, *(text for _, text in recipe.then)], model.config)
-    checks.labels([_values(recipe, model)], 1, model.config)
+    arguments.can_read([recipe.prompt, recipe.negative, *(text for _, text in recipe.then)], model.config)
+    arguments.labels([_values(recipe, model)], 1, model.config)
 
 
 def check_sounds(recipe: Recipe, model: Any) -> None:
     """Raises an error where there is no melody or style in the sounds that the recipe names."""
-    from mgjax import melody, style
+    from mgjax.conditioning import excerpts, melody
 
     if recipe.melody:
         melody.prepare(_read(recipe.melody, model.sample_rate), model.sample_rate, 1, model.config.melody)
     if recipe.style:
-        style.prepare(_read(recipe.style, model.sample_rate), model.sample_rate, [recipe.seed], model.config)
+        excerpts.prepare(_read(recipe.style, model.sample_rate), model.sample_rate, [recipe.seed], model.config)

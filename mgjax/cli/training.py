@@ -8,9 +8,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mgjax import hosts
 from mgjax.cli import terminal
-from mgjax.train import configs
+from mgjax.devices import distributed
+from mgjax.train import overrides
 
 # The exit status of a run that was stopped (SIGTERM, Ctrl-C) and goes on when it is started again: that of a temporary
 # failure, so that no scheduler takes it for done.
@@ -31,7 +31,7 @@ def main(train: Callable[[ConfigDict, str], Any]) -> None:
 
 def _parse(words: list[str]) -> list[str]:
     rest = []
-    found = terminal.status(lambda: rest.extend(configs.parse_flags(flags.FLAGS, words)))
+    found = terminal.status(lambda: rest.extend(overrides.parse_flags(flags.FLAGS, words)))
     if found:
         raise SystemExit(found)
     return rest
@@ -46,10 +46,10 @@ def status(train: Callable[[ConfigDict, str], Any]) -> int:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step that it takes
 
     def work() -> None:
-        hosts.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, heeds_sigterm=True)
+        distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, heeds_sigterm=True)
         state = train(_CONFIG.value, _WORKDIR.value)
         if int(state.step) < _CONFIG.value.loop.steps:
             raise SystemExit(UNFINISHED)
 
     found = terminal.status(work)
-    return found if found == UNFINISHED else hosts.finish(found)  # those who stop together leave together
+    return found if found == UNFINISHED else distributed.finish(found)  # those who stop together leave together

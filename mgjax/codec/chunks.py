@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 
 @dataclasses.dataclass(frozen=True)

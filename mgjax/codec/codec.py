@@ -12,17 +12,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Float32, Int, Int32
 
-from mgjax import finite, sharding
+from mgjax.audio import waveform
 from mgjax.codec import chunks, stream
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
-from mgjax.config import CodecConfig
-from mgjax.data import sound
+from mgjax.config.model import CodecConfig
+from mgjax.config.serialization import to_json
+from mgjax.devices import sharding
 from mgjax.errors import NotFiniteError
 from mgjax.inputs import arguments
-from mgjax.strict_json import to_json
+from mgjax.nn import why_not_finite
 
 Audio = Any  # [n], [n, c] or [b, n, c], of numpy, JAX or torch, or a list of rows
 Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]
@@ -110,7 +111,7 @@ class Codec:
 
         Args:
           audio: [n], [n, c], [b, n, c] or a list of rows of one length, from -1 to 1. Other channels than the codec's
-            are converted as `mgjax.data.sound.to_channels` does.
+            are converted as `mgjax.audio.waveform.to_channels` does.
           sample_rate: Of `audio`, in hertz; it is resampled if the codec's differs. None: it has the codec's.
           bandwidth: In kilobits per second, one of the codec's; a lower one uses fewer codebooks. None: all of them.
 
@@ -250,7 +251,7 @@ class Codec:
             rows = sorted(set(np.nonzero(~good)[0] // self._groups))
             raise NotFiniteError(
                 f"what the codec's {part} gives is not finite in row {', '.join(map(str, rows))}: "
-                f"{finite.cause({'codec': self.variables})}"
+                f"{why_not_finite({'codec': self.variables})}"
             )
 
     def _check_streaming(self) -> None:
@@ -260,12 +261,12 @@ class Codec:
     def _resampled(self, audio: np.ndarray, sample_rate: float | None) -> np.ndarray:
         if sample_rate is None or (sample_rate := arguments.rate(sample_rate)) == self.sample_rate:
             return audio
-        return np.stack([sound.resample(row, sample_rate, self.sample_rate) for row in audio])
+        return np.stack([waveform.resample(row, sample_rate, self.sample_rate) for row in audio])
 
     def _batched(self, audio: Audio, said: set[str]) -> Float32[np.ndarray, "b n c"]:
         """`audio` in the codec's channels, once it is known to be good; `said` as for `sound.check`."""
-        rows = [sound.check(row, "audio", said) for row in arguments.rows(audio, "audio")]
-        rows = [sound.to_channels(row, self.channels, "audio", said) for row in rows]
+        rows = [waveform.check(row, "audio", said) for row in arguments.rows(audio, "audio")]
+        rows = [waveform.to_channels(row, self.channels, "audio", said) for row in rows]
         if len({len(row) for row in rows}) != 1:
             raise ValueError(f"the rows of a batch must be of one length, got {[len(row) for row in rows]} samples")
         return np.stack(rows)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 Length = int | Int[Array, ""]
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mgjax.codec.spectrogram import stft
+from mgjax.config.serialization import ranged
 from mgjax.errors import ConfigError
-from mgjax.strict_json import ranged
 
 FAMILIES = ("stft", "scale", "period")
 

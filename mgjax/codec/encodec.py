@@ -10,7 +10,7 @@ from mgjax.codec import rvq
 from mgjax.codec.conv import Length
 from mgjax.codec.lstm import State
 from mgjax.codec.seanet import Decoder, Encoder
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 from mgjax.nn import codebook_shapes
 
 

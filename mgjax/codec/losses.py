@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mgjax.codec.spectrogram import mel_spectrogram
+from mgjax.config.serialization import ranged
 from mgjax.errors import ConfigError
-from mgjax.strict_json import ranged
 
 
 @dataclasses.dataclass(frozen=True)

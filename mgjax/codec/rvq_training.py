@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mgjax import sharding
 from mgjax.codec import rvq
-from mgjax.strict_json import ranged
+from mgjax.config.serialization import ranged
+from mgjax.devices import sharding
 
 Codebooks = dict[str, Float[Array, "..."]]  # embed k v d, embed_avg k v d, cluster_size k v, inited k
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mgjax.codec.conv import Conv, ConvTranspose, Length, keep
 from mgjax.codec.lstm import LSTM, State
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 
 def elu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

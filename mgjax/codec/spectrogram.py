@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from mgjax import sharding
+from mgjax.devices import sharding
 
 _EXACT = jax.lax.Precision.HIGHEST
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mgjax.codec.conv import paddings, trims
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from mgjax import sharding
-from mgjax.conditioner_config import MelodyConfig
+from mgjax.config.conditioning import MelodyConfig
+from mgjax.devices import sharding
 
 Audio = Float[Array, "b n"] | Float[np.ndarray, "b n"]
 Chroma = TypeVar("Chroma", np.ndarray, jax.Array)

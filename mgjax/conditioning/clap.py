@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from mgjax.conditioner_config import ClapConditionConfig, ClapConfig
+from mgjax.audio.waveform import check, resample, to_channels
 from mgjax.conditioning.clap_features import clips, log_mel
 from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.htsat import HTSAT
 from mgjax.conditioning.roberta import Roberta
-from mgjax.data import sound
+from mgjax.config.conditioning import ClapConditionConfig, ClapConfig
 from mgjax.nn import Dense, applied, codebook_shapes
 
 
@@ -132,8 +132,9 @@ class Clap:
           sample_rate: Its own, in hertz; it is resampled where CLAP's is another.
         """
         audio = np.asarray(audio)
+        rate = self.config.audio.sample_rate
         rows = [
-            sound.resample(sound.to_channels(sound.check(row), 1), sample_rate, self.config.audio.sample_rate)[:, 0]
+            resample(to_channels(check(row), 1), sample_rate, rate)[:, 0]
             for row in (audio if audio.ndim == 3 else [audio])
         ]
         return np.asarray(_embed_audio(self.config, self.variables["audio"], np.stack(rows)))

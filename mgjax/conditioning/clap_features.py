@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from mgjax import sharding
-from mgjax.conditioner_config import ClapAudioConfig
+from mgjax.config.conditioning import ClapAudioConfig
+from mgjax.devices import sharding
 
 _FLOOR = 1e-10  # of the power in a band: -100 dB
 _OVERLAP = 10  # a clip's tenth: a second of ten

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from mgjax.conditioner_config import ClapAudioConfig
 from mgjax.conditioning.roberta import FeedForward
+from mgjax.config.conditioning import ClapAudioConfig
 from mgjax.nn import Dense, LayerNorm, attention
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mgjax.conditioner_config import HubertConfig
 from mgjax.conditioning.roberta import FeedForward
+from mgjax.config.conditioning import HubertConfig
 from mgjax.nn import Dense, LayerNorm, Shapes, attention, dense_shapes, norm_shapes, under
 
 _FEATURE_EPS = 1e-5  # of the norms between the convolutions

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from mgjax.conditioner_config import LabelConfig, NumberConfig
-from mgjax.data.metadata import Metadata
+from mgjax.audio.metadata import Metadata
+from mgjax.config.conditioning import LabelConfig, NumberConfig
 from mgjax.errors import ConfigError
 from mgjax.inputs import arguments
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax.conditioner_config import ClapTextConfig
+from mgjax.config.conditioning import ClapTextConfig
 from mgjax.nn import Dense, LayerNorm, attention
 
 _normal = nn.initializers.normal(0.02)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax.conditioner_config import StyleConfig
 from mgjax.conditioning.condition import Condition
+from mgjax.config.conditioning import StyleConfig
 from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_shapes, sinusoidal_positions, under
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics

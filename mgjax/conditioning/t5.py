@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from mgjax import sharding
-from mgjax.conditioner_config import T5Config
+from mgjax.config.conditioning import T5Config
+from mgjax.devices import sharding
 from mgjax.nn import Dense, Initializer, RMSNorm, attention
 
 

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from mgjax.audio.metadata import escaped
 from mgjax.data import corpus_writing, processes
 from mgjax.data.corpus import SPLITS, Description, read_description, shard_path
 from mgjax.data.corpus_writing import Piece, Shard
-from mgjax.data.metadata import escaped
 from mgjax.errors import CorpusError
 from mgjax.inputs import claims, files
 

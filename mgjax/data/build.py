@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from mgjax.audio.loudness import LoudnessMeter
+from mgjax.audio.metadata import escaped
 from mgjax.data import assembly, datasets, sources
 from mgjax.data.assembly import BadPiece, Plan, Progress, Report
 from mgjax.data.corpus import describe_audio
 from mgjax.data.corpus_writing import Piece
-from mgjax.data.loudness import LoudnessMeter
-from mgjax.data.metadata import escaped
 
 NOT_USED = "the key {!r} is not used"
 _SILENCE_RMS = 1e-4  # -80 dB: all that is left of it in 16 bits is noise of three steps

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from mgjax.conditioner_config import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.conditioning.labels import from_metadata, vectors
+from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
+from mgjax.config.serialization import ranged
 from mgjax.data.pieces import Pieces
 from mgjax.data.prompts import TextConfig, assemble, plain
 from mgjax.errors import ConfigError, DataError
-from mgjax.strict_json import ranged
 
 Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
 

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt16
 
-from mgjax.conditioner_config import MelodyConfig
+from mgjax.audio.metadata import Metadata
+from mgjax.config.conditioning import MelodyConfig
+from mgjax.config.serialization import from_dict, one_of
 from mgjax.data import records
-from mgjax.data.metadata import Metadata
 from mgjax.errors import ConfigError, CorpusError
 from mgjax.inputs import arrays, files
-from mgjax.strict_json import from_dict, one_of
 
 VERSION = 1
 SPLITS = ("train", "valid")

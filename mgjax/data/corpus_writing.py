@@ -14,9 +14,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Int
 
+from mgjax.audio.metadata import Metadata
 from mgjax.data import records
 from mgjax.data.corpus import FULL_SCALE, VERSION, Description, first_records, num_records, shard_path
-from mgjax.data.metadata import Metadata
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
 

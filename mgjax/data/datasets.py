@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import records, sound
-from mgjax.data.metadata import Metadata
+from mgjax.audio import waveform
+from mgjax.audio.metadata import Metadata
+from mgjax.data import records
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
@@ -84,7 +85,7 @@ class DatasetSource:
         rate = self.fields.sample_rate or rate
         if not rate:
             raise ValueError("the dataset does not tell the sample rate of its sound; give it (--source-rate)")
-        yield sound.resample(sound.to_channels(sound.check(content, self.name), channels), rate, sample_rate)
+        yield waveform.resample(waveform.to_channels(waveform.check(content, self.name), channels), rate, sample_rate)
 
 
 def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:

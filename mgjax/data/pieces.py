@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from mgjax.audio.metadata import Metadata
 from mgjax.data.corpus import Corpus
-from mgjax.data.metadata import Metadata
 from mgjax.errors import DataError
 
 

@@ -23,12 +23,12 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float64, Int64
 
+from mgjax.config.serialization import ranged
 from mgjax.data.conditions import Drawn, Teller, Told
 from mgjax.data.corpus import Corpus
-from mgjax.data.parent import end_with_parent
 from mgjax.data.pieces import Pieces
+from mgjax.devices.parent import end_with_parent
 from mgjax.errors import ConfigError, DataError
-from mgjax.strict_json import ranged
 
 Batch = dict[str, np.ndarray]
 

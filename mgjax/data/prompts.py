@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.data.metadata import Metadata
-from mgjax.strict_json import ranged
+from mgjax.audio.metadata import Metadata
+from mgjax.config.serialization import ranged
 
 FIELDS = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # of the metadata, those that describe the sound
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.data import audio, datasets
+from mgjax.audio import files as audio_files
+from mgjax.audio.metadata import Metadata, escaped
+from mgjax.data import datasets
 from mgjax.data.datasets import DatasetSource, Fields
-from mgjax.data.metadata import Metadata, escaped
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
@@ -84,7 +85,7 @@ class FileSource:
         if suffix in UNREADABLE:
             raise ValueError(f"{suffix} cannot be read here; convert it to .wav or .flac")
         # Who makes a corpus says once of all pieces what is clipped.
-        yield from audio.blocks(_regular(self.path), _BLOCK_SECONDS, sample_rate, channels, said={"loud"})
+        yield from audio_files.blocks(_regular(self.path), _BLOCK_SECONDS, sample_rate, channels, said={"loud"})
 
 
 Source = FileSource | DatasetSource

@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax import formats
+from mgjax.checkpoints import hub, sources
 from mgjax.codec.codec import Codec
-from mgjax.conditioner_config import MelodyConfig
 from mgjax.conditioning import chroma
 from mgjax.conditioning.text import Tokenizer
+from mgjax.config.conditioning import MelodyConfig
 from mgjax.data import assembly
 from mgjax.data.assembly import Plan, Progress, Report
 from mgjax.data.conditions import stored_melody
 from mgjax.data.corpus import SPLITS, Corpus, Description, read_description
 from mgjax.data.corpus_writing import Piece
 from mgjax.errors import CorpusError
-from mgjax.interop import hub
 
 _BLOCK_SECONDS = 60.0
 _MELODY_FRAMES = 256  # of a chromagram that are made at once
@@ -194,7 +193,7 @@ def _mono(corpus: Corpus, number: int, start: int, length: int) -> Float32[np.nd
 @functools.lru_cache(maxsize=1)
 def _load(codec_source: str, channels: int) -> Codec:
     """The codec, once in each process, so that its programs are compiled once."""
-    config, variables = formats.read_codec(codec_source)
+    config, variables = sources.read_codec(codec_source)
     return Codec(config, variables, channels)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mgjax import sharding
+from mgjax.devices import sharding
 from mgjax.nn import attention
 
 ATTENDED = "attended"  # what `jax.checkpoint` calls the results of the TPU's kernel, which its gradient needs too

@@ -17,9 +17,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
+from mgjax.config.serialization import ranged
 from mgjax.errors import ConfigError
 from mgjax.lm.matrices import Matrix, matrix
-from mgjax.strict_json import ranged
 
 Path = tuple[str, ...]
 Adapter = dict[str, Any]

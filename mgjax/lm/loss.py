@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax import sharding
+from mgjax.devices import sharding
 from mgjax.lm.pattern import Pattern
 
 _AT_ONCE = 2**26  # float32 logits in the memory of a device: 5 clips of 30 s, and three times that with gradients

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax import sharding
 from mgjax.conditioning.condition import Condition
-from mgjax.config import FUSES, LMConfig
+from mgjax.config.model import FUSES, LMConfig
+from mgjax.devices import sharding
 from mgjax.lm.stack import REMAT, Stack
 from mgjax.lm.transformer import KeyValue, Layer
 from mgjax.nn import Dense, LayerNorm, sinusoidal_positions, symmetric_uniform

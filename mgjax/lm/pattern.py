@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from mgjax.config import LMConfig
+from mgjax.config.model import LMConfig
 from mgjax.errors import ConfigError
 
 Layout = Int32[np.ndarray, "s k"]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from mgjax.config import LMConfig
+from mgjax.config.model import LMConfig
 from mgjax.lm.attention import ATTENDED
 from mgjax.lm.transformer import Index, Layer
 from mgjax.nn import WEIGHT

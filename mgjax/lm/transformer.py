@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax import sharding
-from mgjax.config import LMConfig
+from mgjax.config.model import LMConfig
+from mgjax.devices import sharding
 from mgjax.lm.attention import attend, attend_to_itself, reach
 from mgjax.nn import Dense, LayerNorm, symmetric_uniform
 

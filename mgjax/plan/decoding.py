@@ -14,16 +14,16 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mgjax import sharding
 from mgjax.api import layout, make_context
-from mgjax.chips import Chip
+from mgjax.checkpoints.tables.matching import is_exact
+from mgjax.checkpoints.tables.shapes import model_shapes
 from mgjax.conditioning.condition import Condition
-from mgjax.config import ModelConfig, Sampling
-from mgjax.interop.shapes import model_shapes
-from mgjax.interop.table import is_exact
+from mgjax.config.model import ModelConfig, Sampling
+from mgjax.devices import sharding
+from mgjax.devices.chips import Chip
+from mgjax.generation.sampling import Draws, State, advance, capacity_for
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
-from mgjax.lm.sample import Draws, State, advance, capacity_for
 from mgjax.lm.transformer import KeyValue
 from mgjax.plan import roofline
 from mgjax.plan.roofline import Plan

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from mgjax.chips import Chip
+from mgjax.devices.chips import Chip
 from mgjax.plan.hlo import Collective
 
 _NODE = 8  # GPUs that are joined by more than a network

@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
-from mgjax.chips import Chip
+from mgjax.devices.chips import Chip
 from mgjax.plan import hlo, interconnect
 from mgjax.plan.interconnect import Traffic
 from mgjax.train.memory import Memory

@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from mgjax import formats
-from mgjax.conditioner_config import ClapConditionConfig, ClapConfig, HubertConfig, MelodyConfig, StyleConfig, T5Config
-from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.checkpoints import hub, sources
+from mgjax.checkpoints.huggingface import match_text_encoder
+from mgjax.checkpoints.tables.clap import match_clap
+from mgjax.checkpoints.tables.hubert import match_hubert
+from mgjax.checkpoints.tables.shapes import codec_shapes, model_shapes
+from mgjax.config.conditioning import ClapConditionConfig, ClapConfig, HubertConfig, MelodyConfig, StyleConfig, T5Config
+from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.errors import ConfigError
-from mgjax.interop import hub
-from mgjax.interop.clap import match_clap
-from mgjax.interop.hubert import match_hubert
-from mgjax.interop.huggingface import match_text_encoder
-from mgjax.interop.shapes import codec_shapes, model_shapes
 from mgjax.train.lm_run import LMRun
 from mgjax.train.start import Start, stereo_config
 
@@ -126,7 +125,7 @@ def model_config(source: str) -> ModelConfig:
     Raises:
       ConfigError: It would have to be fetched.
     """
-    return _known(source, ModelConfig) or formats.read_config(source)
+    return _known(source, ModelConfig) or sources.read_config(source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,13 +189,13 @@ def _folded(config: CodecConfig) -> CodecConfig:
 
 def _codec(source: str) -> CodecConfig:
     if source == "debug":
-        return formats.read_config(source).codec
-    return _known(source, CodecConfig) or formats.read_codec(source, place=lambda path, array: None)[0]
+        return sources.read_config(source).codec
+    return _known(source, CodecConfig) or sources.read_codec(source, place=lambda path, array: None)[0]
 
 
 def _text(source: str) -> T5Config | None:
     if source == "debug":
-        return formats.read_config(source).text
+        return sources.read_config(source).text
     return _known(source, T5Config) or match_text_encoder(Path(source))[0]
 
 

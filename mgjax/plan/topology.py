@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from mgjax import chips
-from mgjax.chips import Chip
+from mgjax.devices import chips
+from mgjax.devices.chips import Chip
 from mgjax.errors import ConfigError
 
 _TPU = re.compile(r"(?:(\d+)\*)?(v\d+\w?:\d+x\d+(?:x\d+)?)")

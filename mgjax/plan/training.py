@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mgjax import sharding
-from mgjax.chips import Chip
+from mgjax.devices import sharding
+from mgjax.devices.chips import Chip
 from mgjax.errors import ConfigError
 from mgjax.plan import roofline, shapes
 from mgjax.plan.roofline import Plan

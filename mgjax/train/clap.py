@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mgjax.codec.rvq_training import QuantizerConfig, quantize
-from mgjax.conditioner_config import ClapConditionConfig
 from mgjax.conditioning.clap import ClapText, embed_audio, quantized
+from mgjax.config.conditioning import ClapConditionConfig
 from mgjax.train import optim
 from mgjax.train.resample import resampled
 

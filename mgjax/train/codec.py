@@ -15,18 +15,19 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from mgjax import formats, sharding
-from mgjax.checkpoint import hash_of, write_codec
+from mgjax.checkpoints import sources
+from mgjax.checkpoints.native import hash_of, write_codec
+from mgjax.checkpoints.tables.weight_norm import unfold
 from mgjax.codec import balancer, losses, rvq, rvq_training
 from mgjax.codec.discriminator import Discriminator, DiscriminatorConfig
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.losses import LossConfig
 from mgjax.codec.rvq_training import Quantized, QuantizerConfig
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 from mgjax.data.corpus import SPLITS, Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
+from mgjax.devices import sharding
 from mgjax.errors import ConfigError
-from mgjax.interop.weight_norm import unfold
 from mgjax.train import optim
 from mgjax.train.flops import products
 from mgjax.train.inputs import Inputs
@@ -162,7 +163,7 @@ def _begun(config: CodecRun) -> tuple[CodecRun, dict[str, Any] | None]:
     """
     if config.init is None:
         return config, None
-    model, variables = unfold(*formats.read_codec(config.init))
+    model, variables = unfold(*sources.read_codec(config.init))
     if config.model not in (None, model):
         raise ConfigError(f"model differs from that of {config.init}: make model None, or leave init out")
     return dataclasses.replace(config, model=model), variables

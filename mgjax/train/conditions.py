@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.codec.rvq_training import QuantizerConfig, quantize
-from mgjax.conditioner_config import MelodyConfig, StyleConfig
 from mgjax.conditioning import clap as joint
 from mgjax.conditioning import hubert
 from mgjax.conditioning import style as styles
@@ -19,7 +18,8 @@ from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import Inputs, StyleConditioner
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.config import LMConfig, ModelConfig
+from mgjax.config.conditioning import MelodyConfig, StyleConfig
+from mgjax.config.model import LMConfig, ModelConfig
 from mgjax.errors import ConfigError
 from mgjax.train import clap, optim
 from mgjax.train.resample import resampled

@@ -13,16 +13,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from mgjax import checks, formats, sharding
+from mgjax.checkpoints import sources
 from mgjax.codec.codec import Codec
 from mgjax.codec.encodec import EncodecModel
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.config import LMConfig
+from mgjax.config.model import LMConfig
 from mgjax.data.conditions import Told
 from mgjax.data.corpus import SPLITS, Corpus
 from mgjax.data.pipeline import batches, validation_batches
+from mgjax.devices import sharding
 from mgjax.errors import ConfigError
+from mgjax.generation import arguments
 from mgjax.lm import codewords, lora
 from mgjax.lm import loss as losses
 from mgjax.lm import pattern as patterns
@@ -105,7 +107,7 @@ def begin(config: LMRun) -> Start:
             f"codebook_weights must be {num_codebooks} numbers, one for each codebook, got {len(weights)}"
         )
     if config.prompts:
-        checks.num_frames(config.prompt_seconds, begun.codec.frame_rate)
+        arguments.num_frames(config.prompt_seconds, begun.codec.frame_rate)
     conditions.check(begun.config, config.optim.accumulate, config.data.segment_seconds)
     if config.lora:
         _check_lora(config, begun)
@@ -117,7 +119,7 @@ def begin(config: LMRun) -> Start:
 def _check_lora(config: LMRun, begun: Start) -> None:
     """Raises ConfigError where more than the language model would learn, which an adapter's files cannot hold."""
     model = begun.config
-    if config.channels != formats.read_config(config.init).channels:
+    if config.channels != sources.read_config(config.init).channels:
         raise ConfigError(
             f"an adapter cannot make a model of {config.channels} channels of {config.init}: leave lora out"
         )

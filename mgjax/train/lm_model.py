@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from mgjax import sharding
 from mgjax.api import MusicGen
-from mgjax.checkpoint import Checkpoint, hash_of, write_model
+from mgjax.checkpoints import peft
+from mgjax.checkpoints.native import Checkpoint, hash_of, write_model
+from mgjax.devices import sharding
 from mgjax.inputs import files
-from mgjax.interop import peft
 from mgjax.lm import lora
 from mgjax.lm.stack import unstack_layers
 from mgjax.train.lm_run import LMRun

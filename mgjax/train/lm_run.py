@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import field
 
-from mgjax.conditioner_config import ClapConditionConfig, LabelConfig, MelodyConfig, NumberConfig, StyleConfig, T5Config
-from mgjax.config import LMConfig, Sampling
+from mgjax.config.conditioning import (
+    ClapConditionConfig,
+    LabelConfig,
+    MelodyConfig,
+    NumberConfig,
+    StyleConfig,
+    T5Config,
+)
+from mgjax.config.model import LMConfig, Sampling
+from mgjax.config.serialization import one_of, ranged
 from mgjax.data.conditions import Dropout
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
 from mgjax.errors import ConfigError
 from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
-from mgjax.strict_json import one_of, ranged
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig, check_numbers
 

@@ -23,17 +23,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from orbax.checkpoint import multihost
 
-from mgjax import hosts, sharding
-from mgjax.checkpoint import check_replaceable
+from mgjax.checkpoints.native import check_replaceable
+from mgjax.devices import distributed, sharding
 from mgjax.errors import ConfigError, NotFiniteError
 from mgjax.inputs import files
-from mgjax.train.checkpoints import Checkpoints, check_run, write_run
 from mgjax.train.inputs import NONE, Inputs
 from mgjax.train.memory import gib
 from mgjax.train.programs import Programs
 from mgjax.train.report import Report
 from mgjax.train.state import TrainState
 from mgjax.train.task import LoopConfig, Task
+from mgjax.train.training_state import Checkpoints, check_run, write_run
 from mgjax.train.watchdog import Watchdog
 
 __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
@@ -99,7 +99,7 @@ def fit(
     """
     workdir = Path(workdir).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
-    hosts.check_shared(workdir)
+    distributed.check_shared(workdir)
     programs = Programs(task, config, mesh or sharding.make_mesh(config.data, config.fsdp, config.model))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_Stop())

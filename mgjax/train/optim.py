@@ -16,8 +16,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float
 
+from mgjax.config.serialization import one_of, ranged
 from mgjax.errors import ConfigError
-from mgjax.strict_json import one_of, ranged
 from mgjax.train import muon
 
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Lowered
 from jaxtyping import Array
 
-from mgjax import chips, sharding
+from mgjax.devices import chips, sharding
 from mgjax.errors import ConfigError
 from mgjax.train.memory import Memory
 from mgjax.train.state import TrainState

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from mgjax import checkpoint, formats
+from mgjax.checkpoints import hub, native, sources
+from mgjax.checkpoints.tables import matching
+from mgjax.checkpoints.tables.clap import match_clap
+from mgjax.checkpoints.tables.hubert import match_hubert
 from mgjax.codec.codec import Codec
-from mgjax.conditioner import clap_tokenizer_of, tokenizer_of
-from mgjax.conditioner_config import ClapConditionConfig, StyleConfig
 from mgjax.conditioning.clap_text import ClapTokenizer
+from mgjax.conditioning.provider import clap_tokenizer_of, tokenizer_of
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import LMConfig, ModelConfig
+from mgjax.config.conditioning import ClapConditionConfig, StyleConfig
+from mgjax.config.model import LMConfig, ModelConfig
 from mgjax.errors import ConfigError
-from mgjax.interop import hub, table
-from mgjax.interop.clap import match_clap
-from mgjax.interop.hubert import match_hubert
 from mgjax.train import text as text_encoders
 from mgjax.train.lm_run import LMRun
 from mgjax.train.text import TextEncoder
@@ -58,7 +58,7 @@ class Start:
     @property
     def text_hash(self) -> str | None:
         """Twelve hexadecimal digits that tell text encoders apart; None where `text` is."""
-        return None if self.text is None else checkpoint.hash_of(self.config.text, self.text)
+        return None if self.text is None else native.hash_of(self.config.text, self.text)
 
     def hashes(self) -> dict[str, str | None]:
         """What tells each part from others; None for what there is not."""
@@ -71,7 +71,7 @@ class Start:
             "codec": self.codec.hash,
             "text_encoder": self.text_hash,
             "vocabulary": digest.hexdigest()[:12],
-            "init": checkpoint.hash_of(self.config.lm, weights),
+            "init": native.hash_of(self.config.lm, weights),
         }
 
     def tokenizer(self) -> Tokenizer | None:
@@ -92,19 +92,19 @@ def read(run: LMRun) -> Start:
             raise ConfigError("give lm and codec, what to train and on which codes; or init, a model to go on from")
         new = run.new_text
         reader = text_encoders.new(new, run.vocabulary) if new else text_encoders.read(run.text_encoder)
-        made = Codec(*formats.read_codec(codec), channels=channels)
+        made = Codec(*sources.read_codec(codec), channels=channels)
         weights, styles, towers, clap_files = None, None, None, None
         style, features = _style_encoder(run.style, run.style_encoder)
         extra = {"tokenizer": reader.tokenizer, "melody": run.melody, "style": style}
         extra |= {"labels": run.labels, "numbers": run.numbers}
         if run.clap_encoder is not None:
             directory = hub.fetch(run.clap_encoder)
-            found, towers = table.read(match_clap(directory), place=lambda path, array: array)
-            clap_files = checkpoint.find_clap_tokenizer(directory)
+            found, towers = matching.read(match_clap(directory), place=lambda path, array: array)
+            clap_files = native.find_clap_tokenizer(directory)
             extra["clap"] = dataclasses.replace(run.clap or ClapConditionConfig(), clap=found)
     else:
         encoders = {"text_encoder": run.text_encoder, "style_encoder": run.style_encoder}
-        given = formats.read(init, place=lambda path, array: array, **encoders)
+        given = sources.read(init, place=lambda path, array: array, **encoders)
         base, weights, styles = given.config, given.variables["lm"], dict(given.variables.get("style", {})) or None
         features = styles and styles.pop("features", None)
         if run.clap_encoder is not None:
@@ -114,7 +114,7 @@ def read(run: LMRun) -> Start:
         if codec is None:
             made = Codec(base.codec, given.variables["codec"], channels=channels)
         else:
-            made = Codec(*formats.read_codec(codec), channels=channels)
+            made = Codec(*sources.read_codec(codec), channels=channels)
         found, weights = base.lm, dict(weights)
         if channels == 2 * base.channels:
             found, weights = to_stereo(found, weights)
@@ -150,7 +150,7 @@ def _style_encoder(style: StyleConfig | None, source: str | None) -> tuple[Style
             "the features of a style need an encoder: set style_encoder, to m-a-p/MERT-v1-95M as the published model "
             "has it, or style.features to None for a style of codes"
         )
-    found, weights = table.read(match_hubert(hub.fetch(source)), place=lambda path, array: array)
+    found, weights = matching.read(match_hubert(hub.fetch(source)), place=lambda path, array: array)
     # Whether clips are normalised is the style's to say: the published model hears them as they are.
     found = dataclasses.replace(found, normalize=style.features.normalize)
     return dataclasses.replace(style, features=found), weights

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from jaxtyping import Array
 
+from mgjax.config.serialization import ranged
 from mgjax.errors import ConfigError
-from mgjax.strict_json import ranged
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
 

@@ -9,12 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mgjax import checkpoint, initialize
-from mgjax.conditioner_config import T5Config
+from mgjax.checkpoints import hub, huggingface, native, random_weights
+from mgjax.checkpoints.tables import matching
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
+from mgjax.config.conditioning import T5Config
 from mgjax.errors import CheckpointError, ConfigError
-from mgjax.interop import hub, huggingface, table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,14 +44,14 @@ def read(source: str | None) -> TextEncoder:
     if source is None:
         return TextEncoder()
     if source == "debug":
-        config = initialize.DEBUG
-        weights = initialize.random_variables(config, place=lambda path, array: array)["text"]
+        config = random_weights.DEBUG
+        weights = random_weights.random_variables(config, place=lambda path, array: array)["text"]
         return TextEncoder(config.text, weights, None, config.tokenizer)
     directory = hub.fetch(source)
-    if checkpoint.read_json(directory / "config.json").get("format") != "mgjax":
-        config, weights = table.read(huggingface.match_text_encoder(directory), place=lambda path, array: array)
-        return TextEncoder(config, weights, checkpoint.find_tokenizer(directory))
-    model = checkpoint.read_model(directory, place=lambda path, array: array)
+    if native.read_json(directory / "config.json").get("format") != "mgjax":
+        config, weights = matching.read(huggingface.match_text_encoder(directory), place=lambda path, array: array)
+        return TextEncoder(config, weights, native.find_tokenizer(directory))
+    model = native.read_model(directory, place=lambda path, array: array)
     if model.config.text is None:
         raise ConfigError(f"{source} reads no text: give a model that does, or a T5, as text_encoder")
     return TextEncoder(model.config.text, model.variables["text"], model.tokenizer, model.config.tokenizer)
@@ -71,7 +71,7 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
     if vocabulary in (None, "bytes"):
         found, files, kind = Tokenizer.bytes(), None, "bytes"
     else:
-        files, kind = checkpoint.find_tokenizer(Path(vocabulary)), "sentencepiece"
+        files, kind = native.find_tokenizer(Path(vocabulary)), "sentencepiece"
         if files is None:
             raise CheckpointError(
                 f"{vocabulary} holds no vocabulary: make one by `mgjax corpus vocabulary CORPUS --out {vocabulary}`, "

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgjax.codec.encodec import EncodecModel
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 
 def random_variables(config: CodecConfig) -> dict:

@@ -11,7 +11,7 @@ from mgjax import NotFiniteError
 from mgjax.codec import codec as codec_module
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.codec import Codec
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 _TOLERANCE = 1e-5  # measured: 2e-6, of a waveform with a standard deviation of 0.06 to 0.9
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mgjax.codec.conv import convolve, convolve_padded, convolve_transpose, paddings, reflect
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 
 @pytest.mark.parametrize("causal", [False, True])

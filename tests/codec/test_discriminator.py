@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from mgjax.codec.discriminator import Discriminator, DiscriminatorConfig
-from mgjax.strict_json import ConfigError
+from mgjax.config.serialization import ConfigError
 
 _CONFIG = DiscriminatorConfig(
     families=("stft", "scale", "period"),

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from random_codec import random_variables
 
+from mgjax.checkpoints.tables.weight_norm import unfold
 from mgjax.codec import rvq
 from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
-from mgjax.config import CodecConfig
-from mgjax.interop.weight_norm import unfold
+from mgjax.config.model import CodecConfig
 
 _SMALL = CodecConfig(num_filters=2, latent_dim=4, codebook_size=8, ratios=(4, 5))
 

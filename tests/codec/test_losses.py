@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers.audio_utils import mel_filter_bank
 
-from mgjax import sharding
 from mgjax.codec import losses, spectrogram
 from mgjax.codec.losses import LossConfig
-from mgjax.strict_json import ConfigError
+from mgjax.config.serialization import ConfigError
+from mgjax.devices import sharding
 
 _RATE = 16_000
 

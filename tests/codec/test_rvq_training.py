@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mgjax.codec import rvq, rvq_training
 from mgjax.codec.rvq_training import QuantizerConfig
-from mgjax.strict_json import ConfigError
+from mgjax.config.serialization import ConfigError
 
 _CONFIG = QuantizerConfig()
 _K, _V, _D = 3, 8, 4

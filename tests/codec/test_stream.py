@@ -9,7 +9,7 @@ from random_codec import random_variables
 from mgjax.codec import codec as codec_module
 from mgjax.codec import stream
 from mgjax.codec.codec import Codec
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 _SMALL = CodecConfig(num_filters=3, latent_dim=6, codebook_size=32, num_codebooks=2, ratios=(5, 4))
 _FORMS = {

@@ -5,7 +5,7 @@ import torch
 from transformers import EncodecConfig
 from transformers import EncodecModel as TorchEncodec
 
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 
 _FORMS = {
     "32khz": {"sampling_rate": 32_000, "upsampling_ratios": [8, 5, 4, 4], "use_causal_conv": False,

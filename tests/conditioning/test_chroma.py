@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mgjax.conditioner_config import MelodyConfig
 from mgjax.conditioning import chroma
+from mgjax.config.conditioning import MelodyConfig
 
 PUBLISHED = MelodyConfig()
 SMALL = MelodyConfig(sample_rate=8000, fft_size=1024, hop_length=256, bottleneck="none")

@@ -1,4 +1,4 @@
-"""CLAP's own properties; that it equals transformers is in tests/interop/test_clap_weights.py."""
+"""CLAP's own properties; that it equals transformers is in tests/checkpoints/test_clap_weights.py."""
 
 import dataclasses
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mgjax.codec import rvq, rvq_training
-from mgjax.conditioner_config import ClapAudioConfig, ClapConditionConfig, ClapConfig, ClapTextConfig
 from mgjax.conditioning.clap import (
     Clap,
     ClapAudio,
@@ -22,6 +21,7 @@ from mgjax.conditioning.clap import (
 )
 from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.htsat import _bicubic
+from mgjax.config.conditioning import ClapAudioConfig, ClapConditionConfig, ClapConfig, ClapTextConfig
 from mgjax.nn import applied
 
 TINY = ClapConfig(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import transformers
 
-from mgjax.conditioner_config import ClapAudioConfig
 from mgjax.conditioning.clap_features import clips, log_mel, mel_filters
-from mgjax.strict_json import ConfigError
+from mgjax.config.conditioning import ClapAudioConfig
+from mgjax.config.serialization import ConfigError
 
 PUBLISHED = ClapAudioConfig()
 SMALL = ClapAudioConfig(

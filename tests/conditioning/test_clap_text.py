@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 import transformers
 
+from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.conditioning.clap_text import ClapTokenizer
-from mgjax.interop.torch_file import CheckpointError
 
 CORPUS = ["a slow waltz on accordion", "Fast drums, é and 日本!", "waltz waltz slow slow 120 bpm", "  two  spaces\n"]
 TEXTS = [*CORPUS, " ", "unseen Wörter? 🎻", "it's", "waltz\tslow", "ﬁne e\u0301 \u0085 x", "a"]

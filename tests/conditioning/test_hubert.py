@@ -1,4 +1,4 @@
-"""HuBERT's own properties; that it equals transformers is in tests/interop/test_hubert_weights.py."""
+"""HuBERT's own properties; that it equals transformers is in tests/checkpoints/test_hubert_weights.py."""
 
 import dataclasses
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.conditioner_config import HubertConfig
 from mgjax.conditioning.hubert import Hubert, hubert_shapes, num_frames
-from mgjax.strict_json import ConfigError
+from mgjax.config.conditioning import HubertConfig
+from mgjax.config.serialization import ConfigError
 
 TINY = HubertConfig(
     conv_dims=(8, 10, 12), conv_kernels=(10, 3, 2), conv_strides=(5, 2, 2), dim=16, ffn_dim=24, num_layers=2,

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from mgjax.conditioner_config import LabelConfig, NumberConfig
+from mgjax.audio.metadata import Metadata
 from mgjax.conditioning import labels
-from mgjax.data.metadata import Metadata
-from mgjax.strict_json import ConfigError
+from mgjax.config.conditioning import LabelConfig, NumberConfig
+from mgjax.config.serialization import ConfigError
 
 GENRE = LabelConfig("genre", ("waltz", "Hip Hop", "jazz"))
 BPM = NumberConfig("bpm", 40, 160, dim=4)

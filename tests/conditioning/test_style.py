@@ -1,4 +1,4 @@
-"""The style conditioner's own properties; that it equals torch is in tests/interop/test_style_weights.py."""
+"""The style conditioner's own properties; that it equals torch is in tests/checkpoints/test_style_weights.py."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.conditioner_config import HubertConfig, StyleConfig
 from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import StyleConditioner, condition, excerpt, quantized, style_shapes
-from mgjax.strict_json import ConfigError, from_dict
+from mgjax.config.conditioning import HubertConfig, StyleConfig
+from mgjax.config.serialization import ConfigError, from_dict
 
 ENCODER = HubertConfig(
     conv_dims=(6, 6), conv_kernels=(8, 4), conv_strides=(4, 2), dim=8, ffn_dim=8, num_layers=1, num_heads=2,

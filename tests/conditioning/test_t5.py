@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from mgjax.conditioner_config import T5Config
 from mgjax.conditioning.t5 import T5Encoder, _buckets
+from mgjax.config.conditioning import T5Config
 
 LENGTHS = (23, 1, 14)  # of the rows, beyond and below half of max_distance
 

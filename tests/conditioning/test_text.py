@@ -12,10 +12,10 @@ import sentencepiece
 import transformers
 from transformers.utils import sentencepiece_model_pb2_new
 
-from mgjax.conditioner_config import T5Config
+from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import BUCKETS, Tokenizer
-from mgjax.interop.torch_file import CheckpointError
+from mgjax.config.conditioning import T5Config
 
 CORPUS = """a slow waltz on accordion with walking bass and soft brushes 80s synth pop driving drums heavy guitar lo-fi
 hip hop beat, warm piano; ambient texture (no vocals), 120 bpm! Beethoven's fifth: orchestral strings & brass

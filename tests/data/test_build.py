@@ -20,10 +20,11 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_info, example_serializer, naming, splits
 
-from mgjax.data import assembly, audio, build, datasets, processes, sources
+from mgjax.audio import files as audio_files
+from mgjax.audio.metadata import Metadata
+from mgjax.audio.waveform import resample, to_channels
+from mgjax.data import assembly, build, datasets, processes, sources
 from mgjax.data.corpus import Corpus, CorpusError
-from mgjax.data.metadata import Metadata
-from mgjax.data.sound import resample, to_channels
 from mgjax.inputs import claims, files
 
 RATE = 4000
@@ -35,7 +36,7 @@ SONGS = [("a.wav", 4000, 1, 2.5), ("b.flac", 4000, 2, 4.25), ("c/d.ogg", 8000, 1
 def _write(path, rate, channels, seconds, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     sound = np.random.default_rng(seed).uniform(-0.5, 0.5, (round(rate * seconds), channels)).astype(np.float32)
-    audio.write(path, sound, rate)
+    audio_files.write(path, sound, rate)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def _contents(directory):
 
 
 def _resampled(path, channels=1):
-    sound, rate = audio.read(path)
+    sound, rate = audio_files.read(path)
     return resample(to_channels(sound, channels), rate, RATE)
 
 
@@ -315,7 +316,7 @@ def _spoil(folder):
     data = bytearray(whole.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 20_000] = bytes(20_000)  # the beginning of it can be read
     whole.write_bytes(data)
-    audio.write(folder / "silent.wav", np.zeros((8000, 1), np.float32), 4000)
+    audio_files.write(folder / "silent.wav", np.zeros((8000, 1), np.float32), 4000)
     _write(folder / "short.wav", 4000, 1, 0.5)
     _write(folder / "words.wav", 4000, 1, 2)
     (folder / "words.json").write_text('{"bpm": "fast"}')

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgjax import cli
-from mgjax.data import audio, build, corpus_writing, processes, synthetic, tokenize
+from mgjax import cli, synthetic
+from mgjax.audio import files as audio_files
+from mgjax.audio.metadata import Metadata
+from mgjax.data import build, corpus_writing, processes, tokenize
 from mgjax.data.assembly import Report
 from mgjax.data.corpus import Corpus, Description, describe_audio
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.datasets import Fields
-from mgjax.data.metadata import Metadata
 
 REPORT = Report({"train": 3, "valid": 1}, {"train": 7200.0, "valid": 90.0}, (("a.wav", "silent"),))
 
@@ -36,7 +37,7 @@ def test_build_and_inspect_a_folder(capsys, monkeypatch):
     for i in range(4):
         sound = np.random.default_rng(i).uniform(-0.5, 0.5, (8000 + 4000 * i, 1)).astype(np.float32)
         Path("music").mkdir(exist_ok=True)
-        audio.write(f"music/{i}.wav", sound, 8000)
+        audio_files.write(f"music/{i}.wav", sound, 8000)
     Path("music/1.json").write_text(json.dumps({"description": "a slow waltz"}))
     assert cli.main(["corpus", "build", "music", "new/corpus", "--sample-rate", "4000", "--valid", "0"]) == 0
     out, err = capsys.readouterr()

@@ -14,15 +14,15 @@ import pytest
 
 pytest.importorskip("grain")
 
+from mgjax.audio.metadata import Metadata
 from mgjax.conditioning.text import Tokenizer
+from mgjax.config.serialization import ConfigError, from_dict
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import Dropout, Told
 from mgjax.data.corpus import Corpus, Description, describe_audio, shard_path
 from mgjax.data.corpus_writing import Piece
-from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig, DataError, batches, validation_batches
 from mgjax.data.prompts import TextConfig
-from mgjax.strict_json import ConfigError, from_dict
 
 ROOT = Path(__file__).parents[2]
 RATE = 100

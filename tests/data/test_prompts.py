@@ -5,9 +5,9 @@ import collections
 import numpy as np
 import pytest
 
-from mgjax.data.metadata import Metadata
+from mgjax.audio.metadata import Metadata
+from mgjax.config.serialization import ConfigError, from_dict
 from mgjax.data.prompts import TextConfig, assemble, plain
-from mgjax.strict_json import ConfigError, from_dict
 
 PIECE = Metadata(
     title="Dawn",

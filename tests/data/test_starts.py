@@ -16,10 +16,10 @@ import pytest
 
 pytest.importorskip("array_record")
 
+from mgjax.audio.metadata import Metadata
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import describe_audio
 from mgjax.data.corpus_writing import Piece
-from mgjax.data.metadata import Metadata
 
 STARTS = int(os.environ.get("MGJAX_STARTS", 3))
 AT_ONCE = 16

@@ -10,15 +10,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "codec"))
 from random_codec import random_variables
 
-from mgjax import checkpoint, formats
+from mgjax.audio.metadata import Metadata
+from mgjax.checkpoints import native, sources
 from mgjax.codec import codec as codec_module
 from mgjax.codec.codec import Codec
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
 from mgjax.data import corpus_writing, processes, tokenize
 from mgjax.data.corpus import Corpus, CorpusError, describe_audio
 from mgjax.data.corpus_writing import Piece
-from mgjax.data.metadata import Metadata
 
 CONFIG = CodecConfig(
     sample_rate=800,
@@ -37,7 +37,7 @@ SECONDS = [0.5, 3.3, 8.0, 61.3]  # the last one is longer than a block
 def codec_source(tmp_path_factory):
     """A tiny codec: 100 frames a second of 2 codebooks."""
     directory = tmp_path_factory.mktemp("codec") / "tiny"
-    checkpoint.write_codec(directory, CONFIG, random_variables(CONFIG))
+    native.write_codec(directory, CONFIG, random_variables(CONFIG))
     return str(directory)
 
 
@@ -73,7 +73,7 @@ def stereo(sound, codec_source, tmp_path_factory):
 
 def test_codes_are_those_of_the_codec(sound, stereo, codec_source):
     directory, _ = stereo
-    codec = Codec(*formats.read_codec(codec_source), channels=2)
+    codec = Codec(*sources.read_codec(codec_source), channels=2)
     for split, count in (("train", 3), ("valid", 1)):
         heard, codes = Corpus.open(sound, split), Corpus.open(directory, split)
         assert len(codes) == count
@@ -107,7 +107,7 @@ def test_mono_of_a_stereo_corpus(sound, codec_source, tmp_path):
     report = tokenize.tokenize(sound, tmp_path / "codes", codec_source, channels=1)
     assert report.seconds["valid"] == pytest.approx(8.0)
     corpus = Corpus.open(tmp_path / "codes")
-    codec = Codec(*formats.read_codec(codec_source))
+    codec = Codec(*sources.read_codec(codec_source))
     assert corpus.width == 2
     assert corpus.text_ids(0) is None
     pieces = codec.encode_blocks([Corpus.open(sound).read(1).mean(axis=1)], one_size=True)
@@ -125,14 +125,14 @@ def test_two_processes_make_the_same_codes(sound, stereo, codec_source, tmp_path
 
 def test_the_codec_is_loaded_once(sound, codec_source, tmp_path, monkeypatch):
     loaded = []
-    read = formats.read_codec
+    read = sources.read_codec
 
     def counted(source):
         loaded.append(source)
         return read(source)
 
     tokenize._load.cache_clear()
-    monkeypatch.setattr(formats, "read_codec", counted)
+    monkeypatch.setattr(sources, "read_codec", counted)
     tokenize.tokenize(sound, tmp_path / "codes", os.path.relpath(codec_source))
     assert loaded == [codec_source]  # absolute, so that it can be found from elsewhere
 
@@ -144,7 +144,7 @@ def test_another_codec_is_not_mixed_in(sound, stereo, codec_source, tmp_path, mo
     other = tmp_path / "other"
     variables = random_variables(CONFIG)
     variables["codebooks"]["embed"] = variables["codebooks"]["embed"] * 2
-    checkpoint.write_codec(other, CONFIG, variables)
+    native.write_codec(other, CONFIG, variables)
     with pytest.raises(FileExistsError, match="holds a corpus of other sources or settings"):
         tokenize.tokenize(sound, directory, str(other), tokenizer="bytes")
     maker = tokenize.CodeMaker(str(sound), str(other), Corpus.open(directory).codec_hash, 2, None)
@@ -165,7 +165,7 @@ def test_another_codec_is_not_mixed_in(sound, stereo, codec_source, tmp_path, mo
 )
 def test_a_codec_that_does_not_fit(sound, tmp_path, monkeypatch, changes, message):
     config = CodecConfig(**{**vars(CONFIG), **changes})
-    checkpoint.write_codec(tmp_path / "codec", config, random_variables(config))
+    native.write_codec(tmp_path / "codec", config, random_variables(config))
     with pytest.raises(ValueError, match=message):
         tokenize.tokenize(sound, tmp_path / "codes", str(tmp_path / "codec"))
     assert not (tmp_path / "codes").exists()

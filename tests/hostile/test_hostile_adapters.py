@@ -5,15 +5,14 @@ import numpy as np
 import tiny_files
 from fuzzing import Door
 
-from mgjax import initialize
-from mgjax.interop import peft
+from mgjax.checkpoints import peft, random_weights
 from mgjax.lm import lora
 
 CONFIG = lora.LoraConfig(rank=2, alpha=8.0, targets=("self_attn", "head"))
 
 
 def params():
-    return initialize.random_variables(tiny_files.MODEL, place=tiny_files.in_place)["lm"]
+    return random_weights.random_variables(tiny_files.MODEL, place=tiny_files.in_place)["lm"]
 
 
 def write(folder):

@@ -3,10 +3,9 @@
 import tiny_files
 from fuzzing import Door
 
-from mgjax import formats
-from mgjax.checkpoint import write_codec
-from mgjax.initialize import random_variables
-from mgjax.interop import huggingface
+from mgjax.checkpoints import huggingface, sources
+from mgjax.checkpoints.native import write_codec
+from mgjax.checkpoints.random_weights import random_variables
 
 
 def write(folder):
@@ -20,7 +19,7 @@ def write(folder):
 
 def read(folder):
     if folder.name in ("codec", "encodec"):
-        formats.read_codec(folder, place=tiny_files.in_place)
+        sources.read_codec(folder, place=tiny_files.in_place)
     else:
         tiny_files.read(folder)
 

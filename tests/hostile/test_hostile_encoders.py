@@ -3,7 +3,8 @@
 import tiny_files
 from fuzzing import Door
 
-from mgjax.interop import clap, hubert, huggingface, table
+from mgjax.checkpoints import huggingface
+from mgjax.checkpoints.tables import clap, hubert, matching
 
 
 def write(folder):
@@ -14,7 +15,7 @@ def write(folder):
 
 def read(folder):
     finders = {"t5": huggingface.match_text_encoder, "clap": clap.match_clap, "hubert": hubert.match_hubert}
-    table.read(finders[folder.name](folder), place=tiny_files.in_place)
+    matching.read(finders[folder.name](folder), place=tiny_files.in_place)
 
 
 DOOR = Door(write, read, ("*config.json",))

@@ -6,8 +6,8 @@ import time
 import fuzzing
 import numpy as np
 
+from mgjax.config.serialization import ConfigError
 from mgjax.inputs.files import read_json
-from mgjax.strict_json import ConfigError
 
 
 def raw(path):

@@ -5,8 +5,8 @@ import json
 
 from fuzzing import Door
 
+from mgjax.audio.metadata import MetadataError
 from mgjax.data import sources
-from mgjax.data.metadata import MetadataError
 
 ROWS = [
     {"path": "a.wav", "title": "A", "bpm": 90, "moods": ["calm", "dark"], "description": "a calm piano"},

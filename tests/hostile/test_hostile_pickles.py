@@ -5,7 +5,8 @@ import zipfile
 import tiny_files
 from fuzzing import Door
 
-from mgjax.interop import audiocraft, weights
+from mgjax.checkpoints import audiocraft
+from mgjax.checkpoints.files import safetensors
 
 # What torch 2.11 saves of a matrix, a parameter in bfloat16 and a transposed matrix in an OrderedDict with _metadata.
 PICKLE = b"""\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01(X\x01\x00\x00\x00wq\x02ctorch._utils\n_rebuild_tensor_v2
@@ -29,7 +30,7 @@ def write(folder):
 
 def read(folder):
     if folder.name == "torch":
-        for tensor in weights.find(folder).values():
+        for tensor in safetensors.find(folder).values():
             tensor.read()
     else:
         audiocraft.read_model(folder, place=tiny_files.in_place, fetch=lambda name: folder / "text")

@@ -6,10 +6,11 @@ import tiny_files
 import yaml
 from fuzzing import Door
 
-from mgjax import initialize
-from mgjax.conditioner_config import MelodyConfig
-from mgjax.config import Fused
-from mgjax.interop import audiocraft, audiocraft_run, names, table, torch_file
+from mgjax.checkpoints import audiocraft, audiocraft_config, random_weights
+from mgjax.checkpoints.files import torch_file
+from mgjax.checkpoints.tables import matching, musicgen
+from mgjax.config.conditioning import MelodyConfig
+from mgjax.config.model import Fused
 
 PREFIXES = (Fused("melody", 12, "prefix"), Fused("text", 6, "prefix"))
 MODELS = {
@@ -23,17 +24,17 @@ MODELS = {
 def write(folder):
     for name, config in MODELS.items():
         tiny_files.write(folder / name / "t5", "huggingface")
-        runs = {"state_dict": audiocraft_run.lm_run(config, "t5-tiny")}
-        runs["compression_state_dict"] = audiocraft_run.codec_run(config.codec)
+        runs = {"state_dict": audiocraft_config.lm_run(config, "t5-tiny")}
+        runs["compression_state_dict"] = audiocraft_config.codec_run(config.codec)
         for stem, run in runs.items():
             (folder / name / f"{stem}.cfg").write_text(yaml.safe_dump(run))
 
 
 def read(folder):
     config = MODELS[folder.name]
-    arrays = initialize.random_variables(config, place=tiny_files.in_place)
-    states = {"state_dict": table.export(names.audiocraft(config), arrays)}
-    states["compression_state_dict"] = table.export(names.audiocraft_codec(config.codec), arrays["codec"])
+    arrays = random_weights.random_variables(config, place=tiny_files.in_place)
+    states = {"state_dict": matching.export(musicgen.audiocraft(config), arrays)}
+    states["compression_state_dict"] = matching.export(musicgen.audiocraft_codec(config.codec), arrays["codec"])
     for stem, state in states.items():
         path = folder / f"{stem}.cfg"
         text = path.read_bytes().decode(errors="replace") if path.is_file() else ""

@@ -5,7 +5,7 @@ import numpy as np
 import soundfile
 from fuzzing import Door
 
-from mgjax.data import audio
+from mgjax.audio import files as audio_files
 
 KINDS = {
     "wav": ("WAV", "PCM_16"), "adpcm.wav": ("WAV", "IMA_ADPCM"), "flac": ("FLAC", "PCM_24"), "ogg": ("OGG", "VORBIS"),
@@ -27,9 +27,9 @@ def write(folder):
 
 def read(folder):
     path = folder / f"song.{folder.name}"
-    audio.info(path)
-    audio.read(path, start_seconds=0.01, seconds=0.05)
-    for _ in audio.blocks(path, 0.1, 4000, 1):
+    audio_files.info(path)
+    audio_files.read(path, start_seconds=0.01, seconds=0.05)
+    for _ in audio_files.blocks(path, 0.1, 4000, 1):
         pass
 
 

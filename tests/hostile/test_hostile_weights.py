@@ -3,7 +3,7 @@
 import tiny_files
 from fuzzing import Door
 
-from mgjax.interop import weights
+from mgjax.checkpoints.files import safetensors
 
 
 def write(folder):
@@ -12,7 +12,7 @@ def write(folder):
     tiny_files.write(folder / "transformers", "huggingface")
     tiny_files.write(folder / "sharded", "huggingface")
     whole = folder / "sharded" / "model.safetensors"
-    weights.write(folder / "sharded", weights.read(whole), whole.stat().st_size // 2)
+    safetensors.write(folder / "sharded", safetensors.read(whole), whole.stat().st_size // 2)
     whole.unlink()
 
 

@@ -5,9 +5,14 @@ import json
 
 import numpy as np
 
-from mgjax import formats, initialize
-from mgjax.checkpoint import Checkpoint
-from mgjax.conditioner_config import (
+from mgjax.checkpoints import random_weights, sources
+from mgjax.checkpoints.files import safetensors
+from mgjax.checkpoints.files.torch_file import Tensor
+from mgjax.checkpoints.native import Checkpoint
+from mgjax.checkpoints.tables import clap, hubert, matching
+from mgjax.checkpoints.tables.clap_shapes import clap_shapes
+from mgjax.conditioning.hubert import hubert_shapes
+from mgjax.config.conditioning import (
     ClapAudioConfig,
     ClapConfig,
     ClapTextConfig,
@@ -18,11 +23,7 @@ from mgjax.conditioner_config import (
     StyleConfig,
     T5Config,
 )
-from mgjax.conditioning.hubert import hubert_shapes
-from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
-from mgjax.interop import clap, hubert, table, weights
-from mgjax.interop.clap_shapes import clap_shapes
-from mgjax.interop.torch_file import Tensor
+from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
 
 LM = LMConfig(8, num_layers=1, num_heads=2, ffn_dim=12, num_codebooks=2, codebook_size=4, delays=(0, 1),
               conditions=(Fused("text", 6),))  # fmt: skip
@@ -57,14 +58,14 @@ def in_place(path, array):
 
 def write(folder, form, config=MODEL, **options):
     """A model in one of its forms."""
-    formats.write(folder, Checkpoint(config, initialize.random_variables(config, place=in_place)), form, **options)
+    sources.write(folder, Checkpoint(config, random_weights.random_variables(config, place=in_place)), form, **options)
 
 
 def read(folder):
     """All that is in the folder of a model."""
-    formats.read_config(folder)
-    formats.read(folder, place=in_place)
-    formats.read_codec(folder, place=in_place)
+    sources.read_config(folder)
+    sources.read(folder, place=in_place)
+    sources.read_codec(folder, place=in_place)
 
 
 def write_clap(folder):
@@ -80,8 +81,8 @@ def write_clap(folder):
     )
     features = {theirs: getattr(audio, ours) for ours, (theirs, _) in clap._FEATURE_FIELDS.items()}
     _write_settings(folder / "preprocessor_config.json", **features)
-    arrays = initialize.random_arrays(clap_shapes(CLAP), place=in_place)
-    weights.write(folder, table.export(clap._rules(CLAP), arrays))
+    arrays = random_weights.random_arrays(clap_shapes(CLAP), place=in_place)
+    safetensors.write(folder, matching.export(clap._rules(CLAP), arrays))
 
 
 def write_hubert(folder):
@@ -89,12 +90,14 @@ def write_hubert(folder):
     fields = {theirs: getattr(HUBERT, ours) for ours, (theirs, _) in hubert._FIELDS.items()}
     _write_settings(folder / "config.json", model_type="hubert", **fields)
     _write_settings(folder / "preprocessor_config.json", do_normalize=True, sampling_rate=16_000)
-    tensors = table.export(hubert.hubert(HUBERT), initialize.random_arrays(hubert_shapes(HUBERT), place=in_place))
+    tensors = matching.export(
+        hubert.hubert(HUBERT), random_weights.random_arrays(hubert_shapes(HUBERT), place=in_place)
+    )
     kernel = tensors.pop(f"{hubert._POSITIONS}.weight")
     size = np.ones((1, 1, kernel.shape[2]), np.float32)
     tensors[f"{hubert._POSITIONS}.weight_v"] = kernel
     tensors[f"{hubert._POSITIONS}.weight_g"] = Tensor(size.shape, size.dtype, "", lambda: size)
-    weights.write(folder, tensors)
+    safetensors.write(folder, tensors)
 
 
 def _write_settings(path, **values):

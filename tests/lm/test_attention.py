@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-from mgjax import sharding
+from mgjax.devices import sharding
 from mgjax.lm import attention
 
 STEPS = 150  # more than a block of 128, and no whole number of them

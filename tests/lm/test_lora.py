@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny_lm import make, text
 
+from mgjax.config.serialization import ConfigError
 from mgjax.lm import lora
 from mgjax.lm.lora import LoraConfig
 from mgjax.lm.model import LM
 from mgjax.lm.stack import stack_layers, unstack_layers
-from mgjax.strict_json import ConfigError
 
 CONFIG = LoraConfig(rank=3, alpha=6.0, targets=("attn", "ffn", "head"))
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 21, (2, 9, 4)), jnp.int32)

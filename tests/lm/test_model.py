@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_lm import chroma, context, make, text
 
+from mgjax.checkpoints.tables.shapes import lm_shapes
 from mgjax.conditioning.condition import Condition
-from mgjax.config import Fused, LMConfig
-from mgjax.interop.shapes import lm_shapes
+from mgjax.config.model import Fused, LMConfig
 from mgjax.lm.model import LM
 from mgjax.nn import sinusoidal_positions
 

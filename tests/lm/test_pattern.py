@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.config import PATTERNS, LMConfig
+from mgjax.config.model import PATTERNS, LMConfig
+from mgjax.config.serialization import ConfigError
 from mgjax.lm import pattern as patterns
-from mgjax.strict_json import ConfigError
 
 S = 99  # the special token, printed in the golden matrices
 _UNROLLED = "---- ---- 0--- ---- -00- 1--- ---- ---0 -11- 2--- ---- ---1 -22- ---- ---- ---2 ---- ----"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_lm import make, text
 
-from mgjax.config import Fused
+from mgjax.config.model import Fused
 from mgjax.lm.model import LM
 from mgjax.lm.stack import stack_layers, unstack_layers
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mgjax.checkpoints.random_weights import random_arrays
+from mgjax.checkpoints.tables.shapes import lm_shapes
 from mgjax.conditioning.condition import Condition
-from mgjax.config import Fused, LMConfig
-from mgjax.initialize import random_arrays
-from mgjax.interop.shapes import lm_shapes
+from mgjax.config.model import Fused, LMConfig
 from mgjax.lm.model import LM
 
 CONFIG = LMConfig(dim=32, num_layers=2, num_heads=4, ffn_dim=64, codebook_size=20, conditions=(Fused("text", 8),))

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mgjax import chips, sharding
+from mgjax.devices import chips, sharding
 from mgjax.plan import hlo, interconnect
 
 # In the words of a TPU's compiler: small memory is S(1), an all-gather is spread over what runs beside it, a

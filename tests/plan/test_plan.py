@@ -11,15 +11,16 @@ import sys
 import jax
 import pytest
 
-from mgjax import chips, cli, sharding
-from mgjax.conditioner_config import StyleConfig
-from mgjax.config import Fused
+from mgjax import cli
+from mgjax.checkpoints.random_weights import DEBUG
+from mgjax.checkpoints.tables.shapes import lm_shapes, model_shapes
+from mgjax.config.conditioning import StyleConfig
+from mgjax.config.model import Fused
+from mgjax.config.serialization import ConfigError
 from mgjax.data.pipeline import DataConfig
-from mgjax.initialize import DEBUG
-from mgjax.interop.shapes import lm_shapes, model_shapes
+from mgjax.devices import chips, sharding
 from mgjax.lm.stack import REMAT
 from mgjax.plan import roofline, shapes, topology, training
-from mgjax.strict_json import ConfigError
 from mgjax.train import lm
 from mgjax.train.lm_run import LMRun
 from mgjax.train.optim import OptimConfig
@@ -120,7 +121,7 @@ def configs():
 @pytest.mark.parametrize("name", ["small", "medium", "large", "melody", "style", "stereo"])
 def test_every_published_run_begins_from_shapes(name):
     """And its step can be traced: nothing is read, nothing fetched."""
-    from mgjax.train.configs import from_config_dict
+    from mgjax.train.overrides import from_config_dict
 
     run = from_config_dict(LMRun, configs().get_config(name))
     begun = shapes.begin(run)

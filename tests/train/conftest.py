@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax import sharding
+from mgjax.audio.metadata import Metadata
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Description
-from mgjax.data.metadata import Metadata
+from mgjax.devices import sharding
 from mgjax.train import lm
 
 

@@ -10,11 +10,11 @@ import pytest
 from jax.experimental import multihost_utils
 from toy_task import arrays
 
-from mgjax import sharding
-from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError
-from mgjax.train.checkpoints import Checkpoints
+from mgjax.checkpoints.files.torch_file import CheckpointError
+from mgjax.config.serialization import ConfigError
+from mgjax.devices import sharding
 from mgjax.train.state import TrainState
+from mgjax.train.training_state import Checkpoints
 
 
 def state(step, size=4096):

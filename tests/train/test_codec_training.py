@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 import mgjax
-from mgjax import sharding
+from mgjax.audio.metadata import Metadata
 from mgjax.codec import losses
 from mgjax.codec.discriminator import DiscriminatorConfig
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.losses import LossConfig
 from mgjax.codec.rvq_training import QuantizerConfig
-from mgjax.config import CodecConfig
+from mgjax.config.model import CodecConfig
+from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import describe_audio
-from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
-from mgjax.strict_json import ConfigError
+from mgjax.devices import sharding
 from mgjax.train import codec, flops
 from mgjax.train.codec import CodecRun
 from mgjax.train.optim import Average, OptimConfig

@@ -11,26 +11,26 @@ import numpy as np
 import pytest
 import tokenizers
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))
 import tiny_clap
 
 import mgjax
-from mgjax.conditioner_config import ClapConditionConfig, LabelConfig, MelodyConfig, NumberConfig, StyleConfig
+from mgjax.audio.metadata import Metadata
+from mgjax.checkpoints.random_weights import DEBUG, random_variables
+from mgjax.checkpoints.tables import matching
+from mgjax.checkpoints.tables.clap import match_clap
 from mgjax.conditioning import chroma
 from mgjax.conditioning.clap import Clap
 from mgjax.conditioning.clap_text import ClapTokenizer
-from mgjax.config import Fused
+from mgjax.config.conditioning import ClapConditionConfig, LabelConfig, MelodyConfig, NumberConfig, StyleConfig
+from mgjax.config.model import Fused
+from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing, tokenize
 from mgjax.data.conditions import Drawn, Dropout, Teller, Told, stored_melody
 from mgjax.data.corpus import Corpus, describe_audio
-from mgjax.data.metadata import Metadata
 from mgjax.data.pieces import Pieces
 from mgjax.data.pipeline import DataConfig, batches
-from mgjax.initialize import DEBUG, random_variables
-from mgjax.interop import table
-from mgjax.interop.clap import match_clap
 from mgjax.lm.stack import stack_layers
-from mgjax.strict_json import ConfigError
 from mgjax.train import clap, conditions, lm
 from mgjax.train.optim import OptimConfig
 from mgjax.train.resample import resampled
@@ -299,7 +299,7 @@ def test_sound_for_encoders_is_resampled():
 
 def test_clap_hears_in_training_what_it_hears_elsewhere(clap_encoder):
     """But for the filter that resamples: mono of stereo sound at the codec's rate."""
-    config, variables = table.read(match_clap(Path(clap_encoder)))
+    config, variables = matching.read(match_clap(Path(clap_encoder)))
     stereo = np.concatenate([notes(0.5, 0), notes(0.5, 9)], axis=1)
     audio = np.stack([stereo, np.random.default_rng(0).standard_normal(stereo.shape).astype(np.float32) / 8])
     embed = jax.jit(lambda audio: clap.embedded(ClapConditionConfig(config), variables, {"audio": audio}, 32_000, 1))

@@ -8,14 +8,16 @@ import shutil
 import numpy as np
 import pytest
 
-from mgjax import cli, finetune, formats
-from mgjax.data import audio, build, processes
-from mgjax.finetune import Finetuning, spoken, write_captions
+from mgjax import cli
+from mgjax.audio import files as audio_files
+from mgjax.checkpoints import peft, sources
+from mgjax.config.serialization import ConfigError
+from mgjax.data import build, processes
 from mgjax.inputs import claims
-from mgjax.interop import peft
-from mgjax.strict_json import ConfigError
-from mgjax.train.checkpoints import check_run, write_run
+from mgjax.train import finetune
+from mgjax.train.finetune import Finetuning, spoken, write_captions
 from mgjax.train.loop import MAY_CHANGE
+from mgjax.train.training_state import check_run, write_run
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def music(tmp_path):
     folder.mkdir()
     for i in range(4):
         tone = np.sin(2 * np.pi * 220 * (1 + i) * np.arange(48_000) / 32_000)
-        audio.write(folder / f"0{i} - slow_tone-{'abcd'[i]}.wav", 0.3 * tone.astype(np.float32), 32_000)
+        audio_files.write(folder / f"0{i} - slow_tone-{'abcd'[i]}.wav", 0.3 * tone.astype(np.float32), 32_000)
     return folder
 
 
@@ -46,7 +48,7 @@ def test_a_folder_of_music_becomes_an_adapter(music, tmp_path, capfd):
     assert f"--model debug --adapter {out}" in told
     captions = [json.loads(line)["description"] for line in (out / "run" / "music.jsonl").read_text().splitlines()]
     assert captions == ["slow tone a", "slow tone b", "slow tone c", "slow tone d"]
-    clips = {clip.name: audio.read(clip)[0] for clip in (out / "clips").iterdir()}
+    clips = {clip.name: audio_files.read(clip)[0] for clip in (out / "clips").iterdir()}
     assert sorted(clips) == ["1 after.wav", "1 before.wav", "2 after.wav", "2 before.wav"]
     assert not np.array_equal(clips["1 before.wav"], clips["1 after.wav"])
     assert peft.base(out) == "debug"
@@ -143,7 +145,7 @@ def test_settings_go_by_the_names_of_options():
 
 def test_the_warm_up_is_that_which_a_run_was_begun_with(tmp_path):
     assert [finetune._warmup(steps, None) for steps in (4, 100, 500, 5000)] == [0, 20, 50, 50]
-    base, begun = formats.read_config("debug"), tmp_path / "config.json"
+    base, begun = sources.read_config("debug"), tmp_path / "config.json"
 
     def run(steps, warmup):
         return finetune.run_of(Finetuning("music", "debug", steps=steps), base, "corpus", ["a tone"], warmup)

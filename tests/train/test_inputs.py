@@ -6,11 +6,11 @@ import pytest
 from test_lm import DEBUG, RUN, on
 from test_loop import CONFIG, Rows, line, valid
 
-from mgjax.strict_json import ConfigError
+from mgjax.config.serialization import ConfigError
 from mgjax.train import lm
-from mgjax.train.checkpoints import Checkpoints
 from mgjax.train.inputs import Inputs
 from mgjax.train.loop import fit
+from mgjax.train.training_state import Checkpoints
 
 BEFORE = {"codec": "c1", "train split of tokens": ["a", "b"], "init": "w1"}
 

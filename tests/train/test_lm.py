@@ -10,16 +10,16 @@ import pytest
 from baselines import token_counts, uniform, unigram
 
 import mgjax
-from mgjax.checkpoint import Checkpoint, write_model
-from mgjax.config import Fused, Sampling
+from mgjax.audio.metadata import Metadata
+from mgjax.checkpoints.native import Checkpoint, write_model
+from mgjax.checkpoints.random_weights import DEBUG, random_variables
+from mgjax.config.model import Fused, Sampling
+from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Corpus, Description
-from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
-from mgjax.initialize import DEBUG, random_variables
 from mgjax.lm.model import LM
-from mgjax.strict_json import ConfigError
 from mgjax.train import lm, lm_model, start
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from mgjax.strict_json import ConfigError
+from mgjax.config.serialization import ConfigError
 from mgjax.train.loop import LoopConfig, NotFiniteError, Task, fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.report import Report

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import mgjax
+from mgjax.checkpoints import peft
+from mgjax.config.serialization import ConfigError
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
-from mgjax.interop import peft
 from mgjax.lm.lora import LoraConfig
-from mgjax.strict_json import ConfigError
 from mgjax.train import lm
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig

@@ -16,8 +16,8 @@ import numpy as np
 from mgjax import sharding
 from mgjax.codec.discriminator import DiscriminatorConfig
 from mgjax.codec.losses import LossConfig
-from mgjax.config import Fused, LMConfig
-from mgjax.initialize import DEBUG, random_variables
+from mgjax.config.model import Fused, LMConfig
+from mgjax.checkpoints.random_weights import DEBUG, random_variables
 from mgjax.train import codec, lm
 from mgjax.train.programs import Programs
 

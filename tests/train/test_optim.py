@@ -9,8 +9,8 @@ import optax
 import pytest
 import torch
 
+from mgjax.config.serialization import ConfigError
 from mgjax.lm.stack import stack_layers, unstack_layers
-from mgjax.strict_json import ConfigError
 from mgjax.train import optim
 from mgjax.train.optim import Average, OptimConfig
 

@@ -13,21 +13,21 @@ import torch
 import transformers
 
 import mgjax
-from mgjax import formats
-from mgjax import style as styles
+from mgjax.audio.metadata import Metadata
+from mgjax.checkpoints import sources
+from mgjax.checkpoints.random_weights import DEBUG
+from mgjax.checkpoints.tables import matching
+from mgjax.checkpoints.tables.hubert import match_hubert
 from mgjax.codec.codec import Codec
-from mgjax.conditioner_config import HubertConfig, StyleConfig
+from mgjax.conditioning import excerpts as styles
 from mgjax.conditioning.hubert import Hubert
-from mgjax.config import Fused
+from mgjax.config.conditioning import HubertConfig, StyleConfig
+from mgjax.config.model import Fused
+from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import Dropout
 from mgjax.data.corpus import Description, describe_audio
-from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
-from mgjax.initialize import DEBUG
-from mgjax.interop import table
-from mgjax.interop.hubert import match_hubert
-from mgjax.strict_json import ConfigError
 from mgjax.train import conditions, lm
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig
@@ -93,7 +93,7 @@ def test_the_encoder_hears_in_training_what_it_hears_at_generation(mert):
     """The same seconds of the same mix, but for the filter that resamples; and no others."""
     config = lm.begin(dataclasses.replace(RUN, style_encoder=mert)).config
     assert (config.style.features.sample_rate, config.style.features.normalize) == (24_000, False)
-    features, weights = table.read(match_hubert(Path(mert)))
+    features, weights = matching.read(match_hubert(Path(mert)))
     assert features.normalize
     batch = batch_of()
     batch["audio"] = np.concatenate([batch["audio"], batch["audio"][:, ::-1]], axis=2)  # of two channels
@@ -160,7 +160,7 @@ def test_a_run_saves_a_whole_model_that_follows_a_style(mert, sound, tmp_path):
 
     model = mgjax.load(tmp_path / "model")
     saved = model._params["style"]
-    assert jax.tree.all(jax.tree.map(np.array_equal, saved["features"], table.read(match_hubert(Path(mert)))[1]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, saved["features"], matching.read(match_hubert(Path(mert)))[1]))
 
     def logits(style):
         told = {"style": style, "style_sample_rate": RATE}
@@ -200,7 +200,7 @@ def test_styles_that_cannot_be_trained_are_refused(mert, changes, message):
 def test_an_encoder_does_not_hear_codes(mert, tmp_path):
     description = Description(
         "tokens", RATE, 1, frame_rate=50.0, num_codebooks=4, codebook_size=64,
-        codec_hash=Codec(*formats.read_codec("debug")).hash,
+        codec_hash=Codec(*sources.read_codec("debug")).hash,
     )  # fmt: skip
     piece = corpus_writing.Piece("noise", Metadata(), np.zeros((50, 4), np.int32))
     corpus_writing.write(tmp_path / "codes", description, {"train": [piece], "valid": [piece]})

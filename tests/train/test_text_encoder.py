@@ -12,23 +12,23 @@ import transformers
 from jax.sharding import PartitionSpec as P
 
 import mgjax
-from mgjax import sharding
-from mgjax.checkpoint import hash_of
-from mgjax.conditioner_config import T5Config
+from mgjax.audio.metadata import Metadata
+from mgjax.checkpoints.files.torch_file import CheckpointError
+from mgjax.checkpoints.native import hash_of
+from mgjax.checkpoints.random_weights import random_variables
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config import Fused, LMConfig
+from mgjax.config.conditioning import T5Config
+from mgjax.config.model import Fused, LMConfig
+from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing, vocabulary
 from mgjax.data.corpus import Corpus, Description
-from mgjax.data.metadata import Metadata
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
-from mgjax.initialize import random_variables
-from mgjax.interop.torch_file import CheckpointError
-from mgjax.strict_json import ConfigError
+from mgjax.devices import sharding
 from mgjax.train import lm, text
-from mgjax.train.configs import from_config_dict, to_config_dict
 from mgjax.train.optim import OptimConfig
+from mgjax.train.overrides import from_config_dict, to_config_dict
 from mgjax.train.task import LoopConfig
 
 NEW = T5Config(dim=8, head_dim=4, ffn_dim=12, num_layers=1, num_heads=2, num_buckets=8, activation="gated-gelu")

@@ -12,10 +12,10 @@ import pytest
 import toy_task
 from jax.sharding import PartitionSpec as P
 
-from mgjax import sharding
+from mgjax.checkpoints.random_weights import DEBUG, random_variables
 from mgjax.codec.discriminator import DiscriminatorConfig
-from mgjax.config import Fused, LMConfig, ModelConfig
-from mgjax.initialize import DEBUG, random_variables
+from mgjax.config.model import Fused, LMConfig, ModelConfig
+from mgjax.devices import sharding
 from mgjax.train import codec, lm
 from mgjax.train.loop import LoopConfig, fit
 from mgjax.train.optim import OptimConfig

@@ -18,7 +18,7 @@ import time
 import numpy as np
 import toy_task
 
-from mgjax import hosts, sharding
+from mgjax.devices import distributed, sharding
 from mgjax.train.loop import LoopConfig, fit
 
 HEARTBEAT_SECONDS = 10
@@ -72,9 +72,9 @@ def child(run: Run, process: int, port: int) -> None:
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={DEVICES // run.processes} --xla_backend_optimization_level=0"
     )
-    hosts.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
+    distributed.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
     if run.processes > 1:
-        hosts.start(f"localhost:{port}", run.processes, process, heeds_sigterm=True)
+        distributed.start(f"localhost:{port}", run.processes, process, heeds_sigterm=True)
     mesh = sharding.make_mesh(*run.mesh)
     rows = sharding.rows_here(toy_task.ROWS, mesh)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mgjax.sharding import path_of
+from mgjax.devices.sharding import path_of
 from mgjax.train.loop import LoopConfig, Task, fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState

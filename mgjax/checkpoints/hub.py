@@ -1,0 +1,113 @@
+"""Where a model's files are: in mgjax, in a folder, or on the Hugging Face Hub, of which only the needed files come."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from mgjax.checkpoints.native import CLAP_FOLDER, CLAP_TOKENIZER_FILES, TOKENIZER_FILES
+from mgjax.errors import CheckpointError
+
+BUNDLED = ("mini",)  # the models that come with mgjax
+_PRETRAINED = Path(__file__).parents[1] / "pretrained"
+
+_CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+# RoBERTa's tokenizer, in the repository of a CLAP and in that of a model that holds one.
+_CLAP_FILES = ("vocab.json", "merges.txt", *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES))
+# What the Hub's library raises: its own errors, and those of the library that it makes requests with.
+_FAILURES = (OSError, ValueError, *HfHubHTTPError.__bases__)
+_ORIGINALS = ("state_dict.bin", "compression_state_dict.bin")
+
+
+def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path:
+    """The folder of a model: `source` itself where it is one, else a copy of the Hub's repository of that name.
+
+    Args:
+      source: The name of a model that comes with mgjax (`BUNDLED`; "./mini" is a folder), a folder, or a repository's
+        id such as "facebook/musicgen-small".
+      allow: Patterns of the files to fetch; None for the configs, the tokenizer and one form of the weights.
+
+    Raises:
+      CheckpointError: There is no such folder or repository, it may not be read, or it cannot be reached and has not
+        been fetched before.
+    """
+    if source in BUNDLED:
+        return _bundled(source)
+    source = os.fspath(source)
+    folder = Path(source).expanduser()
+    if source and folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", source):
+        raise CheckpointError(f"{source}: there is no such folder; give a folder, or the id of a model on the Hub")
+    try:
+        files = huggingface_hub.list_repo_files(source)
+        wanted = select(files, source) if allow is None else allow
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{source}: its owner gives access on request only; ask for it at https://huggingface.co/{source}, then "
+            "log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{source}: neither a folder here nor a model on the Hub; check the spelling, or log in with "
+            "`hf auth login` if it is private"
+        ) from None
+    except CheckpointError:
+        raise
+    except _FAILURES as error:
+        return _cached(source, error)
+
+
+def _bundled(name: str) -> Path:
+    folder = _PRETRAINED / name
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{name}: its weights are not in this copy of mgjax, which looks for them in {folder}. Install a released "
+            'mgjax, or a clone that has them; or use another model, such as "facebook/musicgen-small", or "debug", a '
+            "toy that makes noise"
+        )
+    return folder
+
+
+def _cached(source: str, error: Exception) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
+    except _FAILURES:
+        raise CheckpointError(
+            f"{source}: could not be fetched from the Hub ({type(error).__name__}: {error}) and no copy from before is "
+            "on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the model"
+        ) from None
+
+
+def select(files: Sequence[str], source: str) -> list[str]:
+    """The files of a repository that are needed: configs, tokenizer, and the weights in the form that is preferred.
+
+    Raises:
+      CheckpointError: There are no weights in a form that can be read.
+    """
+    needed = [name for name in (*_CONFIGS, *TOKENIZER_FILES, *_CLAP_FILES) if name in files]
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        if f"{stem}.{suffix}" in files:
+            return [*needed, f"{stem}.{suffix}"]
+        index = f"{stem}.{suffix}.index.json"
+        shards = [name for name in files if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
+        # The last shard's name tells how many there are; an index can stand without its shards.
+        if index in files and shards and len(shards) == int(re.findall(r"\d+", max(shards))[-1]):
+            return [*needed, index, *shards]
+    if any(name in files for name in _ORIGINALS):
+        return [*needed, *(name for name in _ORIGINALS if name in files)]
+    variants = [
+        name for name in files if re.fullmatch(r"(model\.[\w-]+\.safetensors|pytorch_model\.[\w-]+\.bin)", name)
+    ]
+    if len(variants) == 1:
+        return [*needed, *variants]
+    raise CheckpointError(
+        f"{source}: this repository holds no weights that can be read here (model.safetensors, pytorch_model.bin, "
+        "their sharded forms, or audiocraft's state_dict.bin); check that it is a MusicGen, EnCodec or T5 model"
+    )

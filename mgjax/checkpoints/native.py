@@ -1,0 +1,335 @@
+"""A model and its files: what every reader returns, mgjax's own directory form, and safe replacement of directories.
+
+The form is `config.json` (format, version, and the config), `model.safetensors` (the variables, with paths
+joined by "/"; sharded above 5 GB; see `files.packed` for those in fewer bytes) and the tokenizer's files as they
+came, CLAP's in a folder of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from mgjax.checkpoints.files import packed, safetensors
+from mgjax.checkpoints.files.torch_file import Tensor
+from mgjax.checkpoints.tables import matching, shapes
+from mgjax.checkpoints.tables.matching import Place
+from mgjax.config.model import CodecConfig, ModelConfig
+from mgjax.config.serialization import from_dict, to_json
+from mgjax.errors import CheckpointError, ConfigError
+from mgjax.inputs import files
+
+VERSION = 1
+_HASHED_NUMBERS = 1024  # of each array
+CLAP_FOLDER = "clap"
+CLAP_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A whole model.
+
+    Attributes:
+      config: What it is.
+      variables: Its arrays: {"lm": params, "codec": {"params": ..., "codebooks": ...}} and, for the encoders that it
+        has, {"text": params, "style": {"params": ..., "batch_stats": ..., "codebooks": ..., "features": params},
+        "clap": {"text": variables, "audio": variables, "codebooks": ...}}.
+      tokenizer: The folder that holds the tokenizer's files, or None.
+      clap_tokenizer: The folder that holds the files of CLAP's tokenizer, or None.
+    """
+
+    config: ModelConfig
+    variables: dict[str, Any]
+    tokenizer: Path | None = None
+    clap_tokenizer: Path | None = None
+
+
+def hash_of(config: Any, variables: Any) -> str:
+    """Twelve hexadecimal digits that tell models apart, made of their config and of a sample of every array."""
+    digest = hashlib.sha256(to_json(config).encode())
+    for path, array in jax.tree_util.tree_leaves_with_path(variables):
+        # On a CPU, numpy looks at the same memory; elsewhere only the sample is fetched.
+        flat = (np.asarray(array) if jax.default_backend() == "cpu" else array).ravel()
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
+        digest.update(np.asarray(flat[:: max(1, array.size // _HASHED_NUMBERS)], np.float32).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place | None = None) -> Checkpoint:
+    """The model in mgjax form in `directory`; `dtype` and `place` are those of `checkpoints.tables.matching.load`.
+
+    Raises:
+      CheckpointError: Files are missing or damaged, or do not fit together.
+    """
+    directory = Path(directory)
+    config = _read_config(directory, "model", ModelConfig)
+    match = _match(directory, packed.unpack(safetensors.find(directory)), shapes.model_shapes(config))
+    variables = matching.load(match, dtype=dtype, place=place)
+    return Checkpoint(config, variables, find_tokenizer(directory), find_clap_tokenizer(directory / CLAP_FOLDER))
+
+
+def read_config(directory: str | os.PathLike) -> ModelConfig:
+    """What the model in mgjax form in `directory` is; its weights need not be there."""
+    return _read_config(Path(directory), "model", ModelConfig)
+
+
+def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str | None = None) -> None:
+    """Writes a model in mgjax form; a model that is in `directory` already is replaced at the very end.
+
+    `form` is one of `checkpoints.files.packed.FORMS` to store the weights in fewer bytes, or None for what they are.
+    """
+    with replacing(directory) as temporary:
+        _write_config(temporary, "model", checkpoint.config)
+        _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config), form)
+        copy_tokenizer(checkpoint.tokenizer, temporary)
+        if checkpoint.clap_tokenizer:
+            (temporary / CLAP_FOLDER).mkdir()
+            _copy(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
+
+
+def read_codec(directory: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
+    """The codec of a directory in mgjax form that holds a codec alone or a whole model."""
+    directory = Path(directory)
+    tensors = packed.unpack(safetensors.find(directory))
+    if "model" in read_json(directory / "config.json"):
+        config = _read_config(directory, "model", ModelConfig).codec
+        tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
+    else:
+        config = _read_config(directory, "codec", CodecConfig)
+    return config, matching.load(_match(directory, tensors, shapes.codec_shapes(config)), place=place)
+
+
+def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
+    """Writes a codec alone, in mgjax form."""
+    with replacing(directory) as temporary:
+        _write_config(temporary, "codec", config)
+        _write_weights(temporary, variables, shapes.codec_shapes(config))
+
+
+def detect(directory: str | os.PathLike) -> str:
+    """The form of the model in `directory`: "mgjax", "huggingface" or "audiocraft".
+
+    Raises:
+      CheckpointError: There is no model; the message says what was looked for.
+    """
+    directory = Path(directory)
+    config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
+    if config.get("format") == "mgjax":
+        return "mgjax"
+    originals = any((directory / name).is_file() for name in ("state_dict.bin", "compression_state_dict.bin"))
+    # The published repositories hold both forms; where only the original's weights were fetched, those count.
+    theirs = [*directory.glob("*.safetensors*"), *directory.glob("pytorch_model*")]
+    if "model_type" in config and (theirs or not originals):
+        return "huggingface"
+    if originals:
+        return "audiocraft"
+    raise CheckpointError(
+        f"{directory}: no model here. Looked for config.json (as mgjax or transformers write it, beside "
+        "*.safetensors or pytorch_model*.bin) and for audiocraft's state_dict.bin and compression_state_dict.bin. "
+        "Give the folder that holds these files"
+    )
+
+
+def find_tokenizer(directory: Path) -> Path | None:
+    """`directory` if the files of a tokenizer are in it, else None."""
+    return directory if any((directory / name).is_file() for name in TOKENIZER_FILES[:2]) else None
+
+
+def find_clap_tokenizer(directory: Path) -> Path | None:
+    """`directory` if the files of CLAP's tokenizer are in it, else None."""
+    forms = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+    return directory if any(all((directory / name).is_file() for name in form) for form in forms) else None
+
+
+def copy_tokenizer(source: Path | None, directory: Path) -> None:
+    """Copies the tokenizer's files, as many as there are."""
+    if source:
+        _copy(TOKENIZER_FILES, source, directory)
+
+
+def _copy(names: Sequence[str], source: Path, directory: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+# By which a model in one of the forms that mgjax writes is known; they leave first and come last.
+_MARKERS = ("config.json", "adapter_config.json", "compression_state_dict.bin")
+# All that such a model is made of.
+_MODEL_FILES = (
+    *(*_MARKERS, "state_dict.bin", "generation_config.json", "preprocessor_config.json", "provenance.json"),
+    *("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "adapter_model.safetensors"),
+    *(*TOKENIZER_FILES, *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES)),
+)
+
+
+def check_replaceable(directory: str | os.PathLike) -> None:
+    """Raises FileExistsError where `replacing` writes no model: over a file, or among what is not a model of ours.
+
+    A model of any form that mgjax writes is replaced, whatever else is beside it; hidden files alone are no content.
+    """
+    directory = Path(os.path.realpath(directory))
+    markers = [directory / name for name in _MARKERS if os.path.lexists(directory / name)]
+    foreign = [path for path in markers if not _is_ours(path)]
+    if foreign:
+        raise FileExistsError(f"{foreign[0]} is not of a model that mgjax writes, so it stays; give another folder")
+    visible = directory.is_dir() and any(path.name[0] != "." for path in directory.iterdir())
+    if (visible and not markers) or (directory.exists() and not directory.is_dir()):
+        raise FileExistsError(f"{directory} exists and is not a model, so it is not replaced; give another folder")
+
+
+def _is_ours(marker: Path) -> bool:
+    if marker.suffix == ".bin":
+        return marker.is_file()
+    try:
+        values = read_json(marker)
+    except CheckpointError:
+        return False
+    adapted = values.get("target_modules")
+    if values.get("format") == "mgjax" or values.get("model_type") in ("musicgen", "musicgen_melody", "encodec"):
+        return True
+    return isinstance(adapted, list) and all(str(layer).startswith("decoder.") for layer in adapted)
+
+
+@contextlib.contextmanager
+def replacing(directory: str | os.PathLike) -> Iterator[Path]:
+    """A new directory to write a model into; at the end of the `with` block its files take the place of an old model's.
+
+    All else in `directory` stays. Whatever fails on the way, Ctrl-C included, the old model stays and nothing is left
+    over.
+
+    Raises:
+      FileExistsError: `directory` is a file, or has content that is not a model.
+    """
+    check_replaceable(directory)
+    directory = Path(os.path.realpath(directory))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # A new folder appears whole, from beside it; one that is there may be a disk of its own.
+    place = directory if directory.is_dir() else directory.parent
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=place))
+    new, old = scratch / "new", scratch / "old"
+    try:
+        new.mkdir()
+        yield new
+        check_replaceable(directory)
+        if directory.is_dir():
+            _exchange(directory, new, old)
+        else:
+            new.rename(directory)
+    except BaseException:
+        if not _files(old):  # else it is what could not be put back
+            shutil.rmtree(scratch)
+        raise
+    shutil.rmtree(scratch)
+
+
+def _exchange(directory: Path, new: Path, old: Path) -> None:
+    """Moves a model's files from `directory` to `old` and those in `new` to `directory`: all or none of them."""
+    paths = (path for pattern in _MODEL_FILES for path in directory.glob(pattern) if not path.is_dir())
+    moves = [(path.relative_to(directory), directory, old) for path in paths]
+    moves += [(name, new, directory) for name in sorted(_files(new), key=lambda name: name.name in _MARKERS)]
+    try:
+        for move in moves:
+            _move(*move)
+        if (old / CLAP_FOLDER).exists() and not any((directory / CLAP_FOLDER).iterdir()):
+            (directory / CLAP_FOLDER).rmdir()
+    except BaseException:
+        for name, source, target in reversed(moves):
+            if os.path.lexists(target / name) and not os.path.lexists(source / name):
+                _move(name, target, source)
+        raise
+
+
+def _move(name: Path, source: Path, target: Path) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).rename(target / name)
+
+
+def _files(directory: Path) -> list[Path]:
+    """The names of all files below `directory`."""
+    return [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
+
+
+def _match(directory: Path, tensors: dict[str, Tensor], wanted: shapes.Shapes) -> matching.Match:
+    return matching.match(_own_rules(wanted), tensors, wanted, where=str(directory))
+
+
+def _own_rules(wanted: shapes.Shapes) -> list[matching.Rule]:
+    return [matching.Rule((path,), (path,)) for path in wanted]
+
+
+def _write_weights(directory: Path, variables: dict[str, Any], wanted: shapes.Shapes, form: str | None = None) -> None:
+    found = {path: tuple(np.shape(array)) for path, array in flatten_dict(variables, sep="/").items()}
+    if found != wanted:
+        differing = sorted(path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path))
+        raise CheckpointError(f"the variables are not those of this config; different are {', '.join(differing[:12])}")
+    tensors = matching.export(_own_rules(wanted), variables)
+    safetensors.write(directory, packed.pack(tensors, form) if form else tensors)
+
+
+def _write_config(directory: Path, kind: str, config: Any) -> None:
+    content = {"format": "mgjax", "version": VERSION, kind: dataclasses.asdict(config)}
+    files.write_json(directory / "config.json", content)
+
+
+def _read_config(directory: Path, kind: str, cls: type) -> Any:
+    path = directory / "config.json"
+    content = read_json(path)
+    if content.get("format") != "mgjax":
+        raise CheckpointError(f'{path}: is not in mgjax form (no "format": "mgjax"); load it by mgjax.load')
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: has version {content.get('version')!r}, this mgjax reads version {VERSION}; update mgjax"
+        )
+    if kind not in content:
+        raise CheckpointError(f"{path}: holds no {kind}, only {sorted(set(content) - {'format', 'version'})!s:.200}")
+    return parsed(path, cls, content[kind])
+
+
+def parsed(path: Path, cls: type, values: Any, theirs: Mapping[str, tuple[str, Any]] | None = None, **more: Any) -> Any:
+    """A `cls` from the values in the file `path`, and `more` of its fields.
+
+    `theirs`, for files of transformers: the name there of each field, and the value that is taken where it is left out.
+
+    Raises:
+      CheckpointError: A value has the wrong type or is out of bounds.
+    """
+    try:
+        if theirs is not None:
+            values = {ours: values.get(name, default) for ours, (name, default) in theirs.items()} | more
+        return from_dict(cls, values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], part: str = "") -> None:
+    """Raises CheckpointError unless the values in the file `path` are those of `fixed`, where they are there at all."""
+    for name, expected in fixed.items():
+        if values.get(name, expected) != expected:
+            raise CheckpointError(f"{path}: {part}{name} is {values[name]!r:.200}; only {expected!r} is supported")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      CheckpointError: There is no such file, or no object in it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; give the folder that holds the model")
+    content = files.read_json(path, error=CheckpointError)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: should hold an object; fetch the file again")
+    return content

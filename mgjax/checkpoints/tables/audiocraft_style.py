@@ -1,0 +1,119 @@
+"""The style conditioner in audiocraft: its arrays inside the language model's file, and its part of xp.cfg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, codebooks, linear, norm, one, stacked
+from mgjax.config.conditioning import HubertConfig, StyleConfig
+from mgjax.config.serialization import from_dict
+from mgjax.errors import CheckpointError, ConfigError
+
+PREFIX = "condition_provider.conditioners.self_wav."
+
+# A count of batches, which means nothing with a constant momentum.
+IGNORED = (r"^condition_provider\.conditioners\.self_wav\.batch_norm\.num_batches_tracked$",)
+
+MERT = "m-a-p/MERT-v1-95M"  # on the Hub: the encoder that audiocraft knows as "mert"
+
+_TRANSFORMERS = {
+    "xsmall": {"dim": 256, "num_heads": 8, "num_layers": 4},
+    "default": {"dim": 512, "num_heads": 8, "num_layers": 8},
+    "large": {"dim": 1024, "num_heads": 16, "num_layers": 24},
+}
+
+# Our field -> theirs, and the value that audiocraft takes where xp.cfg does not say.
+_FIELDS = {
+    "num_code_streams": ("encodec_n_q", 4),
+    "num_codebooks": ("n_q_out", 6),
+    "codebook_size": ("bins", 1024),
+    "eval_codebooks": ("eval_q", 3),
+    "downsample": ("ds_factor", 15),
+    "seconds": ("length", 3.0),
+}
+
+
+def audiocraft_style(config: StyleConfig) -> Iterator[Rule]:
+    """The style conditioner in audiocraft's language model, under the paths of `style_shapes`.
+
+    Its `output_proj` belongs to the language model here, and its feature extractor is not in the file.
+    """
+    yield from (rule.within("", PREFIX) for rule in _rules(config))
+
+
+def _rules(config: StyleConfig) -> Iterator[Rule]:
+    encoder = "params/encoder"
+    if config.features is not None:
+        yield from linear(f"{encoder}/embed", "embed")
+    else:
+        yield stacked(f"{encoder}/embed/embedding", "embed.{k}.weight", config.num_code_streams)
+    for i in range(config.num_layers):
+        here, there = f"{encoder}/layer{i}", f"transformer.layers.{i}"
+        yield one(f"{here}/qkv/kernel", f"{there}.self_attn.in_proj_weight", LINEAR)
+        yield one(f"{here}/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        yield one(f"{here}/up/kernel", f"{there}.linear1.weight", LINEAR)
+        yield one(f"{here}/down/kernel", f"{there}.linear2.weight", LINEAR)
+        yield from norm(f"{here}/attn_norm", f"{there}.norm1")
+        yield from norm(f"{here}/ffn_norm", f"{there}.norm2")
+    for name in ("mean", "var"):
+        yield one(f"batch_stats/{name}", f"batch_norm.running_{name}")
+    yield from codebooks("rvq.vq.layers.{k}._codebook", config.num_codebooks)
+
+
+def style_config(run: Mapping[str, Any]) -> StyleConfig:
+    """The style conditioner that xp.cfg (with its references resolved) describes.
+
+    Raises:
+      CheckpointError: xp.cfg describes no style conditioner, or one of another kind.
+    """
+    conditioner = run.get("conditioners", {}).get("self_wav", {})
+    if not isinstance(conditioner, Mapping) or conditioner.get("model") != "style":
+        raise CheckpointError(
+            "xp.cfg describes no style conditioner: expected conditioners.self_wav.model to be 'style'"
+        )
+    style = conditioner.get("style") or {}
+    choices = {"model_name": ("mert", ("mert", "encodec")), "batch_norm": (True, (True,))}
+    choices["transformer_scale"] = ("default", tuple(_TRANSFORMERS))
+    for name, (default, known) in choices.items():
+        if style.get(name, default) not in known:
+            raise CheckpointError(
+                f"conditioners.self_wav.style.{name} is {style[name]!r} in xp.cfg; supported: "
+                f"{', '.join(map(repr, known))}"
+            )
+    fields = {ours: style.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
+    fields |= _TRANSFORMERS[style.get("transformer_scale", "default")]
+    fields["ffn_dim"] = 4 * fields["dim"]
+    # It was trained on features of MERT-v1-95M, of audio as it is.
+    from_codes = style.get("model_name") == "encodec"
+    fields["features"] = None if from_codes else HubertConfig(normalize=False)
+    fields["code_size"] = (run.get("transformer_lm") or {}).get("card", 2048)  # of the codec that the model writes for
+    try:
+        return from_dict(StyleConfig, fields)
+    except ConfigError as error:
+        raise CheckpointError(f"xp.cfg does not describe a style conditioner: {error}") from None
+
+
+def style_run(config: StyleConfig, run: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of xp.cfg that describes a style conditioner of a model of which the rest of xp.cfg is `run`.
+
+    Raises:
+      CheckpointError: audiocraft has no such style conditioner.
+    """
+    sizes = {"dim": config.dim, "num_heads": config.num_heads, "num_layers": config.num_layers}
+    scale = next((name for name, known in _TRANSFORMERS.items() if known == sizes), None)
+    style = {"model_name": "encodec" if config.features is None else "mert", "transformer_scale": scale}
+    style |= {theirs: getattr(config, ours) for ours, (theirs, _) in _FIELDS.items()}
+    # What only its training reads, and what it does at generation as all published models do.
+    style |= {"sample_rate": run["sample_rate"], "encodec_checkpoint": "//pretrained/facebook/encodec_32khz"}
+    style |= {"q_dropout": True, "varying_lengths": [config.seconds / 2, config.seconds * 1.5], "batch_norm": True}
+    style |= {"compute_mask": True, "num_codebooks_lm": run["transformer_lm"]["n_q"], "ds_rate_compression": 640}
+    style |= {"use_middle_of_segment": False, "rvq_threshold_ema_dead_code": 0.1}
+    part = {"model": "style", "style": style}
+    if scale is None or style_config(dict(run) | {"conditioners": {"self_wav": part}}) != config:
+        known = ", ".join(f"{name} {sizes}" for name, sizes in _TRANSFORMERS.items())
+        raise CheckpointError(
+            f"audiocraft has no such style conditioner ({config}): it reads the features of {MERT} or the model's own "
+            f"codes, by a transformer of one of the sizes {known}. Save the model in mgjax form instead"
+        )
+    return part

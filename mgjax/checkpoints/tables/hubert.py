@@ -1,0 +1,133 @@
+"""HuBERT and MERT as transformers writes them: config.json, preprocessor_config.json and the weights.
+
+MERT comes with code of its own, which is never run: without its constant-Q part and DeepNorm it is a HuBERT.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mgjax.checkpoints.files import safetensors
+from mgjax.checkpoints.files.torch_file import Tensor
+from mgjax.checkpoints.native import parsed, read_json, require
+from mgjax.checkpoints.tables import matching
+from mgjax.checkpoints.tables.matching import CONV, LINEAR, LINEAR_OUT, Layout, Rule, linear, norm
+from mgjax.conditioning.hubert import hubert_shapes
+from mgjax.config.conditioning import HubertConfig
+from mgjax.errors import CheckpointError
+
+_FLAT = Layout(lambda shape: (math.prod(shape),))
+
+# Our field -> their field and the value that transformers takes where a config.json does not say.
+_FIELDS = {
+    "conv_dims": ("conv_dim", [512] * 7),
+    "conv_kernels": ("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
+    "conv_strides": ("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
+    "conv_bias": ("conv_bias", False),
+    "conv_norm": ("feat_extract_norm", "group"),
+    "dim": ("hidden_size", 768),
+    "ffn_dim": ("intermediate_size", 3072),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "position_kernel": ("num_conv_pos_embeddings", 128),
+    "position_groups": ("num_conv_pos_embedding_groups", 16),
+    "pre_norm": ("do_stable_layer_norm", False),
+    "norm_eps": ("layer_norm_eps", 1e-5),
+}
+# What m-a-p/MERT-v1-95M has, which musicgen-style was trained with, and the only thing that is supported.
+_FIXED = {
+    "feature_extractor_cqt": False,
+    "deepnorm": False,
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "adapter_attn_dim": None,
+}
+_IGNORED = (r"^masked_spec_embed$", r"^feature_extractor_cqt\.")
+_POSITIONS = "encoder.pos_conv_embed.conv"
+
+
+def match_hubert(directory: Path) -> tuple[HubertConfig, matching.Match]:
+    """The config of the HubertModel or MERT in `directory`, and what `table.read` needs; no code in there is run.
+
+    Raises:
+      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
+    """
+    config = _config(directory)
+    tensors = _folded(safetensors.find(directory))
+    return config, matching.match(
+        hubert(config), tensors, hubert_shapes(config), where=str(directory), ignored=_IGNORED
+    )
+
+
+def _config(directory: Path) -> HubertConfig:
+    path = directory / "config.json"
+    values = read_json(path)
+    if values.get("model_type") not in ("hubert", "mert_model"):
+        raise CheckpointError(
+            f"{path}: model_type is {values.get('model_type')!r:.200}; expected 'hubert' or 'mert_model'. Give "
+            "the folder of a HuBERT-type encoder, such as m-a-p/MERT-v1-95M"
+        )
+    require(path, values, _FIXED)
+    front = directory / "preprocessor_config.json"
+    audio = read_json(front) if front.is_file() else {}
+    rate = values.get("sample_rate", audio.get("sampling_rate", 16_000))
+    normalize = audio.get("do_normalize", True)
+    return parsed(path, HubertConfig, values, _FIELDS, sample_rate=rate, normalize=normalize)
+
+
+def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the weight norm of the positions' convolution folded into one kernel."""
+    renamed = {
+        re.sub(r"\.parametrizations\.weight\.original0$", ".weight_g", name): tensor for name, tensor in tensors.items()
+    }
+    renamed = {
+        re.sub(r"\.parametrizations\.weight\.original1$", ".weight_v", name): tensor for name, tensor in renamed.items()
+    }
+    size, direction = (renamed.pop(f"{_POSITIONS}.weight_{part}", None) for part in "gv")
+    if direction is None or size is None or len(direction.shape) != 3 or size.shape != (1, 1, direction.shape[2]):
+        raise CheckpointError(
+            f"the weights hold no {_POSITIONS}.weight_g and weight_v that fit each other: this is not a HuBERT, or the "
+            "file is damaged. Fetch it again"
+        )
+
+    def read() -> np.ndarray:
+        # One length for each tap of the kernel, over what goes in and out.
+        wide = direction.read().astype(np.float64)
+        length = np.sqrt(np.sum(np.square(wide), axis=(0, 1), keepdims=True))
+        return (wide * (size.read().astype(np.float64) / length)).astype(np.float32)
+
+    kernel = Tensor(direction.shape, np.dtype(np.float32), direction.file, read)
+    return renamed | {f"{_POSITIONS}.weight": kernel}
+
+
+def hubert(config: HubertConfig) -> Iterator[Rule]:
+    """A HubertModel, with the weight norm folded."""
+    for i in range(len(config.conv_dims)):
+        there = f"feature_extractor.conv_layers.{i}"
+        yield Rule((f"conv{i}/kernel",), (f"{there}.conv.weight",), CONV)
+        if config.conv_bias:
+            yield Rule((f"conv{i}/bias",), (f"{there}.conv.bias",))
+        if i == 0 or config.conv_norm == "layer":
+            yield from norm(f"conv{i}_norm", f"{there}.layer_norm")
+    yield from norm("features_norm", "feature_projection.layer_norm")
+    yield from linear("features_proj", "feature_projection.projection")
+    yield Rule(("positions/conv/kernel",), (f"{_POSITIONS}.weight",), CONV)
+    yield Rule(("positions/conv/bias",), (f"{_POSITIONS}.bias",))
+    yield from norm("norm", "encoder.layer_norm")
+    for i in range(config.num_layers):
+        here, there = f"layer{i}", f"encoder.layers.{i}"
+        projections = [f"{there}.attention.{name}_proj" for name in "qkv"]
+        yield Rule((f"{here}/attn/qkv/kernel",), tuple(f"{name}.weight" for name in projections), LINEAR)
+        yield Rule((f"{here}/attn/qkv/bias",), tuple(f"{name}.bias" for name in projections), _FLAT)
+        yield from linear(f"{here}/attn/out", f"{there}.attention.out_proj", LINEAR_OUT)
+        yield from linear(f"{here}/ffn/up", f"{there}.feed_forward.intermediate_dense")
+        yield from linear(f"{here}/ffn/down", f"{there}.feed_forward.output_dense")
+        yield from norm(f"{here}/attn_norm", f"{there}.layer_norm")
+        yield from norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")

@@ -1,0 +1,259 @@
+"""Foreign checkpoints by table: which arrays of a file make which arrays here, read in both directions.
+
+A table is a list of `Rule`s, made from a model's config. `match` holds it against the names and shapes of a file: every
+array of the file is used or knowingly ignored, every array of the model is filled, every shape is equal, or else one
+error lists all that is wrong before anything is read. `load` then reads rule by rule, so that no more than one rule's
+arrays are in memory twice; `export` is the inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mgjax.checkpoints.files.torch_file import Shape, Tensor
+from mgjax.checkpoints.tables.shapes import Shapes
+from mgjax.errors import CheckpointError
+
+Path = tuple[str, ...]
+Place = Callable[[Path, np.ndarray], Any]
+
+_LISTED = 12  # names that an error lists of each kind
+
+FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an array here becomes one of the file: its axes are merged by `fold`, then transposed by `axes`."""
+
+    fold: Callable[[Shape], Shape] = lambda shape: shape
+    axes: tuple[int, ...] | None = None
+
+    def source_shape(self, shape: Shape) -> Shape:
+        folded = self.fold(shape)
+        return tuple(folded[axis] for axis in self.axes) if self.axes else folded
+
+    def to_source(self, array: np.ndarray) -> np.ndarray:
+        folded = array.reshape(self.fold(array.shape))
+        return folded.transpose(self.axes) if self.axes else folded
+
+    def to_target(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        return (array.transpose(np.argsort(self.axes)) if self.axes else array).reshape(shape)
+
+
+PLAIN = Layout()
+# torch's linear layers hold (out, in); the kernel's first axis (or all but its last) is what goes in.
+LINEAR = Layout(lambda shape: (shape[0], math.prod(shape[1:])), (1, 0))
+LINEAR_OUT = Layout(lambda shape: (math.prod(shape[:-1]), shape[-1]), (1, 0))
+CONV = Layout(axes=(2, 1, 0))  # (width, in, out) <-> (out, in, width)
+CONV_TRANSPOSED = Layout(axes=(1, 2, 0))  # (width, in, out) <-> (in, out, width)
+GAIN = Layout(lambda shape: (*shape, 1, 1))  # weight norm's g
+FLAG = Layout(lambda shape: (1,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`sources` of a file make `targets` here.
+
+    The targets, in the file's layout, joined along the first axis are the sources joined along theirs (q, k and v are
+    one array here). `stacked`: one target, whose first axis (the codebook) runs over the sources.
+    """
+
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    layout: Layout = PLAIN
+    stacked: bool = False
+
+    def source_shapes(self, shapes: Shapes) -> list[Shape]:
+        """The shapes that the sources must have."""
+        if self.stacked:
+            return [self.layout.source_shape(shapes[self.targets[0]][1:])] * len(self.sources)
+        parts = [self.layout.source_shape(shapes[target]) for target in self.targets]
+        rows = sum(part[0] for part in parts) // len(self.sources)
+        return [(rows, *parts[0][1:])] * len(self.sources)
+
+    def to_targets(self, arrays: Sequence[np.ndarray], shapes: Shapes) -> list[np.ndarray]:
+        """The targets, from the sources."""
+        wanted = [shapes[target] for target in self.targets]
+        if self.stacked:
+            return [np.stack([self.layout.to_target(array, wanted[0][1:]) for array in arrays])]
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        ends = np.cumsum([self.layout.source_shape(shape)[0] for shape in wanted])[:-1]
+        return [self.layout.to_target(part, shape) for part, shape in zip(np.split(whole, ends), wanted, strict=True)]
+
+    def to_source(self, arrays: Sequence[np.ndarray], number: int) -> np.ndarray:
+        """The source of that number, from the targets."""
+        if self.stacked:
+            return self.layout.to_source(arrays[0][number, ...])
+        parts = [self.layout.to_source(array) for array in arrays]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.split(whole, len(self.sources))[number]
+
+    def within(self, target: str, source: str = "") -> Rule:
+        """The same rule for a part of a model: with these before the names."""
+        targets, sources = (target + name for name in self.targets), (source + name for name in self.sources)
+        return dataclasses.replace(self, targets=tuple(targets), sources=tuple(sources))
+
+
+def one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
+    """One array here that is one array there."""
+    return Rule((target,), (source,), layout)
+
+
+def stacked(target: str, source: str, count: int, layout: Layout = PLAIN) -> Rule:
+    """One array here whose first axis runs over `count` of them there; {k} in their name stands for the number."""
+    return Rule((target,), tuple(source.format(k=k) for k in range(count)), layout, stacked=True)
+
+
+def codebooks(source: str, count: int) -> Iterator[Rule]:
+    """The codebooks of a residual vector quantizer, and what their training keeps."""
+    for name in ("embed", "embed_avg", "cluster_size", "inited"):
+        yield stacked(f"codebooks/{name}", f"{source}.{name}", count, FLAG if name == "inited" else PLAIN)
+
+
+def linear(target: str, source: str, layout: Layout = LINEAR) -> Iterator[Rule]:
+    """A linear layer of torch with its bias."""
+    yield one(f"{target}/kernel", f"{source}.weight", layout)
+    yield one(f"{target}/bias", f"{source}.bias")
+
+
+def norm(target: str, source: str) -> Iterator[Rule]:
+    """A layer norm of torch."""
+    yield one(f"{target}/scale", f"{source}.weight")
+    yield one(f"{target}/bias", f"{source}.bias")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Match:
+    """A table that fits a file: what `load` reads."""
+
+    rules: list[Rule]
+    tensors: dict[str, Tensor]
+    shapes: Shapes
+
+
+def match(
+    rules: Iterable[Rule],
+    tensors: Mapping[str, Tensor],
+    shapes: Shapes,
+    *,
+    where: str,
+    aliases: Mapping[str, str] | None = None,
+    ignored: Iterable[str] = (),
+) -> Match:
+    """The table's fit to the tensors of a file or directory `where`.
+
+    `aliases` are replacements (regex -> replacement) in the file's names; an alias of a name that the file has too is
+    left out. `ignored` are regexes of names that mean nothing here.
+
+    Raises:
+      CheckpointError: Names are missing or unexpected, or shapes differ; all of them are listed.
+    """
+    rules, ignored, aliases = list(rules), list(ignored), aliases or {}
+    named: dict[str, tuple[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if any(re.search(pattern, name) for pattern in ignored):
+            continue
+        canonical = name
+        for pattern, replacement in aliases.items():
+            canonical = re.sub(pattern, replacement, canonical)
+        if canonical == name or canonical not in tensors:
+            named[canonical] = (name, tensor)
+
+    expected = {
+        source: shape for rule in rules for source, shape in zip(rule.sources, rule.source_shapes(shapes), strict=True)
+    }
+    problems = {
+        "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in named],
+        "unexpected": [
+            f"{name} {tensor.shape} ({tensor.file})" for key, (name, tensor) in named.items() if key not in expected
+        ],
+        "of another shape": [
+            f"{name} ({tensor.file}): expected {expected[key]}, found {tensor.shape}"
+            for key, (name, tensor) in named.items()
+            if key in expected and tensor.shape != expected[key]
+        ],
+        "of another type": [
+            f"{name} ({tensor.file}): expected floating point numbers, found {tensor.dtype}"
+            for key, (name, tensor) in named.items()
+            if key in expected and tensor.dtype not in FLOATS
+        ],
+    }
+    if any(problems.values()):
+        lines = [f"  {kind} ({len(names)}): {_listing(names)}" for kind, names in problems.items() if names]
+        raise CheckpointError(
+            f"{where}: the weights do not fit the model that the configuration beside them describes.\n"
+            + "\n".join(lines)
+            + "\nUse the configuration that belongs to these weights (numbers of layers, codebooks, widths), or fetch "
+            "the files again."
+        )
+    return Match(rules, {key: tensor for key, (_, tensor) in named.items()}, shapes)
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(name[:300] for name in names[:_LISTED]) + more
+
+
+def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict[str, Any]:
+    """The arrays of a match as nested dictionaries.
+
+    Args:
+      match: What `match` returned.
+      dtype: The type of the weights; None for float32. See `is_exact` for those that are float32 always.
+      place: Called with the path and the numpy array of each array in turn; what it returns stands in the result.
+        None for the first device.
+    """
+    place = place or (lambda path, array: jax.device_put(array))  # jnp.asarray compiles a program for every shape
+    flat = {}
+    for rule in match.rules:
+        arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources], match.shapes)
+        for target, array in zip(rule.targets, arrays, strict=True):
+            path = tuple(target.split("/"))
+            wanted = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
+            flat[path] = place(path, np.ascontiguousarray(array, wanted))
+    return unflatten_dict(flat)
+
+
+def read(found: tuple[Any, Match], *, dtype: Any = None, place: Place | None = None) -> tuple[Any, dict[str, Any]]:
+    """The config and the arrays of a part of a model, from what a function such as `hubert.match_hubert` has found.
+
+    `dtype` and `place` are those of `load`.
+    """
+    config, fit = found
+    return config, load(fit, dtype=dtype, place=place)
+
+
+def is_exact(path: Path) -> bool:
+    """Whether an array is float32 whatever the type of the weights.
+
+    Those of the codec and of the style conditioner are: both are small, and codes are hard decisions. So are codebooks
+    and running statistics anywhere.
+    """
+    alone = ("params", "batch_stats", "codebooks")  # the codec or the style conditioner without the rest of the model
+    return path[0] in ("codec", "style", *alone) or not {"codebooks", "stats"}.isdisjoint(path)
+
+
+def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file, by name, from nested dictionaries of arrays: the inverse of `load`."""
+    arrays = flatten_dict(variables, sep="/")
+    shapes = {path: tuple(array.shape) for path, array in arrays.items()}
+    tensors = {}
+    for rule in rules:
+        targets = [arrays[target] for target in rule.targets]
+        for number, (source, shape) in enumerate(zip(rule.sources, rule.source_shapes(shapes), strict=True)):
+
+            def read(rule=rule, targets=targets, number=number) -> np.ndarray:
+                return rule.to_source([np.asarray(target) for target in targets], number)
+
+            tensors[source] = Tensor(shape, np.dtype(targets[0].dtype), source, read)
+    return tensors

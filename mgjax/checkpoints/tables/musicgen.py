@@ -1,0 +1,161 @@
+"""The tables: what transformers and audiocraft call the arrays of a model, as rules made from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mgjax.checkpoints.tables.audiocraft_clap import audiocraft_clap
+from mgjax.checkpoints.tables.audiocraft_style import audiocraft_style
+from mgjax.checkpoints.tables.matching import (
+    CONV,
+    CONV_TRANSPOSED,
+    GAIN,
+    LINEAR,
+    LINEAR_OUT,
+    PLAIN,
+    Rule,
+    codebooks,
+    linear,
+    norm,
+    one,
+    stacked,
+)
+from mgjax.checkpoints.tables.shapes import LSTM, Conv, codec_modules, gated
+from mgjax.config.conditioning import T5Config
+from mgjax.config.model import CodecConfig, LMConfig, ModelConfig
+
+# torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
+# T5's embedding has two names, of which a file holds either or both.
+ALIASES = {
+    r"\.parametrizations\.weight\.original0$": ".weight_g",
+    r"\.parametrizations\.weight\.original1$": ".weight_v",
+    r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight",
+}
+
+HUGGINGFACE_PROJECTIONS = {"text": "enc_to_dec_proj", "melody": "audio_enc_to_dec_proj"}
+# audiocraft calls a condition by the field of the metadata that it reads.
+AUDIOCRAFT_CONDITIONERS = {"text": "description", "melody": "self_wav", "style": "self_wav", "clap": "description"}
+
+
+def huggingface(config: ModelConfig) -> Iterator[Rule]:
+    """A MusicgenForConditionalGeneration or MusicgenMelodyForConditionalGeneration."""
+    yield from (rule.within("lm/") for rule in huggingface_lm(config.lm))
+    yield from (rule.within("codec/", "audio_encoder.") for rule in huggingface_codec(config.codec))
+    if config.text:
+        yield from (rule.within("text/", "text_encoder.") for rule in t5(config.text))
+
+
+def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
+    """The language model in transformers, which leaves out a projection between equal widths."""
+    k, body = config.num_codebooks, "decoder.model.decoder"
+    yield stacked("embed/embedding", body + ".embed_tokens.{k}.weight", k)
+    yield Rule(("head/kernel",), tuple(f"decoder.lm_heads.{n}.weight" for n in range(k)), LINEAR)
+    yield from norm("out_norm", f"{body}.layer_norm")
+    for i in range(config.num_layers):
+        here, there = f"layer{i}", f"{body}.layers.{i}"
+        yield from norm(f"{here}/self_norm", f"{there}.self_attn_layer_norm")
+        qkv = tuple(f"{there}.self_attn.{name}_proj.weight" for name in "qkv")
+        yield Rule((f"{here}/self_attn/qkv/kernel",), qkv, LINEAR)
+        yield one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        if config.cross_attention:
+            yield from norm(f"{here}/cross_norm", f"{there}.encoder_attn_layer_norm")
+            yield one(f"{here}/cross_attn/query/kernel", f"{there}.encoder_attn.q_proj.weight", LINEAR)
+            kv = tuple(f"{there}.encoder_attn.{name}_proj.weight" for name in "kv")
+            yield Rule((f"{here}/cross_attn/kv/kernel",), kv, LINEAR)
+            yield one(f"{here}/cross_attn/out/kernel", f"{there}.encoder_attn.out_proj.weight", LINEAR_OUT)
+        yield from norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
+        yield one(f"{here}/ffn/up/kernel", f"{there}.fc1.weight", LINEAR)
+        yield one(f"{here}/ffn/down/kernel", f"{there}.fc2.weight", LINEAR)
+    for condition in config.conditions:
+        yield from linear(f"{condition.name}_proj", HUGGINGFACE_PROJECTIONS[condition.name])
+
+
+def audiocraft(config: ModelConfig) -> Iterator[Rule]:
+    """The language model in audiocraft, and what learned beside it."""
+    yield from (rule.within("lm/") for rule in audiocraft_lm(config.lm))
+    if config.style:
+        yield from (rule.within("style/") for rule in audiocraft_style(config.style))
+    if config.clap:
+        yield from (rule.within("clap/") for rule in audiocraft_clap(config.clap))
+
+
+def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
+    """The language model in audiocraft."""
+    k = config.num_codebooks
+    yield stacked("embed/embedding", "emb.{k}.weight", k)
+    yield Rule(("head/kernel",), tuple(f"linears.{n}.weight" for n in range(k)), LINEAR)
+    yield from norm("out_norm", "out_norm")
+    for i in range(config.num_layers):
+        here, there = f"layer{i}", f"transformer.layers.{i}"
+        yield from norm(f"{here}/self_norm", f"{there}.norm1")
+        yield one(f"{here}/self_attn/qkv/kernel", f"{there}.self_attn.in_proj_weight", LINEAR)
+        yield one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        if config.cross_attention:
+            yield from norm(f"{here}/cross_norm", f"{there}.norm_cross")
+            joined = (f"{here}/cross_attn/query/kernel", f"{here}/cross_attn/kv/kernel")
+            yield Rule(joined, (f"{there}.cross_attention.in_proj_weight",), LINEAR)
+            yield one(f"{here}/cross_attn/out/kernel", f"{there}.cross_attention.out_proj.weight", LINEAR_OUT)
+        yield from norm(f"{here}/ffn_norm", f"{there}.norm2")
+        yield one(f"{here}/ffn/up/kernel", f"{there}.linear1.weight", LINEAR)
+        yield one(f"{here}/ffn/down/kernel", f"{there}.linear2.weight", LINEAR)
+    for condition in config.conditions:
+        theirs = AUDIOCRAFT_CONDITIONERS.get(condition.name, condition.name)
+        yield from linear(f"{condition.name}_proj", f"condition_provider.conditioners.{theirs}.output_proj")
+
+
+def t5(config: T5Config) -> Iterator[Rule]:
+    """The encoder of a T5EncoderModel."""
+    yield one("embed/embedding", "shared.weight")
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    yield one("relative_bias/embedding", bias)
+    ffn = {"gate": "wi_0", "up": "wi_1"} if gated(config) else {"up": "wi"}
+    for i in range(config.num_layers):
+        here, there = f"block{i}", f"encoder.block.{i}.layer"
+        yield one(f"{here}/attn_norm/scale", f"{there}.0.layer_norm.weight")
+        for name in ("query", "key", "value"):
+            yield one(f"{here}/attn/{name}/kernel", f"{there}.0.SelfAttention.{name[0]}.weight", LINEAR)
+        yield one(f"{here}/attn/out/kernel", f"{there}.0.SelfAttention.o.weight", LINEAR_OUT)
+        yield one(f"{here}/ffn_norm/scale", f"{there}.1.layer_norm.weight")
+        for name, theirs in (ffn | {"down": "wo"}).items():
+            yield one(f"{here}/ffn/{name}/kernel", f"{there}.1.DenseReluDense.{theirs}.weight", LINEAR)
+    yield one("final_norm/scale", "encoder.final_layer_norm.weight")
+
+
+def huggingface_codec(config: CodecConfig) -> Iterator[Rule]:
+    """An EncodecModel."""
+    yield from _codec(config, layers="layers", conv=("", ""), codebook="quantizer.layers.{k}.codebook")
+
+
+def audiocraft_codec(config: CodecConfig) -> Iterator[Rule]:
+    """The codec in audiocraft, whose layers have the same numbers as in transformers."""
+    codebook = "quantizer.vq.layers.{k}._codebook"
+    yield from _codec(config, layers="model", conv=("conv.", "convtr."), codebook=codebook)
+
+
+def _codec(config: CodecConfig, *, layers: str, conv: tuple[str, str], codebook: str) -> Iterator[Rule]:
+    for module in codec_modules(config):
+        here, there = f"params/{module.path}", f"{module.part}.{layers}.{module.number}"
+        if isinstance(module, LSTM):
+            for layer in range(config.num_lstm_layers):
+                for name, theirs, layout in (("input", "ih", LINEAR), ("hidden", "hh", PLAIN)):
+                    yield one(f"{here}/layer{layer}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{layer}", layout)
+                    yield one(f"{here}/layer{layer}/{name}_bias", f"{there}.lstm.bias_{theirs}_l{layer}")
+        else:
+            there += f".{module.inside}" * bool(module.inside)
+            yield from _convolution(config, module, here, f"{there}.{conv[module.transposed]}")
+    yield from codebooks(codebook, config.num_codebooks)
+
+
+def _convolution(config: CodecConfig, module: Conv, here: str, there: str) -> Iterator[Rule]:
+    layout = CONV_TRANSPOSED if module.transposed else CONV
+    # audiocraft names the transposed convolution inside of its wrapper by what it is, transformers does not.
+    inner = there + ("convtr" if there.endswith("convtr.") else "conv")
+    yield one(f"{here}/bias", f"{inner}.bias")
+    if config.norm == "weight_norm":
+        yield one(f"{here}/scale", f"{inner}.weight_g", GAIN)
+        yield one(f"{here}/kernel", f"{inner}.weight_v", layout)
+    else:
+        yield one(f"{here}/kernel", f"{inner}.weight", layout)
+    if config.norm == "time_group_norm":
+        yield one(f"{here}/norm_scale", f"{there}norm.weight")
+        yield one(f"{here}/norm_bias", f"{there}norm.bias")

@@ -1,0 +1,98 @@
+"""Taking the melody out of a mix, as its user wishes: by a function, by stems made elsewhere, or by Demucs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from mgjax.audio import waveform
+
+Audio = Float32[np.ndarray, "n c"]
+Separate = Callable[[Audio, int], Any] | Mapping[str, Any] | str
+
+# What carries a melody, of the stems that separators agree on; drums and bass do not.
+STEMS = ("vocals", "other")
+
+
+def separated(audio: Audio, sample_rate: int, separate: Separate) -> Audio:
+    """What carries the melody in `audio`, `[n, c]` of the same rate and length.
+
+    Args:
+      audio: The mix.
+      sample_rate: In hertz.
+      separate: A function of the audio and its rate that gives what carries the melody, or all stems by their names;
+        stems that are there already; or "demucs".
+
+    Raises:
+      ImportError: Demucs is asked for and not installed.
+      TypeError, ValueError: `separate` is something else, or what it gives is not such audio.
+    """
+    if isinstance(separate, str):
+        if separate != "demucs":
+            raise ValueError(f'separate must be "demucs", a function or stems, got {separate!r}')
+        separate = demucs
+    elif not isinstance(separate, Mapping) and not callable(separate):
+        raise TypeError(f'separate must be "demucs", a function or stems, got {type(separate).__name__}')
+    found = separate(audio, sample_rate) if callable(separate) else separate
+    found = mixed(found) if isinstance(found, Mapping) else waveform.check(found, "the separated melody")
+    if len(found) != len(audio):
+        raise ValueError(
+            f"the separated melody has {len(found)} samples and the mix {len(audio)}: both must have one length and "
+            f"one sample rate ({sample_rate} Hz)"
+        )
+    return found
+
+
+def mixed(stems: Mapping[str, Any]) -> Audio:
+    """The sum of the stems that carry a melody, `[n, c]`: "vocals" and "other", or the one of them that is there.
+
+    Raises:
+      ValueError: Neither is there, or they do not fit together.
+    """
+    found = {name: waveform.check(stems[name], f"the stem {name!r}", {"loud"}) for name in STEMS if name in stems}
+    if not found:
+        raise ValueError(f"stems must hold {' or '.join(map(repr, STEMS))}, got {sorted(map(str, stems))}")
+    if len({stem.shape for stem in found.values()}) > 1:
+        listed = ", ".join(f"{name} {list(stem.shape)}" for name, stem in found.items())
+        raise ValueError(f"stems must be of one length and as many channels, got {listed}")
+    return np.sum(list(found.values()), axis=0)
+
+
+def demucs(audio: Audio, sample_rate: int) -> Audio:
+    """All but drums and bass, by Demucs (htdemucs, Rouard et al. 2023), as the published models were trained.
+
+    The same each time: the random shift that Demucs averages over by default is left out. Its weights are downloaded
+    when it is first used.
+
+    Args:
+      audio: Mono or stereo.
+      sample_rate: In hertz.
+
+    Returns:
+      Stereo of the same rate and length.
+
+    Raises:
+      ImportError: The extra `separate` is not installed.
+    """
+    try:
+        import torch
+        from demucs.apply import apply_model
+    except ImportError as error:
+        raise ImportError('taking the melody out of a mix needs Demucs: pip install "mgjax[separate]"') from error
+    model = _htdemucs()
+    mix = waveform.resample(waveform.to_channels(audio, model.audio_channels), sample_rate, model.samplerate)
+    with torch.no_grad():
+        stems = apply_model(model, torch.from_numpy(np.ascontiguousarray(mix.T))[None], shifts=0)[0]
+    melody = mixed({name: stem.numpy().T for name, stem in zip(model.sources, stems, strict=True)})
+    return waveform.resample(melody, model.samplerate, sample_rate)[: len(audio)]
+
+
+@functools.cache
+def _htdemucs() -> Any:
+    from demucs.pretrained import get_model
+
+    return get_model("htdemucs").eval()

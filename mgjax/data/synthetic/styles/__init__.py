@@ -1,5 +1,0 @@
-"""The styles of the synthetic music, by name."""
-
-from mgjax.data.synthetic.styles import electronic, popular, traditional
-
-STYLES = {style.name: style for style in (*popular.STYLES, *electronic.STYLES, *traditional.STYLES)}

@@ -1,0 +1,12 @@
+"""An endless, seeded source of captioned music, for trying things and for tests.
+
+Pieces are composed from chord progressions, bass, melody and drums (`composition`) in several styles (`styles`),
+rendered with a General MIDI soundfont (`rendering`) and described truthfully in many wordings (`captions`). Rendering
+needs the extra `synthetic`; composing does not.
+"""
+
+from mgjax.synthetic.folder import Summary, write_folder
+from mgjax.synthetic.pieces import Composition, compose, render
+from mgjax.synthetic.styles import STYLES
+
+__all__ = ["STYLES", "Composition", "Summary", "compose", "render", "write_folder"]

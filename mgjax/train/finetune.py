@@ -1,0 +1,351 @@
+"""Fine-tuning on a folder of music, from its files to an adapter: what `mgjax finetune` does, step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from mgjax import api
+from mgjax.audio import files as audio_files
+from mgjax.audio import loudness
+from mgjax.audio.metadata import Metadata, escaped
+from mgjax.checkpoints.sources import read_config
+from mgjax.config.model import ModelConfig
+from mgjax.data import assembly, build, sources, tokenize
+from mgjax.data.pipeline import DataConfig
+from mgjax.data.prompts import FIELDS, TextConfig, rendered
+from mgjax.errors import ConfigError, DataError
+from mgjax.inputs import claims, files
+from mgjax.lm.lora import LoraConfig
+from mgjax.train import lm
+from mgjax.train.lm_run import LMRun
+from mgjax.train.loop import MAY_CHANGE
+from mgjax.train.optim import OptimConfig
+from mgjax.train.task import LoopConfig
+from mgjax.train.training_state import check_run
+
+Captions = Literal["files", "names"]
+Stage = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None] | None]]
+
+_LONGEST = 30.0  # seconds of a segment, at most: what the published models learned from
+_PROMPTS = 2  # captions of the music that are listened to
+_LOUDNESS = -14.0  # LUFS, of what is listened to
+
+# What may come to lie beside `run`.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "provenance.json", "clips")
+_MODEL = ("config.json", "model*.safetensors*", "spiece.model", "tokenizer*.json", "clap", "provenance.json", "clips")
+
+# What the trainer calls the options of `mgjax finetune`.
+_SETTINGS = re.compile(
+    r"\b(?:loop\.(steps|seed)|lora\.(rank)|(?:data\.)?(segment)_seconds|(?:data\.)?(batch_size)"
+    r"|(?:optim\.)?(learning_rate))\b"
+)
+
+log = logging.getLogger("mgjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning:
+    """What is tuned to which music, and how far.
+
+    Attributes:
+      music: A folder of sound files, or a manifest, as `mgjax corpus build` takes them.
+      model: What `mgjax.load` opens.
+      caption: One text for all pieces; None for a text of their own.
+      captions: Where these are: in the "files" beside them (JSON), or in the "names" of the files.
+      full: Whether all weights learn, rather than an adapter beside them.
+      rank: Of the adapter.
+      steps: Updates.
+      batch_size: Segments in an update.
+      segment_seconds: Their length; None for as long as the model hears at once, 30 s at most.
+      learning_rate: The highest one; None for 5e-4 for an adapter and 1e-5 for all weights.
+      seed: Of all that is drawn.
+      workers: Processes that prepare the music.
+      max_bad: The share of pieces that may turn out to be unusable.
+    """
+
+    music: str
+    model: str
+    caption: str | None = None
+    captions: Captions = "files"
+    full: bool = False
+    rank: int = 16
+    steps: int = 500
+    batch_size: int = 4
+    segment_seconds: float | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    workers: int = 1
+    max_bad: float = 0.05
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be 0 or above and below 2**32, got {self.seed}")
+        if self.workers < 1:
+            raise ConfigError(f"workers must be 1 or more, got {self.workers}")
+        if self.caption is not None and self.caption != escaped(self.caption):
+            raise ConfigError(f"caption: is not text in UTF-8: {escaped(self.caption)}")
+
+
+def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool = False) -> bool:
+    """Whether it is done; False where it was asked to stop before, and goes on when it is called again.
+
+    `directory` then holds the adapter, or with `full` the model; `clips`, what the model made of some captions before
+    and after; and `run`, the folder of the training with its curves, beside the corpora that were made for it.
+
+    Args:
+      tuning: What is asked for.
+      directory: Where to.
+      stage: Is told the name of each part of the work, and gives what its progress is told to.
+      replace: Whether to begin anew where there is another run.
+
+    Raises:
+      ConfigError: The music, the model and the settings do not fit together, or the pieces have no captions.
+      CorpusError: The music cannot be read.
+      CheckpointError: There is no model.
+      FileExistsError: There is something in `directory` that was not made by this, or another run is at work in it.
+    """
+    base = read_config(tuning.model)
+    if base.text is None and base.clap is None:
+        raise ConfigError(f"{tuning.model} is not told by texts: train it with launch/train_lm.py, on a corpus")
+    directory, music = directory.resolve(), Path(tuning.music).resolve()
+    if music in (directory, *directory.parents):
+        raise ConfigError(
+            f"{directory} lies in the music that is learned from, and would become part of it: give a folder outside"
+        )
+    work = directory / "run"
+    _check_free(directory, _MODEL if tuning.full else _ADAPTER)
+    with claims.claimed(directory), _own_words():
+        (work / "sound").mkdir(parents=True, exist_ok=True)  # by which the folder is known again
+        texts = write_captions(tuning, work / "music.jsonl", min(base.window_seconds, _LONGEST))
+        if replace:
+            shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        begun = work / "config.json" if any((work / "checkpoints").glob("[0-9]*")) else None
+        hears = base.clap is not None or (base.style is not None and base.style.features is not None)
+        corpus = work / ("sound" if hears else "codes")
+        config = run_of(tuning, base, str(corpus), texts[:_PROMPTS], _warmup(tuning.steps, begun))
+        if begun:
+            check_run(begun, config, MAY_CHANGE)
+        elif replace or not (corpus / "corpus.json").is_file():
+            lm.begin(config).tokenizer()  # what is wrong with the model is better known before the work begins
+        _make_corpus(tuning, base, corpus, stage, replace)
+        state = lm.run(config, work)
+        if int(state.step) < tuning.steps:
+            return False
+        for file in sorted(path for path in (work / "best").rglob("*") if path.is_file()):
+            target = directory / file.relative_to(work / "best")
+            target.parent.mkdir(exist_ok=True)
+            with open(file, "rb") as written, files.replacing(target) as copy:
+                shutil.copyfileobj(written, copy)
+        with stage("clips"):
+            _compare(tuning, directory, texts[:_PROMPTS], min(8.0, base.window_seconds))
+    return True
+
+
+def _check_free(directory: Path, outputs: tuple[str, ...]) -> None:
+    """Raises FileExistsError where there is something in the place of what will be written, unless it was made here."""
+    work = directory / "run"
+    if (work / "sound").is_dir():
+        assembly.check_free(work / "sound")
+    elif work.exists() and (not work.is_dir() or any(work.iterdir())):
+        raise FileExistsError(f"{work}: is there already, and no run of mgjax finetune; give another folder")
+    foreign = [] if (work / "best").is_dir() else [path for name in outputs for path in directory.glob(name)]
+    if foreign:
+        raise FileExistsError(f"{foreign[0]}: is there already, and not of a run in {work}; give another folder")
+
+
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
+    """Gives the settings that the trainer complains of the names of the options of `mgjax finetune`."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        said = _SETTINGS.sub(lambda found: f"--{found[found.lastindex].replace('_', '-')}", str(error))
+        raise ConfigError(said) from error
+
+
+def _warmup(steps: int, begun: Path | None) -> int:
+    """The updates of the warm-up: those that the run was begun with, if it was, so that it can be made longer."""
+    if begun is None:
+        return min(50, steps // 5)
+    try:
+        warmup = int(files.read_json(begun)["optim"]["warmup_steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{begun}: does not hold the settings of a run") from error
+    if 0 < warmup >= steps:
+        raise ConfigError(f"--steps must be above {warmup}, the warm-up that the run in {begun.parent} was begun with")
+    return warmup
+
+
+def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list[str]:
+    """The captions of the pieces, each once, after a manifest of the pieces with their captions is at `path`.
+
+    Pieces whose metadata cannot be read are for `build` to leave out, unless they have their captions from elsewhere.
+    Segments are of `longest` seconds where `tuning` does not say; 0 where any length will do.
+
+    Raises:
+      ConfigError: There are pieces without one, or all are too short.
+      CorpusError, FileNotFoundError: There is no music.
+    """
+    rows, without, notes, texts = [], [], assembly.Notes(), {}
+    found = sources.find(tuning.music)
+    for source in found:
+        if not isinstance(source, sources.FileSource):
+            raise ConfigError(f"{tuning.music}: give a folder of sound files, or a table of them (.csv, .jsonl)")
+        row, unused = {"path": source.path}, []
+        text = tuning.caption or (spoken(Path(source.path).stem) if tuning.captions == "names" else None)
+        try:
+            known = source.metadata(unused)
+        except (ValueError, OSError) as error:
+            if text:
+                notes.add(f"metadata that cannot be read is left aside: {error}", source.path)
+                row["info_path"] = False
+            else:
+                own = {**row, "info_path": source.sidecar}
+                row = own | json.loads(source.row or "{}") | own  # in the order that lets our own path be read
+        else:
+            text = text or _told(known)
+            row |= known.to_dict()
+            if not text:
+                without.append(source.path)
+        for key in unused:
+            notes.add(build.NOT_USED.format(escaped(key)), source.path)
+        if text:
+            row["description"] = text
+            texts[text] = None
+        rows.append(row)
+    notes.tell()
+    if without:
+        raise ConfigError(
+            f"{len(without)} of {len(rows)} pieces have no caption, {without[0]} among them. Put a JSON file beside "
+            'each ({"description": "a slow waltz on accordion"} in waltz.json for waltz.wav), or give one caption for '
+            "all by --caption, or take the names of the files by --captions names"
+        )
+    if len(rows) < 2:
+        raise ConfigError(
+            f"{tuning.music}: there must be two pieces or more, of which some are kept to validate: cut it"
+        )
+    _check_lengths(found, tuning.segment_seconds or longest)
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return list(texts)
+
+
+def _check_lengths(found: list[sources.Source], segment: float) -> None:
+    """Raises ConfigError where all pieces are too short for a segment, as far as their headers tell."""
+    most = 0.0
+    for source in found:
+        with contextlib.suppress(OSError, ValueError):
+            sound = audio_files.info(source.path)
+            most = max(most, sound.num_samples / sound.sample_rate)
+        if most >= DataConfig.min_segment_ratio * segment:
+            return
+    raise ConfigError(
+        f"no piece is long enough for segments of {segment:g} s: the longest has {most:g} s. Set --segment lower"
+    )
+
+
+def spoken(name: str) -> str:
+    """The name of a file as a caption: without the number of a track before it, its words apart.
+
+    "03 - Slow_waltz-on-accordion" is "Slow waltz on accordion".
+    """
+    words = re.sub(r"[\W_]+", " ", name).strip()
+    return re.sub(r"^\d+ (?=\D)", "", words)
+
+
+def run_of(tuning: Finetuning, base: ModelConfig, corpus: str, prompts: list[str], warmup: int) -> LMRun:
+    """The training that `tuning` asks for, of a model that is `base`, on `corpus`."""
+    every = max(1, tuning.steps // 5)
+    on_cpu = jax.default_backend() == "cpu"
+    return LMRun(
+        lm=None,
+        init=os.path.abspath(tuning.model) if os.path.isdir(tuning.model) else tuning.model,
+        lora=None if tuning.full else LoraConfig(rank=tuning.rank, alpha=2.0 * tuning.rank),
+        channels=base.channels,
+        window_seconds=base.window_seconds,
+        data=DataConfig(
+            corpora=(corpus,),
+            batch_size=tuning.batch_size,
+            segment_seconds=tuning.segment_seconds or min(base.window_seconds, _LONGEST),
+        ),
+        text=TextConfig(word_dropout=0.1),
+        optim=OptimConfig(
+            learning_rate=tuning.learning_rate or (1e-5 if tuning.full else 5e-4),
+            warmup_steps=warmup,
+            average_decay=0.0,
+        ),
+        loop=LoopConfig(
+            steps=tuning.steps,
+            seed=tuning.seed,
+            log_every=max(1, tuning.steps // 50),
+            eval_every=every,
+            save_every=every,
+            show_every=0 if on_cpu else every,
+        ),
+        dtype="float32" if on_cpu else "bfloat16",
+        remat="none" if on_cpu else "dots",
+        prompts=tuple(prompts),
+        prompt_seconds=min(8.0, base.window_seconds),
+    )
+
+
+def _make_corpus(tuning: Finetuning, base: ModelConfig, corpus: Path, stage: Stage, replace: bool) -> None:
+    """Makes the corpus to train on: of codes, or of sound where the model has to hear it."""
+    sound = corpus.with_name("sound")
+    with stage("read the music") as progress:
+        report = build.build(
+            corpus.with_name("music.jsonl"),
+            sound,
+            sample_rate=base.codec.sample_rate,
+            channels=base.channels,
+            valid=0.1,
+            max_bad=tuning.max_bad,
+            workers=tuning.workers,
+            replace=replace,
+            progress=progress,
+        )
+    if report.skipped:
+        log.warning("%d pieces are left out: %s lists them", len(report.skipped), sound / "report.json")
+    if corpus == sound:
+        return
+    with stage("encode it") as progress:
+        tokenize.tokenize(
+            sound,
+            corpus,
+            tuning.model,
+            channels=base.channels,
+            melody=base.melody,
+            workers=tuning.workers,
+            replace=replace,
+            progress=progress,
+        )
+
+
+def _told(known: Metadata) -> str | None:
+    """The description of a piece, or one of all else that is known of how it sounds."""
+    if known.description:
+        return known.description
+    values = {field: getattr(known, field) for field in FIELDS}
+    return ". ".join(rendered(field, value) for field, value in values.items() if value) or None
+
+
+def _compare(tuning: Finetuning, directory: Path, texts: list[str], seconds: float) -> None:
+    """Writes what the model made of `texts` before, and what it makes of them now, from the same chances."""
+    clips = directory / "clips"
+    clips.mkdir(exist_ok=True)
+    after = {"source": directory} if tuning.full else {"source": tuning.model, "adapter": directory}
+    for name, given in (("before", {"source": tuning.model}), ("after", after)):
+        model = api.load(**given)
+        for number, sound in enumerate(model.generate(texts, seconds=seconds, seed=tuning.seed), 1):
+            sound = loudness.normalized(sound, model.sample_rate, _LOUDNESS)
+            audio_files.write(clips / f"{number} {name}.wav", sound, model.sample_rate)

@@ -1,0 +1,244 @@
+"""Language models to train: `--config=configs/lm.py:NAME`.
+
+    python launch/train_lm.py --config=configs/lm.py:mini_beginning --workdir=runs/beginning \
+        --config.codec=runs/codec/best --config.vocabulary=words --config.data.corpora="('tokens',)"
+
+where `tokens` is a folder that `mgjax corpus tokenize` made with that codec. Any setting can be overridden in the same
+way; `configs/lm.py:finetune --config.init=MODEL` goes on from a model that `mgjax.load` opens. Each function below says
+what its run needs and gives.
+
+The published models were trained on 20 000 hours of music: 1 000 000 updates of 192 clips of 30 s, in float16 on 32, 64
+and 96 A100 GPUs (small, medium, large). None of the three has been run here.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mgjax.checkpoints import random_weights
+from mgjax.config.conditioning import MelodyConfig, StyleConfig, T5Config
+from mgjax.config.model import Fused, LMConfig, Sampling
+from mgjax.lm.lora import LoraConfig
+from mgjax.train.lm import LMRun
+from mgjax.train.overrides import to_config_dict
+
+
+def get_config(name: str = "small") -> ConfigDict:
+    if name not in VARIANTS:
+        raise ValueError(f"configs/lm.py has {', '.join(VARIANTS)}, not {name!r}")
+    config = to_config_dict(LMRun())
+    VARIANTS[name](config)
+    return config
+
+
+def published(config: ConfigDict) -> None:
+    """What all the published models share. T5 and the codec come from the Hugging Face Hub, or from folders.
+
+    Weights are split among 64 devices, or among all where there are fewer, and gathered once in an update.
+    """
+    config.codec = "facebook/encodec_32khz"
+    config.text_encoder = "t5-base"
+    config.dtype = "bfloat16"
+    config.loop.fsdp = 64
+    config.remat = "weights"
+
+
+def small(config: ConfigDict) -> None:
+    """musicgen-small, 420 million weights. Its recipe finds the learning rate itself (D-Adaptation). Not run here."""
+    published(config)
+    config.optim.name = "dadapt_adamw"
+    config.optim.learning_rate = 1.0
+
+
+def medium(config: ConfigDict) -> None:
+    """musicgen-medium, 1.8 billion weights. Not run here."""
+    published(config)
+    config.lm.dim = 1536
+    config.lm.num_layers = 48
+    config.lm.num_heads = 24
+    config.lm.ffn_dim = 6144
+
+
+def large(config: ConfigDict) -> None:
+    """musicgen-large, 3.3 billion weights. Not run here."""
+    published(config)
+    config.lm.dim = 2048
+    config.lm.num_layers = 48
+    config.lm.num_heads = 32
+    config.lm.ffn_dim = 8192
+    config.dropout.conditions = 0.2
+    config.text.word_dropout = 0.2
+    config.optim.max_grad_norm = 3.0
+
+
+def melody(config: ConfigDict) -> None:
+    """musicgen-melody: medium, with text and the melody's pitch classes before the music. Not run here.
+
+    Codes are made with `mgjax corpus tokenize --melody`; in the published training, melodies were of music without
+    drums and bass.
+    """
+    medium(config)
+    config.lm.conditions = (Fused("melody", 12, "prefix"), Fused("text", 768, "prefix"))
+    settle(config, "melody", MelodyConfig())
+    config.dropout.conditions = 0.2
+    config.text.word_dropout = 0.2
+
+
+def style(config: ConfigDict) -> None:
+    """musicgen-style: medium, with the style of three seconds and text before the music. Not run here.
+
+    MERT hears the style, so the corpora are of sound. It comes from the Hugging Face Hub, or from a folder.
+    """
+    medium(config)
+    config.lm.conditions = (Fused("style", 512, "prefix"), Fused("text", 768, "prefix"))
+    settle(config, "style", StyleConfig())
+    config.style_encoder = "m-a-p/MERT-v1-95M"
+    config.dropout.conditions = 0.1
+    config.dropout.text = 0.4
+    config.dropout.style = 0.4
+    config.text.word_dropout = 0.2
+
+
+def settle(config: ConfigDict, name: str, values: Any) -> None:
+    """Sets a part of the config that is None by default, so that its own settings can be overridden."""
+    with config.unlocked():
+        del config[name]
+        config[name] = to_config_dict(values)
+
+
+def stereo(config: ConfigDict) -> None:
+    """musicgen-stereo-small: 200 000 updates that go on from the mono model, with the codes of left and right by turns.
+
+    Not run here.
+    """
+    small(config)
+    config.lm = None
+    config.init = "facebook/musicgen-small"
+    config.codec = None
+    config.text_encoder = None
+    config.channels = 2
+    config.loop.steps = 200_000
+
+
+def finetune(config: ConfigDict) -> None:
+    """All weights of `--config.init`, any model that `mgjax.load` opens, go on to learn on your music. Not run here."""
+    config.lm = None
+    config.dtype = "bfloat16"
+    config.remat = "dots"
+    config.data.batch_size = 8
+    config.optim.learning_rate = 1e-5
+    config.optim.warmup_steps = 100
+    config.loop.steps = 2000
+    config.loop.eval_every = 200
+    config.loop.save_every = 200
+
+
+def lora(config: ConfigDict) -> None:
+    """An adapter of low rank beside the weights of `--config.init`, as `mgjax finetune` trains it. Not run here."""
+    finetune(config)
+    settle(config, "lora", LoraConfig(rank=16, alpha=32.0))
+    config.optim.learning_rate = 5e-4
+    config.optim.average_decay = 0.0
+
+
+def mini_beginning(config: ConfigDict) -> None:
+    """The bundled model's language model, first part: text and melody, learned from short segments on two CPU cores.
+
+    For the codes of `configs/codec.py:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is
+    new, and learns with it, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts
+    say most about the first seconds, which later ones only continue, so the segments are short and many. Unlike the
+    published recipe it takes Muon, and embeddings made of the codec's codewords: so few updates would not do otherwise.
+    """
+    config.lm = to_config_dict(
+        LMConfig(
+            dim=256,
+            num_layers=6,
+            num_heads=4,
+            ffn_dim=1024,
+            num_codebooks=8,
+            codebook_size=1024,
+            delays=tuple(range(8)),
+            conditions=(Fused("text", 128), Fused("melody", 12, "interpolate")),
+        )
+    )
+    settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
+    settle(
+        config,
+        "melody",
+        MelodyConfig(sample_rate=24_000, fft_size=4096, hop_length=1024, num_frames=235, null="nothing"),
+    )
+    config.codes_as_heard = True
+    on_two_cores(config)
+    config.data.batch_size = 48
+    config.data.segment_seconds = 2.5
+    config.window_seconds = 10.0
+    config.optim.schedule = "constant"
+    config.loop.steps = 1500
+
+
+def mini(config: ConfigDict) -> None:
+    """The bundled model's language model, second part: the first, `--config.init=DIR`, goes on with longer segments."""
+    config.lm = None
+    config.init = "runs/beginning/best"
+    settle(config, "sampling", Sampling(guidance=7.0, temperature=(1.1, 1.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
+    on_two_cores(config)
+    config.data.batch_size = 12
+    config.data.segment_seconds = 10.0
+    config.loop.steps = 2400
+
+
+def on_two_cores(config: ConfigDict) -> None:
+    """What both parts of the bundled model's training share."""
+    config.codebook_weights = (4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
+    config.train_text = True
+    config.text_rate = 0.1
+    config.text.word_dropout = 0.05
+    config.dropout.conditions = 0.15
+    config.dropout.text = 0.05
+    config.dropout.melody = 0.6
+    config.optim.name = "muon"
+    config.optim.learning_rate = 0.03
+    config.optim.adam_learning_rate = 3e-3
+    config.optim.warmup_steps = 100
+    config.optim.average_decay = 0.995
+    config.optim.average_every = 1
+    config.scan_layers = False
+    config.loop.log_every = 50
+    config.loop.eval_every = 500
+    config.loop.save_every = 250
+    config.loop.show_every = 1500
+
+
+def debug(config: ConfigDict) -> None:
+    """The language model of "debug", for trying things: seconds on a laptop, and no music."""
+    config.lm = to_config_dict(random_weights.DEBUG.lm)
+    config.codec = "debug"
+    config.text_encoder = "debug"
+    config.data.batch_size = 4
+    config.data.segment_seconds = 2.0
+    config.text.max_tokens = 256  # of bytes
+    config.optim.learning_rate = 3e-3
+    config.optim.warmup_steps = 10
+    config.optim.average_every = 1
+    config.optim.average_decay = 0.9
+    config.prompt_seconds = 2.0
+    config.loop.steps = 100
+    config.loop.log_every = 10
+    config.loop.eval_every = 50
+    config.loop.show_every = 50
+    config.loop.save_every = 50
+
+
+VARIANTS = {
+    "small": small,
+    "medium": medium,
+    "large": large,
+    "melody": melody,
+    "style": style,
+    "stereo": stereo,
+    "finetune": finetune,
+    "lora": lora,
+    "mini_beginning": mini_beginning,
+    "mini": mini,
+    "debug": debug,
+}
