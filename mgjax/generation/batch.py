@@ -17,7 +17,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -60,6 +60,7 @@ class Made(NamedTuple):
 Play = Callable[[Sequence[Any]], Sequence[Made]]  # recipes of one kind -> what they are
 
 
+@runtime_checkable
 class Form(Protocol):
     """How pieces are written."""
 

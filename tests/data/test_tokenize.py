@@ -1,13 +1,9 @@
 """Corpora of codes: the codec's codes of each piece, with its metadata, in its split."""
 
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "codec"))
 from random_codec import random_variables
 
 from mgjax.audio.metadata import Metadata

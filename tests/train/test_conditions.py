@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))
 import tiny_clap
+import tokenizers
 
 import mgjax
 from mgjax.audio.metadata import Metadata
