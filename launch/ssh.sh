@@ -32,7 +32,7 @@ trap stop INT TERM
 
 pids=()
 for i in "${!hosts[@]}"; do
-    who=(--coordinator "${hosts[0]}:${PORT:-1234}" --num_processes "${#hosts[@]}" --process_id "$i")
+    who=(--coordinator "${hosts[0]}:${PORT:-1234}" --num-processes "${#hosts[@]}" --process-id "$i")
     # With a terminal, what is started there ends with the connection.
     remote="cd $(printf %q "$directory") && . .venv/bin/activate && $flags && \
         { [[ $i != 0 ]] || echo \$\$ >$pid_file; } && exec python $(printf '%q ' "$@" "${who[@]}")"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import mgjax
-from mgjax.cli import coding, corpus, finetune, generate, models, plan, terminal
+from mgjax.cli import coding, corpus, finetune, generate, models, plan, terminal, train
+from mgjax.devices import distributed
 
 _EPILOG = """\
 first steps:
@@ -28,10 +30,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
 
     def run() -> None:
-        args = _parser().parse_args(argv)
+        words, settings = _without_settings(sys.argv[1:] if argv is None else argv)
+        args = _parser().parse_args(words)
+        if settings and "settings" not in args:
+            raise ValueError(f"{settings[0]} is for commands with a --config, train and plan")
+        args.settings = settings
         args.run(args)
 
-    return terminal.status(run)
+    status = terminal.status(run)
+    return status if status == train.UNFINISHED else distributed.finish(status)  # those who stop leave together
+
+
+def _without_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are not settings of a run, and those that are: --config.NAME=VALUE, or --config.NAME VALUE."""
+    rest, settings, words = [], [], list(words)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            return [*rest, word, *words], settings
+        if not word.startswith(("--config.", "-config.")):
+            rest.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        if not equals and words and not words[0].startswith("--"):
+            value = words.pop(0)
+        settings.append(f"{name}={value}" if equals or value else name)
+    return rest, settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     coding.add_commands(commands)
     models.add_commands(commands)
     corpus.add_command(commands)
+    train.add_command(commands)
     finetune.add_command(commands)
     plan.add_command(commands)
     return parser

@@ -140,11 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_model_sources(machine)
     terminal.add_model_options(machine)
-    machine.add_argument("--coordinator", metavar="HOST:PORT", help="on several hosts: that of process 0")
-    machine.add_argument(
-        "--num_processes", type=int, metavar="N", help="on several hosts: how many processes there are"
-    )
-    machine.add_argument("--process_id", type=int, metavar="I", help="on several hosts: which of them this is, from 0")
+    terminal.add_host_options(machine)
     return parser
 
 

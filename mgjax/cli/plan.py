@@ -18,8 +18,8 @@ to change where it does not fit. Nothing is fetched, and no weights are made.
 
 _EXAMPLES = """\
 examples:
-  mgjax plan --config configs/lm.py:large --topology v5e:16x16
-  mgjax plan --config configs/lm.py:medium --topology v6e:16x16 --mesh data=4,fsdp=64 --set data.batch_size=512
+  mgjax plan --config lm:large --topology v5e:16x16
+  mgjax plan --config lm:medium --topology v6e:16x16 --mesh data=4,fsdp=64 --config.data.batch-size=512
   mgjax plan --decode --model facebook/musicgen-large --batch 64 --seconds 30 --topology v5e:2x4 --mesh model=8
 
 devices:
@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, settings=[])
     parser.add_argument("--topology", required=True, metavar="DEVICES", help="what to compile for (see below)")
     parser.add_argument(
         "--mesh",
@@ -51,13 +51,13 @@ def add_command(commands: Any) -> None:
         "config; --decode: data=-1)",
     )
     training = parser.add_argument_group("a training run")
-    training.add_argument("--config", metavar="FILE:NAME", help="a file of configs/ and the name of a run in it")
+    training.add_argument("--config", metavar="NAME", help="a preset, as in mgjax train; --config.NAME=VALUE sets more")
     training.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="other values for its settings, as in optim.accumulate=2",
+        help="the same as --config.NAME=VALUE",
     )
     decoding = parser.add_argument_group("generation")
     decoding.add_argument("--decode", action="store_true", help="plan generation, not training")
@@ -99,7 +99,7 @@ def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
     from mgjax.plan import training
     from mgjax.plan.roofline import DoesNotFitError
 
-    asked = _run(args.config, args.set, args.mesh)
+    asked = _run(args.config, _settings(args) + [f"--config.loop.{axis}={n}" for axis, n in (args.mesh or {}).items()])
     made = training.spread(asked, devices)
     data = made.data
     title = (
@@ -124,7 +124,7 @@ def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
     from mgjax.plan.roofline import DoesNotFitError
 
     if ":" in args.model:
-        model = shapes.begin(_run(args.model, args.set, None)).config
+        model = shapes.begin(_run(args.model, _settings(args))).config
     else:
         model = shapes.model_config(args.model)
     asked = decoding.Asked(args.batch, args.seconds, args.dtype, not args.unguided)
@@ -140,20 +140,16 @@ def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
     return plan, f"{title}\n  {'speed':<16}{decoding.speed(model, asked, plan)}", decoding.advice(plan)
 
 
-def _run(name: str, settings: list[str], mesh: dict[str, int] | None) -> Any:
-    """The run that a file of configs/ calls by that name, with other settings."""
-    from absl import flags
-    from ml_collections import config_flags
+def _settings(args: argparse.Namespace) -> list[str]:
+    return [*args.settings, *(f"--config.{setting}" for setting in args.set)]
 
-    from mgjax.train.lm_run import LMRun
-    from mgjax.train.overrides import from_config_dict, parse_flags
 
-    asked = [*settings, *(f"loop.{axis}={size}" for axis, size in (mesh or {}).items())]
-    words = ["plan", f"--config={name}", *(f"--config.{one}" for one in asked)]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    parse_flags(values, words)
-    return from_config_dict(LMRun, values.config)
+def _run(name: str, settings: list[str]) -> Any:
+    """The run of a preset or a config file, with other settings."""
+    from mgjax.train.lm import LMRun
+    from mgjax.train.overrides import read
+
+    return read(LMRun, name, settings)
 
 
 def _mesh(text: str) -> dict[str, int]:

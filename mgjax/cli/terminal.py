@@ -149,6 +149,16 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     )
 
 
+def add_host_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The options by which plain hosts find each other; schedulers and TPUs need none."""
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="on several hosts: that of process 0")
+    for names, metavar, what in (
+        (("--num-processes", "--num_processes"), "N", "how many processes there are"),
+        (("--process-id", "--process_id"), "I", "which of them this is, from 0"),
+    ):
+        parser.add_argument(*names, type=int, metavar=metavar, help=f"on several hosts: {what}")
+
+
 def prepare(args: argparse.Namespace) -> None:
     """Puts --offline and --cache into effect; to be called before a model is loaded."""
     if args.offline:

@@ -71,7 +71,7 @@ class _Texts:
     places: dict[str, int]
     tokens: Float[Array, "u l d"]
     mask: Bool[np.ndarray, "u l"]
-    joint: Float[Array, "u j"]
+    joint: Float[Array, "v j"]
 
 
 class Conditioner:

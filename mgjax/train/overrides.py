@@ -7,6 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from mgjax.config.serialization import from_dict
 from mgjax.errors import ConfigError
+from mgjax.train import presets
 
 Run = TypeVar("Run")
 
@@ -44,27 +46,53 @@ def from_config_dict(cls: type[Run], config: ConfigDict) -> Run:
     return from_dict(cls, config.to_dict(), "config")
 
 
-def parse_flags(values: flags.FlagValues, words: Sequence[str]) -> list[str]:
-    """What `values(words)` gives, of a command line with the flag --config and with settings of that config.
+def read(cls: type[Run], name: str, settings: Sequence[str] = ()) -> Run:
+    """The run that a preset or a config file describes, with settings of the command line.
+
+    Args:
+      cls: What kind of run it is.
+      name: A preset of `mgjax.train.presets` ("lm:small"), or a Python file whose `get_config` takes what stands after
+        the colon ("my_lm.py:small").
+      settings: Such as "--config.optim.learning_rate=1e-4" (or learning-rate).
 
     Raises:
-      ConfigError: There is no such file, run or setting, or a flag has no value that suits it.
+      ConfigError: There is no such preset, file or setting, or a value does not suit its setting.
     """
-    plain = [word for word in words if not word.lstrip("-").startswith("config.")]
-    unchanged = flags.FlagValues()
+    return from_config_dict(cls, _config_dict(_file(name), [_with_underscores(setting) for setting in settings]))
+
+
+def _config_dict(file: str, settings: list[str]) -> ConfigDict:
+    words = ["mgjax", f"--config={file}"]
     try:
-        config_flags.DEFINE_config_file("config", flag_values=unchanged, sys_argv=plain)
-        unchanged(plain, known_only=True)
-        known = _names(unchanged.config or ConfigDict())
-        for word in words:
-            name = word.partition("=")[0].partition(".")[2]
-            if known and word not in plain and name not in known:
+        known = _names(_parsed(words))
+        for setting in settings:
+            name = setting.partition("=")[0].partition(".")[2]
+            if known and name not in known:
                 near = difflib.get_close_matches(name, known, 3, 0.3)
                 raise ConfigError(f"there is no setting {name}; the nearest names are {', '.join(near) or known}")
-        return values(words)
+        return _parsed([*words, *settings])
     except (flags.Error, OSError, SyntaxError, AttributeError) as error:
         # It may hold a whole traceback of the file, whose last line says what is wrong.
         raise ConfigError(str(error).strip().splitlines()[-1].strip()) from error
+
+
+def _parsed(words: list[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    values(words)
+    return values.config or ConfigDict()
+
+
+def _file(name: str) -> str:
+    """A config file and what it is asked for, where `name` may be that of a preset."""
+    preset, colon, variant = name.partition(":")
+    path = Path(presets.__file__).parent / f"{preset}.py"
+    return f"{path}{colon}{variant}" if preset.isidentifier() and path.is_file() else name
+
+
+def _with_underscores(setting: str) -> str:
+    name, equals, value = setting.partition("=")
+    return f"--{name.lstrip('-').replace('-', '_')}{equals}{value}"
 
 
 def _names(config: ConfigDict) -> list[str]:

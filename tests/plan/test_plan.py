@@ -219,7 +219,7 @@ def test_at_the_terminal(tmp_path, capfd):
     assert "no setting data.batch_siez; the nearest names are data.batch_size" in capfd.readouterr().err
     assert cli.main(["plan", "--config", "configs/lm.py:huge", "--topology", "h100:8"]) == 2
     told = capfd.readouterr().err
-    assert "configs/lm.py has small" in told
+    assert "the preset lm has small" in told
     assert "Traceback" not in told
     assert cli.main(["plan", "--config", "configs/none.py:large", "--topology", "h100:8"]) == 2
     assert "No such file or directory: 'configs/none.py'" in capfd.readouterr().err

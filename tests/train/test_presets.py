@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from mgjax.config.serialization import ConfigError
 from mgjax.train.codec import CodecRun
 from mgjax.train.lm import LMRun
-from mgjax.train.overrides import from_config_dict, parse_flags, to_config_dict
+from mgjax.train.overrides import from_config_dict, read, to_config_dict
 from mgjax.train.presets import codec as CODEC
 from mgjax.train.presets import lm as LM
 from mgjax.train.task import LoopConfig
@@ -84,19 +82,11 @@ def test_tuples_and_nested_dataclasses_come_back():
     assert from_config_dict(LMRun, to_config_dict(run)) == run
 
 
-def parsed(*words):
-    values, words = flags.FlagValues(), ["train.py", *words]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    flags.DEFINE_string("workdir", None, "", required=True, flag_values=values)
-    parse_flags(values, words)
-    return values.config
-
-
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_settings_come_from_the_command_line():
-    settings = ["--config.optim.learning_rate=0.5", "--config.data.corpora=('a',)", "-config.loop.steps", "7"]
-    config = parsed(f"--config={CONFIGS / 'lm.py'}:debug", "--workdir=a", *settings)
-    assert (config.optim.learning_rate, config.data.corpora, config.loop.steps) == (0.5, ("a",), 7)
+    settings = ["--config.optim.learning-rate=0.5", "--config.data.corpora=('a',)", "-config.loop.steps=7"]
+    run = read(LMRun, f"{CONFIGS / 'lm.py'}:debug", settings)
+    assert (run.optim.learning_rate, run.data.corpora, run.loop.steps) == (0.5, ("a",), 7)
 
 
 @pytest.mark.parametrize(
@@ -112,28 +102,46 @@ def test_settings_come_from_the_command_line():
         (["--config.data.batch_size=1.5"], "batch_size=1.5: invalid literal for int"),
         (["--config.data=3"], "Failed to parse '3' as a ConfigDict"),
         (["--config.loop.steps"], "Missing value for flag --config.loop.steps"),
-        (["--confg.loop.steps=1"], "Unknown command line flag 'confg.loop.steps'"),
-        ([f"--config={CONFIGS / 'lm.py'}:smal"], "has small, medium"),
-        ([f"--config={CONFIGS / 'none.py'}:small"], "No such file or directory: .*none.py"),
-        ([f"--config={CONFIGS}"], "Is a directory"),
-        ([f"--config={CONFIGS.parent / 'README.md'}"], "README.md, line"),
-        (["--workdir"], "Missing value for flag --workdir"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_a_command_line_that_describes_no_run_is_told(words, message):
+def test_settings_that_no_run_has_are_errors(words, message):
     with pytest.raises(ConfigError, match=message) as raised:
-        parsed(f"--config={CONFIGS / 'lm.py'}:debug", "--workdir=a", *words)
+        read(LMRun, "lm:debug", words)
     assert "\n" not in str(raised.value)
 
 
-def test_a_script_without_a_folder_ends_with_one_sentence():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lm:smal", "the preset lm has small, medium"),
+        (f"{CONFIGS / 'lm.py'}:smal", "the preset lm has small, medium"),
+        (f"{CONFIGS / 'none.py'}:small", "No such file or directory: .*none.py"),
+        ("tune:small", "No such file or directory: 'tune'"),
+        (f"{CONFIGS}", "Is a directory"),
+        (f"{CONFIGS.parent / 'README.md'}", "README.md, line"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_config_that_is_none_is_an_error(name, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        read(LMRun, name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_preset_goes_by_its_name_alone():
+    assert read(LMRun, "lm:debug") == read(LMRun, f"{CONFIGS / 'lm.py'}:debug") == read(LMRun, "configs/lm.py:debug")
+    assert read(CodecRun, "codec") == read(CodecRun, "codec:32khz")
+
+
+def test_a_script_without_a_folder_says_so():
     script = CONFIGS.parent / "launch" / "train_codec.py"
     environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
     command = [sys.executable, script, f"--config={CONFIGS / 'codec.py'}:debug"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "mgjax: error: flag --workdir=None: Flag --workdir must have a value other than None.\n"
+    assert "the following arguments are required: --workdir" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Codecs to train: `--config=configs/codec.py:NAME`.
+"""Codecs to train: `--config=codec:NAME`.
 
-    python launch/train_codec.py --config=configs/codec.py:mini --workdir=runs/codec --config.data.corpora="('corpus',)"
+    mgjax train codec --config=codec:mini --workdir=runs/codec --config.data.corpora="('corpus',)"
 
 where `corpus` is a folder that `mgjax corpus build` made, at the codec's rate. Any setting can be overridden in the
 same way. Each function below says what its run needs and gives.
@@ -15,7 +15,7 @@ from mgjax.train.overrides import to_config_dict
 
 def get_config(name: str = "32khz") -> ConfigDict:
     if name not in VARIANTS:
-        raise ValueError(f"configs/codec.py has {', '.join(VARIANTS)}, not {name!r}")
+        raise ValueError(f"the preset codec has {', '.join(VARIANTS)}, not {name!r}")
     config = to_config_dict(CodecRun())
     VARIANTS[name](config)
     return config

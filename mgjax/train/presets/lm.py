@@ -1,10 +1,10 @@
-"""Language models to train: `--config=configs/lm.py:NAME`.
+"""Language models to train: `--config=lm:NAME`.
 
-    python launch/train_lm.py --config=configs/lm.py:mini_beginning --workdir=runs/beginning \
+    mgjax train lm --config=lm:mini_beginning --workdir=runs/beginning \
         --config.codec=runs/codec/best --config.vocabulary=words --config.data.corpora="('tokens',)"
 
 where `tokens` is a folder that `mgjax corpus tokenize` made with that codec. Any setting can be overridden in the same
-way; `configs/lm.py:finetune --config.init=MODEL` goes on from a model that `mgjax.load` opens. Each function below says
+way; `lm:finetune --config.init=MODEL` goes on from a model that `mgjax.load` opens. Each function below says
 what its run needs and gives.
 
 The published models were trained on 20 000 hours of music: 1 000 000 updates of 192 clips of 30 s, in float16 on 32, 64
@@ -25,7 +25,7 @@ from mgjax.train.overrides import to_config_dict
 
 def get_config(name: str = "small") -> ConfigDict:
     if name not in VARIANTS:
-        raise ValueError(f"configs/lm.py has {', '.join(VARIANTS)}, not {name!r}")
+        raise ValueError(f"the preset lm has {', '.join(VARIANTS)}, not {name!r}")
     config = to_config_dict(LMRun())
     VARIANTS[name](config)
     return config
@@ -144,7 +144,7 @@ def lora(config: ConfigDict) -> None:
 def mini_beginning(config: ConfigDict) -> None:
     """The bundled model's language model, first part: text and melody, learned from short segments on two CPU cores.
 
-    For the codes of `configs/codec.py:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is
+    For the codes of `codec:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is
     new, and learns with it, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts
     say most about the first seconds, which later ones only continue, so the segments are short and many. Unlike the
     published recipe it takes Muon, and embeddings made of the codec's codewords: so few updates would not do otherwise.

@@ -1,0 +1,59 @@
+"""`mgjax train`: trains a codec or a language model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mgjax.cli import corpus, terminal
+
+# The exit status of a run that was stopped (SIGTERM, Ctrl-C) and goes on when it is started again: that of a temporary
+# failure, so that no scheduler takes it for done.
+UNFINISHED = 75
+
+_DESCRIPTION = """\
+Trains a codec, or a language model over the codes of one. The same command goes on where a run in its folder was
+stopped. The folder holds checkpoints, curves for TensorBoard, and the model, as `mgjax generate --model` opens it.
+"""
+
+_EXAMPLES = """\
+examples:
+  mgjax train codec --config=codec:mini --workdir=runs/codec --config.data.corpora="('sound',)"
+  mgjax train lm --config=lm:small --workdir=runs/lm --config.data.corpora="('tokens',)" --config.loop.fsdp=8
+
+A config is a preset of mgjax.train.presets ("lm:small"), or a file of yours whose get_config(NAME) gives one like it
+("my_lm.py:NAME"). --config.NAME=VALUE sets any of its settings. On several hosts each starts the same command.
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Adds `train` to the commands of argparse."""
+    parser = commands.add_parser(
+        "train",
+        help="train a codec or a language model",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, settings=[])
+    parser.add_argument("task", choices=["codec", "lm"], help="a codec, or a language model")
+    parser.add_argument("--config", required=True, metavar="NAME", help="lm:small, or FILE.py:NAME (see below)")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="a folder for all that the run writes")
+    terminal.add_host_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains what `args` says; leaves with the exit status `UNFINISHED` where the run was stopped."""
+    corpus.need((*corpus.TRAIN, "absl", "grain", "ml_collections", "optax", "orbax"), "train")
+    from absl import logging
+
+    from mgjax.devices import distributed
+    from mgjax.train import codec, lm, overrides
+
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every step that it takes
+    kind, train = (codec.CodecRun, codec.run) if args.task == "codec" else (lm.LMRun, lm.run)
+    config = overrides.read(kind, args.config, args.settings)
+    distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=True)
+    state = train(config, args.workdir)
+    if int(state.step) < config.loop.steps:
+        raise SystemExit(UNFINISHED)
