@@ -244,7 +244,7 @@ def _reach(address: str) -> None:
 
 
 def _name(flag: str) -> str:
-    return f"--{flag} ({VARIABLES[flag]})"
+    return f"--{flag.replace('_', '-')} ({VARIABLES[flag]})"
 
 
 def _say(message: str) -> None:

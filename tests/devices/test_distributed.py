@@ -58,7 +58,7 @@ def test_a_process_that_is_alone_starts_as_ever():
         ({"process_id": 4}, r"must be from 0 to 3 for 4 processes, got 4"),
         ({"coordinator": "10.0.0.1"}, r"host of process 0 and a free port there, such as .*, got '10.0.0.1'"),
         ({"coordinator": "node1:port"}, r"got 'node1:port'"),
-        ({"num_processes": "four"}, r"--num_processes \(JAX_NUM_PROCESSES\) must be a whole number, got 'four'"),
+        ({"num_processes": "four"}, r"--num-processes \(JAX_NUM_PROCESSES\) must be a whole number, got 'four'"),
     ],
 )
 def test_what_is_no_run_is_told(changes, message):
