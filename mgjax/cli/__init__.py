@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(words)
         if settings and "settings" not in args:
             raise ValueError(f"{settings[0]} is for commands with a --config, train and plan")
-        args.settings = settings
+        if settings:
+            args.settings = settings
         args.run(args)
 
     status = terminal.status(run)

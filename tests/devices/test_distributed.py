@@ -52,9 +52,9 @@ def test_a_process_that_is_alone_starts_as_ever():
     [
         (
             {"process_id": None},
-            r"there is --coordinator .* 10.0.0.1:1234, --num_processes .* 4; missing is --process_id",
+            r"there is --coordinator .* 10.0.0.1:1234, --num-processes .* 4; missing is --process-id",
         ),
-        ({"coordinator": None, "num_processes": None}, r"missing is --coordinator .* and --num_processes"),
+        ({"coordinator": None, "num_processes": None}, r"missing is --coordinator .* and --num-processes"),
         ({"process_id": 4}, r"must be from 0 to 3 for 4 processes, got 4"),
         ({"coordinator": "10.0.0.1"}, r"host of process 0 and a free port there, such as .*, got '10.0.0.1'"),
         ({"coordinator": "node1:port"}, r"got 'node1:port'"),

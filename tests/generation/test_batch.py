@@ -96,8 +96,8 @@ def test_hosts_share_what_is_missing(whole, tmp_path, monkeypatch):
     """As the first of three sees it: the others may begin when it has made some already."""
     seen, players = [], [Player() for _ in range(3)]
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(batch.hosts, "check_shared", lambda folder: None)
-    monkeypatch.setattr(batch.hosts, "wait_until", lambda there: there())
+    monkeypatch.setattr(batch.distributed, "check_shared", lambda folder: None)
+    monkeypatch.setattr(batch.distributed, "wait_until", lambda there: there())
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda number: np.array([number] * 3))
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda mine: (seen.append(mine), seen[0])[1])
     for process, player in enumerate(players):
