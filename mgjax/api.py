@@ -48,13 +48,13 @@ def _takes_texts(method: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapper
 
 
-def _arguments(names: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of a method, from its `locals()` in its first line."""
-    return {name: value for name, value in names.items() if name != "self"}
+def _arguments(names: dict[str, Any], *others: str) -> dict[str, Any]:
+    """The arguments of a method but for `others`, from its `locals()` in the first line."""
+    return {name: value for name, value in names.items() if name not in ("self", *others)}
 
 
 class MusicGen:
-    """A language model over codes, the codec that turns them into sound, and the encoder of the texts that steer it.
+    """A language model over codes, the codec that decodes them to audio, and the encoders of its conditions.
 
     Nothing on it changes when it is used: the same call with the same seed gives the same result.
 
@@ -263,9 +263,7 @@ class MusicGen:
 
         All arguments, those of `generate`, are checked at once, before the first piece is asked for.
         """
-        asked = _arguments(locals())
-        del asked["progress"]
-        request = arguments.request(self.config, self.codec, **asked)
+        request = arguments.request(self.config, self.codec, **_arguments(locals(), "progress"))
         codes = windows.decode(
             self._lm,
             self._params["lm"],
@@ -340,7 +338,9 @@ class MusicGen:
     def _encode_mono(self, audio: Float32[np.ndarray, "b n"]) -> Int32[np.ndarray, "b t k"]:
         """The codes of mono audio, which a stereo model's codec would code as left and right."""
         codec = Codec(self.codec.folded_config, self.codec.variables)
-        return codec.encode(np.repeat(audio[:, :, None], codec.channels, axis=2))
+        codes = codec.encode(np.repeat(audio[:, :, None], codec.channels, axis=2))
+        assert isinstance(codes, np.ndarray)  # language models read no codes of chunks
+        return codes
 
     def __getstate__(self) -> dict[str, Any]:
         if self._mesh is not None:
@@ -358,7 +358,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     compat: str | None = None,
 ) -> MusicGen:
-    """The model at `source`.
+    """Loads the model at `source`.
 
     Args:
       source: "mini" (it comes with mgjax), "debug" (a toy with random weights), a directory, or a Hub id such as
@@ -377,13 +377,13 @@ def load(
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
     dtype = arguments.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    parts = {"text_encoder": text_encoder, "style_encoder": style_encoder, "adapter": adapter}
-    model = sources.read(source, dtype=dtype, place=_placement(mesh), **parts)
+    encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
+    model = sources.read(source, dtype=dtype, place=_placement(mesh), adapter=adapter, **encoders)
     return MusicGen(model, compat=compat, mesh=mesh)
 
 
 def load_codec(source: str | os.PathLike[str]) -> Codec:
-    """The codec at `source`: of a repository or directory that holds a codec alone, or a whole model.
+    """Loads the codec at `source`: of a repository or directory that holds a codec alone, or a whole model.
 
     Raises:
       CheckpointError: There is no codec, or its files are damaged or do not fit together.
@@ -395,6 +395,5 @@ def _placement(mesh: Mesh | None) -> Place | None:
     """Puts every array on its devices as soon as it is read, so that the host never holds the whole model."""
     if mesh is None:
         return None
-    return lambda path, array: jax.device_put(
-        array, NamedSharding(mesh, sharding.spec("/".join(path), array.shape, mesh))
-    )
+    spec = sharding.spec
+    return lambda path, array: jax.device_put(array, NamedSharding(mesh, spec("/".join(path), array.shape, mesh)))

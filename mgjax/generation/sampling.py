@@ -6,8 +6,9 @@ audio prompt) are set before the first step and never overwritten.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ def capacity_for(num_steps: int) -> int:
 @functools.partial(jax.jit, static_argnames=("module", "batch"))
 def make_context(module: LM, params: dict[str, Any], conditions: dict[str, Condition], batch: int) -> Context:
     """The conditions of `batch` rows, guidance's included, as the language model reads them."""
-    return module.apply({"params": params}, conditions, batch=batch, method="context")
+    return _applied(module, params)(conditions, batch=batch, method="context")
 
 
 def placed_context(
@@ -125,10 +126,10 @@ def prefill(
     `num_read`, at least `step` and at most the capacity, is how many steps are read at once. Those from `step` on do no
     harm, because their slots are written again before any step may attend to them.
     """
-    cache = module.apply({"params": params}, context, tokens.shape[1], method="begin")
+    apply = _applied(module, params)
+    cache = apply(context, tokens.shape[1], method="begin")
     if num_read:
-        rows = _rows(tokens[:, :num_read], context)
-        _, cache = module.apply({"params": params}, rows, context, cache, 0, method="extend")
+        _, cache = apply(_rows(tokens[:, :num_read], context), context, cache, 0, method="extend")
     return _constrained(DecodeState(tokens, cache, step, jnp.full(len(tokens), _NEVER, jnp.int32)), shardings)
 
 
@@ -157,7 +158,7 @@ def decode_steps(
     def one_step(state: DecodeState) -> DecodeState:
         tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
         rows = _rows(tokens, context)
-        logits, cache = module.apply({"params": params}, rows, context, state.cache, state.step, method="extend")
+        logits, cache = _applied(module, params)(rows, context, state.cache, state.step, method="extend")
         step = state.step + 1
         # Seen here, before guidance and top-k can hide it.
         finite = jnp.isfinite(logits).all(axis=(1, 2, 3)).reshape(-1, len(tokens)).all(axis=0)
@@ -179,7 +180,7 @@ def grow(state: DecodeState, tokens: Int[Array, "b s k"], shardings: StateShardi
     more = tokens.shape[1] - state.tokens.shape[1]
     pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
     cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
-    return _constrained(state.replace(tokens=tokens, cache=cache), shardings)
+    return _constrained(dataclasses.replace(state, tokens=tokens, cache=cache), shardings)
 
 
 def _constrained(state: DecodeState, shardings: StateShardings | None) -> DecodeState:
@@ -188,7 +189,7 @@ def _constrained(state: DecodeState, shardings: StateShardings | None) -> Decode
         return state
     constrain = jax.lax.with_sharding_constraint
     cache = jax.tree.map(lambda memory: constrain(memory, shardings.cache), state.cache)
-    return state.replace(tokens=constrain(state.tokens, shardings.tokens), cache=cache)
+    return dataclasses.replace(state, tokens=constrain(state.tokens, shardings.tokens), cache=cache)
 
 
 def guide(logits: Float[Array, "rows k v"], scales: Float[Array, "r b"]) -> Float[Array, "b k v"]:
@@ -236,6 +237,10 @@ def _threshold(logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p:
     by_mass = jnp.maximum(jnp.sum(before <= top_p, axis=-1, keepdims=True), 1)
     last = jnp.where(top_p > 0, by_mass, by_count) - 1
     return jnp.take_along_axis(ordered, jnp.broadcast_to(last, (*logits.shape[:-1], 1)), axis=-1)
+
+
+def _applied(module: LM, params: dict[str, Any]) -> Callable[..., Any]:
+    return functools.partial(module.apply, {"params": params})
 
 
 def _rows(tokens: Int[Array, "b s k"], context: Context) -> Int[Array, "rows s k"]:
