@@ -69,16 +69,16 @@ def main() -> None:
     off = dataclasses.replace(text.config.sampling, guidance=1.0)
     apart = dataclasses.replace(text.config.sampling, text_guidance=2.0)
     cases = {
-        "text, guidance 3": (text, {"texts": TEXT}),
-        "text, guidance 1": (text, {"texts": TEXT, "sampling": off}),
-        "no text": (text, {"texts": None, "sampling": off}),
-        "text, negative text": (text, {"texts": TEXT, "negative": "noise"}),
-        "text, another from 1 s on": (text, {"texts": [(0.0, TEXT), (1.0, "calm piano")]}),
-        "text in a model with labels, unused": (labelled, {"texts": TEXT}),
-        "text and a label": (labelled, {"texts": TEXT, "labels": {"genre": "genre 3"}}),
-        "melody model, text alone": (melody, {"texts": TEXT}),
-        "melody model, text and melody": (melody, {"texts": TEXT, "melody": tune}),
-        "melody model, text guided apart": (melody, {"texts": TEXT, "melody": tune, "sampling": apart}),
+        "text, guidance 3": (text, {"prompts": TEXT}),
+        "text, guidance 1": (text, {"prompts": TEXT, "sampling": off}),
+        "no text": (text, {"prompts": None, "sampling": off}),
+        "text, negative text": (text, {"prompts": TEXT, "negative": "noise"}),
+        "text, another from 1 s on": (text, {"prompts": [(0.0, TEXT), (1.0, "calm piano")]}),
+        "text in a model with labels, unused": (labelled, {"prompts": TEXT}),
+        "text and a label": (labelled, {"prompts": TEXT, "labels": {"genre": "genre 3"}}),
+        "melody model, text alone": (melody, {"prompts": TEXT}),
+        "melody model, text and melody": (melody, {"prompts": TEXT, "melody": tune}),
+        "melody model, text guided apart": (melody, {"prompts": TEXT, "melody": tune, "sampling": apart}),
     }
     for model, options in cases.values():
         timed(model, options, args.seconds)  # compiles

@@ -5,45 +5,56 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int32
+from numpy.typing import ArrayLike
 
 from mgjax.checkpoints import sources
 from mgjax.checkpoints.native import Checkpoint, hash_of
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec.codec import Codec
-from mgjax.conditioning import excerpts
-from mgjax.conditioning.condition import Condition
-from mgjax.conditioning.melody import prepare
-from mgjax.conditioning.provider import Conditioner, Row, Span
+from mgjax.conditioning.provider import Conditioner
 from mgjax.conditioning.separation import Separate
 from mgjax.conditioning.text import Tokenizer
-from mgjax.config.model import LMConfig, Sampling
+from mgjax.config.model import Sampling
 from mgjax.devices import sharding
 from mgjax.errors import NotFiniteError
-from mgjax.generation import arguments
-from mgjax.generation.guidance import Steering
-from mgjax.generation.sampling import Draws, Layout, capacity_for
-from mgjax.generation.windows import Steering as WindowSteering
-from mgjax.generation.windows import Window, cut, generate, windows
-from mgjax.lm import pattern as patterns
-from mgjax.lm.model import LM, Context
-from mgjax.nn import applied, why_not_finite
+from mgjax.generation import arguments, guidance, windows
+from mgjax.generation.arguments import Audio, Labels, Melodies, Prompts
+from mgjax.generation.sampling import SamplingParams
+from mgjax.lm.model import LM
+from mgjax.nn import why_not_finite
 
 Progress = Callable[[int, int], None]
-Text = str | None | Sequence[tuple[float, str | None]]  # the last one changes as the music goes on
-Texts = Text | Sequence[Text]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _takes_texts(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The method, which takes `prompts` under its former name `texts` too."""
+
+    @functools.wraps(method)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if "texts" in kwargs and "prompts" not in kwargs:
+            kwargs["prompts"] = kwargs.pop("texts")
+        return method(*args, **kwargs)
+
+    return wrapper
+
+
+def _arguments(names: dict[str, Any], *others: str) -> dict[str, Any]:
+    """The arguments of a method but for `others`, from its `locals()` in the first line."""
+    return {name: value for name, value in names.items() if name not in ("self", *others)}
 
 
 class MusicGen:
-    """A language model over codes, the codec that turns them into sound, and the encoder of the texts that steer it.
+    """A language model over codes, the codec that decodes them to audio, and the encoders of its conditions.
 
     Nothing on it changes when it is used: the same call with the same seed gives the same result.
 
@@ -107,73 +118,51 @@ class MusicGen:
         what = dataclasses.replace(model.config, license="", sampling=Sampling())
         return hash_of(what, model.variables)
 
-    def generate(self, texts: Texts, **options) -> Float32[np.ndarray, "b n c"]:
-        """Music for one text or several, float32 from -1 to 1 (a little beyond it in loud places).
-
-        Row i of the batch is drawn from the seed `seed + i` and does not depend on the other rows, up to the rounding
-        of sums.
-
-        Args:
-          texts: What to play, one per row. None or "" leaves it to the model. A list of (seconds, text) changes it as
-            the music goes on.
-          **options: As for `stream_codes`: seconds, seed, sampling, prompt, ...
-
-        Raises:
-          ValueError: A value is out of range; the message says what is allowed.
-          TypeError: A value is of another kind.
-          NotFiniteError: The weights give NaN or infinity; `stream` gives what is good before that.
-        """
-        return np.concatenate(list(self.stream(texts, **options)), axis=1)
-
-    def stream(self, texts: Texts, **options) -> Iterator[Float32[np.ndarray, "b n c"]]:
-        """The same music as `generate` gives, in pieces, each as soon as it is made."""
-        return self.codec.decode_blocks(self.stream_codes(texts, **options))
-
-    def generate_codes(self, texts: Texts, **options) -> Int32[np.ndarray, "b t k"]:
-        """The codes that `generate` with the same options decodes."""
-        return np.concatenate(list(self.stream_codes(texts, **options)), axis=1)
-
-    def stream_codes(
+    @_takes_texts
+    def generate(
         self,
-        texts: Texts,
+        prompts: Prompts,
         *,
         seconds: float = 8.0,
         seed: int | Sequence[int] = 0,
         sampling: Sampling | Sequence[Sampling] | None = None,
-        prompt: Any = None,
-        prompt_sample_rate: int | None = None,
+        prompt: Audio | None = None,
+        prompt_sample_rate: float | None = None,
         negative: str | Sequence[str | None] | None = None,
         blend: float = 0.0,
-        melody: Any = None,
-        melody_sample_rate: int | None = None,
+        melody: Melodies | None = None,
+        melody_sample_rate: float | None = None,
         separate: Separate | None = None,
-        chroma: Float[np.ndarray, "b f p"] | None = None,
-        style: Any = None,
-        style_sample_rate: int | None = None,
-        labels: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        chroma: ArrayLike | None = None,
+        style: Audio | None = None,
+        style_sample_rate: float | None = None,
+        labels: Labels | Sequence[Labels | None] | None = None,
         window: float | None = None,
         stride: float | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Int32[np.ndarray, "b t k"]]:
-        """The codes of `generate_codes`, in pieces of about a second, each as soon as it is made.
+    ) -> Float32[np.ndarray, "b n c"]:
+        """Generates audio for one prompt or a batch, float32 from -1 to 1 (a little beyond it in loud places).
 
-        All is checked at once, before the first piece is asked for.
+        Row i of the batch is sampled with the seed `seed + i` and does not depend on the other rows, up to the rounding
+        of sums.
 
         Args:
-          texts: As for `generate`.
-          seconds: Length of the whole result, the prompt included. Cut to whole frames.
+          prompts: What to play, one text per row. None or "" for no text. A prompt schedule, a list of (seconds, text),
+            changes it as the music goes on.
+          seconds: Length of the whole result, the audio prompt included. Cut to whole frames.
           seed: A whole number, or one for each row.
-          sampling: How to draw, one for all rows or one for each; the checkpoint's own default where None.
-          prompt: Audio to continue: [n], [n, c], [b, n, c] or a list of arrays, one for all rows or one for each, all
-            of one length.
-          prompt_sample_rate: Of the prompt, in hertz; the model's where None.
-          negative: What the music is to keep away from, one text for all rows or one for each. It works through
+          sampling: Sampling parameters and guidance scale, for all rows or one for each; the checkpoint's own where
+            None.
+          prompt: Audio prompt, music to continue: [n], [n, c], [b, n, c] or a list of arrays, one for all rows or one
+            for each, all of one length.
+          prompt_sample_rate: Of the audio prompt, in hertz; the model's where None.
+          negative: Negative prompt, for all rows or one for each: what the music is to keep away from. It works through
             guidance.
-          blend: Seconds that a change of text takes; 0 for at once.
-          melody: For melody models, audio whose melody to follow from the start of the result, the prompt included:
-            [n], [n, c], [b, n, c], or a list with an array or None for each row. It is repeated where it is short. A
-            model that reads it before the music hears as much of it as in training (`config.melody.num_frames`), also
-            where `window` is longer.
+          blend: Seconds that the crossfade to the next prompt of a schedule takes; 0 for at once.
+          melody: For melody models, audio whose melody to follow from the start of the result, the audio prompt
+            included: [n], [n, c], [b, n, c], or a list with an array or None for each row. It is repeated where it is
+            short. A model that reads it before the music hears as much of it as in training
+            (`config.melody.num_frames`), also where `window` is longer.
           melody_sample_rate: Of the melody, in hertz; the model's where None.
           separate: How to take the melody out of a mix: "demucs", or a function of audio [n, c] and its rate that gives
             the part of it that carries the melody. None for the mix as it is.
@@ -183,44 +172,106 @@ class MusicGen:
             row's seed chooses.
           style_sample_rate: Of the style, in hertz; the model's where None.
           labels: Values of the model's labels by name, such as {"genre": "waltz", "bpm": 120}, for all rows or each.
-          window: Seconds of music that the model looks at once; what it was trained on where None.
+          window: Seconds of music that the model sees at once; what it was trained on where None.
           stride: Seconds by which each window is later than the one before; where None 18, or 0.6 of a window
             below 30.
-          progress: Called with the frames made so far and the frames in all.
+          progress: Called with the frames decoded so far and the frames in all.
+
+        Raises:
+          ValueError: A value is out of range; the message says what is allowed.
+          TypeError: A value is of another kind.
+          NotFiniteError: The weights give NaN or infinity; `stream` gives what is good before that.
         """
-        num_frames = arguments.num_frames(seconds, self.frame_rate)
-        blend_frames = arguments.blend(blend, self.frame_rate)
-        texts = arguments.texts(texts, self.frame_rate, num_frames, blend_frames)
-        batch = len(texts)
-        samplings = arguments.samplings(
-            self.config.sampling if sampling is None else sampling, batch, self.num_codebooks
-        )
-        seeds = arguments.seeds(seed, batch)
-        spans = arguments.window_and_stride(window, stride, self.config.window_seconds, self.frame_rate)
-        given = np.zeros((batch, 0, self.num_codebooks), np.int32)
-        if prompt is not None:
-            given = arguments.prompt_codes(self.codec, prompt, prompt_sample_rate, batch)[..., : self.num_codebooks]
-            arguments.prompt_length(given.shape[1], num_frames, spans[0], self.frame_rate)
-        steering = Steering(
-            texts,
-            self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels),
-            arguments.plain_texts(negative, batch, "negative texts"),
-            samplings,
-            blend_frames,
-            self.frame_rate,
-        )
-        arguments.can_read(steering.all_texts, self.config)
-        for warning in steering.warnings():
-            warnings.warn(warning, stacklevel=2)
-        plan = cut(windows(num_frames, given.shape[1], *spans), steering.cuts())
-        codes = generate(
+        return np.concatenate(list(self.stream(**_arguments(locals()))), axis=1)
+
+    @_takes_texts
+    def stream(
+        self,
+        prompts: Prompts,
+        *,
+        seconds: float = 8.0,
+        seed: int | Sequence[int] = 0,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        prompt: Audio | None = None,
+        prompt_sample_rate: float | None = None,
+        negative: str | Sequence[str | None] | None = None,
+        blend: float = 0.0,
+        melody: Melodies | None = None,
+        melody_sample_rate: float | None = None,
+        separate: Separate | None = None,
+        chroma: ArrayLike | None = None,
+        style: Audio | None = None,
+        style_sample_rate: float | None = None,
+        labels: Labels | Sequence[Labels | None] | None = None,
+        window: float | None = None,
+        stride: float | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Float32[np.ndarray, "b n c"]]:
+        """Yields the audio of `generate` in pieces, each as soon as it is decoded; Args: as for `generate`."""
+        return self.codec.decode_blocks(self.stream_codes(**_arguments(locals())))
+
+    @_takes_texts
+    def generate_codes(
+        self,
+        prompts: Prompts,
+        *,
+        seconds: float = 8.0,
+        seed: int | Sequence[int] = 0,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        prompt: Audio | None = None,
+        prompt_sample_rate: float | None = None,
+        negative: str | Sequence[str | None] | None = None,
+        blend: float = 0.0,
+        melody: Melodies | None = None,
+        melody_sample_rate: float | None = None,
+        separate: Separate | None = None,
+        chroma: ArrayLike | None = None,
+        style: Audio | None = None,
+        style_sample_rate: float | None = None,
+        labels: Labels | Sequence[Labels | None] | None = None,
+        window: float | None = None,
+        stride: float | None = None,
+        progress: Progress | None = None,
+    ) -> Int32[np.ndarray, "b t k"]:
+        """Generates the codes that `generate` decodes to audio; Args: as for `generate`."""
+        return np.concatenate(list(self.stream_codes(**_arguments(locals()))), axis=1)
+
+    @_takes_texts
+    def stream_codes(
+        self,
+        prompts: Prompts,
+        *,
+        seconds: float = 8.0,
+        seed: int | Sequence[int] = 0,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        prompt: Audio | None = None,
+        prompt_sample_rate: float | None = None,
+        negative: str | Sequence[str | None] | None = None,
+        blend: float = 0.0,
+        melody: Melodies | None = None,
+        melody_sample_rate: float | None = None,
+        separate: Separate | None = None,
+        chroma: ArrayLike | None = None,
+        style: Audio | None = None,
+        style_sample_rate: float | None = None,
+        labels: Labels | Sequence[Labels | None] | None = None,
+        window: float | None = None,
+        stride: float | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Int32[np.ndarray, "b t k"]]:
+        """Yields the codes of `generate_codes` in pieces of about a second, each as soon as it is complete.
+
+        All arguments, those of `generate`, are checked at once, before the first piece is asked for.
+        """
+        request = arguments.request(self.config, self.codec, **_arguments(locals(), "progress"))
+        codes = windows.decode(
             self._lm,
             self._params["lm"],
-            self._steer(steering, num_frames > spans[0]),
-            given,
-            plan,
-            Draws.of(samplings, seeds, self.num_codebooks),
-            progress,
+            guidance.windows(request, self.config, self._conditioner, self._encode_mono),
+            request.audio_prompt,
+            SamplingParams.of(request.samplings, request.seeds, self.num_codebooks),
+            mesh=self._mesh,
+            progress=progress and (lambda num_frames: progress(num_frames, request.num_frames)),
         )
         return self._explained(codes)
 
@@ -232,55 +283,37 @@ class MusicGen:
         except not_finite as error:
             raise NotFiniteError(f"{error}: {why_not_finite(self._params)}") from None
 
+    @_takes_texts
     def logits(
         self,
-        codes: Int[np.ndarray, "..."],
-        texts: Texts,
+        codes: ArrayLike,
+        prompts: str | Sequence[str | None] | None,
         *,
-        melody: Any = None,
-        melody_sample_rate: int | None = None,
-        separate: Separate | None = None,
-        chroma: Float[np.ndarray, "b f p"] | None = None,
-        style: Any = None,
-        style_sample_rate: int | None = None,
-        labels: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         seed: int | Sequence[int] = 0,
+        melody: Melodies | None = None,
+        melody_sample_rate: float | None = None,
+        separate: Separate | None = None,
+        chroma: ArrayLike | None = None,
+        style: Audio | None = None,
+        style_sample_rate: float | None = None,
+        labels: Labels | Sequence[Labels | None] | None = None,
     ) -> Float[Array, "b t k v"]:
-        """The model's prediction of every code given the codes before it in the sequence (teacher-forced), float32.
+        """Predicts every code from the codes before it in the interleaved sequence (teacher-forced), float32 logits.
 
         Args:
-          codes: [t, k] or [b, t, k], as `codec.encode` gives them: of all the codec's codebooks, or those written.
-          texts: One for all rows, or one for each.
-          melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels: As for `stream_codes`.
+          codes: [t, k] or [b, t, k], as `codec.encode` gives them: of all the codec's codebooks, or of those that the
+            language model knows.
+          prompts: One text for all rows, or one for each.
           seed: Of the style's excerpts: a whole number, or one for each row.
+          melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels: As for `generate`.
         """
-        if np.shape(codes)[-1:] == (self.codec.num_codebooks,):
-            codes = np.asarray(codes)[..., : self.num_codebooks]
-        codes = arguments.codes(codes, self.num_codebooks, self.codebook_size)
-        seconds, num_frames = codes.shape[1] / self.frame_rate, codes.shape[1]
-        if seconds > self.config.window_seconds:
-            raise ValueError(
-                f"the codes last {seconds:g} seconds, and the model sees {self.config.window_seconds:g} at once: score "
-                "them in parts"
-            )
-        batch = codes.shape[0]
-        seeds = arguments.seeds(seed, batch)
-        others = self._rows(seeds, melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels)
-        texts = arguments.plain_texts(texts, batch, "texts")
-        arguments.can_read(texts, self.config)
-        rows = [dataclasses.replace(row, text=text) for row, text in zip(others, texts, strict=True)]
-        span = Span(0.0, self.config.window_seconds, False)
-        context = self._context([rows], self._conditioner.encode(texts), span)
-        pattern = patterns.from_config(self.config.lm)
-        tokens = pattern.build(codes, self.config.lm.special_token)
-        # Few lengths, few programs: what stands after the music is not seen from before.
-        after = [(0, 0), (0, capacity_for(tokens.shape[1]) - tokens.shape[1]), (0, 0)]
-        logits = applied(self._lm, {"params": self._params["lm"]}, jnp.asarray(np.pad(tokens, after)), context)
-        return pattern.revert_logits(logits[:, : tokens.shape[1]], num_frames)[0]
+        request = arguments.scoring_request(self.config, self.codec, **_arguments(locals()))
+        [window] = guidance.windows(request, self.config, self._conditioner, self._encode_mono)
+        return windows.score(self._lm, self._params["lm"], window, request.audio_prompt, mesh=self._mesh)
 
     def save(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike[str],
         format: str = "mgjax",
         text_encoder: str | None = None,
         compact: str | None = None,
@@ -302,111 +335,30 @@ class MusicGen:
         config = dataclasses.replace(self.config, codec=self.codec.folded_config)
         return Checkpoint(config, {**self._params, "codec": self.codec.variables}, **self._tokenizers)
 
-    def _place_rows(self, rows: Any) -> Any:
-        """Arrays with one row per piece of music, spread over the mesh where there is one."""
-        if self._mesh is None:
-            return jax.tree.map(jnp.asarray, rows)
-        return jax.tree.map(
-            lambda x: jax.device_put(x, sharding.rows(x.shape[0], self._mesh)) if np.ndim(x) else x, rows
-        )
-
-    def _rows(
-        self,
-        seeds: Sequence[int],
-        melody: Any,
-        rate: Any,
-        separate: Any,
-        chroma: Any,
-        like: Any,
-        like_rate: Any,
-        labels: Any,
-    ) -> list[Row]:
-        """What each row is told besides its text."""
-        batch, config = len(seeds), self.config.melody
-        if config is None and (melody is not None or chroma is not None):
-            raise ValueError("this model was not trained with melodies: use a melody model, such as musicgen-melody")
-        if melody is not None and chroma is not None:
-            raise ValueError("melody and chroma say the same in two ways: give one of them")
-        melodies, chromas = [None] * batch, [None] * batch
-        if melody is not None:
-            rate = self.sample_rate if rate is None else rate
-            melodies = prepare(melody, rate, batch, config, separate=separate)
-        if chroma is not None:
-            chromas = arguments.chroma(chroma, batch, config.num_frames, config.num_bins)
-        styles = self._styles(like, like_rate, seeds)
-        values = arguments.labels(labels, batch, self.config)
-        return [
-            Row(melody=one, chroma=array, style=vectors, labels=names)
-            for one, array, vectors, names in zip(melodies, chromas, styles, values, strict=True)
-        ]
-
-    def _styles(self, given: Any, rate: int | None, seeds: Sequence[int]) -> list[Float[np.ndarray, "l d"] | None]:
-        """What the style conditioner makes of the music that each row is to sound like."""
-        if given is None:
-            return [None] * len(seeds)
-        if self.config.style is None:
-            raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
-        prepared = excerpts.prepare(given, self.sample_rate if rate is None else rate, seeds, self.config)
-        return self._conditioner.styles(prepared, self._encode_mono)
-
     def _encode_mono(self, audio: Float32[np.ndarray, "b n"]) -> Int32[np.ndarray, "b t k"]:
         """The codes of mono audio, which a stereo model's codec would code as left and right."""
         codec = Codec(self.codec.folded_config, self.codec.variables)
-        return codec.encode(np.repeat(audio[:, :, None], codec.channels, axis=2))
-
-    def _steer(self, steering: Steering, beyond: bool) -> Callable[[Window], WindowSteering]:
-        """What steers each window."""
-        texts = self._conditioner.encode(steering.all_texts)
-
-        def steer(window: Window) -> WindowSteering:
-            part = steering.part(window.offset + window.given, window.offset, window.num_frames)
-            span = Span(window.offset / self.frame_rate, self.config.window_seconds, beyond)
-            size = len(part.sets[0]), len(part.sets)
-            place = None if self._mesh is None else layout(self.config.lm, *size, self._mesh)
-            return WindowSteering(self._context(part.sets, texts, span), part.strengths, place)
-
-        return steer
+        codes = codec.encode(np.repeat(audio[:, :, None], codec.channels, axis=2))
+        assert isinstance(codes, np.ndarray)  # language models read no codes of chunks
+        return codes
 
     def __getstate__(self) -> dict[str, Any]:
         if self._mesh is not None:
             raise TypeError("a model that is spread over devices cannot be copied or pickled: save and load it")
         return self.__dict__
 
-    def _context(self, sets: Sequence[Sequence[Row]], texts: Any, span: Span) -> Context:
-        """The conditions of a batch, then of the same rows with less, as the language model reads them."""
-        conditions = self._place_rows(self._conditioner.conditions(sets, texts, span))
-        return make_context(self._lm, self._params["lm"], conditions, len(sets) * len(sets[0]))
-
-
-def layout(config: LMConfig, batch: int, num_sets: int, mesh: Mesh) -> Layout:
-    """How the state of generation lies over a mesh.
-
-    Args:
-      config: Of the language model.
-      batch: Pieces at a time.
-      num_sets: How often each of them has a row: more than once with guidance.
-      mesh: The devices.
-    """
-    return Layout(sharding.rows(batch, mesh), sharding.cache(num_sets * batch, config.num_heads, mesh))
-
-
-@functools.partial(jax.jit, static_argnames=("module", "batch"))
-def make_context(module: LM, params: dict, conditions: dict[str, Condition], batch: int) -> Context:
-    """The conditions of `batch` rows, guidance's included, as the language model reads them."""
-    return module.apply({"params": params}, conditions, batch=batch, method="context")
-
 
 def load(
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     *,
     dtype: str | jnp.dtype | None = None,
     mesh: Mesh | None = None,
     text_encoder: str | None = None,
     style_encoder: str | None = None,
-    adapter: str | os.PathLike | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     compat: str | None = None,
 ) -> MusicGen:
-    """The model at `source`.
+    """Loads the model at `source`.
 
     Args:
       source: "mini" (it comes with mgjax), "debug" (a toy with random weights), a directory, or a Hub id such as
@@ -425,13 +377,13 @@ def load(
       CheckpointError: There is no model, or its files are damaged or do not fit together.
     """
     dtype = arguments.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    parts = {"text_encoder": text_encoder, "style_encoder": style_encoder, "adapter": adapter}
-    model = sources.read(source, dtype=dtype, place=_placement(mesh), **parts)
+    encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
+    model = sources.read(source, dtype=dtype, place=_placement(mesh), adapter=adapter, **encoders)
     return MusicGen(model, compat=compat, mesh=mesh)
 
 
-def load_codec(source: str | os.PathLike) -> Codec:
-    """The codec at `source`: of a repository or directory that holds a codec alone, or a whole model.
+def load_codec(source: str | os.PathLike[str]) -> Codec:
+    """Loads the codec at `source`: of a repository or directory that holds a codec alone, or a whole model.
 
     Raises:
       CheckpointError: There is no codec, or its files are damaged or do not fit together.
@@ -443,6 +395,5 @@ def _placement(mesh: Mesh | None) -> Place | None:
     """Puts every array on its devices as soon as it is read, so that the host never holds the whole model."""
     if mesh is None:
         return None
-    return lambda path, array: jax.device_put(
-        array, NamedSharding(mesh, sharding.spec("/".join(path), array.shape, mesh))
-    )
+    spec = sharding.spec
+    return lambda path, array: jax.device_put(array, NamedSharding(mesh, spec("/".join(path), array.shape, mesh)))

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import logging
 import pickle
 
@@ -16,7 +17,7 @@ from mgjax.checkpoints import sources
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.codec.codec import _apply
 from mgjax.devices import sharding
-from mgjax.generation import sampling
+from mgjax.generation import arguments, sampling
 
 SOFT = mgjax.Sampling(top_k=50)
 
@@ -28,6 +29,39 @@ def model():
 
 def tone(seconds, rate=32_000):
     return (0.3 * np.sin(2 * np.pi * 220 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def test_all_that_generate_take_the_same_keywords():
+    """Of the same kinds, with the same defaults and types; `logits` those that it takes."""
+    parameters = {
+        name: dict(inspect.signature(getattr(api.MusicGen, name)).parameters)
+        for name in ("generate", "stream", "generate_codes", "stream_codes", "logits")
+    }
+    scored = parameters.pop("logits")
+    expected = parameters["generate"]
+    assert list(expected)[:2] == ["self", "prompts"]
+    assert {parameter.kind for name, parameter in expected.items() if name not in ("self", "prompts")} == {
+        inspect.Parameter.KEYWORD_ONLY
+    }
+    for name, found in parameters.items():
+        assert list(found.items()) == list(expected.items()), name
+    assert list(scored)[:3] == ["self", "codes", "prompts"]
+    shared = [name for name in expected if name in scored]
+    assert [name for name in scored if name != "codes"] == shared
+    for name in set(shared) - {"prompts"}:  # which cannot change within what is scored
+        assert scored[name] == expected[name], name
+    conditions = inspect.signature(arguments._conditioning_inputs).parameters
+    assert {*conditions} - {"config", "seeds"} == {*shared} - {"self", "prompts", "seed"}
+
+
+def test_prompts_may_still_be_called_texts(model):
+    codes = model.generate_codes("a", seconds=0.5)
+    assert np.array_equal(model.generate_codes(texts="a", seconds=0.5), codes)
+    assert np.array_equal(model.logits(codes, texts="a"), model.logits(codes, "a"))
+    assert sum(piece.shape[1] for piece in model.stream(texts="a", seconds=0.5)) == 16_000
+    for twice in (lambda: model.stream("a", texts="b"), lambda: model.stream(prompts="a", texts="b")):
+        with pytest.raises(TypeError, match=r"prompts|texts"):
+            twice()
 
 
 def test_audio_has_the_length_that_was_asked_for(model):
@@ -104,7 +138,7 @@ def test_long_music_goes_window_by_window(model):
 
 def test_programs_are_compiled_a_bounded_number_of_times(model):
     """Other texts, lengths, prompts, seeds and sampling, and there is little or nothing new to compile."""
-    music = (sampling.start, sampling.advance, sampling.grow, nn.applied, api.make_context)
+    music = (sampling.prefill, sampling.decode_steps, sampling.grow, nn.applied, sampling.make_context)
 
     def compiled(functions):
         return sum(function._cache_size() for function in functions)
@@ -199,7 +233,7 @@ BAD = {
     "a year of music": (ValueError, "at most 86400", "a", {"seconds": 3e7}),
     "a window of hours": (ValueError, "to 300 seconds", "a", {"window": 1e4}),
     "a window in words": (TypeError, "number of seconds", "a", {"window": "long"}),
-    "an option that there is not": (TypeError, "stream_codes.*second", "a", {"second": 3}),
+    "an option that there is not": (TypeError, "stream.*second", "a", {"second": 3}),
     "seed in words": (TypeError, "whole number", "a", {"seed": "lucky"}),
     "time of hundreds of digits": (ValueError, "seconds must be a finite", "a", {"seconds": 10**400}),
     "more time than there is": (ValueError, "at most 86400", "a", {"seconds": 1e308}),
@@ -212,9 +246,9 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_requests_say_what_is_wrong(model, case):
-    error, message, texts, options = BAD[case]
+    error, message, prompts, options = BAD[case]
     with pytest.raises(error, match=message):
-        model.stream(texts, **options)  # at the call, before the first piece is asked for
+        model.stream(prompts, **options)  # at the call, before the first piece is asked for
 
 
 @pytest.mark.parametrize(
@@ -364,9 +398,9 @@ def test_a_mesh_gives_the_same_music(model, data, fsdp, tensor):
     texts = ["a", "b", "c", "d"]
     greedy = {"seconds": 0.6, "sampling": mgjax.Sampling(temperature=0, guidance=3.0)}
     expected = model.generate_codes(texts, **greedy)
-    before = sampling.advance._cache_size()
+    before = sampling.decode_steps._cache_size()
     assert np.array_equal(spread.generate_codes(texts, **greedy), expected)
-    assert sampling.advance._cache_size() == before + 1
+    assert sampling.decode_steps._cache_size() == before + 1
 
 
 def test_a_mesh_takes_batches_that_it_does_not_divide(model):
@@ -380,13 +414,13 @@ def test_caches_are_spread_over_the_mesh(monkeypatch):
     """Rows over data, heads over model, from the first chunk on; and grown caches too."""
     spread = mgjax.load("debug", mesh=sharding.make_mesh(4, 1, 2))
     states = []
-    advance = sampling.advance
+    decode_steps = sampling.decode_steps
 
     def watched(*args):
-        states.extend(state.cache[0].key.sharding.spec for state in (args[3], advance(*args)))
+        states.extend(state.cache[0].key.sharding.spec for state in (args[3], decode_steps(*args)))
         raise StopIteration
 
-    monkeypatch.setattr("mgjax.generation.windows.advance", watched)
+    monkeypatch.setattr("mgjax.generation.windows.decode_steps", watched)
     with pytest.raises((RuntimeError, StopIteration)):
         spread.generate_codes(["a", "b", "c", "d"], seconds=0.5)
     assert states == [P("data", "model")] * 2

@@ -341,9 +341,9 @@ def silent(monkeypatch, debug_model):
     """A model that plays silence at once; what it was asked for."""
     asked = []
 
-    def generate(self, texts, **options):
-        asked.append({"texts": texts, **options})
-        return np.zeros((len(texts), 800, 1), np.float32)
+    def generate(self, prompts, **options):
+        asked.append({"prompts": prompts, **options})
+        return np.zeros((len(prompts), 800, 1), np.float32)
 
     monkeypatch.setattr(type(debug_model), "generate", generate)
     return asked
@@ -392,7 +392,7 @@ def test_prompts_are_parted_at_ends_of_lines_only(silent):
     ):
         silent.clear()
         assert generate("--prompts", name, "--batch-size", "9", "--force") == 0
-        assert silent[0]["texts"] == expected
+        assert silent[0]["prompts"] == expected
 
 
 def test_names_may_be_as_long_as_the_file_system_allows(silent, monkeypatch):
@@ -445,7 +445,7 @@ def test_pipes_are_read_once(silent, codec, sound, capsys):
     np.testing.assert_array_equal(silent[0]["prompt"], sound)
     assert recipe.read_recipe(Path("a.json")).continued == os.path.abspath("tune")
     assert generate("--prompts", pipe("prompts", b"one\ntwo\n"), "--batch-size", "2", "--out", "songs") == 0
-    assert silent[1]["texts"] == ["one", "two"]
+    assert silent[1]["prompts"] == ["one", "two"]
     os.mkdir("left")
     assert run("encode", pipe("song", content), "left/song.npz") == 0
     assert run("decode", pipe("codes", Path("left/song.npz").read_bytes()), "left/again.wav") == 0

@@ -36,22 +36,22 @@ def steered(tmp_path_factory):
 
 
 def test_what_steers_is_asked_for_and_kept(steered, tmp_path, monkeypatch):
-    """Melody, label, later prompt and what to avoid: each asks the model for one thing (test_steering.py shows that
+    """Melody, label, later prompt and what to avoid: each asks the model for one thing (test_guidance.py shows that
     every such thing is heard), and the recipe makes the piece again."""
     monkeypatch.chdir(tmp_path)
     calls, real = [], MusicGen.generate
 
-    def spy(self, texts, **options):
+    def spy(self, prompts, **options):
         del options["progress"]
-        calls.append({"texts": texts, **options})
-        return real(self, texts, **options) if len(calls) < 3 else np.zeros((len(texts), 16_000, 1), np.float32)
+        calls.append({"prompts": prompts, **options})
+        return real(self, prompts, **options) if len(calls) < 3 else np.zeros((len(prompts), 16_000, 1), np.float32)
 
     monkeypatch.setattr(MusicGen, "generate", spy)
     plain = ["generate", "a", "--model", str(steered / "model"), "--seconds", "0.5", "--cache", "off", "--out"]
     parts = {
         ("--melody", str(steered / "tune.wav")): {"melody", "melody_sample_rate"},
         ("--label", "genre=march"): {"labels"},
-        ("--then", "0.3", "b"): {"texts"},
+        ("--then", "0.3", "b"): {"prompts"},
         ("--negative", "c"): {"negative"},
         ("--text-guidance", "2"): {"sampling"},
     }

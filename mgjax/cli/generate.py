@@ -279,17 +279,18 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
 
 
 def check(recipe: Recipe, model: Any, opening: _Opening | None = None) -> None:
-    """Raises an error where the model cannot play the recipe: before the first piece, not when it is its turn."""
+    """Raises an error where the model cannot play the recipe: before the first piece, not when it is its turn.
+
+    The sounds that it names are left out (see `steer.check_sounds`), and of the opening all but the length.
+    """
     from mgjax.generation import arguments as checks  # which needs JAX
 
-    rate = model.frame_rate
-    frames = checks.num_frames(recipe.seconds, rate)
-    checks.texts([steer.texts(recipe)], rate, frames, checks.blend(recipe.blend, rate))
-    checks.samplings(recipe.sampling, 1, model.num_codebooks)
-    window, _ = checks.window_and_stride(recipe.window, recipe.stride, model.config.window_seconds, rate)
-    if opening:
-        checks.prompt_length(math.ceil(round(opening.seconds * rate, 6)), frames, window, rate)
     steer.check(recipe, model)
+    soundless = dataclasses.replace(recipe, melody=None, style=None)
+    request = checks.request(model.config, model.codec, **arguments([soundless], model))
+    if opening:
+        frames = math.ceil(round(opening.seconds * model.frame_rate, 6))
+        checks.check_prompt_length(frames, request.num_frames, request.window_frames, model.frame_rate)
 
 
 def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tuple[Recipe, Path]]]:
@@ -318,7 +319,7 @@ def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for recipes of one length."""
     first = recipes[0]
     return {
-        "texts": [steer.texts(recipe) for recipe in recipes],
+        "prompts": [steer.texts(recipe) for recipe in recipes],
         "seconds": first.seconds,
         "seed": [recipe.seed for recipe in recipes],
         "sampling": first.sampling,
@@ -361,10 +362,12 @@ class _Opening:
 
     def fitted(self, recipe: Recipe, window_seconds: float) -> _Opening:
         """The sound, or its end where that is asked for: as much as a long piece carries on from."""
+        from mgjax.generation.arguments import default_stride  # which needs JAX
+
         window = recipe.window or window_seconds
         if self.seconds < window or not recipe.trim_prompt:  # `check` refuses what is longer
             return self
-        kept = window - (recipe.stride or min(18.0, 0.6 * window))
+        kept = window - (recipe.stride or default_stride(window))
         return _Opening(self.sound[-round(kept * self.sample_rate) :], self.sample_rate)
 
 

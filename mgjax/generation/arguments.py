@@ -1,54 +1,244 @@
-"""What people ask of a model, checked at the door: each function returns it in one form, or says what is wrong."""
+"""The door of generation: what users ask for, checked and converted once, in one `Request`.
+
+Each function returns its argument in one form, or raises an error that says what is wrong; what is inside trusts it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
+from numpy.typing import ArrayLike
 
+from mgjax.codec.codec import Codec
+from mgjax.conditioning.excerpts import Excerpt
+from mgjax.conditioning.excerpts import prepare as prepare_excerpts
 from mgjax.conditioning.labels import row_values, vectors
+from mgjax.conditioning.melody import Melody
+from mgjax.conditioning.melody import prepare as prepare_melodies
 from mgjax.conditioning.reference_audio import rows as rows_of
+from mgjax.config.conditioning import LabelConfig, NumberConfig
 from mgjax.config.model import ModelConfig, Sampling
-from mgjax.generation.guidance import Change
 from mgjax.inputs import arguments
 from mgjax.inputs.arguments import is_number, is_whole, shown
+
+# What users hand over; the docstrings of `MusicGen` say what each means.
+Prompt = str | None | Sequence[tuple[float, str | None]]  # the last one is a prompt schedule
+Prompts = Prompt | Sequence[Prompt]
+Audio = ArrayLike | Sequence[ArrayLike | None]
+Melodies = Audio | Mapping[str, ArrayLike] | Sequence[ArrayLike | Mapping[str, ArrayLike] | None]
+Labels = Mapping[str, str | float | Sequence[str] | None]
 
 # The published systems move on by 18 of 30 seconds.
 _STRIDE_SECONDS = 18.0
 _STRIDE_SHARE = 0.6
 # More than these are slips of the hand, and would fill the memory before anyone hears of it.
 _MOST_SECONDS = 24 * 3600
-_MOST_WINDOWS = 10  # times the window of training
+_LONGEST_WINDOW = 10  # times the window of training
+_MOST_WINDOWS = 100_000  # of a result
 _MOST_CHARACTERS = 100_000  # of a text, of which the first few hundred words are read
 
 _SEEDS = 2**32
 
 
-def texts(texts: Any, frame_rate: float, num_frames: int, blend_frames: int) -> list[list[Change]]:
-    """The texts of each row in the order of time: a single text, or one that changes, is a batch of one.
+class TimedPrompt(NamedTuple):
+    """A text, and the frame from which on it counts."""
 
-    Those that begin when the music is over are left out, with a warning.
+    frame: int
+    text: str | None
+
+
+Schedule = Sequence[TimedPrompt]  # in the order of time, the first from frame 0 on
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConditioningInputs:
+    """The conditioning inputs of b rows other than text; None or empty where a row has none.
+
+    Attributes:
+      melodies: Melodies to follow, each mono at `config.melody.sample_rate`.
+      chromas: Their chromagrams instead.
+      styles: Excerpts of music to sound like, mono, as the style conditioner hears them.
+      labels: Values of the model's labels and numbers by name.
     """
-    rows = [texts] if _is_text(texts) or _is_schedule(texts) else texts
+
+    melodies: Sequence[Melody | None]
+    chromas: Sequence[Float32[np.ndarray, "f p"] | None]
+    styles: Sequence[Float32[np.ndarray, "m"] | None]
+    labels: Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """A checked request for music, of b rows.
+
+    Attributes:
+      frame_rate: Frames per second.
+      num_frames: Length of the result, the audio prompt included.
+      window_frames: Frames that the model sees at once.
+      stride_frames: Frames from the start of a window to that of the next one.
+      schedules: The prompt schedule of each row; one prompt is a schedule too.
+      crossfade_frames: Frames that the change from a prompt to the next takes; 0 for none.
+      negatives: The negative prompt of each row, None for none.
+      inputs: The conditioning inputs of the rows other than text.
+      samplings: The sampling parameters and the guidance scale of each row.
+      seeds: The seed of each row, below 2**32.
+      audio_prompt: Codes that the result starts with, [b, p, k]; p is 0 for none.
+    """
+
+    frame_rate: float
+    num_frames: int
+    window_frames: int
+    stride_frames: int
+    schedules: Sequence[Schedule]
+    crossfade_frames: int
+    negatives: Sequence[str | None]
+    inputs: ConditioningInputs
+    samplings: Sequence[Sampling]
+    seeds: Sequence[int]
+    audio_prompt: Int32[np.ndarray, "b p k"]
+
+    @property
+    def texts(self) -> list[str | None]:
+        """Every prompt of any row at any time, the negative ones last."""
+        return [prompt.text for schedule in self.schedules for prompt in schedule] + list(self.negatives)
+
+
+def request(
+    config: ModelConfig,
+    codec: Codec,
+    prompts: Any,
+    *,
+    seconds: Any,
+    seed: Any,
+    sampling: Any,
+    negative: Any,
+    blend: Any,
+    window: Any,
+    stride: Any,
+    prompt: Any = None,
+    prompt_sample_rate: Any = None,
+    **inputs: Any,
+) -> Request:
+    """Checks and converts the arguments of `MusicGen.generate`; `inputs` are its conditioning inputs other than text.
+
+    Raises:
+      TypeError, ValueError: Something cannot be asked for; the message says what is allowed.
+    """
+    frame_rate, num_codebooks = codec.frame_rate, config.lm.num_codebooks
+    length = num_frames(seconds, frame_rate)
+    crossfade_frames = _crossfade(blend, frame_rate)
+    schedules = _schedules(prompts, frame_rate, length, crossfade_frames)
+    batch = len(schedules)
+    samplings = _samplings(config.sampling if sampling is None else sampling, batch, num_codebooks)
+    row_seeds = seeds(seed, batch)
+    window_frames, stride_frames = window_and_stride(window, stride, length, config.window_seconds, frame_rate)
+    audio_prompt = np.zeros((batch, 0, num_codebooks), np.int32)
+    if prompt is not None:
+        audio_prompt = _prompt_codes(codec, prompt, prompt_sample_rate, batch)[..., :num_codebooks]
+        check_prompt_length(audio_prompt.shape[1], length, window_frames, frame_rate)
+    checked = Request(
+        frame_rate=frame_rate,
+        num_frames=length,
+        window_frames=window_frames,
+        stride_frames=stride_frames,
+        schedules=schedules,
+        crossfade_frames=crossfade_frames,
+        inputs=_conditioning_inputs(config, row_seeds, **inputs),
+        negatives=_plain_texts(negative, batch, "negative texts"),
+        samplings=samplings,
+        seeds=row_seeds,
+        audio_prompt=audio_prompt,
+    )
+    _check_readable(checked.texts, config)
+    return checked
+
+
+def scoring_request(
+    config: ModelConfig, codec: Codec, codes: Any, prompts: Any, *, seed: Any, **inputs: Any
+) -> Request:
+    """As `request`, of `MusicGen.logits`: music that is all audio prompt, in one window, without guidance."""
+    audio_prompt = _codes(codes, config, codec)
+    batch, length, _ = audio_prompt.shape
+    row_seeds = seeds(seed, batch)
+    checked = Request(
+        frame_rate=codec.frame_rate,
+        num_frames=length,
+        window_frames=length,
+        stride_frames=length,
+        crossfade_frames=0,
+        inputs=_conditioning_inputs(config, row_seeds, **inputs),
+        schedules=[[TimedPrompt(0, text)] for text in _plain_texts(prompts, batch, "texts")],
+        negatives=[None] * batch,
+        samplings=[Sampling(guidance=1.0)] * batch,
+        seeds=row_seeds,
+        audio_prompt=audio_prompt,
+    )
+    _check_readable(checked.texts, config)
+    return checked
+
+
+def _conditioning_inputs(
+    config: ModelConfig,
+    seeds: Sequence[int],
+    *,
+    melody: Any = None,
+    melody_sample_rate: Any = None,
+    separate: Any = None,
+    chroma: Any = None,
+    style: Any = None,
+    style_sample_rate: Any = None,
+    labels: Any = None,
+) -> ConditioningInputs:
+    """The conditioning inputs of the rows with these seeds; raises as `request`."""
+    batch, model_rate = len(seeds), config.codec.sample_rate
+    melodies: Sequence[Melody | None] = [None] * batch
+    chromas: Sequence[Float32[np.ndarray, "f p"] | None] = [None] * batch
+    styles: Sequence[Excerpt | None] = [None] * batch
+    if melody is not None or chroma is not None:
+        if config.melody is None:
+            raise ValueError("this model was not trained with melodies: use a melody model, such as musicgen-melody")
+        if melody is None:
+            chromas = list(_chroma(chroma, batch, config.melody.num_frames, config.melody.num_bins))
+        elif chroma is None:
+            rate = model_rate if melody_sample_rate is None else melody_sample_rate
+            melodies = prepare_melodies(melody, rate, batch, config.melody, separate=separate)
+        else:
+            raise ValueError("melody and chroma say the same in two ways: give one of them")
+    if style is not None:
+        if config.style is None:
+            raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
+        rate = model_rate if style_sample_rate is None else style_sample_rate
+        styles = prepare_excerpts(style, rate, seeds, config)
+    return ConditioningInputs(melodies, chromas, styles, _labels(labels, batch, config))
+
+
+def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frames: int) -> list[Schedule]:
+    """The prompt schedule of each row: a single text, or one schedule, is a batch of one.
+
+    Prompts that begin when the music is over are left out, with a warning.
+    """
+    rows = [prompts] if _is_text(prompts) or _is_schedule(prompts) else prompts
     if not isinstance(rows, Sequence) or not all(_is_text(row) or _is_schedule(row) for row in rows):
         raise TypeError(
             f"texts must be a string, None, a list of (seconds, text), or a list with one of these for each row, got "
-            f"{shown(texts)}"
+            f"{shown(prompts)}"
         )
     if not rows:
         raise ValueError("there is no text: give at least one (None for music without a description)")
     return [
-        _changes(row, frame_rate, num_frames, blend_frames) if _is_schedule(row) else [Change(0, row or None)]
+        _schedule(row, frame_rate, num_frames, crossfade_frames) if _is_schedule(row) else [TimedPrompt(0, row or None)]
         for row in rows
     ]
 
 
-def can_read(texts: Sequence[str | None], config: ModelConfig) -> None:
+def _check_readable(texts: Sequence[str | None], config: ModelConfig) -> None:
     """Raises ValueError where there is a text for a model that reads none, or one that is far too long."""
     if any(texts) and config.text is None and config.clap is None:
         raise ValueError("this model was not trained with texts: give None (on the command line: an empty prompt)")
@@ -62,42 +252,44 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_schedule(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(_is_change(one) for one in value)
+    return isinstance(value, Sequence) and len(value) > 0 and all(_is_timed_prompt(item) for item in value)
 
 
-def _is_change(value: Any) -> bool:
+def _is_timed_prompt(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and is_number(value[0]) and _is_text(value[1])
 
 
-def _changes(schedule: Sequence[Any], frame_rate: float, num_frames: int, blend_frames: int) -> list[Change]:
+def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, crossfade_frames: int) -> Schedule:
     times = [arguments.number(seconds, "the time of a text", " of seconds") for seconds, _ in schedule]
     if not all(0 <= time <= _MOST_SECONDS for time in times):
         raise ValueError(f"the times of texts must be 0 or above, and at most {_MOST_SECONDS} (a day), got {times}")
-    changes = [Change(round(time * frame_rate), text or None) for time, (_, text) in zip(times, schedule, strict=True)]
-    if any(after.frame <= before.frame for before, after in itertools.pairwise(changes)):
+    prompts = [
+        TimedPrompt(round(time * frame_rate), text or None) for time, (_, text) in zip(times, schedule, strict=True)
+    ]
+    if any(after.frame <= before.frame for before, after in itertools.pairwise(prompts)):
         raise ValueError(f"the times of texts must rise, by {1 / frame_rate:g} s (a frame) or more, got {times}")
-    if changes[0].frame > 0:
-        changes.insert(0, Change(0, None))
-    late = [change for change in changes if change.frame >= num_frames]
+    if prompts[0].frame > 0:
+        prompts.insert(0, TimedPrompt(0, None))
+    late = [prompt for prompt in prompts if prompt.frame >= num_frames]
     if late:
         warnings.warn(
             f"the text {late[0].text!r} begins at {late[0].frame / frame_rate:g} s, when the music is over "
             f"({num_frames / frame_rate:g} s): it is not heard",
             stacklevel=3,
         )
-    # A text that is there already is no change.
-    changes = [changes[0], *(after for before, after in itertools.pairwise(changes) if after.text != before.text)]
-    changes = changes[: len(changes) - sum(change.frame >= num_frames for change in changes)]
-    for before, after in itertools.pairwise(changes[1:]):
-        if after.frame - before.frame < blend_frames:
+    # A text that stays is no change.
+    prompts = [prompts[0], *(after for before, after in itertools.pairwise(prompts) if after.text != before.text)]
+    prompts = [prompt for prompt in prompts if prompt.frame < num_frames]
+    for before, after in itertools.pairwise(prompts[1:]):
+        if after.frame - before.frame < crossfade_frames:
             raise ValueError(
-                f"a blend of {blend_frames / frame_rate:g} s is longer than the time between the texts at "
+                f"a blend of {crossfade_frames / frame_rate:g} s is longer than the time between the texts at "
                 f"{before.frame / frame_rate:g} s and {after.frame / frame_rate:g} s: make it shorter"
             )
-    return changes
+    return prompts
 
 
-def plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
+def _plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
     """One text for each row, from one for all or one for each; messages call them `name`."""
     rows = [texts] if _is_text(texts) else texts
     if not isinstance(rows, Sequence) or not all(_is_text(row) for row in rows):
@@ -105,8 +297,8 @@ def plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
     return [row or None for row in arguments.each(rows, batch, name)]
 
 
-def samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
-    """How to draw each row, from one for all or one for each."""
+def _samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
+    """The sampling parameters of each row, from one for all or one for each."""
     rows = [sampling] if isinstance(sampling, Sampling) else sampling
     if not isinstance(rows, Sequence) or not all(isinstance(row, Sampling) for row in rows):
         raise TypeError(f"sampling must be a mgjax.Sampling or a list of them, got {shown(sampling)}")
@@ -116,20 +308,20 @@ def samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
     return arguments.each(rows, batch, "samplings")
 
 
-def blend(seconds: Any, frame_rate: float) -> int:
-    """How many frames a change of text takes."""
+def _crossfade(seconds: Any, frame_rate: float) -> int:
+    """How many frames the change from a prompt to the next takes."""
     value = arguments.number(seconds, "blend", " of seconds")
     if not 0 <= value < _MOST_SECONDS:
         raise ValueError(f"blend must be 0 (at once) or more seconds, got {seconds}")
     return round(value * frame_rate)
 
 
-def labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]]:
+def _labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]]:
     """The values of each row's labels and numbers by name, all of them known to the model."""
-    known = (*config.labels, *config.numbers)
-    rows = row_values(labels, batch, [one.name for one in known])
-    for one in known:
-        vectors([row.get(one.name) for row in rows], one)
+    known: tuple[LabelConfig | NumberConfig, ...] = (*config.labels, *config.numbers)
+    rows = row_values(labels, batch, [label.name for label in known])
+    for label in known:
+        vectors([row.get(label.name) for row in rows], label)
     return rows
 
 
@@ -157,27 +349,34 @@ def num_frames(seconds: Any, frame_rate: float) -> int:
     return frames
 
 
+def default_stride(window: float, frame_rate: float = 1.0) -> float:
+    """The stride of windows of this length, both in frames; in seconds with a frame rate of 1."""
+    return min(_STRIDE_SECONDS * frame_rate, _STRIDE_SHARE * window)
+
+
 def window_and_stride(
-    window: float | None, stride: float | None, default_window: float, frame_rate: float
+    window: Any, stride: Any, num_frames: int, default_window: float, frame_rate: float
 ) -> tuple[int, int]:
-    """The window and the stride of long music, in frames."""
+    """The window and the stride of `num_frames` frames of music, in frames."""
     window_frames = _to_frames(default_window if window is None else window, frame_rate, "window")
-    shortest, longest = 2 / frame_rate, _MOST_WINDOWS * default_window
+    shortest, longest = 2 / frame_rate, _LONGEST_WINDOW * default_window
     if not 2 <= window_frames <= longest * frame_rate:
         raise ValueError(f"window must be from {shortest:g} to {longest:g} seconds, got {window}")
     if stride is None:
-        share = min(_STRIDE_SECONDS * frame_rate, _STRIDE_SHARE * window_frames)
-        return window_frames, max(1, math.floor(share))
-    stride_frames = _to_frames(stride, frame_rate, "stride")
+        stride_frames = max(1, math.floor(default_stride(window_frames, frame_rate)))
+    else:
+        stride_frames = _to_frames(stride, frame_rate, "stride")
     if not 1 <= stride_frames < window_frames:
         raise ValueError(
             f"stride must be at least {1 / frame_rate:g} seconds (one frame) and below the window of "
             f"{window_frames / frame_rate:g} seconds, got {stride}: the rest of the window ties a new part to the last"
         )
+    if num_frames > _MOST_WINDOWS * stride_frames + window_frames:
+        raise ValueError(f"a stride of {stride_frames} frames is too short for {num_frames} frames: make it longer")
     return window_frames, stride_frames
 
 
-def prompt_codes(codec: Any, prompt: Any, sample_rate: int | None, batch: int) -> Int32[np.ndarray, "b t k"]:
+def _prompt_codes(codec: Codec, prompt: Any, sample_rate: Any, batch: int) -> Int32[np.ndarray, "b t k"]:
     """The codes of the audio to continue, once for each row."""
     rows = rows_of(prompt, batch, "prompt")
     if any(row is None for row in rows):
@@ -188,7 +387,7 @@ def prompt_codes(codec: Any, prompt: Any, sample_rate: int | None, batch: int) -
     return np.broadcast_to(codes, (batch, *codes.shape[1:]))
 
 
-def prompt_length(prompt_frames: int, num_frames: int, window_frames: int, frame_rate: float) -> None:
+def check_prompt_length(prompt_frames: int, num_frames: int, window_frames: int, frame_rate: float) -> None:
     """Raises ValueError unless there is something to generate after the prompt, and the model can see all of it."""
     seconds = prompt_frames / frame_rate
     if prompt_frames >= num_frames:
@@ -203,9 +402,12 @@ def prompt_length(prompt_frames: int, num_frames: int, window_frames: int, frame
         )
 
 
-def codes(codes: Any, num_codebooks: int, codebook_size: int) -> Int32[np.ndarray, "b t k"]:
-    """Codes as a batch."""
+def _codes(codes: Any, config: ModelConfig, codec: Codec) -> Int32[np.ndarray, "b t k"]:
+    """Codes as a batch, of the codebooks that the language model knows."""
+    num_codebooks, codebook_size = config.lm.num_codebooks, config.lm.codebook_size
     codes = arguments.array(codes, "codes")
+    if codes.shape[-1:] == (codec.num_codebooks,):
+        codes = codes[..., :num_codebooks]
     if codes.ndim == 2:
         codes = codes[None]
     if codes.ndim != 3 or codes.shape[2] != num_codebooks or 0 in codes.shape:
@@ -216,10 +418,16 @@ def codes(codes: Any, num_codebooks: int, codebook_size: int) -> Int32[np.ndarra
         raise TypeError(f"codes must be whole numbers, got {codes.dtype}")
     if codes.min() < 0 or codes.max() >= codebook_size:
         raise ValueError(f"codes must be from 0 to {codebook_size - 1}, got {codes.min()} to {codes.max()}")
+    seconds = codes.shape[1] / codec.frame_rate
+    if seconds > config.window_seconds:
+        raise ValueError(
+            f"the codes last {seconds:g} seconds, and the model sees {config.window_seconds:g} at once: score them in "
+            "parts"
+        )
     return codes.astype(np.int32)
 
 
-def chroma(chroma: Any, batch: int, num_frames: int, num_classes: int) -> Float32[np.ndarray, "b f p"]:
+def _chroma(chroma: Any, batch: int, num_frames: int, num_classes: int) -> Float32[np.ndarray, "b f p"]:
     """A chromagram for each row."""
     chroma = arguments.array(chroma, "chroma").astype(np.float32)
     if chroma.ndim != 3 or chroma.shape[0] not in (1, batch) or chroma.shape[1:] != (num_frames, num_classes):

@@ -1,122 +1,140 @@
-"""How a call steers its music: what each row is told, when that changes, and how strongly."""
+"""From a request to its windows: the conditions of each, those that guidance needs beside them, and its scales."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int
 
-from mgjax.conditioning.provider import Row
-from mgjax.config.model import Sampling
-
-
-class Change(NamedTuple):
-    """A text, and the frame from which on it counts."""
-
-    frame: int
-    text: str | None
+from mgjax.conditioning.excerpts import Encode
+from mgjax.conditioning.provider import Conditioner, Row, Span
+from mgjax.config.model import ModelConfig, Sampling
+from mgjax.generation.arguments import ConditioningInputs, Request, Schedule, TimedPrompt
+from mgjax.generation.windows import Extent, Window, extents, split
 
 
-class Part(NamedTuple):
-    """What steers a part of a piece in which no text begins or ends.
+def windows(request: Request, config: ModelConfig, conditioner: Conditioner, encode_mono: Encode) -> Iterator[Window]:
+    """The windows of a request in order. Prompts and styles are encoded at once, the rest when its window is asked for.
 
-    Attributes:
-      sets: The rows of the batch with all that they are told, followed, for guidance, by the same rows with less.
-      strengths: How strong the guidance from each set to the one before it is, at each frame.
+    Args:
+      request: What is to be generated.
+      config: Of the model.
+      conditioner: Its encoders.
+      encode_mono: Its codec, for excerpts of style.
     """
+    rows = _conditioning_rows(request.inputs, conditioner, encode_mono)
+    for warning in _without_effect(request, rows):
+        warnings.warn(warning, stacklevel=4)  # where the method of `MusicGen` is called
+    texts = conditioner.encode(request.texts)
+    is_long = request.num_frames > request.window_frames
 
-    sets: list[list[Row]]
-    strengths: Float32[np.ndarray, "f r b"]
+    def window(extent: Extent) -> Window:
+        frames = extent.offset + np.arange(extent.num_frames)
+        sets, scales = row_sets(request, rows, extent.offset + extent.num_known, frames)
+        span = Span(extent.offset / request.frame_rate, config.window_seconds, is_long)
+        return Window(extent, conditioner.conditions(sets, texts, span), scales)
+
+    changes = _changes(request)
+    plan = extents(request.num_frames, request.audio_prompt.shape[1], request.window_frames, request.stride_frames)
+    return (window(part) for extent in plan for part in split(extent, changes))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Steering:
-    """What a call asks for, row by row.
+def _conditioning_rows(inputs: ConditioningInputs, conditioner: Conditioner, encode_mono: Encode) -> list[Row]:
+    """The rows of the batch without their texts, the excerpts of style encoded."""
+    styles = inputs.styles
+    if any(excerpt is not None for excerpt in styles):
+        styles = conditioner.styles(styles, encode_mono)
+    columns = zip(inputs.melodies, inputs.chromas, styles, inputs.labels, strict=True)
+    return [Row(melody=melody, chroma=chroma, style=style, labels=labels) for melody, chroma, style, labels in columns]
 
-    Attributes:
-      texts: The texts of each row, in the order of time, the first from frame 0 on.
-      others: All else that each row is told.
-      negatives: What each row is to keep away from.
-      samplings: How each row is drawn and guided.
-      blend: How many frames a change of text takes; 0 for at once.
-      frame_rate: Frames per second.
+
+def row_sets(
+    request: Request, rows: Sequence[Row], start: int, frames: Int[np.ndarray, "f"]
+) -> tuple[list[list[Row]], Float32[np.ndarray, "f r b"]]:
+    """The rows of a window with all conditions, then, for guidance, with fewer of them, down to the unconditional rows.
+
+    Args:
+      request: What is to be generated.
+      rows: Its rows without their texts.
+      start: The first frame that is decoded. No prompt or crossfade begins or ends between it and the last one.
+      frames: Of the window, counted from the start of the result.
+
+    Returns:
+      r + 1 sets of b rows, and the guidance scale of each of the r first ones over the next, at each frame; see
+      `sampling.guide`.
     """
+    prompts = [_prompts_at(schedule, start, request.crossfade_frames) for schedule in request.schedules]
+    sets = [_with_texts(rows, [prompt.text for prompt, _ in prompts])]
+    scales: list[np.ndarray] = []  # [b, f] each
+    if any(previous for _, previous in prompts):
+        # Guidance from the previous prompt to the new one, with a scale that grows from 0 to 1.
+        sets.append(_with_texts(rows, [(previous or prompt).text for prompt, previous in prompts]))
+        scales.append(np.stack([_fade(*pair, request.crossfade_frames, frames) for pair in prompts]))
+    if _is_guided(request, rows):
+        guidance = np.stack([_guidance_scales(sampling, frames / request.frame_rate) for sampling in request.samplings])
+        text_guidance = [sampling.text_guidance for sampling in request.samplings]
+        text_scales = np.array([[1.0 if scale is None else scale] for scale in text_guidance])
+        if (text_scales != 1).any():  # double guidance
+            if any(rows) or any(request.negatives):
+                sets.append(_with_texts(rows, [None] * len(rows)))
+                scales.append(np.repeat(text_scales, len(frames), axis=1))
+            else:  # the rows without their texts are the unconditional ones
+                guidance = guidance * text_scales
+        sets.append([Row(text=negative) for negative in request.negatives])
+        scales.append(guidance)
+    table = np.asarray(scales, np.float32).reshape(len(scales), len(rows), len(frames))
+    return sets, np.ascontiguousarray(table.transpose(2, 0, 1))
 
-    texts: Sequence[Sequence[Change]]
-    others: Sequence[Row]
-    negatives: Sequence[str | None]
-    samplings: Sequence[Sampling]
-    blend: int
-    frame_rate: float
 
-    @property
-    def all_texts(self) -> list[str | None]:
-        """Every text that any row is told at any time."""
-        return [change.text for changes in self.texts for change in changes] + list(self.negatives)
+def _with_texts(rows: Sequence[Row], texts: Sequence[str | None]) -> list[Row]:
+    return [dataclasses.replace(row, text=text) for row, text in zip(rows, texts, strict=True)]
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether guidance makes a difference: it needs something to be guided to."""
-        asked = any(self.all_texts) or any(self.others)
-        return asked and any(sampling.is_guided for sampling in self.samplings)
 
-    def warnings(self) -> list[str]:
-        """What is asked for and has no effect."""
-        found = []
-        for texts, other, negative, sampling in zip(
-            self.texts, self.others, self.negatives, self.samplings, strict=True
-        ):
-            told = any(change.text for change in texts) or other
-            if sampling.is_guided and not told and not negative:
-                found.append("a text is empty: nothing steers the music there, and guidance has no effect")
-            if negative and not sampling.is_guided:
-                found.append("a negative text works through guidance, which is off (1): it has no effect")
-        return list(dict.fromkeys(found))
+def _prompts_at(schedule: Schedule, frame: int, crossfade_frames: int) -> tuple[TimedPrompt, TimedPrompt | None]:
+    """The prompt at a frame, and the one before it while the crossfade between them goes on."""
+    index = bisect.bisect_right([prompt.frame for prompt in schedule], frame) - 1
+    is_fading = index > 0 and frame < schedule[index].frame + crossfade_frames
+    return schedule[index], schedule[index - 1] if is_fading else None
 
-    def cuts(self) -> set[int]:
-        """The frames at which a text or a blend begins or ends."""
-        begins = {change.frame for changes in self.texts for change in changes[1:]}
-        return begins | {frame + self.blend for frame in begins}
 
-    def part(self, start: int, offset: int, num_frames: int) -> Part:
-        """What steers the part that begins at the frame `start`, for `num_frames` frames from `offset` on."""
-        frames = offset + np.arange(num_frames)
-        now = [self._at(changes, start) for changes in self.texts]
-        full = [self._row(i, text) for i, (text, _, _) in enumerate(now)]
-        sets, strengths = [full], []
-        if any(before is not None for _, before, _ in now):
-            # Guidance from the old text to the new one that grows from 0 to 1.
-            sets.append([self._row(i, before.text if before else text) for i, (text, before, _) in enumerate(now)])
-            shares = [np.clip((frames - begun + 1) / (self.blend + 1), 0, 1) for _, _, begun in now]
-            strengths.append([share if one[1] else np.ones(num_frames) for share, one in zip(shares, now, strict=True)])
-        if self.is_guided:
-            guidance = np.stack([self._guidance(sampling, frames) for sampling in self.samplings])
-            apart = np.array([1.0 if one.text_guidance is None else one.text_guidance for one in self.samplings])
-            if (apart != 1).any():
-                if any(self.others) or any(self.negatives):
-                    sets.append([dataclasses.replace(row, text=None) for row in self.others])
-                    strengths.append(np.repeat(apart[:, None], num_frames, axis=1))
-                else:  # what is left without the text is nothing
-                    guidance = guidance * apart[:, None]
-            sets.append([Row(text=negative) for negative in self.negatives])
-            strengths.append(guidance)
-        table = np.asarray(strengths, np.float32).reshape(len(strengths), len(full), num_frames)
-        return Part(sets, np.ascontiguousarray(table.transpose(2, 0, 1)))
+def _fade(
+    prompt: TimedPrompt, previous: TimedPrompt | None, crossfade_frames: int, frames: Int[np.ndarray, "f"]
+) -> Float[np.ndarray, "f"]:
+    """The share of a prompt in the crossfade from the one before it; 1 where there is none."""
+    if previous is None:
+        return np.ones(len(frames))
+    return np.clip((frames - prompt.frame + 1) / (crossfade_frames + 1), 0, 1)
 
-    def _at(self, changes: Sequence[Change], frame: int) -> tuple[str | None, Change | None, int]:
-        """The text at a frame, the one that it takes over from where that is still going on, and since when."""
-        place = bisect.bisect_right([change.frame for change in changes], frame) - 1
-        text, begun = changes[place].text, changes[place].frame
-        blending = place > 0 and frame < begun + self.blend
-        return text, changes[place - 1] if blending else None, begun
 
-    def _row(self, row: int, text: str | None) -> Row:
-        return dataclasses.replace(self.others[row], text=text)
+def _guidance_scales(sampling: Sampling, seconds: Float[np.ndarray, "f"]) -> Float[np.ndarray, "f"]:
+    times, scales = zip(*sampling.guidance_points, strict=True)
+    return np.interp(seconds, times, scales)
 
-    def _guidance(self, sampling: Sampling, frames: Any) -> np.ndarray:
-        times, values = zip(*sampling.guidance_points, strict=True)
-        return np.interp(frames / self.frame_rate, times, values)
+
+def _changes(request: Request) -> set[int]:
+    """The frames at which a prompt or a crossfade begins or ends."""
+    starts = {prompt.frame for schedule in request.schedules for prompt in schedule[1:]}
+    return starts | {frame + request.crossfade_frames for frame in starts}
+
+
+def _is_guided(request: Request, rows: Sequence[Row]) -> bool:
+    """Whether guidance makes a difference: it needs a condition."""
+    is_conditioned = any(request.texts) or any(rows)
+    return is_conditioned and any(sampling.is_guided for sampling in request.samplings)
+
+
+def _without_effect(request: Request, rows: Sequence[Row]) -> list[str]:
+    """Warnings of what is asked for and has no effect."""
+    messages = []
+    columns = zip(request.schedules, rows, request.negatives, request.samplings, strict=True)
+    for schedule, row, negative, sampling in columns:
+        is_conditioned = any(prompt.text for prompt in schedule) or row
+        if sampling.is_guided and not is_conditioned and not negative:
+            messages.append("a text is empty: nothing steers the music there, and guidance has no effect")
+        if negative and not sampling.is_guided:
+            messages.append("a negative text works through guidance, which is off (1): it has no effect")
+    return list(dict.fromkeys(messages))

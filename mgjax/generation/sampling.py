@@ -1,28 +1,31 @@
-"""Decoding as one compiled program: draw codes step by step, a chunk of steps per call, nothing else on the host.
+"""Decoding as compiled programs: `prefill` fills the KV cache, `decode_steps` samples a chunk of steps per call.
 
-The sampler knows patterns only as tables: which codes it is free to draw at each step. What stands elsewhere (special
-tokens, the prompt) is laid down before it starts and never overwritten.
+The programs know patterns only as tables: which codes are sampled at each step. The other tokens (special tokens, the
+audio prompt) are set before the first step and never overwritten.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mgjax.config.model import Sampling
+from mgjax.conditioning.condition import Condition
+from mgjax.config.model import LMConfig, Sampling
+from mgjax.devices import sharding
 from mgjax.lm.model import LM, Cache, Context
 from mgjax.lm.transformer import KeyValue
 
-# Lengths that caches come in. Decoding reads the whole cache at every step, so it starts short and grows; each length
-# is compiled once.
+# Cache capacities, in steps. Decoding reads the whole cache at every step, so it starts short and grows; each
+# capacity is compiled once.
 CAPACITIES = (256, 512, 1024, 1536)
 
 _NEVER = 2**31 - 1
@@ -30,8 +33,8 @@ _GREEDY = 1e-6  # a temperature at which nothing but the likeliest code has a ch
 
 
 @struct.dataclass
-class Draws:
-    """The numbers of `Sampling` that are about drawing, for each row of a batch, and each row's random key."""
+class SamplingParams:
+    """The sampling parameters and the random key of each row; guidance is apart, as a table over the steps."""
 
     temperature: Float[Array, "b k"]
     top_k: Int[Array, "b"]
@@ -39,8 +42,8 @@ class Draws:
     key: Key[Array, "b"]
 
     @classmethod
-    def of(cls, samplings: Sequence[Sampling], seeds: Sequence[int], num_codebooks: int) -> Draws:
-        """Each row's sampling, and a key from each row's own seed."""
+    def of(cls, samplings: Sequence[Sampling], seeds: Sequence[int], num_codebooks: int) -> SamplingParams:
+        """Stacks the settings of the rows, with a key from each row's own seed."""
         temperatures = [np.broadcast_to(sampling.temperature, num_codebooks) for sampling in samplings]
         return cls(
             temperature=jnp.asarray(np.stack(temperatures), jnp.float32),
@@ -51,153 +54,180 @@ class Draws:
 
 
 @struct.dataclass
-class State:
-    """A sequence while it is being made.
+class DecodeState:
+    """The state of decoding between two calls of the compiled programs.
 
     Attributes:
-      tokens: What is known so far, laid out in steps; its length is the capacity, not the length of the music.
-      cache: Keys and values of the steps that have been read. With guidance, the rows of the first b are those of the
-        full conditions, then come those of lesser ones.
+      tokens: The interleaved sequence so far; its length is the cache capacity, not the length of the music.
+      cache: Keys and values of the steps that have been read. With guidance, the first b rows are those of the full
+        conditions, then come those of fewer conditions, down to the unconditional rows.
       step: The last step whose tokens are known, and the next to be read.
-      bad: The first step of each row that was drawn from logits that are not all finite; `_NEVER` for none.
+      non_finite_step: The first step of each row that was sampled from logits that are not all finite; `_NEVER` for
+        none.
     """
 
     tokens: Int[Array, "b s k"]
     cache: Cache
     step: Int[Array, ""]
-    bad: Int[Array, "b"]
+    non_finite_step: Int[Array, "b"]
 
 
-class Layout(NamedTuple):
-    """How a state lies over many devices."""
+class StateShardings(NamedTuple):
+    """The shardings of a `DecodeState` over a device mesh."""
 
     tokens: Sharding
     cache: Sharding
 
 
+def state_shardings(config: LMConfig, batch: int, num_sets: int, mesh: Mesh) -> StateShardings:
+    """The shardings of the decode state of `batch` pieces, each with `num_sets` rows: more than one with guidance."""
+    return StateShardings(sharding.rows(batch, mesh), sharding.cache(num_sets * batch, config.num_heads, mesh))
+
+
 def capacity_for(num_steps: int) -> int:
-    """The smallest cache that holds `num_steps` steps."""
+    """The smallest cache capacity that holds `num_steps` steps."""
     for capacity in CAPACITIES:
         if num_steps <= capacity:
             return capacity
     return -(-num_steps // CAPACITIES[-1]) * CAPACITIES[-1]
 
 
-@functools.partial(jax.jit, static_argnames=("module", "num_read", "layout"), donate_argnames=("tokens",))
-def start(
+@functools.partial(jax.jit, static_argnames=("module", "batch"))
+def make_context(module: LM, params: dict[str, Any], conditions: dict[str, Condition], batch: int) -> Context:
+    """The conditions of `batch` rows, guidance's included, as the language model reads them."""
+    return _applied(module, params)(conditions, batch=batch, method="context")
+
+
+def placed_context(
+    module: LM, params: dict[str, Any], conditions: dict[str, Condition], batch: int, mesh: Mesh | None
+) -> Context:
+    """`make_context` of conditions that are first put on the devices, spread by rows over the mesh if there is one."""
+
+    def place(x: Any) -> Any:
+        if mesh is None:
+            return jnp.asarray(x)
+        return jax.device_put(x, sharding.rows(x.shape[0], mesh)) if np.ndim(x) else x
+
+    return make_context(module, params, jax.tree.map(place, conditions), batch)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "num_read", "shardings"), donate_argnames=("tokens",))
+def prefill(
     module: LM,
-    params: dict,
+    params: dict[str, Any],
     context: Context,
     tokens: Int[Array, "b s k"],
     step: Int[Array, ""],
     num_read: int,
-    layout: Layout | None = None,
-) -> State:
+    shardings: StateShardings | None = None,
+) -> DecodeState:
     """The state before `step` is read: the prefix and the first steps of `tokens` are in the cache.
 
-    `num_read`, at least `step` and at most the capacity, is how many steps are read in one go. What it reads beyond
-    `step` does no harm, because those slots are written again before any step may look at them.
+    `num_read`, at least `step` and at most the capacity, is how many steps are read at once. Those from `step` on do no
+    harm, because their slots are written again before any step may attend to them.
     """
-    cache = module.apply({"params": params}, context, tokens.shape[1], method="begin")
+    apply = _applied(module, params)
+    cache = apply(context, tokens.shape[1], method="begin")
     if num_read:
-        rows = _rows(tokens[:, :num_read], context)
-        _, cache = module.apply({"params": params}, rows, context, cache, 0, method="extend")
-    return _laid_out(State(tokens, cache, step, jnp.full(len(tokens), _NEVER, jnp.int32)), layout)
+        _, cache = apply(_rows(tokens[:, :num_read], context), context, cache, 0, method="extend")
+    return _constrained(DecodeState(tokens, cache, step, jnp.full(len(tokens), _NEVER, jnp.int32)), shardings)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "layout"), donate_argnames=("state",))
-def advance(
+@functools.partial(jax.jit, static_argnames=("module", "shardings"), donate_argnames=("state",))
+def decode_steps(
     module: LM,
-    params: dict,
+    params: dict[str, Any],
     context: Context,
-    state: State,
-    free: Bool[Array, "s k"],
-    draws: Draws,
-    strengths: Float[Array, "s r b"],
-    until: Int[Array, ""],
+    state: DecodeState,
+    sampled: Bool[Array, "s k"],
+    sampling: SamplingParams,
+    guidance_scales: Float[Array, "s r b"],
+    last_step: Int[Array, ""],
     clock: Int[Array, ""],
-    layout: Layout | None = None,
-) -> State:
-    """The state after drawing all steps up to `until`.
+    shardings: StateShardings | None = None,
+) -> DecodeState:
+    """The state after all steps up to `last_step`.
 
     Args:
-      free: Which codes of each step are drawn; the others keep what `state.tokens` holds.
-      strengths: Of guidance at each step; see `guide`.
-      until: The last step to draw, below the capacity.
+      sampled: Which codes of each step are sampled; the others keep what `state.tokens` holds.
+      guidance_scales: Of each step; see `guide`.
+      last_step: The last step to sample, below the capacity.
       clock: The time of step 0: random numbers are drawn by time, which goes on from window to window.
     """
 
-    def one_step(state: State) -> State:
+    def one_step(state: DecodeState) -> DecodeState:
         tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
         rows = _rows(tokens, context)
-        logits, cache = module.apply({"params": params}, rows, context, state.cache, state.step, method="extend")
+        logits, cache = _applied(module, params)(rows, context, state.cache, state.step, method="extend")
         step = state.step + 1
         # Seen here, before guidance and top-k can hide it.
         finite = jnp.isfinite(logits).all(axis=(1, 2, 3)).reshape(-1, len(tokens)).all(axis=0)
-        bad = jnp.where(finite, state.bad, jnp.minimum(state.bad, step))
-        at_step = jax.lax.dynamic_index_in_dim(strengths, step, keepdims=False)
-        drawn = draw(guide(logits[:, 0], at_step), draws, step + clock)
-        given = jax.lax.dynamic_slice_in_dim(state.tokens, step, 1, axis=1)
-        may_draw = jax.lax.dynamic_slice_in_dim(free, step, 1, axis=0)[None]
-        tokens = jnp.where(may_draw, drawn[:, None], given)
-        return State(jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, step, axis=1), cache, step, bad)
+        non_finite_step = jnp.where(finite, state.non_finite_step, jnp.minimum(state.non_finite_step, step))
+        scales = jax.lax.dynamic_index_in_dim(guidance_scales, step, keepdims=False)
+        codes = sample(guide(logits[:, 0], scales), sampling, step + clock)
+        known = jax.lax.dynamic_slice_in_dim(state.tokens, step, 1, axis=1)
+        is_sampled = jax.lax.dynamic_slice_in_dim(sampled, step, 1, axis=0)[None]
+        tokens = jnp.where(is_sampled, codes[:, None], known)
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, step, axis=1)
+        return DecodeState(tokens, cache, step, non_finite_step)
 
-    return _laid_out(jax.lax.while_loop(lambda state: state.step < until, one_step, state), layout)
+    return _constrained(jax.lax.while_loop(lambda state: state.step < last_step, one_step, state), shardings)
 
 
-@functools.partial(jax.jit, static_argnames="layout")
-def grow(state: State, tokens: Int[Array, "b s k"], layout: Layout | None = None) -> State:
-    """The same state with `tokens`, which are more than it had, and a cache that has room for them."""
+@functools.partial(jax.jit, static_argnames="shardings")
+def grow(state: DecodeState, tokens: Int[Array, "b s k"], shardings: StateShardings | None = None) -> DecodeState:
+    """The same state with `tokens`, which are more than it had, and a cache of the capacity that they need."""
     more = tokens.shape[1] - state.tokens.shape[1]
     pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
     cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
-    return _laid_out(state.replace(tokens=tokens, cache=cache), layout)
+    return _constrained(dataclasses.replace(state, tokens=tokens, cache=cache), shardings)
 
 
-def _laid_out(state: State, layout: Layout | None) -> State:
-    """The state where it belongs: left alone, XLA may keep a whole cache on every device."""
-    if layout is None:
+def _constrained(state: DecodeState, shardings: StateShardings | None) -> DecodeState:
+    """The state with its shardings: without them, XLA may keep a whole cache on every device."""
+    if shardings is None:
         return state
-    place = jax.lax.with_sharding_constraint
-    cache = jax.tree.map(lambda memory: place(memory, layout.cache), state.cache)
-    return state.replace(tokens=place(state.tokens, layout.tokens), cache=cache)
+    constrain = jax.lax.with_sharding_constraint
+    cache = jax.tree.map(lambda memory: constrain(memory, shardings.cache), state.cache)
+    return dataclasses.replace(state, tokens=constrain(state.tokens, shardings.tokens), cache=cache)
 
 
-def guide(logits: Float[Array, "rows k v"], strengths: Float[Array, "r b"]) -> Float[Array, "b k v"]:
-    """Logits that go from lesser conditions through fuller ones, and beyond.
+def guide(logits: Float[Array, "rows k v"], scales: Float[Array, "r b"]) -> Float[Array, "b k v"]:
+    """The logits that guidance makes of those of the conditional and the unconditional rows.
 
-    With one strength this is classifier-free guidance (Ho & Salimans 2022, equation 6), with two the double guidance of
-    Rouard et al. 2024 (section 3.3).
+    With one scale this is classifier-free guidance (Ho & Salimans 2022, equation 6),
+    `unconditional + scale * (conditional - unconditional)`; with two the double guidance of Rouard et al. 2024
+    (section 3.3).
 
     Args:
       logits: Of b rows with all conditions, of the same with fewer of them, and so on to those with none.
-      strengths: Of the step to all conditions from those next to them, ..., to the first from the last. 1 leaves the
-        fuller ones as they are.
+      scales: Guidance scales: that of the first b rows over the second ones, ..., last that over the unconditional
+        rows. 1 leaves the rows with more conditions as they are.
     """
-    guided, *lesser = jnp.split(logits, len(strengths) + 1)
-    for base, strength in zip(lesser, strengths, strict=True):
-        guided = base + strength[:, None, None] * (guided - base)
+    guided, *others = jnp.split(logits, len(scales) + 1)
+    for base, scale in zip(others, scales, strict=True):
+        guided = base + scale[:, None, None] * (guided - base)
     return guided
 
 
-def draw(logits: Float[Array, "b k v"], draws: Draws, time: Int[Array, ""]) -> Int[Array, "b k"]:
-    """One code for each codebook of each row.
+def sample(logits: Float[Array, "b k v"], sampling: SamplingParams, time: Int[Array, ""]) -> Int[Array, "b k"]:
+    """Samples one code for each codebook of each row.
 
-    Each row draws from its own key and the time alone, so that it does not depend on its batch. Codes that tie with
-    the last one kept by top-k or top-p are kept too.
+    The random numbers depend on the row's own key and the time alone, so that a row does not depend on its batch. Codes
+    that tie with the last one kept by top-k or top-p are kept too.
     """
-    temperature = draws.temperature[:, :, None]
+    temperature = sampling.temperature[:, :, None]
     random = temperature > _GREEDY
     scaled = logits / jnp.where(random, temperature, 1.0)
-    lowest = _threshold(scaled, draws.top_k[:, None, None], draws.top_p[:, None, None])
+    lowest = _threshold(scaled, sampling.top_k[:, None, None], sampling.top_p[:, None, None])
     kept = jnp.where(scaled >= lowest, scaled, -jnp.inf)
-    noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[1:]))(draws.key)
+    noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[1:]))(sampling.key)
     noisy = jnp.where(random, kept + noise, logits)
     return jnp.argmax(noisy, axis=-1).astype(jnp.int32)
 
 
 def _threshold(logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p: Float[Array, "b 1 1"]) -> Array:
-    """The logit of the least likely code that may be drawn."""
+    """The logit of the least likely code that may be sampled."""
     num_codes = logits.shape[-1]
     ordered = jnp.sort(logits, axis=-1, descending=True)
     by_count = jnp.where(top_k > 0, jnp.minimum(top_k, num_codes), num_codes)
@@ -207,6 +237,10 @@ def _threshold(logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p:
     by_mass = jnp.maximum(jnp.sum(before <= top_p, axis=-1, keepdims=True), 1)
     last = jnp.where(top_p > 0, by_mass, by_count) - 1
     return jnp.take_along_axis(ordered, jnp.broadcast_to(last, (*logits.shape[:-1], 1)), axis=-1)
+
+
+def _applied(module: LM, params: dict[str, Any]) -> Callable[..., Any]:
+    return functools.partial(module.apply, {"params": params})
 
 
 def _rows(tokens: Int[Array, "b s k"], context: Context) -> Int[Array, "rows s k"]:

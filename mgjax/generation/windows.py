@@ -1,153 +1,184 @@
-"""Music of any length: windows over the model's span, chunks within a window, codes handed out as they are complete."""
+"""Music of any length: windows over it, chunks of steps within a window, codes yielded as soon as they are complete."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from mgjax.conditioning.condition import Condition
 from mgjax.errors import NotFiniteError
-from mgjax.generation.sampling import Draws, Layout, advance, capacity_for, grow, start
+from mgjax.generation.sampling import (
+    SamplingParams,
+    StateShardings,
+    capacity_for,
+    decode_steps,
+    grow,
+    placed_context,
+    prefill,
+    state_shardings,
+)
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
-from mgjax.nn import not_finite
+from mgjax.nn import applied, not_finite
 
 # Frames between two returns to Python: about a second of music.
 _CHUNK_FRAMES = 50
 # Steps that a chunk takes at most, in patterns that complete their frames late.
 _CHUNK_STEPS = 256
-# More windows are a slip of the hand, and their plan alone would take minutes.
-_MOST_WINDOWS = 100_000
 # A cache that starts shorter than this would soon be compiled again.
 _FIRST_CAPACITY = 512
 
 
-class Window(NamedTuple):
-    """A stretch of the piece that the model sees at once, in frames.
+class Extent(NamedTuple):
+    """The frames of a window.
 
-    It starts at `offset`, its first `given` frames are known, and those before `until` are made; the others are only
-    there for the codes that a pattern draws early.
+    Attributes:
+      offset: Its first frame, counted from the start of the result.
+      num_frames: Its length.
+      num_known: How many of its first frames are known: the audio prompt, or the overlap with the window before.
+      end: How many of its first frames are known afterwards; those behind are only there for the codes that a pattern
+        samples early.
     """
 
     offset: int
     num_frames: int
-    given: int
-    until: int
+    num_known: int
+    end: int
 
 
-def windows(num_frames: int, prompt_frames: int, window_frames: int, stride_frames: int) -> list[Window]:
-    """The windows that make `num_frames` frames, each `stride_frames` after the one before.
-
-    Every window after the first starts from the frames it shares with the one before it, and counts its positions
-    from 0, as the published system does.
-    """
-    if num_frames > _MOST_WINDOWS * stride_frames + window_frames:
-        raise ValueError(f"a stride of {stride_frames} frames is too short for {num_frames} frames: make it longer")
-    first = min(num_frames, window_frames)
-    plan = [Window(0, first, prompt_frames, first)]
-    while (done := plan[-1].offset + plan[-1].num_frames) < num_frames:
-        offset = plan[-1].offset + stride_frames
-        size = min(num_frames - offset, window_frames)
-        plan.append(Window(offset, size, done - offset, size))
-    return plan
-
-
-def cut(plan: list[Window], frames: Iterable[int]) -> list[Window]:
-    """The same windows, cut where something changes: what is made before one of `frames` is given to what follows.
-
-    Where nothing changes after all, the same codes are drawn as without the cut, up to rounding.
-    """
-    pieces = []
-    for window in plan:
-        within = {frame - window.offset for frame in frames}
-        ends = [*sorted(end for end in within if window.given < end < window.until), window.until]
-        starts = [window.given, *ends[:-1]]
-        pieces += [window._replace(given=start, until=end) for start, end in zip(starts, ends, strict=True)]
-    return pieces
-
-
-class Steering(NamedTuple):
-    """What steers a window.
+class Window(NamedTuple):
+    """A window, and what it is decoded with.
 
     Attributes:
-      context: The conditions of the batch, followed by lesser ones of the same rows for guidance.
-      strengths: How strong guidance is at each frame; see `sample.guide`.
-      layout: Where these rows lie on many devices; None for one.
+      extent: Its frames.
+      conditions: Those of the b rows of the batch and, with guidance, of the same rows with fewer conditions, r + 1
+        times b rows in all.
+      guidance_scales: Of each frame; see `sampling.guide`.
     """
 
-    context: Context
-    strengths: Float[np.ndarray, "f r b"]
-    layout: Layout | None = None
+    extent: Extent
+    conditions: dict[str, Condition]
+    guidance_scales: Float[np.ndarray, "f r b"]
 
 
-def generate(
+def extents(num_frames: int, num_prompt_frames: int, window_frames: int, stride_frames: int) -> Iterator[Extent]:
+    """Yields the windows of `num_frames` frames, each `stride_frames` after the one before.
+
+    Every window after the first starts from its overlap with the one before it, and counts its positions from 0, as the
+    published system does.
+    """
+    size = min(num_frames, window_frames)
+    yield Extent(0, size, num_prompt_frames, size)
+    offset, done = 0, size
+    while done < num_frames:
+        offset += stride_frames
+        size = min(num_frames - offset, window_frames)
+        yield Extent(offset, size, done - offset, size)
+        done = offset + size
+
+
+def split(extent: Extent, frames: Iterable[int]) -> Iterator[Extent]:
+    """Yields the window in parts that end at those of `frames` (of the result) that it decodes.
+
+    Where the conditions stay the same, the same codes are sampled as without the split, up to rounding.
+    """
+    inside = sorted({frame - extent.offset for frame in frames})
+    ends = [*(end for end in inside if extent.num_known < end < extent.end), extent.end]
+    for num_known, end in itertools.pairwise([extent.num_known, *ends]):
+        yield extent._replace(num_known=num_known, end=end)
+
+
+def decode(
     module: LM,
-    params: dict,
-    steer: Callable[[Window], Steering],
-    prompt: Int[np.ndarray, "b p k"],
-    plan: list[Window],
-    draws: Draws,
-    progress: Callable[[int, int], None] | None = None,
+    params: dict[str, Any],
+    windows: Iterable[Window],
+    audio_prompt: Int[np.ndarray, "b p k"],
+    sampling: SamplingParams,
+    *,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[Int[np.ndarray, "b t k"]]:
-    """Yields the codes of the piece in order, the prompt's included, as soon as all codebooks of a frame are known.
+    """Yields the codes of all windows, the audio prompt's included, as soon as all codebooks of a frame are known.
 
     Args:
-      steer: The conditions of a window.
-      prompt: Codes that the piece starts with (no frames for none).
-      plan: What `windows` and `cut` gave.
-      draws: How to sample.
-      progress: Called with the frames made so far and in all, after each chunk.
+      module: The language model.
+      params: Its parameters.
+      windows: In order; the next one is asked for when the one before has been decoded.
+      audio_prompt: Codes that the result starts with (no frames for none).
+      sampling: The sampling parameters of the rows.
+      mesh: The device mesh that the rows are spread over; None for one device.
+      progress: Called with the number of frames decoded so far, after each chunk.
 
     Raises:
       NotFiniteError: A row's logits are NaN or infinite; all frames before that were yielded.
     """
     pattern = patterns.from_config(module.config)
-    total = plan[-1].offset + plan[-1].until
-    known = prompt  # what the next window starts from
-    handed_out = 0
-    for window, following in zip(plan, [*plan[1:], None], strict=True):
-        steps = pattern.steps(window.num_frames)
-        for tokens, num_complete in _decode(module, params, steer(window), known, window, draws):
+    codes, offset = audio_prompt, 0  # of the window before
+    num_yielded = 0
+    for window in windows:
+        extent, scales = window.extent, window.guidance_scales
+        batch, num_sets = scales.shape[2], scales.shape[1] + 1
+        context = placed_context(module, params, window.conditions, num_sets * batch, mesh)
+        shardings = None if mesh is None else state_shardings(module.config, batch, num_sets, mesh)
+        known, offset = codes[:, extent.offset - offset :], extent.offset
+        steps = pattern.steps(extent.num_frames)
+        for tokens, num_complete in _chunks(module, params, context, extent, known, scales, sampling, shardings):
             # The frames of a code that is not known yet stand after `num_complete`.
-            num_complete = min(num_complete, window.until)
+            num_complete = min(num_complete, extent.end)
             codes = tokens[:, steps, np.arange(pattern.num_codebooks)][:, :num_complete]
-            made = window.offset + num_complete
-            if made > handed_out:
-                yield codes[:, handed_out - window.offset :]
-                handed_out = made
+            num_decoded = offset + num_complete
+            if num_decoded > num_yielded:
+                yield codes[:, num_yielded - offset :]
+                num_yielded = num_decoded
             if progress:
-                progress(made, total)
-        if following:
-            known = codes[:, following.offset - window.offset :]
+                progress(num_decoded)
 
 
-def _decode(
-    module: LM,
-    params: dict,
-    steering: Steering,
-    given: Int[np.ndarray, "b p k"],
-    window: Window,
-    draws: Draws,
-) -> Iterator[tuple[Int[np.ndarray, "b s k"], int]]:
-    """Yields, chunk by chunk, the steps of one window and how many of its frames are complete."""
+def score(
+    module: LM, params: dict[str, Any], window: Window, codes: Int[np.ndarray, "b t k"], *, mesh: Mesh | None = None
+) -> Float[Array, "b t k v"]:
+    """The logits of every code given the codes before it in the interleaved sequence (teacher-forced), float32."""
     pattern = patterns.from_config(module.config)
-    frames = pattern.layout(window.num_frames)
-    complete = pattern.frames_complete(window.num_frames)
-    last_step = int(np.argmax(complete >= window.until))
-    first_step = pattern.first_step(window.num_frames, window.given)
-    # Times of steps are unique over all windows, so that no two codes are drawn with the same random numbers. A code
-    # that is drawn again after a cut gets the same ones.
-    clock = jnp.int32(pattern.num_steps(window.offset) if window.offset else 0)
-    context, layout = steering.context, steering.layout
-    strengths = steering.strengths[np.maximum(frames.max(axis=1), 0)]  # a step is as new as the newest of its codes
-
-    codes = np.pad(given, ((0, 0), (0, window.num_frames - window.given), (0, 0)))
+    context = placed_context(module, params, window.conditions, len(codes), mesh)
     tokens = pattern.build(codes, module.config.special_token)
-    free = frames >= window.given
+    num_steps = tokens.shape[1]
+    # Few lengths, few programs: what stands after the music is not seen from before.
+    padding = [(0, 0), (0, capacity_for(num_steps) - num_steps), (0, 0)]
+    logits = applied(module, {"params": params}, jnp.asarray(np.pad(tokens, padding)), context)
+    return pattern.revert_logits(logits[:, :num_steps], codes.shape[1])[0]
+
+
+def _chunks(
+    module: LM,
+    params: dict[str, Any],
+    context: Context,
+    extent: Extent,
+    known: Int[np.ndarray, "b p k"],
+    guidance_scales: Float[np.ndarray, "f r b"],
+    sampling: SamplingParams,
+    shardings: StateShardings | None,
+) -> Iterator[tuple[Int[np.ndarray, "b s k"], int]]:
+    """Yields, chunk by chunk, the interleaved sequence of one window and how many of its frames are complete."""
+    pattern = patterns.from_config(module.config)
+    frames = pattern.layout(extent.num_frames)
+    complete = pattern.frames_complete(extent.num_frames)
+    last_step = int(np.argmax(complete >= extent.end))
+    first_step = pattern.first_step(extent.num_frames, extent.num_known)
+    # Times of steps are unique over all windows, so that no two codes are sampled with the same random numbers. A code
+    # that is sampled again after a split gets the same ones.
+    clock = jnp.int32(pattern.num_steps(extent.offset) if extent.offset else 0)
+    scales = guidance_scales[np.maximum(frames.max(axis=1), 0)]  # a step is as new as the newest of its codes
+
+    codes = np.pad(known, ((0, 0), (0, extent.num_frames - extent.num_known), (0, 0)))
+    tokens = np.asarray(pattern.build(codes, module.config.special_token))
+    sampled = frames >= extent.num_known
 
     def fitted(table: np.ndarray, axis: int) -> np.ndarray:
         """The table cut or padded to the capacity, so that programs are compiled for few lengths."""
@@ -155,30 +186,31 @@ def _decode(
         return np.pad(table, [(0, capacity - n if i == axis else 0) for i, n in enumerate(table.shape)])
 
     def placed(tokens: np.ndarray) -> Array:
-        return jnp.asarray(fitted(tokens, 1)) if layout is None else jax.device_put(fitted(tokens, 1), layout.tokens)
+        tokens = fitted(tokens, 1)
+        return jnp.asarray(tokens) if shardings is None else jax.device_put(tokens, shardings.tokens)
 
-    def after(step: int) -> int:
+    def end_of_chunk(step: int) -> int:
         """The last step of the chunk after `step`: one that completes a whole number of chunks of frames."""
-        target = min(complete[step] + _CHUNK_FRAMES, window.until)
+        target = min(complete[step] + _CHUNK_FRAMES, extent.end)
         return min(int(np.argmax(complete >= target)), step + _CHUNK_STEPS, last_step)
 
     step = first_step - 1
-    capacity = capacity_for(min(len(frames), max(after(step) + 1, _FIRST_CAPACITY)))
+    capacity = capacity_for(min(len(frames), max(end_of_chunk(step) + 1, _FIRST_CAPACITY)))
     num_read = min(capacity_for(step), capacity) if step else 0
-    state = start(module, params, context, placed(tokens), jnp.int32(step), num_read, layout)
+    state = prefill(module, params, context, placed(tokens), jnp.int32(step), num_read, shardings)
     while step < last_step:
-        step = after(step)
+        step = end_of_chunk(step)
         if step >= capacity:
             capacity = capacity_for(step + 1)
-            state = grow(state, placed(tokens), layout)
-        tables = fitted(free, 0), draws, fitted(strengths, 0)
-        state = advance(module, params, context, state, *tables, jnp.int32(step), clock, layout)
-        made, bad = jax.device_get((state.tokens, state.bad))
-        tokens[:, : made.shape[1]] = made[:, : len(frames)]
-        good = min(step, int(bad.min()) - 1)
-        yield tokens, int(complete[good])
-        if good < step:
+            state = grow(state, placed(tokens), shardings)
+        tables = fitted(sampled, 0), sampling, fitted(scales, 0)
+        state = decode_steps(module, params, context, state, *tables, jnp.int32(step), clock, shardings)
+        decoded, non_finite_step = jax.device_get((state.tokens, state.non_finite_step))
+        tokens[:, : decoded.shape[1]] = decoded[:, : len(frames)]
+        good_step = min(step, int(non_finite_step.min()) - 1)
+        yield tokens, int(complete[good_step])
+        if good_step < step:
             what = "conditions (text, melody, style, labels)" if not_finite(context) else "predictions"
-            rows = ", ".join(map(str, np.flatnonzero(bad <= step)))
-            made = window.offset + min(int(complete[good]), window.until)
-            raise NotFiniteError(f"the {what} of row {rows} are not finite, after {made} good frames")
+            rows = ", ".join(map(str, np.flatnonzero(non_finite_step <= step)))
+            num_good = extent.offset + min(int(complete[good_step]), extent.end)
+            raise NotFiniteError(f"the {what} of row {rows} are not finite, after {num_good} good frames")

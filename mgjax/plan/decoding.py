@@ -14,14 +14,20 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mgjax.api import layout, make_context
 from mgjax.checkpoints.tables.matching import is_exact
 from mgjax.checkpoints.tables.shapes import model_shapes
 from mgjax.conditioning.condition import Condition
 from mgjax.config.model import ModelConfig, Sampling
 from mgjax.devices import sharding
 from mgjax.devices.chips import Chip
-from mgjax.generation.sampling import Draws, State, advance, capacity_for
+from mgjax.generation.sampling import (
+    DecodeState,
+    SamplingParams,
+    capacity_for,
+    decode_steps,
+    make_context,
+    state_shardings,
+)
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.transformer import KeyValue
@@ -78,26 +84,26 @@ def of_model(
     params, rows = weights.pop("lm"), num_sets * asked.batch
     made = make_context.lower(module, params, _conditions(config, rows, mesh), rows)
     context = jax.tree.map(_on, made.out_info, made.compile().output_shardings)
-    place = layout(config.lm, asked.batch, num_sets, mesh)
+    shardings = state_shardings(config.lm, asked.batch, num_sets, mesh)
 
     num_frames = round(min(asked.seconds, config.window_seconds) * config.codec.frame_rate)
     capacity = capacity_for(patterns.from_config(config.lm).num_steps(num_frames))
     h, e, k = config.lm.num_heads, config.lm.head_dim, config.lm.num_codebooks
     slots = jax.ShapeDtypeStruct(
-        (rows, h, context.prefix_mask.shape[1] + capacity, e), jnp.dtype(asked.dtype), sharding=place.cache
+        (rows, h, context.prefix_mask.shape[1] + capacity, e), jnp.dtype(asked.dtype), sharding=shardings.cache
     )
     everywhere = NamedSharding(mesh, P())
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    state = State(
-        tokens=jax.ShapeDtypeStruct((asked.batch, capacity, k), jnp.int32, sharding=place.tokens),
+    state = DecodeState(
+        tokens=jax.ShapeDtypeStruct((asked.batch, capacity, k), jnp.int32, sharding=shardings.tokens),
         cache=tuple(KeyValue(slots, slots) for _ in range(config.lm.num_layers)),
         step=number,
-        bad=jax.ShapeDtypeStruct((asked.batch,), jnp.int32, sharding=everywhere),
+        non_finite_step=jax.ShapeDtypeStruct((asked.batch,), jnp.int32, sharding=everywhere),
     )
-    free = jax.ShapeDtypeStruct((capacity, k), jnp.bool_)
-    strengths = jax.ShapeDtypeStruct((capacity, num_sets - 1, asked.batch), jnp.float32)
-    draws = jax.eval_shape(lambda: Draws.of([Sampling()] * asked.batch, range(asked.batch), k))
-    lowered = advance.lower(module, params, context, state, free, draws, strengths, number, number, place)
+    sampled = jax.ShapeDtypeStruct((capacity, k), jnp.bool_)
+    scales = jax.ShapeDtypeStruct((capacity, num_sets - 1, asked.batch), jnp.float32)
+    sampling = jax.eval_shape(lambda: SamplingParams.of([Sampling()] * asked.batch, range(asked.batch), k))
+    lowered = decode_steps.lower(module, params, context, state, sampled, sampling, scales, number, number, shardings)
 
     tokens = jax.ShapeDtypeStruct((rows, 1, k), jnp.int32)
     extend = functools.partial(module.apply, method="extend")

@@ -25,6 +25,7 @@ from mgjax.conditioning.provider import Row, Span
 from mgjax.conditioning.style import StyleConditioner
 from mgjax.config.conditioning import HubertConfig, StyleConfig
 from mgjax.config.model import Sampling
+from mgjax.generation.sampling import make_context
 from mgjax.lm import pattern as patterns
 from mgjax.nn import applied
 
@@ -150,7 +151,7 @@ def test_the_style_stands_before_the_text_and_the_music(model, encoders):
     vectors, prefix = by_hand(variables, kept, model._params["lm"]["style_proj"], style[None])
     assert vectors.shape == (1, 4, DIM)
     sets = [[Row(style=np.asarray(vectors[0]), text="piano")]]
-    context = model._context(sets, model._conditioner.encode(["piano"]), Span(0.0, 2.0, False))
+    context = context_of(model, sets, ["piano"])
     assert np.abs(context.prefix[:, :4] - prefix).max() < 1e-4  # measured 0 at a standard deviation of 2.2
     assert np.array_equal(np.asarray(context.prefix_mask)[0, :6], [True] * 6)  # four vectors, "piano", its end
     assert not np.asarray(context.prefix_mask)[0, 6:].any()
@@ -160,9 +161,14 @@ def test_the_style_stands_before_the_text_and_the_music(model, encoders):
     assert error < 1e-4, error  # measured 3.1e-6 at a standard deviation of 2.4
 
 
+def context_of(model, sets, texts):
+    conditions = model._conditioner.conditions(sets, model._conditioner.encode(texts), Span(0.0, 2.0, False))
+    return make_context(model._lm, model._params["lm"], conditions, len(sets) * len(sets[0]))
+
+
 def teacher_forced(model, codes, sets, texts):
     """Logits of the sets of rows, one after the other."""
-    context = model._context(sets, model._conditioner.encode(texts), Span(0.0, 2.0, False))
+    context = context_of(model, sets, texts)
     pattern = patterns.from_config(model.config.lm)
     tokens = pattern.build(jnp.asarray(np.concatenate([codes] * len(sets))), model.config.lm.special_token)
     found = applied(model._lm, {"params": model._params["lm"]}, tokens, context)
@@ -176,7 +182,7 @@ def test_double_guidance_is_the_published_formula(model):
     excerpts = prepare(asked["style"], tiny.RATE, [0], model.config)
     [vectors] = model._conditioner.styles(excerpts, model._encode_mono)
     sets = [[Row(style=vectors, text="piano")], [Row(style=vectors)], [Row()]]
-    context = model._context(sets, model._conditioner.encode(["piano"]), Span(0.0, 2.0, False))
+    context = context_of(model, sets, ["piano"])
     # What is not there stands as zeros where it would: the music keeps its place.
     assert np.asarray(context.prefix_mask)[:, :6].all()
     assert np.abs(context.prefix[1, :4] - context.prefix[0, :4]).max() == 0

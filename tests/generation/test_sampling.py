@@ -6,15 +6,16 @@ from tiny_lm import context, make, text
 
 from mgjax import NotFiniteError
 from mgjax.config.model import Sampling
-from mgjax.generation.sampling import CAPACITIES, Draws, capacity_for, draw, guide
-from mgjax.generation.windows import Steering, Window, generate, windows
+from mgjax.generation.arguments import window_and_stride
+from mgjax.generation.sampling import CAPACITIES, SamplingParams, capacity_for, guide, sample
+from mgjax.generation.windows import Extent, Window, decode, extents
 from mgjax.lm import pattern
 
 
 def frequencies(logits, sampling, count=4000):
     """How often each code is drawn, over many rows with seeds of their own."""
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, 1, len(logits)))
-    codes = draw(rows, Draws.of([sampling] * count, list(range(count)), 1), jnp.int32(3))
+    codes = sample(rows, SamplingParams.of([sampling] * count, list(range(count)), 1), jnp.int32(3))
     return np.bincount(np.asarray(codes).ravel(), minlength=len(logits)) / count
 
 
@@ -67,22 +68,23 @@ def made(model, num_frames, **options):
 
 def making(model, num_frames, *, lengths=(3, 5), prompt=None, seeds=(1, 2), sampling=None, window=1500, stride=900):
     module, params = model
-    told = text(lengths, 6)
+    condition = text(lengths, 6)
     rows = len(lengths)
     guided = sampling is None or sampling.guidance != 1
     if guided:
         null = text((0,) * rows, 6)
-        told = jax.tree.map(lambda *x: jnp.concatenate(x), told, null)
-    told = context(model, text=told)
+        condition = jax.tree.map(lambda *x: jnp.concatenate(x), condition, null)
     prompt = np.zeros((rows, 0, module.config.num_codebooks), np.int32) if prompt is None else prompt
-    plan = windows(num_frames, prompt.shape[1], window, stride)
     sampling = sampling or Sampling()
-    draws = Draws.of([sampling] * rows, list(seeds), 4)
-
-    def steer(window):
-        return Steering(told, np.full((window.num_frames, int(guided), rows), sampling.guidance, np.float32))
-
-    return generate(module, params, steer, prompt, plan, draws)
+    plan = (
+        Window(
+            extent,
+            {"text": condition},
+            np.full((extent.num_frames, int(guided), rows), sampling.guidance, np.float32),
+        )
+        for extent in extents(num_frames, prompt.shape[1], window, stride)
+    )
+    return decode(module, params, plan, prompt, SamplingParams.of([sampling] * rows, list(seeds), 4))
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +144,13 @@ def test_a_longer_cache_changes_nothing(model, monkeypatch):
 
 
 def test_windows_cover_the_piece():
-    assert windows(100, 0, 150, 90) == [Window(0, 100, 0, 100)]
-    assert windows(150, 10, 150, 90) == [Window(0, 150, 10, 150)]
-    assert windows(151, 0, 150, 90) == [Window(0, 150, 0, 150), Window(90, 61, 60, 61)]
-    assert windows(330, 20, 150, 90) == [
-        Window(0, 150, 20, 150),
-        Window(90, 150, 60, 150),
-        Window(180, 150, 60, 150),
+    assert list(extents(100, 0, 150, 90)) == [Extent(0, 100, 0, 100)]
+    assert list(extents(150, 10, 150, 90)) == [Extent(0, 150, 10, 150)]
+    assert list(extents(151, 0, 150, 90)) == [Extent(0, 150, 0, 150), Extent(90, 61, 60, 61)]
+    assert list(extents(330, 20, 150, 90)) == [
+        Extent(0, 150, 20, 150),
+        Extent(90, 150, 60, 150),
+        Extent(180, 150, 60, 150),
     ]
 
 
@@ -194,9 +196,9 @@ def test_nothing_is_drawn_from_what_is_not_finite(model, guidance):
 
 
 def test_a_plan_of_millions_of_windows_is_refused():
-    assert len(windows(100_000, 0, 1500, 900)) == 111
+    assert len(list(extents(100_000, 0, 1500, 900))) == 111
     with pytest.raises(ValueError, match="a stride of 1 frames is too short for 4320000 frames"):
-        windows(4_320_000, 0, 1500, 1)
+        window_and_stride(30, 0.02, 4_320_000, 30, 50.0)
 
 
 def test_codes_come_as_they_are_made(model):

@@ -12,10 +12,12 @@ from mgjax import Sampling
 from mgjax.api import MusicGen
 from mgjax.checkpoints import random_weights
 from mgjax.checkpoints.native import Checkpoint
+from mgjax.conditioning.provider import Row
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.model import Fused, LMConfig
 from mgjax.config.serialization import ConfigError
-from mgjax.generation.guidance import Change, Row, Steering
+from mgjax.generation.arguments import ConditioningInputs, Request, TimedPrompt
+from mgjax.generation.guidance import row_sets
 
 RATE = 8000
 CONDITIONS = (
@@ -66,23 +68,23 @@ def tune(*hertz, rate=RATE, seconds=1.0):
 
 
 CODES = np.random.default_rng(0).integers(0, 64, (1, 20, 4)).astype(np.int32)
-ASKED = dict(texts="piano", melody=tune(440, 330), labels={"genre": "waltz", "bpm": 90})
-OTHER = {"texts": "drums", "melody": tune(523, 262), "labels": {"genre": "techno", "bpm": 90}}
+ASKED = dict(prompts="piano", melody=tune(440, 330), labels={"genre": "waltz", "bpm": 90})
+OTHER = {"prompts": "drums", "melody": tune(523, 262), "labels": {"genre": "techno", "bpm": 90}}
 
 
-def logits(model, texts=None, codes=CODES, **asked):
-    return np.asarray(model.logits(codes, texts, **asked))
+def logits(model, prompts=None, codes=CODES, **asked):
+    return np.asarray(model.logits(codes, prompts, **asked))
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"texts": "drums"},
+        {"prompts": "drums"},
         {"melody": OTHER["melody"]},
         {"labels": {"genre": "techno", "bpm": 90}},
         {"labels": {"genre": ("waltz", "march"), "bpm": 90}},
         {"labels": {"genre": "waltz", "bpm": 120}},
-        {"texts": None},
+        {"prompts": None},
         {"melody": None},
         {"labels": None},
     ],
@@ -95,7 +97,7 @@ def test_every_condition_acts(model, changed):
 
 def test_null_conditions_are_absent_ones(model):
     absent = logits(model)
-    for null in ({"texts": ""}, {"melody": [None]}, {"labels": {}}, {"labels": [None]}, {"labels": {"genre": ()}}):
+    for null in ({"prompts": ""}, {"melody": [None]}, {"labels": {}}, {"labels": [None]}, {"labels": {"genre": ()}}):
         assert np.array_equal(logits(model, **null), absent), null
 
 
@@ -152,17 +154,17 @@ def likeliest(model, codes, rows, strengths):
 def test_guidance_keeps_away_from_the_negative_text(model):
     sampling = dataclasses.replace(GREEDY, guidance=2.5)
     codes = model.generate_codes("piano", seconds=0.8, sampling=sampling, negative="drums")
-    assert np.array_equal(likeliest(model, codes, [{"texts": "piano"}, {"texts": "drums"}], [2.5]), codes)
+    assert np.array_equal(likeliest(model, codes, [{"prompts": "piano"}, {"prompts": "drums"}], [2.5]), codes)
     assert not np.array_equal(codes, model.generate_codes("piano", seconds=0.8, sampling=sampling))
     alone = model.generate_codes(None, seconds=0.8, sampling=sampling, negative="drums")
-    assert np.array_equal(likeliest(model, alone, [{}, {"texts": "drums"}], [2.5]), alone)
+    assert np.array_equal(likeliest(model, alone, [{}, {"prompts": "drums"}], [2.5]), alone)
 
 
 def test_text_is_guided_apart_from_all_else(model):
     """Double guidance: from nothing to all but the text, and from there to all."""
     sampling = dataclasses.replace(GREEDY, guidance=3.0, text_guidance=2.0)
     codes = model.generate_codes(seconds=0.8, sampling=sampling, **ASKED)
-    rows = [ASKED, ASKED | {"texts": None}, {}]
+    rows = [ASKED, ASKED | {"prompts": None}, {}]
     assert np.array_equal(likeliest(model, codes, rows, [2.0, 3.0]), codes)
     plain = dataclasses.replace(GREEDY, guidance=3.0)
     assert not np.array_equal(codes, model.generate_codes(seconds=0.8, sampling=plain, **ASKED))
@@ -195,9 +197,21 @@ def test_rows_are_drawn_by_their_own_settings(model):
 
 
 def test_what_does_not_steer_costs_no_rows():
-    def sets(texts, sampling, other=None, negative=None):
-        changes = [Change(0, texts)]
-        return len(Steering([changes], [other or Row()], [negative], [sampling], 0, 50.0).part(0, 0, 10).sets)
+    def sets(text, sampling, row=None, negative=None):
+        request = Request(
+            frame_rate=50.0,
+            num_frames=10,
+            window_frames=10,
+            stride_frames=6,
+            schedules=[[TimedPrompt(0, text)]],
+            crossfade_frames=0,
+            negatives=[negative],
+            inputs=ConditioningInputs([None], [None], [None], [{}]),
+            samplings=[sampling],
+            seeds=[0],
+            audio_prompt=np.zeros((1, 0, 4), np.int32),
+        )
+        return len(row_sets(request, [row or Row()], 0, np.arange(10))[0])
 
     assert sets("a", Sampling(guidance=1.0)) == sets(None, Sampling()) == 1
     assert sets("a", Sampling(guidance=((0.0, 1.0), (9.0, 1.0)))) == 1
@@ -239,7 +253,7 @@ def test_a_text_that_stays_is_no_change(either):
 def test_texts_blend(either):
     """While they do, the logits go from the old text's to the new one's, evenly."""
     codes = either.generate_codes([(0, "piano"), (0.4, "drums")], seconds=1.6, sampling=GREEDY, blend=0.6)
-    rows = [{"texts": "drums"}, {"texts": "piano"}]
+    rows = [{"prompts": "drums"}, {"prompts": "piano"}]
     frames = np.minimum(np.arange(40)[:, None] + np.arange(4), 39)
     shares = np.clip((frames - 10 + 1) / 16, 0, 1)
     new, old = (logits(either, codes=codes, **row) for row in rows)
@@ -255,7 +269,7 @@ def test_texts_blend(either):
 def test_streamed_schedules_are_the_generated_ones(model):
     """Past the window too, with a melody, a blend and guidance that changes."""
     asked = dict(
-        texts=[[(0, "piano"), (1.0, "drums"), (2.6, None)], "a march"],
+        prompts=[[(0, "piano"), (1.0, "drums"), (2.6, None)], "a march"],
         seconds=4.4,
         seed=2,
         blend=0.5,
@@ -271,7 +285,7 @@ def test_streamed_schedules_are_the_generated_ones(model):
     assert np.array_equal(np.concatenate(pieces, axis=1), whole)
     codes = model.generate_codes(**asked)
     assert np.abs(model.codec.decode(codes) - whole).max() < 1e-5
-    later = model.generate_codes(**asked | {"texts": [[(0, "piano"), (1.0, "drums"), (2.6, "b")], "a march"]})
+    later = model.generate_codes(**asked | {"prompts": [[(0, "piano"), (1.0, "drums"), (2.6, "b")], "a march"]})
     assert np.array_equal(codes[0, :65], later[0, :65])
     assert not np.array_equal(codes[0, 65:], later[0, 65:])
     assert np.array_equal(codes[1], later[1])
@@ -279,7 +293,7 @@ def test_streamed_schedules_are_the_generated_ones(model):
 
 def test_beyond_the_window_the_melody_goes_on(model):
     """In the second window it is heard from that window's start, over and over."""
-    asked = dict(texts="a", seconds=3.6, window=2.0, stride=1.2, sampling=GREEDY, melody_sample_rate=RATE)
+    asked = dict(prompts="a", seconds=3.6, window=2.0, stride=1.2, sampling=GREEDY, melody_sample_rate=RATE)
     melody = tune(440, 330, 262, seconds=0.7)
     codes = model.generate_codes(**asked, melody=melody)
     start = int(1.2 * RATE)
@@ -292,7 +306,7 @@ def test_beyond_the_window_the_melody_goes_on(model):
 def test_texts_change_on_many_devices():
     """Where the number of row sets goes from 3 to 4 and back."""
     asked = dict(
-        texts=[[(0, "piano"), (0.4, "drums")], "a march"],
+        prompts=[[(0, "piano"), (0.4, "drums")], "a march"],
         labels={"bpm": 90},
         seconds=1.2,
         blend=0.2,
@@ -327,7 +341,7 @@ def test_stems_and_functions_separate(model):
         ({"melody": tune(440)[:200]}, "less than one frame"),
         ({"melody": 32_768 * tune(440)}, "the melody: has a peak of"),
         ({"chroma": [10**400]}, "array of numbers"),
-        ({"texts": [[(0, "a"), (10**400, "b")], "c"]}, "the time of a text must be a finite number"),
+        ({"prompts": [[(0, "a"), (10**400, "b")], "c"]}, "the time of a text must be a finite number"),
         ({"blend": 10**400}, "blend must be a finite number"),
         ({"negative": "a" * 100_001}, "a text has 100001 characters"),
         ({"melody": [tune(440)] * 3}, "3 melodies do not fit 2 rows"),
@@ -343,25 +357,25 @@ def test_stems_and_functions_separate(model):
         ({"sampling": [Sampling()] * 3}, "3 samplings do not fit"),
         ({"sampling": Sampling(temperature=(1.0, 0.5))}, "4 codebooks"),
         ({"blend": -1}, "blend must be"),
-        ({"texts": [[(0, "a"), (0, "b")], "c"]}, "rise"),
-        ({"texts": [[(0, "a"), (1.0, "b"), (1.001, "c")], "c"]}, "rise"),
-        ({"texts": [[(0, "a"), (1e308, "b")], "c"]}, "a day"),
-        ({"texts": [[(0, "a"), (1, "b"), (2, "c")], "c"], "blend": 2}, "longer than the time between"),
+        ({"prompts": [[(0, "a"), (0, "b")], "c"]}, "rise"),
+        ({"prompts": [[(0, "a"), (1.0, "b"), (1.001, "c")], "c"]}, "rise"),
+        ({"prompts": [[(0, "a"), (1e308, "b")], "c"]}, "a day"),
+        ({"prompts": [[(0, "a"), (1, "b"), (2, "c")], "c"], "blend": 2}, "longer than the time between"),
         ({"sampling": []}, "0 samplings"),
-        ({"texts": [[(-1.0, "a")], "c"]}, "0 or above"),
+        ({"prompts": [[(-1.0, "a")], "c"]}, "0 or above"),
     ],
     ids=str,
 )
 def test_what_cannot_be_asked(model, asked, message):
     """One clear error each, before anything is played."""
     with pytest.raises((ValueError, TypeError), match=message):
-        model.stream_codes(**{"texts": ["a", "b"]} | asked)
+        model.stream_codes(**{"prompts": ["a", "b"]} | asked)
 
 
-@pytest.mark.parametrize("asked", [{"texts": [[(0, 1)]]}, {"sampling": 3}, {"negative": 3}, {"blend": "a"}], ids=str)
+@pytest.mark.parametrize("asked", [{"prompts": [[(0, 1)]]}, {"sampling": 3}, {"negative": 3}, {"blend": "a"}], ids=str)
 def test_what_is_of_another_kind(model, asked):
     with pytest.raises(TypeError):
-        model.stream_codes(**{"texts": "a"} | asked)
+        model.stream_codes(**{"prompts": "a"} | asked)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +388,7 @@ def test_what_this_model_was_not_trained_with(text_model, asked, message):
         text_model.stream_codes("a", **asked)
 
 
-@pytest.mark.parametrize("asked", [{"texts": "a"}, {"texts": None, "negative": "a"}], ids=str)
+@pytest.mark.parametrize("asked", [{"prompts": "a"}, {"prompts": None, "negative": "a"}], ids=str)
 def test_texts_for_a_model_without(asked):
     deaf = built((Fused("genre", 3, "sum"),))
     with pytest.raises(ValueError, match="not trained with texts"):
@@ -384,9 +398,9 @@ def test_texts_for_a_model_without(asked):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"texts": ["a", None]}, "nothing steers"),
-        ({"texts": "a", "negative": "b", "sampling": Sampling(guidance=1.0)}, "works through guidance"),
-        ({"texts": [(0, "a"), (9, "b")]}, "music is over"),
+        ({"prompts": ["a", None]}, "nothing steers"),
+        ({"prompts": "a", "negative": "b", "sampling": Sampling(guidance=1.0)}, "works through guidance"),
+        ({"prompts": [(0, "a"), (9, "b")]}, "music is over"),
     ],
     ids=str,
 )
