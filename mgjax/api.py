@@ -22,7 +22,7 @@ from mgjax.codec.codec import Codec
 from mgjax.conditioning import excerpts
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.melody import prepare
-from mgjax.conditioning.provider import Conditioner, Row, Span
+from mgjax.conditioning.provider import ConditioningInputs, ConditionProvider, Span
 from mgjax.conditioning.separation import Separate
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.model import LMConfig, Sampling
@@ -67,7 +67,7 @@ class MusicGen:
         self._params = {name: tree for name, tree in model.variables.items() if name != "codec"}
         self._tokenizers = {"tokenizer": model.tokenizer, "clap_tokenizer": model.clap_tokenizer}
         files = {f"{name}_files": folder for name, folder in self._tokenizers.items()}
-        self._conditioner = Conditioner(model.config, self._params, **files, compat=compat)
+        self._conditioner = ConditionProvider(model.config, self._params, **files, compat=compat)
         self._mesh = mesh
 
     @property
@@ -320,7 +320,7 @@ class MusicGen:
         like: Any,
         like_rate: Any,
         labels: Any,
-    ) -> list[Row]:
+    ) -> list[ConditioningInputs]:
         """What each row is told besides its text."""
         batch, config = len(seeds), self.config.melody
         if config is None and (melody is not None or chroma is not None):
@@ -336,7 +336,7 @@ class MusicGen:
         styles = self._styles(like, like_rate, seeds)
         values = arguments.labels(labels, batch, self.config)
         return [
-            Row(melody=one, chroma=array, style=vectors, labels=names)
+            ConditioningInputs(melody=one, chroma=array, style=vectors, labels=names)
             for one, array, vectors, names in zip(melodies, chromas, styles, values, strict=True)
         ]
 
@@ -372,7 +372,7 @@ class MusicGen:
             raise TypeError("a model that is spread over devices cannot be copied or pickled: save and load it")
         return self.__dict__
 
-    def _context(self, sets: Sequence[Sequence[Row]], texts: Any, span: Span) -> Context:
+    def _context(self, sets: Sequence[Sequence[ConditioningInputs]], texts: Any, span: Span) -> Context:
         """The conditions of a batch, then of the same rows with less, as the language model reads them."""
         conditions = self._place_rows(self._conditioner.conditions(sets, texts, span))
         return make_context(self._lm, self._params["lm"], conditions, len(sets) * len(sets[0]))

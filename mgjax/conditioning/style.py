@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from mgjax.conditioning.condition import Condition
+from mgjax.conditioning import quantizer
 from mgjax.config.conditioning import StyleConfig
 from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_shapes, sinusoidal_positions, under
 
@@ -52,7 +52,8 @@ class StyleConditioner(nn.Module):
     def __call__(self, inputs: Inputs) -> Float[Array, "b l d"]:
         """The style through the first `config.eval_codebooks` codebooks, as at generation."""
         latents = self.latents(inputs)
-        return keep(quantized(latents, self.embed.value[: self.config.eval_codebooks]), self.config)
+        total, _ = quantizer.quantize(latents, self.embed.value[: self.config.eval_codebooks])
+        return keep(total, self.config)
 
     def latents(self, inputs: Inputs, training: bool = False) -> Float[Array, "b t d"]:
         """What the quantizer is given: the transformer's output, normalised.
@@ -70,27 +71,6 @@ class StyleConditioner(nn.Module):
                 self.mean.value += _MOMENTUM * (fixed[0] - self.mean.value)
                 self.var.value += _MOMENTUM * (fixed[1] - self.var.value)
         return (x - mean[None, None]) * jax.lax.rsqrt(var + _BATCH_EPS)[None, None]
-
-
-def quantized(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> Float[Array, "b t d"]:
-    """The sum of the nearest codewords, each codebook's nearest to what the ones before it leave."""
-
-    def level(carry: tuple[Array, Array], codebook: Array) -> tuple[tuple[Array, Array], None]:
-        rest, total = carry
-        products = jnp.einsum("btd,vd->btv", rest, codebook, precision="highest")
-        distances = jnp.sum(jnp.square(codebook), axis=-1)[None, None] - 2 * products
-        words = jnp.take(codebook, jnp.argmin(distances, axis=-1), axis=0)
-        return (rest - words, total + words), None
-
-    start = (latents, jnp.zeros_like(latents))
-    return jax.lax.scan(level, start, embed.astype(jnp.float32))[0][1]
-
-
-def condition(style: Float[Array, "b l d"], there: Bool[Array, " b"]) -> Condition:
-    """The style of a batch as a condition. Rows that are not `there` are null: the published models see zero vectors
-    there, as many as in the other rows (one where no row has a style), and attend to them."""
-    mask = jnp.broadcast_to(there[:, None], style.shape[:2])
-    return Condition(jnp.where(mask[:, :, None], style, 0.0), mask, attended=jnp.ones_like(mask))
 
 
 def keep(latents: Float[Array, "b t d"], config: StyleConfig) -> Float[Array, "b l d"]:

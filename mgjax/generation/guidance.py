@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from mgjax.conditioning.provider import Row
+from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.config.model import Sampling
 
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
       strengths: How strong the guidance from each set to the one before it is, at each frame.
     """
 
-    sets: list[list[Row]]
+    sets: list[list[ConditioningInputs]]
     strengths: Float32[np.ndarray, "f r b"]
 
 
@@ -47,7 +47,7 @@ class Steering:
     """
 
     texts: Sequence[Sequence[Change]]
-    others: Sequence[Row]
+    others: Sequence[ConditioningInputs]
     negatives: Sequence[str | None]
     samplings: Sequence[Sampling]
     blend: int
@@ -102,7 +102,7 @@ class Steering:
                     strengths.append(np.repeat(apart[:, None], num_frames, axis=1))
                 else:  # what is left without the text is nothing
                     guidance = guidance * apart[:, None]
-            sets.append([Row(text=negative) for negative in self.negatives])
+            sets.append([ConditioningInputs(text=negative) for negative in self.negatives])
             strengths.append(guidance)
         table = np.asarray(strengths, np.float32).reshape(len(strengths), len(full), num_frames)
         return Part(sets, np.ascontiguousarray(table.transpose(2, 0, 1)))
@@ -114,7 +114,7 @@ class Steering:
         blending = place > 0 and frame < begun + self.blend
         return text, changes[place - 1] if blending else None, begun
 
-    def _row(self, row: int, text: str | None) -> Row:
+    def _row(self, row: int, text: str | None) -> ConditioningInputs:
         return dataclasses.replace(self.others[row], text=text)
 
     def _guidance(self, sampling: Sampling, frames: Any) -> np.ndarray:

@@ -285,10 +285,10 @@ class _Step:
             encode = functools.partial(encoded, self.begun.codec, frozen["codec"])
             codes = optim.in_parts(encode, batch["audio"], self.config.optim.accumulate)
             num_frames = -(-batch["num_samples"] // self.begun.codec.hop_length)
-        told = conditions.heard(self.model, frozen, batch, codes, self.config.optim.accumulate)
+        told = conditions.conditioning_inputs(self.model, frozen, batch, codes, self.config.optim.accumulate)
         special, codes = self.model.lm.special_token, codes[..., : self.model.lm.num_codebooks]
         steps = losses.layout(self.pattern, codes, num_frames, special)
-        given_away = conditions.excerpted(self.model, batch, codes.shape[1])
+        given_away = conditions.excerpt_mask(self.model, batch, codes.shape[1])
         if given_away is not None:
             others = jnp.where(given_away[..., None], special, codes)
             steps = steps._replace(counted=losses.layout(self.pattern, others, num_frames, special).counted)

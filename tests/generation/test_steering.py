@@ -15,7 +15,7 @@ from mgjax.checkpoints.native import Checkpoint
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.model import Fused, LMConfig
 from mgjax.config.serialization import ConfigError
-from mgjax.generation.guidance import Change, Row, Steering
+from mgjax.generation.guidance import Change, ConditioningInputs, Steering
 
 RATE = 8000
 CONDITIONS = (
@@ -197,14 +197,16 @@ def test_rows_are_drawn_by_their_own_settings(model):
 def test_what_does_not_steer_costs_no_rows():
     def sets(texts, sampling, other=None, negative=None):
         changes = [Change(0, texts)]
-        return len(Steering([changes], [other or Row()], [negative], [sampling], 0, 50.0).part(0, 0, 10).sets)
+        return len(
+            Steering([changes], [other or ConditioningInputs()], [negative], [sampling], 0, 50.0).part(0, 0, 10).sets
+        )
 
     assert sets("a", Sampling(guidance=1.0)) == sets(None, Sampling()) == 1
     assert sets("a", Sampling(guidance=((0.0, 1.0), (9.0, 1.0)))) == 1
-    assert sets("a", Sampling()) == sets(None, Sampling(), Row(labels={"genre": "waltz"})) == 2
+    assert sets("a", Sampling()) == sets(None, Sampling(), ConditioningInputs(labels={"genre": "waltz"})) == 2
     assert sets(None, Sampling(), negative="a") == 2
     assert sets("a", Sampling(text_guidance=2.0)) == sets("a", Sampling(text_guidance=1.0)) == 2
-    assert sets("a", Sampling(text_guidance=2.0), Row(labels={"genre": "waltz"})) == 3
+    assert sets("a", Sampling(text_guidance=2.0), ConditioningInputs(labels={"genre": "waltz"})) == 3
 
 
 @pytest.fixture(params=["cross", "prefix"])
