@@ -23,7 +23,7 @@ from mgjax.config.conditioning import ClapConditionConfig, LabelConfig, MelodyCo
 from mgjax.config.model import Fused
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing, tokenize
-from mgjax.data.conditions import Drawn, Dropout, Teller, Told, stored_melody
+from mgjax.data.conditions import BatchConditions, ConditionReader, Dropout, Segment, stored_melody
 from mgjax.data.corpus import Corpus, describe_audio
 from mgjax.data.pieces import Pieces
 from mgjax.data.pipeline import DataConfig, batches
@@ -169,9 +169,9 @@ def test_melodies_of_codes_are_those_of_sound(corpora, bottleneck):
     """Where a segment begins on a frame of the chromagram; but at its ends, beyond which the sound is not known."""
     config = dataclasses.replace(MELODY, bottleneck=bottleneck, num_frames=12)
     sound = Corpus.open(corpora["audio"])
-    teller = Teller(Pieces(Corpus.open(corpora["tokens"])), Told(melody=config, dropout=NONE))
+    reader = ConditionReader(Pieces(Corpus.open(corpora["tokens"])), BatchConditions(melody=config, dropout=NONE))
     rows = [(0, 0, 50), (3, 20, 50), (5, 5, 30), (7, 60, 50)]  # piece, first frame and number of frames
-    batch = teller([Drawn(*row, np.random.default_rng(0)) for row in rows])
+    batch = reader([Segment(*row, np.random.default_rng(0)) for row in rows])
     heard = np.zeros((4, 32_000, 1), np.float32)
     lengths = []
     for row, (piece, start, length) in enumerate(rows):
@@ -179,8 +179,8 @@ def test_melodies_of_codes_are_those_of_sound(corpora, bottleneck):
         heard[row, : len(found)] = found
         lengths.append(len(found))
     expected = np.asarray(conditions.chromagrams(heard, config))
-    mask = Teller(Pieces(sound), Told(melody=config, dropout=NONE))(
-        [Drawn(0, 0, length, np.random.default_rng(0)) for length in lengths]
+    mask = ConditionReader(Pieces(sound), BatchConditions(melody=config, dropout=NONE))(
+        [Segment(0, 0, length, np.random.default_rng(0)) for length in lengths]
     )["melody_mask"]
     np.testing.assert_array_equal(batch["melody_mask"], mask)
     assert mask.sum(axis=1).tolist() == [10, 10, 6, -(-lengths[3] // 3200)]
@@ -314,11 +314,11 @@ def test_clap_does_not_hear_codes(corpora, clap_encoder):
 
 def test_batches_are_functions_of_the_seed_and_their_number(corpora):
     config = told("melody", "genre", "bpm")
-    wanted = Told(melody=MELODY, labels=(GENRE, BPM))
+    wanted = BatchConditions(melody=MELODY, labels=(GENRE, BPM))
     pieces = Corpus.open(corpora["tokens"])
 
     def take(threads):
-        iterator = batches(pieces, dataclasses.replace(config.data, num_threads=threads), seed=1, told=wanted)
+        iterator = batches(pieces, dataclasses.replace(config.data, num_threads=threads), seed=1, conditions=wanted)
         return [next(iterator) for _ in range(40)]
 
     once = take(0)
