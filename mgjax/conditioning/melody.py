@@ -54,8 +54,8 @@ def windowed(
     """The chromagrams `[b, f, p]` that condition one window of the music, and the mask of their valid frames.
 
     f is `config.num_frames`, p is `config.num_bins`. The chromagram of music that fits in one window is that of the
-    whole melody, cut or repeated. That of longer music is, for each of its windows, of what the melody, played over
-    and over, has at that time (as in the published long generation). Rows without a melody are as `config.null` says.
+    whole melody, cut or repeated. That of longer music is, for each of its windows, of the part of the melody, repeated
+    over and over, at that time (as in the published long generation). Rows without a melody are as `config.null` says.
 
     Args:
       melodies: As `prepare` gives them.

@@ -1,8 +1,8 @@
-"""The style conditioner (Rouard et al. 2024): a few seconds of music as a few vectors that cannot hold its melody.
+"""The style conditioner (Rouard et al. 2024): encodes a few seconds of music as a few vectors of its style.
 
 Features of an excerpt (of MERT, see hubert.py, or the codec's codes) pass a small transformer, a batch normalisation
-and a residual vector quantizer, and every so-many-th frame is kept. The bottleneck is what makes it a style: fewer
-codebooks say less of the excerpt.
+and a residual vector quantizer, and every so-many-th frame is kept. The bottleneck is what makes it a style,
+which cannot hold the melody: fewer codebooks say less of the excerpt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
 _SILENCE = 1e-5  # of full scale; samples below are no sound
-_DRAWS = 100  # of a piece, until one has a sound in it
+_DRAWS = 100  # of an excerpt, until one is not silent
 
 Inputs = Float[Array, "b t c"] | Int[Array, "b t k"]  # features, or codes
 
@@ -56,10 +56,10 @@ class StyleConditioner(nn.Module):
         return keep(total, self.config)
 
     def latents(self, inputs: Inputs, training: bool = False) -> Float[Array, "b t d"]:
-        """What the quantizer is given: the transformer's output, normalised.
+        """The quantizer's input: the transformer's output after batch normalisation.
 
-        In training by the mean and variance of the batch, which also move the running ones, else by the running ones.
-        All rows count, so they should all hold an excerpt: a style is dropped from training by its mask, later.
+        In training it is normalised by the mean and variance of the batch, which also move the running ones, else by
+        the running ones. All rows count, so they should all hold an excerpt: a style is dropped by its mask, later.
         """
         x = self.encoder(inputs)
         mean, var = self.mean.value, self.var.value
@@ -126,10 +126,9 @@ class _Layer(nn.Module):
 
 
 def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> np.ndarray:
-    """A piece of `seconds` seconds of `audio` [n] or [n, c], with the same axes: the same for the same seed.
+    """Cuts `seconds` seconds out of `audio` [n] or [n, c], with the same axes: the same for the same seed.
 
-    Pieces without any sound are never chosen, as long as there is one in the audio. Audio shorter than the piece is
-    repeated until it is long enough.
+    Silent excerpts are never chosen, unless all of the audio is silent. Audio that is too short is repeated.
     """
     length = round(seconds * sample_rate)
     sounds = np.abs(audio).reshape(len(audio), -1).max(axis=1) > _SILENCE
