@@ -36,8 +36,9 @@ def attends_to_null(model: ModelConfig, name: str) -> bool:
     They do where it stands before the music (`fuse="prefix"`), of which every vector moves the positions that follow;
     and of styles. Elsewhere a null condition has no effect, and one that is null in every row can be left out.
     """
-    is_prefix = model.lm.condition(name).fuse == "prefix"
-    is_silence = name == "melody" and model.melody.null == "silence"
+    fused, melody = model.lm.condition(name), model.melody
+    is_prefix = fused is not None and fused.fuse == "prefix"
+    is_silence = name == "melody" and melody is not None and melody.null == "silence"
     return name == "style" or (is_prefix and (name == "text" or is_silence))
 
 
@@ -67,10 +68,12 @@ def condition(
     if attends_to_null(model, name) or (pad_to_longest and name == "text"):
         lengths = mask.sum(axis=1)
         lengths = lengths + (1 if null_length is None else null_length) * (lengths == 0)
+        if null_length is None and name != "text":
+            lengths = 0 * lengths + mask.shape[1]
         if pad_to_longest:
             lengths = lengths.max(keepdims=True)
-        if null_length is None and name != "text":
-            lengths = np.array([mask.shape[1]])
         attention_mask = jnp.asarray(mask | (np.arange(mask.shape[1])[None] < lengths[:, None]))
-    rate = model.melody.frame_rate / model.codec.frame_rate if name == "melody" else None
+    rate = None
+    if name == "melody" and model.melody is not None:
+        rate = model.melody.frame_rate / model.codec.frame_rate
     return Condition(jnp.asarray(vectors), jnp.asarray(mask), attention_mask, rate)

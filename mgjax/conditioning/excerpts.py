@@ -17,17 +17,17 @@ from mgjax.config.model import ModelConfig
 from mgjax.nn import applied
 
 # Mono, of `StyleConfig.seconds`, at the rate of the style's encoder.
-Excerpt = Float32[np.ndarray, "n"]
+Excerpt = Float32[np.ndarray, "_"]
 Encode = Callable[[Float32[np.ndarray, "b n"]], Int32[np.ndarray, "b t k"]]  # mono audio -> codes
 
 
-def prepare(style: Any, sample_rate: int | None, seeds: Sequence[int], config: ModelConfig) -> list[Excerpt | None]:
+def prepare(style: Any, sample_rate: Any, seeds: Sequence[int], config: ModelConfig) -> list[Excerpt | None]:
     """Cuts the excerpt that each row is conditioned on, as mono audio at the rate of the style's encoder.
 
     Args:
       style: Music, mono or stereo: `[n]` or `[n, c]` for all rows, `[b, n, c]`, or a list with an array or None for
         each row. What is shorter than an excerpt is repeated.
-      sample_rate: Of the style, in hertz.
+      sample_rate: Of the style, in hertz; None where there is no style.
       seeds: One for each row, which chooses where its excerpt of `config.style.seconds` seconds begins.
       config: Of a model with a style conditioner.
 

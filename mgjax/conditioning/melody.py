@@ -10,25 +10,25 @@ from jaxtyping import Bool, Float32
 
 from mgjax.audio import waveform
 from mgjax.conditioning import chroma, reference_audio
-from mgjax.conditioning.separation import Separate, mixed, separated
+from mgjax.conditioning.separation import mixed, separated
 from mgjax.config.conditioning import MelodyConfig
 
 # Mono, at the rate of the MelodyConfig.
-Melody = Float32[np.ndarray, "n"]
+Melody = Float32[np.ndarray, "_"]
 
 
 def prepare(
-    melody: Any, sample_rate: int | None, batch: int, config: MelodyConfig, *, separate: Separate | None = None
+    melody: Any, sample_rate: Any, batch: int, config: MelodyConfig, *, separate: Any = None
 ) -> list[Melody | None]:
     """Converts the melody of each row to mono audio at `config.sample_rate`; None where a row has none.
 
     Args:
       melody: `[n]` or `[n, c]` for all rows, `[b, n, c]`, or a list with one of these or None for each row; mono or
         stereo. In the place of an array there may be stems, a dict of them by their names.
-      sample_rate: Of the melody, in hertz.
+      sample_rate: Of the melody, in hertz; None where there is no melody.
       batch: Rows.
       config: Of the chromagram.
-      separate: How to take the melody out of a mix, see `mgjax.conditioning.separation`; None for the mix itself.
+      separate: How to take the melody out of a mix (`mgjax.conditioning.separation.Separate`); None for the mix itself.
 
     Raises:
       ImportError: Demucs is asked for and not installed.
@@ -85,7 +85,7 @@ def windowed(
     return chromagrams, mask
 
 
-def _prepared(melody: Any, sample_rate: int, config: MelodyConfig, separate: Separate | None, label: str) -> Melody:
+def _prepared(melody: Any, sample_rate: int, config: MelodyConfig, separate: Any, label: str) -> Melody:
     """One melody, checked; messages call it `label`."""
     is_stems = isinstance(melody, Mapping)
     audio = reference_audio.sound(mixed(melody) if is_stems else melody, label, "melody")

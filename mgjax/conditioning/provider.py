@@ -21,9 +21,11 @@ from mgjax.conditioning.labels import vectors
 from mgjax.conditioning.melody import Melody, windowed
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import BUCKETS, Tokenizer
-from mgjax.config.conditioning import MelodyConfig, StyleConfig
+from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig, StyleConfig
 from mgjax.config.model import ModelConfig
 from mgjax.nn import applied
+
+Encoded = tuple[Float[Array, "b l d"] | Float[np.ndarray, "b l d"], Bool[np.ndarray, "b l"]]  # vectors, valid mask
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,11 +172,10 @@ class ConditionProvider:
                 conditions[name] = condition(model, name, tokens, mask, null_length=null_length, pad_to_longest=padded)
         return conditions
 
-    def _encoded(
-        self, rows: Sequence[ConditioningInputs], texts: EncodedTexts, span: Span
-    ) -> dict[str, tuple[Float[Array, "b l d"] | Float[np.ndarray, "b l d"], Bool[np.ndarray, "b l"]]]:
-        """The vectors of every condition that the model has, and which of them are valid."""
-        model, encoded = self._config, {}
+    def _encoded(self, rows: Sequence[ConditioningInputs], texts: EncodedTexts, span: Span) -> dict[str, Encoded]:
+        """Every condition that the model has, by name."""
+        model = self._config
+        encoded: dict[str, Encoded] = {}
         index = np.array([texts.index.get(row.text or "", 0) for row in rows])
         has_text = np.array([[bool(row.text)] for row in rows])
         if model.text is not None:
@@ -185,23 +186,20 @@ class ConditionProvider:
             encoded["style"] = _style(rows, model.style)
         if model.melody is not None:
             encoded["melody"] = _melody(rows, span, model.melody)
-        for label in (*model.labels, *model.numbers):
+        labels: tuple[LabelConfig | NumberConfig, ...] = (*model.labels, *model.numbers)
+        for label in labels:
             encoded[label.name] = vectors([row.labels.get(label.name) for row in rows], label)
         return encoded
 
 
-def _style(
-    rows: Sequence[ConditioningInputs], config: StyleConfig
-) -> tuple[Float[np.ndarray, "b l d"], Bool[np.ndarray, "b l"]]:
+def _style(rows: Sequence[ConditioningInputs], config: StyleConfig) -> Encoded:
     length = max((len(row.style) for row in rows if row.style is not None), default=1)
     null = np.zeros((length, config.dim), np.float32)
     has_style = np.array([[row.style is not None] for row in rows])
     return np.stack([null if row.style is None else row.style for row in rows]), np.repeat(has_style, length, axis=1)
 
 
-def _melody(
-    rows: Sequence[ConditioningInputs], span: Span, config: MelodyConfig
-) -> tuple[Float[np.ndarray, "b f p"], Bool[np.ndarray, "b f"]]:
+def _melody(rows: Sequence[ConditioningInputs], span: Span, config: MelodyConfig) -> Encoded:
     """The chromagrams of the window; one that was handed over begins again where it is short."""
     melodies = [row.melody for row in rows]
     chroma, mask = windowed(melodies, span.offset_seconds, span.seconds, span.beyond_window, config)

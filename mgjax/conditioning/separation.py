@@ -18,8 +18,8 @@ Separate = Callable[[Audio, int], Any] | Mapping[str, Any] | str
 STEMS = ("vocals", "other")
 
 
-def separated(audio: Audio, sample_rate: int, separate: Separate) -> Audio:
-    """Separates what carries the melody of a mix, as audio `[n, c]` of the same rate and length.
+def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarray, "n s"]:
+    """Separates what carries the melody of a mix, as audio of the same rate and length, in any number of channels.
 
     Args:
       audio: The mix.
@@ -62,7 +62,7 @@ def mixed(stems: Mapping[str, Any]) -> Audio:
     return np.sum(list(melodic.values()), axis=0)
 
 
-def demucs(audio: Audio, sample_rate: int) -> Audio:
+def demucs(audio: Audio, sample_rate: int) -> Float32[np.ndarray, "n 2"]:
     """Removes drums and bass by Demucs (htdemucs, Rouard et al. 2023), as the published models were trained.
 
     The result is the same each time: the random shift that Demucs averages over by default is left out. Its weights are

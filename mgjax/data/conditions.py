@@ -131,7 +131,7 @@ class ConditionReader:
         """The arrays of a batch, named as `pipeline.batches` says, with a row for each segment."""
         conditions = self._conditions
         kept = [conditions.dropout.kept(conditions.names, segment.rng) for segment in segments]
-        batch = {}
+        batch: dict[str, np.ndarray] = {}
         if conditions.text is not None:
             batch |= self._texts(segments, ["text" in names for names in kept], conditions.text)
         if conditions.melody is not None:

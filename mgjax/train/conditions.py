@@ -179,18 +179,23 @@ def chromagrams(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Arr
 
 
 def conditions(
-    model: ModelConfig, weights: Mapping[str, Any], inputs: Batch, extra: Mapping[str, Any], key: Array | None
+    model: ModelConfig,
+    weights: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    key: Array | None,
 ) -> tuple[dict[str, Condition], dict[str, Any]]:
     """Makes the conditions of a batch by name, by the encoders that may learn; and `extra` after it.
 
     Args:
       model: Whose conditions they are.
       weights: Of the encoders: {"text": ..., "style": ...}.
-      inputs: What `conditioning_inputs` gave, or a part of its rows.
+      inputs: What `conditioning_inputs` gave, or a part of its rows; what else there is does not matter.
       extra: What `initial` gave, or what came of it.
       key: For what the quantizers draw as they learn; None where nothing learns.
     """
-    encoded, extra = {}, dict(extra)
+    encoded: dict[str, tuple[Array, Array]] = {}
+    extra = dict(extra)
     style_key, clap_key = (None, None) if key is None else jax.random.split(key)
     if model.text is not None:
         ids, mask = inputs["text_ids"], inputs["text_mask"]
@@ -204,8 +209,8 @@ def conditions(
         embeddings, codebooks = clap.coded(inputs["clap"], extra.get("clap"), clap_key)
         extra |= {} if codebooks is None else {"clap": codebooks}
         encoded["clap"] = embeddings[:, None], inputs["clap_mask"][:, None]
-    for label in (*model.labels, *model.numbers):
-        encoded[label.name] = inputs[f"label_{label.name}"], inputs[f"label_{label.name}_mask"]
+    for name in (label.name for labels in (model.labels, model.numbers) for label in labels):
+        encoded[name] = inputs[f"label_{name}"], inputs[f"label_{name}_mask"]
     return {name: condition(model, name, *pair) for name, pair in encoded.items()}, extra
 
 

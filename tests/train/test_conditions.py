@@ -178,7 +178,7 @@ def test_melodies_of_codes_are_those_of_sound(corpora, bottleneck):
         found = sound.read(piece, start * 640, length * 640)
         heard[row, : len(found)] = found
         lengths.append(len(found))
-    expected = np.asarray(conditions.chromagrams(heard, config))
+    expected = np.asarray(conditions.chromagrams(jnp.asarray(heard), config))
     mask = ConditionReader(Pieces(sound), BatchConditions(melody=config, dropout=NONE))(
         [Segment(0, 0, length, np.random.default_rng(0)) for length in lengths]
     )["melody_mask"]
@@ -287,10 +287,10 @@ def test_sound_for_encoders_is_resampled():
     for old, new in ((32_000, 48_000), (32_000, 16_000), (44_100, 48_000)):
         times, later = np.arange(old // 5) / old, np.arange(new // 5) / new
         tone, expected = np.sin(2 * np.pi * 3000 * times), np.sin(2 * np.pi * 3000 * later)
-        found = np.asarray(resampled(tone[None].astype(np.float32), old, new))[0]
+        found = np.asarray(resampled(jnp.asarray(tone[None], jnp.float32), old, new))[0]
         assert found.shape == expected.shape
         assert np.abs(found - expected)[200:-200].max() < 1e-4  # measured 2.0e-5, 3.3e-6 and 1.2e-5
-    high = np.sin(2 * np.pi * 12_000 * np.arange(6400) / 32_000)[None].astype(np.float32)
+    high = jnp.asarray(np.sin(2 * np.pi * 12_000 * np.arange(6400) / 32_000)[None], jnp.float32)
     assert np.abs(np.asarray(resampled(high, 32_000, 16_000)))[:, 200:-200].max() < 3e-4
 
 

@@ -115,7 +115,9 @@ def test_the_encoder_hears_in_training_what_it_hears_at_generation(mert):
     outside = (np.arange(12_800) < starts[:, None]) | (np.arange(12_800) >= starts[:, None] + 6400)
     changed = batch | {"audio": np.where(outside[..., None], np.float32(0), batch["audio"])}
     np.testing.assert_array_equal(hear(changed), found)
-    given_away = np.repeat(np.asarray(conditions.excerpt_mask(config, batch, 20)), HOP, axis=1)
+    given_away = np.repeat(
+        np.asarray(conditions.excerpt_mask(config, jax.tree.map(jnp.asarray, batch), 20)), HOP, axis=1
+    )
     np.testing.assert_array_equal(given_away, ~outside & batch["style_mask"][:, None])
 
 
