@@ -72,15 +72,15 @@ class EncodedTexts:
 
     Attributes:
       index: Where each text stands in the arrays.
-      tokens: T5's hidden states (zeros without a T5 or any text).
+      tokens: T5's hidden states (one row of zeros without a T5 or any text).
       mask: Which of them are valid.
-      clap: Joint embeddings of CLAP, quantized where the model does that (zeros without a CLAP or any text).
+      clap: Joint embeddings of CLAP, quantized where the model does that (one row of zeros without).
     """
 
     index: dict[str, int]
     tokens: Float[Array, "u l d"]
     mask: Bool[np.ndarray, "u l"]
-    clap: Float[Array, "u j"]
+    clap: Float[Array, "v j"]
 
 
 class ConditionProvider:
@@ -142,7 +142,7 @@ class ConditionProvider:
         ids, mask = self.tokenizer.encode(_padded(texts))
         return applied(T5Encoder(config), {"params": self._variables["text"]}, ids, mask), mask
 
-    def _clap(self, texts: Sequence[str]) -> Float[Array, "u j"]:
+    def _clap(self, texts: Sequence[str]) -> Float[Array, "v j"]:
         config = self._config.clap
         if config is None or not texts:
             return jnp.zeros((1, config.clap.dim if config else 1))
