@@ -23,7 +23,7 @@ import numpy as np
 from mgjax.audio.metadata import Metadata
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import corpus_writing
-from mgjax.data.conditions import Told
+from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus, Description, describe_audio
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.pipeline import BatchIterator, DataConfig, batches
@@ -89,7 +89,7 @@ def write(directory: Path, num_pieces: int) -> tuple[Corpus, Corpus]:
 
 
 def read(corpus: Corpus, config: DataConfig, text: TextConfig | None) -> BatchIterator:
-    return batches(corpus, config, seed=0, told=Told(text, Tokenizer.bytes().encode))
+    return batches(corpus, config, seed=0, conditions=BatchConditions(text, Tokenizer.bytes().encode))
 
 
 def batches_a_second(iterator: BatchIterator, seconds: float) -> float:

@@ -19,7 +19,7 @@ from mgjax.checkpoints import sources
 from mgjax.checkpoints.native import Checkpoint, hash_of
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec.codec import Codec
-from mgjax.conditioning.provider import Conditioner
+from mgjax.conditioning.provider import ConditionProvider
 from mgjax.conditioning.separation import Separate
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.model import Sampling
@@ -78,7 +78,7 @@ class MusicGen:
         self._params = {name: tree for name, tree in model.variables.items() if name != "codec"}
         self._tokenizers = {"tokenizer": model.tokenizer, "clap_tokenizer": model.clap_tokenizer}
         files = {f"{name}_files": folder for name, folder in self._tokenizers.items()}
-        self._conditioner = Conditioner(model.config, self._params, **files, compat=compat)
+        self._conditioner = ConditionProvider(model.config, self._params, **files, compat=compat)
         self._mesh = mesh
 
     @property

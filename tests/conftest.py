@@ -34,6 +34,10 @@ CHECKED = [
     "lm",
     "nn",
     "synthetic",
+    "train.clap",
+    "train.conditions",
+    "train.resample",
+    "train.text",
 ]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"mgjax.{name}" for name in CHECKED], CHECKER)

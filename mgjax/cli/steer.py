@@ -1,4 +1,4 @@
-"""What steers a piece besides its prompt, on the command line: later prompts, melody, style, labels, what to avoid."""
+"""The conditions of a piece besides its prompt, on the command line: prompt schedule, melody, style, labels, ..."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_asked(args: argparse.Namespace, wishes: Sequence[Wish]) -> None:
-    """Raises ValueError where an option is about another one that is not there."""
+    """Raises ValueError where an option belongs to another one that was not given."""
     for name, needed in (("separate", "melody"), ("blend", "then")):
         if getattr(args, name, 0) and needed not in args and not any(getattr(wish, needed) for wish in wishes):
             raise ValueError(f"--{name} is about --{needed}, which is not there")
 
 
 def asked(args: argparse.Namespace, wish: Wish, number: int, count: int) -> dict[str, Any]:
-    """The fields of a recipe that are about this, for wish `number` of `count` beside the command line."""
+    """The fields of a recipe about conditions, for line `number` of `count`, which goes before the command line."""
     fields = {name: getattr(args, name) for name in ("blend", "negative", "separate") if name in args}
     fields["then"] = tuple((_seconds(when), text) for when, text in getattr(args, "then", []))
     fields["labels"] = _labels(getattr(args, "label", []))
@@ -75,31 +75,31 @@ def asked(args: argparse.Namespace, wish: Wish, number: int, count: int) -> dict
 
 def options(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for a batch of recipes."""
-    found: dict[str, Any] = {"negative": [recipe.negative for recipe in recipes], "blend": recipes[0].blend}
+    arguments: dict[str, Any] = {"negative": [recipe.negative for recipe in recipes], "blend": recipes[0].blend}
     if any(recipe.labels for recipe in recipes):
-        found["labels"] = [_values(recipe, model) for recipe in recipes]
+        arguments["labels"] = [_values(recipe, model) for recipe in recipes]
     for name in _SOUNDS:
         paths = [getattr(recipe, name) for recipe in recipes]
         if any(paths):
             # Each file has a rate of its own: all are brought to the model's.
-            read = {path: _read(path, model.sample_rate) for path in set(paths) - {None}}
-            found[name] = [path and read[path] for path in paths]
-            found[f"{name}_sample_rate"] = model.sample_rate
-    if found.get("melody") and recipes[0].separate:
-        found["separate"] = "demucs"
-    return found
+            audio = {path: _read(path, model.sample_rate) for path in set(paths) - {None}}
+            arguments[name] = [path and audio[path] for path in paths]
+            arguments[f"{name}_sample_rate"] = model.sample_rate
+    if arguments.get("melody") and recipes[0].separate:
+        arguments["separate"] = "demucs"
+    return arguments
 
 
 def texts(recipe: Recipe) -> Any:
-    """The recipe's prompt, with those that come later."""
+    """The recipe's prompt, or its prompt schedule."""
     return [(0.0, recipe.prompt), *recipe.then] if recipe.then else recipe.prompt
 
 
 def warn_of_changes(recipe: Recipe) -> None:
-    """Says so where a sound that the recipe names is not what it was."""
+    """Warns where a sound file that the recipe names has changed."""
     for name in (*_SOUNDS, "continued"):
-        path, known = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
-        if path and known and known != sha256(path):
+        path, expected = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
+        if path and expected and expected != sha256(path):
             warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
 
 
@@ -154,23 +154,23 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Several values of one name together."""
-    found: dict[str, Any] = {}
+    """The values by name; a tuple where a name is given several times."""
+    labels: dict[str, tuple[str, ...]] = {}
     for name, value in pairs:
-        found[name] = (*found[name], value) if name in found else (value,)
-    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+        labels[name] = (*labels.get(name, ()), value)
+    return {name: values if len(values) > 1 else values[0] for name, values in labels.items()}
 
 
 def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
     """The recipe's labels, with numbers where the model has a number: a word on the command line may look like one."""
-    found = dict(recipe.labels)
+    values = dict(recipe.labels)
     for number in model.config.numbers:
-        if isinstance(found.get(number.name), str):
+        if isinstance(values.get(number.name), str):
             try:
-                found[number.name] = float(found[number.name])
+                values[number.name] = float(values[number.name])
             except ValueError:
-                raise ValueError(f"{number.name} must be a number, got {found[number.name]!r}") from None
-    return found
+                raise ValueError(f"{number.name} must be a number, got {values[number.name]!r}") from None
+    return values
 
 
 def check(recipe: Recipe, model: Any) -> None:
@@ -181,7 +181,7 @@ def check(recipe: Recipe, model: Any) -> None:
 
 
 def check_sounds(recipe: Recipe, model: Any) -> None:
-    """Raises an error where there is no melody or style in the sounds that the recipe names."""
+    """Raises an error where a sound file that the recipe names holds no melody or style."""
     from mgjax.conditioning import excerpts, melody
 
     if recipe.melody:

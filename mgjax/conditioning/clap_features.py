@@ -1,4 +1,4 @@
-"""What the audio tower of CLAP hears: clips of ten seconds as log-mel spectrograms."""
+"""The inputs of CLAP's audio tower: clips of ten seconds as log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OVERLAP = 10  # a clip's tenth: a second of ten
 def clips(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array, "p b clip"]:
     """Audio of any length as pieces of `config.seconds`.
 
-    Shorter audio is repeated as often as it fits whole, then filled up with zeros. Longer audio is cut into pieces of
+    Shorter audio is repeated as often as it fits whole, then padded with zeros. Longer audio is cut into pieces of
     which each begins a tenth of a clip (a second) before the one before ends; the last ends with the audio, and so may
     begin earlier still.
     """
@@ -37,7 +37,7 @@ def log_mel(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array,
     """The power in each mel band in decibels, float32 [b, frames, mels], of mono audio at `config.sample_rate`.
 
     A frame is centred at every `hop_length`-th sample, with the ends mirrored. Audio shorter than `config.seconds` is
-    repeated and filled up (see `clips`), so there are always `1 + num_samples // hop_length` frames.
+    repeated and padded (see `clips`), so there are always `1 + num_samples // hop_length` frames.
 
     The Fourier transform is float64, or float32 on TPUs, which lack it: there, bands far from a pure tone, where
     little but rounding is left, are off by up to 0.1 dB. In noise it makes no difference.

@@ -1,4 +1,4 @@
-"""Text as the token ids that CLAP's text tower reads."""
+"""The tokenizer of CLAP's text tower, RoBERTa."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
 
+from mgjax.conditioning.text import padded
 from mgjax.errors import CheckpointError
 from mgjax.inputs import files
 
@@ -26,10 +27,10 @@ _HINT = "Download tokenizer.json, or vocab.json and merges.txt, of the CLAP mode
 
 @dataclasses.dataclass(frozen=True)
 class ClapTokenizer:
-    """Cuts texts into pieces of RoBERTa's vocabulary (byte pair encoding of UTF-8's bytes).
+    """RoBERTa's tokenizer: texts as ids of pieces of its vocabulary (byte pair encoding of UTF-8's bytes).
 
     Attributes:
-      pieces: The ids of a text, without its start and its end.
+      pieces: Gives the ids of a text, without its start and its end.
       start, pad, end: The ids of the special tokens.
       vocab_size: All ids are below this.
     """
@@ -42,7 +43,7 @@ class ClapTokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike) -> ClapTokenizer:
-        """The tokenizer in `tokenizer.json`, else that in `vocab.json` and `merges.txt`.
+        """Loads the tokenizer in `tokenizer.json`, else that in `vocab.json` and `merges.txt`.
 
         Both give the ids of transformers' RobertaTokenizer, but names of special tokens, like `</s>`, are text as any
         other.
@@ -74,16 +75,11 @@ class ClapTokenizer:
         return cls(pieces, start, pad, end, max(vocab.values()) + 1)
 
     def encode(self, texts: Sequence[str | None]) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """Token ids, and which of them are there; l is LENGTH.
+        """Token ids of a batch, and the mask of valid ones; l is LENGTH.
 
-        `None` and "" are null: nothing is there. What does not fit is dropped with a warning.
+        The rows of `None` and "" are padding alone. What does not fit is dropped with a warning.
         """
-        rows = [self._ids(text) if text else [] for text in texts]
-        ids = np.full((len(rows), LENGTH), self.pad, np.int32)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = tokens
-        mask = np.arange(LENGTH)[None] < np.array([len(tokens) for tokens in rows], np.int32)[:, None]
-        return ids, mask
+        return padded([self._ids(text) if text else [] for text in texts], LENGTH, self.pad)
 
     def _ids(self, text: str) -> list[int]:
         pieces = self.pieces(text.encode(errors="replace").decode())  # a command line may hold undecodable bytes

@@ -1,24 +1,79 @@
-"""What steers the music, whatever its kind: a sequence of vectors, and which of them are there."""
+"""Conditions as the language model reads them, and the one function that makes them, for generation and training."""
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from mgjax.config.model import ModelConfig
 
 
 @struct.dataclass
 class Condition:
-    """A batch of conditions, each a sequence of vectors, padded to one length.
+    """One condition of a batch (text, melody, style, ...): a sequence of vectors for each row, padded to one length.
 
     Attributes:
-      tokens: What an encoder made of the text, the melody, ...
-      mask: Where there is something. A row that is False everywhere is the null condition: the music is then free.
-      attended: Where there is something to look at, if that is more than `mask`: the rest are zero vectors, as the
-        published models see padding. None for `mask`.
-      rate: Vectors per frame of codes, where the condition goes along with the music; None where it is about all.
+      tokens: The vectors, in the width of the condition's encoder. They mean nothing where `mask` is False: the
+        language model projects all of them to its width, then puts zeros there.
+      mask: The valid mask, False at padding. A row that is False throughout is the null condition, as in the
+        unconditional row of classifier-free guidance.
+      attention_mask: What the language model attends to, where that is more than `mask`: zero vectors in the place of
+        padding or of a null condition. None for `mask`.
+      rate: Vectors per frame of codes, of a condition that runs along with the music; None for one about all of it.
     """
 
     tokens: Float[Array, "b l d"]
     mask: Bool[Array, "b l"]
-    attended: Bool[Array, "b l"] | None = None
+    attention_mask: Bool[Array, "b l"] | None = None
     rate: Float[Array, ""] | float | None = None
+
+
+def attends_to_null(model: ModelConfig, name: str) -> bool:
+    """Whether a null condition of that name is attended to, as zero vectors, because the published models do so.
+
+    They do where it stands before the music (`fuse="prefix"`), of which every vector moves the positions that follow;
+    and of styles. Elsewhere a null condition has no effect, and one that is null in every row can be left out.
+    """
+    fused, melody = model.lm.condition(name), model.melody
+    is_prefix = fused is not None and fused.fuse == "prefix"
+    is_silence = name == "melody" and melody is not None and melody.null == "silence"
+    return name == "style" or (is_prefix and (name == "text" or is_silence))
+
+
+def condition(
+    model: ModelConfig,
+    name: str,
+    vectors: Float[Array, "b l d"] | Float[np.ndarray, "b l d"],
+    mask: Bool[Array, "b l"] | Bool[np.ndarray, "b l"],
+    *,
+    null_length: Int[np.ndarray, " b"] | None = None,
+    pad_to_longest: bool = False,
+) -> Condition:
+    """Makes a condition of vectors and a mask, eagerly from numpy arrays or within a compiled step.
+
+    Args:
+      model: Whose condition it is.
+      name: One of `model.lm.conditions`.
+      vectors: What the condition's encoder gives.
+      mask: The valid vectors. Those of texts come first in each row.
+      null_length: How many zero vectors stand for the condition in a row without one, 1 or more, where
+        `attends_to_null`. None for what the published models were trained with: one in the place of a text, and as many
+        as fit in the place of a style or a melody, whose padding was attended to as well.
+      pad_to_longest: Whether padding of texts and styles is attended to up to the longest row, as audiocraft does
+        wherever the condition enters.
+    """
+    attention_mask = None
+    if attends_to_null(model, name) or (pad_to_longest and name == "text"):
+        lengths = mask.sum(axis=1)
+        lengths = lengths + (1 if null_length is None else null_length) * (lengths == 0)
+        if null_length is None and name != "text":
+            lengths = 0 * lengths + mask.shape[1]
+        if pad_to_longest:
+            lengths = lengths.max(keepdims=True)
+        attention_mask = jnp.asarray(mask | (np.arange(mask.shape[1])[None] < lengths[:, None]))
+    rate = None
+    if name == "melody" and model.melody is not None:
+        rate = model.melody.frame_rate / model.codec.frame_rate
+    return Condition(jnp.asarray(vectors), jnp.asarray(mask), attention_mask, rate)

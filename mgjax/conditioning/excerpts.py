@@ -1,4 +1,4 @@
-"""From the music that people hand over to the vectors of its style."""
+"""From the music that users hand over to the vectors of its style."""
 
 from __future__ import annotations
 
@@ -16,64 +16,67 @@ from mgjax.config.conditioning import StyleConfig
 from mgjax.config.model import ModelConfig
 from mgjax.nn import applied
 
-# Mono, as long and at the rate that the style conditioner hears.
-Excerpt = Float32[np.ndarray, "n"]
+# Mono, of `StyleConfig.seconds`, at the rate of the style's encoder.
+Excerpt = Float32[np.ndarray, "_"]
 Encode = Callable[[Float32[np.ndarray, "b n"]], Int32[np.ndarray, "b t k"]]  # mono audio -> codes
 
 
-def prepare(style: Any, sample_rate: int | None, seeds: Sequence[int], config: ModelConfig) -> list[Excerpt | None]:
-    """The excerpt that each row is to sound like; None where a row has none.
+def prepare(style: Any, sample_rate: Any, seeds: Sequence[int], config: ModelConfig) -> list[Excerpt | None]:
+    """Cuts the excerpt that each row is conditioned on, as mono audio at the rate of the style's encoder.
 
     Args:
       style: Music, mono or stereo: `[n]` or `[n, c]` for all rows, `[b, n, c]`, or a list with an array or None for
         each row. What is shorter than an excerpt is repeated.
-      sample_rate: Of the style, in hertz.
-      seeds: Of each row: it chooses the excerpt, of `config.style.seconds` seconds.
+      sample_rate: Of the style, in hertz; None where there is no style.
+      seeds: One for each row, which chooses where its excerpt of `config.style.seconds` seconds begins.
       config: Of a model with a style conditioner.
 
+    Returns:
+      An excerpt for each row, None where it has no style.
+
     Raises:
-      TypeError, ValueError: What was handed over is no music, or not one piece for each row.
+      TypeError, ValueError: `style` is no audio, or not one piece for each row.
     """
     rows = reference_audio.rows(style, len(seeds), "style")
     if any(row is not None for row in rows):
         sample_rate = reference_audio.sample_rate(sample_rate, "style")
     target = config.codec.sample_rate if config.style.features is None else config.style.features.sample_rate
-    found: list[Excerpt | None] = []
-    known: dict[int, Float32[np.ndarray, "m 1"]] = {}  # one style for all rows is checked once
-    for row, what, seed in zip(rows, reference_audio.called(rows, "style"), seeds, strict=True):
-        if row is not None and id(row) not in known:
-            known[id(row)] = reference_audio.mono(reference_audio.sound(row, what, "style"), what, "style")
-        found.append(None if row is None else _excerpt(known[id(row)], sample_rate, seed, target, config.style))
-    return found
+    excerpts: list[Excerpt | None] = []
+    checked: dict[int, Float32[np.ndarray, "m 1"]] = {}  # one style for all rows is checked once
+    for row, label, seed in zip(rows, reference_audio.row_labels(rows, "style"), seeds, strict=True):
+        if row is not None and id(row) not in checked:
+            checked[id(row)] = reference_audio.mono(reference_audio.sound(row, label, "style"), label, "style")
+        excerpts.append(None if row is None else _excerpt(checked[id(row)], sample_rate, seed, target, config.style))
+    return excerpts
 
 
 def _excerpt(
     mono: Float32[np.ndarray, "m 1"], sample_rate: int, seed: int, target: int, config: StyleConfig
 ) -> Excerpt:
-    piece = waveform.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target)[:, 0]
+    audio = waveform.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target)[:, 0]
     length = round(config.seconds * target)  # rounding may give a sample more or less
-    return np.pad(piece[:length], (0, max(0, length - len(piece))))
+    return np.pad(audio[:length], (0, max(0, length - len(audio))))
 
 
 def encode(
     excerpts: Sequence[Excerpt | None], config: StyleConfig, variables: Mapping[str, Any], codec: Encode
 ) -> list[Float32[np.ndarray, "l d"] | None]:
-    """The vectors of each row's style; None where there is none.
+    """Encodes the excerpts of a batch to the vectors of their styles, None where there is none.
 
     Args:
       excerpts: As `prepare` gives them.
       config: Of the style conditioner.
-      variables: Of the style conditioner, and under "features" those of the encoder of the excerpts, if it has one.
+      variables: Of the style conditioner, and under "features" the parameters of the excerpts' encoder if it has one.
       codec: Encodes the excerpts where there is no such encoder.
     """
-    there = [one for one in excerpts if one is not None]
-    if not there:
+    present = [excerpt for excerpt in excerpts if excerpt is not None]
+    if not present:
         return [None] * len(excerpts)
-    sounds = np.stack(there)
+    audio = np.stack(present)
     if config.features is None:
-        inputs = codec(sounds)
+        inputs = codec(audio)
     else:
-        inputs = applied(Hubert(config.features), {"params": variables["features"]}, sounds)
+        inputs = applied(Hubert(config.features), {"params": variables["features"]}, audio)
     of_module = {name: variables[name] for name in ("params", "batch_stats", "codebooks")}
-    vectors = iter(np.asarray(applied(StyleConditioner(config), of_module, inputs)))
-    return [None if one is None else next(vectors) for one in excerpts]
+    styles = iter(np.asarray(applied(StyleConditioner(config), of_module, inputs)))
+    return [None if excerpt is None else next(styles) for excerpt in excerpts]

@@ -18,12 +18,10 @@ from mgjax.nn import Dense, LayerNorm, attention
 class HTSAT(nn.Module):
     """One vector for each spectrogram (decibels, `log_mel`), float32 [b, d]: the mean of the last stage's vectors.
 
-    `dtype` is that of the matrix products; the residual stream, the norms and the softmax are float32. The statistics
-    of the first norm are the collection "stats" and do not change.
+    All is float32. The statistics of the first norm are the collection "stats" and do not change.
     """
 
     config: ClapAudioConfig
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, mels: Float[Array, "b f m"]) -> Float[Array, "b d"]:
@@ -31,14 +29,14 @@ class HTSAT(nn.Module):
         image = _image(_FrozenBatchNorm(name="mel_norm")(mels), config)
         b, size, _ = image.shape
         squares = jnp.moveaxis(image.reshape(b, size // side, side, size // side, side), 2, 3)
-        x = Dense((side, side), (config.dim,), True, self.dtype, jnp.float32, name="patch")(squares)
+        x = Dense((side, side), (config.dim,), True, name="patch")(squares)
         x = LayerNorm(name="patch_norm")(x)
         for i, (depth, num_heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
             if i > 0:
-                x = _Merge(self.dtype, name=f"stage{i}_merge")(x)
+                x = _Merge(name=f"stage{i}_merge")(x)
             for j in range(depth):
                 shifted = j % 2 == 1 and x.shape[1] > config.window
-                x = _Block(config, num_heads, shifted, self.dtype, name=f"stage{i}_block{j}")(x)
+                x = _Block(config, num_heads, shifted, name=f"stage{i}_block{j}")(x)
         return jnp.mean(LayerNorm(name="final_norm")(x), axis=(1, 2))
 
 
@@ -92,28 +90,25 @@ def _bicubic(size: int, target: int) -> tuple[Int32[np.ndarray, "{target} 4"], F
 class _Merge(nn.Module):
     """Four neighbours become one vector, twice as wide."""
 
-    dtype: jnp.dtype
-
     @nn.compact
     def __call__(self, x: Float[Array, "b g g d"]) -> Float[Array, "b g2 g2 d2"]:
         b, side, _, d = x.shape
         x = x.reshape(b, side // 2, 2, side // 2, 2, d).transpose(0, 1, 3, 4, 2, 5)  # the column counts before the row
         x = LayerNorm(name="norm")(x.reshape(b, side // 2, side // 2, 4 * d))
-        return Dense((4 * d,), (2 * d,), False, self.dtype, jnp.float32, name="reduce")(x)
+        return Dense((4 * d,), (2 * d,), False, name="reduce")(x)
 
 
 class _Block(nn.Module):
     config: ClapAudioConfig
     num_heads: int
     shifted: bool
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "b g g d"]) -> Float[Array, "b g g d"]:
         eps, window = self.config.norm_eps, self.config.window
         shift = window // 2 if self.shifted else 0
         x = x + self._attended(LayerNorm(eps, name="attn_norm")(x), window, shift)
-        feed_forward = FeedForward(int(self.config.mlp_ratio * x.shape[-1]), self.dtype, name="ffn")
+        feed_forward = FeedForward(int(self.config.mlp_ratio * x.shape[-1]), name="ffn")
         return x + feed_forward(LayerNorm(eps, name="ffn_norm")(x))
 
     def _attended(self, x: Float[Array, "b g g d"], window: int, shift: int) -> Float[Array, "b g g d"]:
@@ -125,7 +120,7 @@ class _Block(nn.Module):
         x = jnp.roll(x, (-shift, -shift), axis=(1, 2))
         x = x.reshape(b, count, window, count, window, d).swapaxes(2, 3).reshape(-1, window * window, d)
         mask = jnp.tile(_together(count, window, shift)[:, None], (b, 1, 1, 1)) if shift else None
-        x = _WindowAttention(self.config, self.num_heads, self.dtype, name="attn")(x, mask)
+        x = _WindowAttention(self.config, self.num_heads, name="attn")(x, mask)
         x = x.reshape(b, count, count, window, window, d).swapaxes(2, 3).reshape(b, side + fill, side + fill, d)
         return jnp.roll(x, (shift, shift), axis=(1, 2))[:, :side, :side]
 
@@ -133,17 +128,16 @@ class _Block(nn.Module):
 class _WindowAttention(nn.Module):
     config: ClapAudioConfig
     num_heads: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "w q d"], mask: Bool[Array, "w 1 q q"] | None) -> Float[Array, "w q d"]:
         d, heads, window = x.shape[-1], (self.num_heads, x.shape[-1] // self.num_heads), self.config.window
         bias = self.config.qkv_bias
-        query, key, value = (Dense((d,), heads, bias, self.dtype, name=name)(x) for name in ("query", "key", "value"))
+        query, key, value = (Dense((d,), heads, bias, name=name)(x) for name in ("query", "key", "value"))
         by_distance = self.param("position_bias", nn.initializers.zeros_init(), ((2 * window - 1) ** 2, self.num_heads))
         position_bias = jnp.moveaxis(by_distance.astype(jnp.float32)[_distances(window)], 2, 0)[None]
         y = attention(query, key, value, mask=mask, bias=position_bias, scale=heads[1] ** -0.5)
-        return Dense(heads, (d,), True, self.dtype, jnp.float32, name="out")(y)
+        return Dense(heads, (d,), True, name="out")(y)
 
 
 @functools.cache

@@ -1,8 +1,6 @@
-"""HuBERT (Hsu et al. 2021), an encoder of audio: the features that MERT (Li et al. 2023) learned from music."""
+"""HuBERT (Hsu et al. 2021), an encoder of audio, with whose architecture MERT (Li et al. 2023) was trained on music."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,30 +18,28 @@ _NORMALIZE_EPS = 1e-7
 class Hubert(nn.Module):
     """The encoder's last hidden states, float32 [b, t, d], of audio float32 [b, n] at `config.sample_rate`.
 
-    All clips of a batch have one length; `num_frames` says how many frames they give. `dtype` is that of the matrix
-    products and convolutions; the residual stream, the norms and the softmax are float32.
+    All clips of a batch have one length; `num_frames` says how many frames they give. All is float32.
 
     Raises:
       ValueError: The audio is shorter than a frame.
     """
 
     config: HubertConfig
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, audio: Float[Array, "b n"]) -> Float[Array, "b t d"]:
         config = self.config
         _check_length(config, audio.shape[1])
         x = _normalized(audio) if config.normalize else audio
-        x = _features(config, self.dtype, x.astype(jnp.float32)[:, :, None])
+        x = _features(config, x.astype(jnp.float32)[:, :, None])
         x = LayerNorm(config.norm_eps, name="features_norm")(x)
-        x = Dense(x.shape[-1:], (config.dim,), True, self.dtype, jnp.float32, name="features_proj")(x)
-        x = x + _Positions(config, self.dtype, name="positions")(x)
+        x = Dense(x.shape[-1:], (config.dim,), True, name="features_proj")(x)
+        x = x + _Positions(config, name="positions")(x)
         # Where the layers normalise what they return, the stream enters them normalised; else it is normalised last.
         norm = LayerNorm(config.norm_eps, name="norm")
         x = x if config.pre_norm else norm(x)
         for i in range(config.num_layers):
-            x = _Layer(config, self.dtype, name=f"layer{i}")(x)
+            x = _Layer(config, name=f"layer{i}")(x)
         return norm(x) if config.pre_norm else x
 
 
@@ -71,12 +67,12 @@ def _normalized(audio: Float[Array, "b n"]) -> Float[Array, "b n"]:
     return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=1, keepdims=True) + _NORMALIZE_EPS)
 
 
-def _features(config: HubertConfig, dtype: Any, x: Float[Array, "b n 1"]) -> Float[Array, "b t c"]:
+def _features(config: HubertConfig, x: Float[Array, "b n 1"]) -> Float[Array, "b t c"]:
     """Convolutions that turn samples into frames."""
     for i, (dim, width, stride) in enumerate(
         zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
     ):
-        x = _Conv(dim, width, stride, use_bias=config.conv_bias, dtype=dtype, name=f"conv{i}")(x)
+        x = _Conv(dim, width, stride, use_bias=config.conv_bias, name=f"conv{i}")(x)
         if config.conv_norm == "layer":
             x = LayerNorm(_FEATURE_EPS, name=f"conv{i}_norm")(x)
         elif i == 0:
@@ -94,15 +90,14 @@ class _Conv(nn.Module):
     groups: int = 1
     padding: tuple[int, int] = (0, 0)
     use_bias: bool = True
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b t d"]:
         shape = (self.width, x.shape[-1] // self.groups, self.dim)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            x.astype(jnp.float32),
+            kernel.astype(jnp.float32),
             (self.stride,),
             (self.padding,),
             dimension_numbers=("NHC", "HIO", "NHC"),
@@ -129,16 +124,15 @@ class _TimeNorm(nn.Module):
 
 
 class _Positions(nn.Module):
-    """What stands for positions: a wide convolution, so that each frame knows its surroundings."""
+    """Position embeddings: a wide convolution over neighbouring frames."""
 
     config: HubertConfig
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         width, groups = self.config.position_kernel, self.config.position_groups
         padding = (width // 2, width - 1 - width // 2)
-        conv = _Conv(self.config.dim, width, groups=groups, padding=padding, dtype=self.dtype, name="conv")
+        conv = _Conv(self.config.dim, width, groups=groups, padding=padding, name="conv")
         return jax.nn.gelu(conv(x), approximate=False)
 
 
@@ -146,12 +140,11 @@ class _Layer(nn.Module):
     """Self-attention and feed-forward, each added to its input and normalised before (`pre_norm`) or after."""
 
     config: HubertConfig
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        attn = _SelfAttention(self.config, self.dtype, name="attn")
-        ffn = FeedForward(self.config.ffn_dim, self.dtype, name="ffn")
+        attn = _SelfAttention(self.config, name="attn")
+        ffn = FeedForward(self.config.ffn_dim, name="ffn")
         for layer in (attn, ffn):
             norm = LayerNorm(self.config.norm_eps, name=f"{layer.name}_norm")
             x = x + layer(norm(x)) if self.config.pre_norm else norm(x + layer(x))
@@ -160,15 +153,14 @@ class _Layer(nn.Module):
 
 class _SelfAttention(nn.Module):
     config: HubertConfig
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         dim, heads = self.config.dim, self.config.num_heads
         shape = (heads, dim // heads)
-        qkv = Dense((dim,), (3, *shape), use_bias=True, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense((dim,), (3, *shape), use_bias=True, name="qkv")(x)
         y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], scale=shape[1] ** -0.5)
-        return Dense(shape, (dim,), use_bias=True, dtype=self.dtype, result_dtype=jnp.float32, name="out")(y)
+        return Dense(shape, (dim,), use_bias=True, name="out")(y)
 
 
 def hubert_shapes(config: HubertConfig) -> Shapes:

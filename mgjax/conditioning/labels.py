@@ -22,11 +22,11 @@ _FIELDS = {"mood": "moods", "keyword": "keywords", "instruments": "instrument", 
 def vectors(
     values_per_row: Sequence[Any], config: LabelConfig | NumberConfig
 ) -> tuple[Float32[np.ndarray, "b 1 n"], Bool[np.ndarray, "b 1"]]:
-    """The labels or the number of each row as a vector, and which rows have one; of a `Condition`, but in numpy, for
-    processes that JAX has no business in.
+    """Encodes the labels or the number of each row as one vector; gives the vectors and the mask of rows with one.
 
-    Of labels a vector has 1 for those that the row has, 0 for the others. Of numbers it is cos(pi k u), k from 0, for u
-    from 0 at `low` to 1 at `high`; u is even in ratios, as tempi are heard: 60 to 120 is as far as 120 to 240.
+    Labels are a multi-hot vector. A number is cos(pi k u), k from 0 on, for u from 0 at `low` to 1 at `high` on a
+    logarithmic scale: as tempi are heard, 60 to 120 is as far as 120 to 240. All is numpy, as the processes that read
+    corpora are to leave JAX alone.
 
     Args:
       values_per_row: A value of the vocabulary, upper or lower case, or several of them; or a number. None or () for
@@ -37,14 +37,14 @@ def vectors(
       TypeError, ValueError: A value is of another kind, or not in the vocabulary or the range.
     """
     if isinstance(config, LabelConfig):
-        known = _numbers(config)
+        index = _index(config)
         tokens = np.zeros((len(values_per_row), 1, config.dim), np.float32)
         for row, values in enumerate(values_per_row):
             for value in _several(values, config):
-                number = known.get(_plain(value))
-                if number is None:
+                place = index.get(_plain(value))
+                if place is None:
                     raise ValueError(f"{config.name} {value!r} is not known{_hint(value, config.values)}")
-                tokens[row, 0, number] = 1
+                tokens[row, 0, place] = 1
         return tokens, tokens.any(axis=2)
     mask = np.array([[value is not None] for value in values_per_row], bool).reshape(-1, 1)
     numbers = np.array([config.low if value is None else _number(value, config) for value in values_per_row])
@@ -54,7 +54,7 @@ def vectors(
 
 
 def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    """What each row is asked to be, by the names of the conditions.
+    """The labels and numbers of each row by their names, without those that are None or empty.
 
     Args:
       labels: A dict for all rows, such as {"genre": "waltz", "bpm": 120}; a list with one or None for each; or None.
@@ -80,14 +80,14 @@ def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, 
 
 
 def from_metadata(fields: Mapping[str, Any], config: LabelConfig | NumberConfig) -> tuple[str, ...] | float | None:
-    """What a piece is to `config` in training: its values of the vocabulary, or its number; () or None for none.
+    """Reads a label or a number of a piece for training: its values of the vocabulary, or its number; () or None.
 
     The condition is called as the field of the metadata, or mood, keyword, instruments or tempo. What is out of the
     vocabulary or the range is left out: much of what stands in metadata is no more than a slip.
 
     Args:
       fields: Of a `Metadata`.
-      config: What is asked for.
+      config: The label or number.
 
     Raises:
       ConfigError: Metadata have no such field.
@@ -102,18 +102,17 @@ def from_metadata(fields: Mapping[str, Any], config: LabelConfig | NumberConfig)
             return None if value is None else _number(value, config)
         except (TypeError, ValueError):
             return None
-    vocabulary = _numbers(config)
-    given = [value] if isinstance(value, str) else value or ()
-    numbers = sorted({vocabulary[_plain(name)] for name in given if _plain(name) in vocabulary})
-    return tuple(config.values[number] for number in numbers)
+    index = _index(config)
+    names = [value] if isinstance(value, str) else value or ()
+    return tuple(config.values[i] for i in sorted({index[_plain(name)] for name in names if _plain(name) in index}))
 
 
 def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | tuple | set | frozenset) and not value)
 
 
-def _numbers(config: LabelConfig) -> dict[str, int]:
-    return {_plain(value): number for number, value in enumerate(config.values)}
+def _index(config: LabelConfig) -> dict[str, int]:
+    return {_plain(value): i for i, value in enumerate(config.values)}
 
 
 def _plain(value: str) -> str:

@@ -14,15 +14,13 @@ _normal = nn.initializers.normal(0.02)
 
 
 class Roberta(nn.Module):
-    """One vector for each text, float32 [b, d]: what the last layer makes of the first token, pooled.
+    """The pooled hidden state of the first token, float32 [b, d], of token ids [b, l] and the mask of valid ones.
 
-    `mask` says which of the tokens are there. They are counted from `pad_token + 1` on, and padding is never looked
-    at, so a row does not depend on its length or on the other rows. `dtype` is that of the matrix products; the
-    residual stream, the norms and the softmax are float32.
+    Positions count valid tokens from `pad_token + 1` on, and padding is never attended to, so a row does not depend on
+    its length or on the other rows. All is float32.
     """
 
     config: ClapTextConfig
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b d"]:
@@ -37,43 +35,40 @@ class Roberta(nn.Module):
         x = words(ids).astype(jnp.float32) + positions(place).astype(jnp.float32) + token_type[None, None]
         x = LayerNorm(config.norm_eps, name="embed_norm")(x)
         for i in range(config.num_layers):
-            x = _Block(config, self.dtype, name=f"block{i}")(x, mask)
-        pool = Dense((config.dim,), (config.dim,), True, self.dtype, jnp.float32, name="pool")
+            x = _Block(config, name=f"block{i}")(x, mask)
+        pool = Dense((config.dim,), (config.dim,), True, name="pool")
         return jnp.tanh(pool(x[:, 0]))
 
 
 class _Block(nn.Module):
     config: ClapTextConfig
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         eps = self.config.norm_eps
-        x = LayerNorm(eps, name="attn_norm")(x + _SelfAttention(self.config, self.dtype, name="attn")(x, mask))
-        return LayerNorm(eps, name="ffn_norm")(x + FeedForward(self.config.ffn_dim, self.dtype, name="ffn")(x))
+        x = LayerNorm(eps, name="attn_norm")(x + _SelfAttention(self.config, name="attn")(x, mask))
+        return LayerNorm(eps, name="ffn_norm")(x + FeedForward(self.config.ffn_dim, name="ffn")(x))
 
 
 class _SelfAttention(nn.Module):
     config: ClapTextConfig
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         d, h = self.config.dim, self.config.num_heads
         heads = (h, d // h)
-        query, key, value = (Dense((d,), heads, True, self.dtype, name=name)(x) for name in ("query", "key", "value"))
+        query, key, value = (Dense((d,), heads, True, name=name)(x) for name in ("query", "key", "value"))
         y = attention(query, key, value, mask=mask[:, None, None, :], scale=heads[1] ** -0.5)
-        return Dense(heads, (d,), True, self.dtype, jnp.float32, name="out")(y)
+        return Dense(heads, (d,), True, name="out")(y)
 
 
 class FeedForward(nn.Module):
     """Two layers with an exact GELU between, as both towers and HuBERT have them."""
 
     dim: int  # between the two
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        y = Dense(x.shape[-1:], (self.dim,), True, self.dtype, name="up")(x)
+        y = Dense(x.shape[-1:], (self.dim,), True, name="up")(x)
         y = jax.nn.gelu(y, approximate=False)
-        return Dense((self.dim,), x.shape[-1:], True, self.dtype, jnp.float32, name="down")(y)
+        return Dense((self.dim,), x.shape[-1:], True, name="down")(y)

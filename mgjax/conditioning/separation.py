@@ -1,4 +1,4 @@
-"""Taking the melody out of a mix, as its user wishes: by a function, by stems made elsewhere, or by Demucs."""
+"""Source separation, which takes the melody out of a mix: by a function, by stems made elsewhere, or by Demucs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Separate = Callable[[Audio, int], Any] | Mapping[str, Any] | str
 STEMS = ("vocals", "other")
 
 
-def separated(audio: Audio, sample_rate: int, separate: Separate) -> Audio:
-    """What carries the melody in `audio`, `[n, c]` of the same rate and length.
+def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarray, "n s"]:
+    """Separates what carries the melody of a mix, as audio of the same rate and length, in any number of channels.
 
     Args:
       audio: The mix.
       sample_rate: In hertz.
       separate: A function of the audio and its rate that gives what carries the melody, or all stems by their names;
-        stems that are there already; or "demucs".
+        stems made elsewhere; or "demucs".
 
     Raises:
       ImportError: Demucs is asked for and not installed.
@@ -37,36 +37,36 @@ def separated(audio: Audio, sample_rate: int, separate: Separate) -> Audio:
         separate = demucs
     elif not isinstance(separate, Mapping) and not callable(separate):
         raise TypeError(f'separate must be "demucs", a function or stems, got {type(separate).__name__}')
-    found = separate(audio, sample_rate) if callable(separate) else separate
-    found = mixed(found) if isinstance(found, Mapping) else waveform.check(found, "the separated melody")
-    if len(found) != len(audio):
+    result = separate(audio, sample_rate) if callable(separate) else separate
+    melody = mixed(result) if isinstance(result, Mapping) else waveform.check(result, "the separated melody")
+    if len(melody) != len(audio):
         raise ValueError(
-            f"the separated melody has {len(found)} samples and the mix {len(audio)}: both must have one length and "
+            f"the separated melody has {len(melody)} samples and the mix {len(audio)}: both must have one length and "
             f"one sample rate ({sample_rate} Hz)"
         )
-    return found
+    return melody
 
 
 def mixed(stems: Mapping[str, Any]) -> Audio:
-    """The sum of the stems that carry a melody, `[n, c]`: "vocals" and "other", or the one of them that is there.
+    """Sums the stems that carry a melody, `[n, c]`: "vocals" and "other", or the one of them that `stems` holds.
 
     Raises:
       ValueError: Neither is there, or they do not fit together.
     """
-    found = {name: waveform.check(stems[name], f"the stem {name!r}", {"loud"}) for name in STEMS if name in stems}
-    if not found:
+    melodic = {name: waveform.check(stems[name], f"the stem {name!r}", {"loud"}) for name in STEMS if name in stems}
+    if not melodic:
         raise ValueError(f"stems must hold {' or '.join(map(repr, STEMS))}, got {sorted(map(str, stems))}")
-    if len({stem.shape for stem in found.values()}) > 1:
-        listed = ", ".join(f"{name} {list(stem.shape)}" for name, stem in found.items())
+    if len({stem.shape for stem in melodic.values()}) > 1:
+        listed = ", ".join(f"{name} {list(stem.shape)}" for name, stem in melodic.items())
         raise ValueError(f"stems must be of one length and as many channels, got {listed}")
-    return np.sum(list(found.values()), axis=0)
+    return np.sum(list(melodic.values()), axis=0)
 
 
-def demucs(audio: Audio, sample_rate: int) -> Audio:
-    """All but drums and bass, by Demucs (htdemucs, Rouard et al. 2023), as the published models were trained.
+def demucs(audio: Audio, sample_rate: int) -> Float32[np.ndarray, "n 2"]:
+    """Removes drums and bass by Demucs (htdemucs, Rouard et al. 2023), as the published models were trained.
 
-    The same each time: the random shift that Demucs averages over by default is left out. Its weights are downloaded
-    when it is first used.
+    The result is the same each time: the random shift that Demucs averages over by default is left out. Its weights are
+    downloaded when it is first used.
 
     Args:
       audio: Mono or stereo.

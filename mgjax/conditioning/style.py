@@ -1,8 +1,8 @@
-"""The style conditioner (Rouard et al. 2024): a few seconds of music as a few vectors that cannot hold its melody.
+"""The style conditioner (Rouard et al. 2024): encodes a few seconds of music as a few vectors of its style.
 
 Features of an excerpt (of MERT, see hubert.py, or the codec's codes) pass a small transformer, a batch normalisation
-and a residual vector quantizer, and every so-many-th frame is kept. The bottleneck is what makes it a style: fewer
-codebooks say less of the excerpt.
+and a residual vector quantizer, and every so-many-th frame is kept. The bottleneck is what makes it a style,
+which cannot hold the melody: fewer codebooks say less of the excerpt.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from mgjax.conditioning.condition import Condition
+from mgjax.conditioning import quantizer
 from mgjax.config.conditioning import StyleConfig
 from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_shapes, sinusoidal_positions, under
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
 _SILENCE = 1e-5  # of full scale; samples below are no sound
-_DRAWS = 100  # of a piece, until one has a sound in it
+_DRAWS = 100  # of an excerpt, until one is not silent
 
 Inputs = Float[Array, "b t c"] | Int[Array, "b t k"]  # features, or codes
 
@@ -52,13 +52,14 @@ class StyleConditioner(nn.Module):
     def __call__(self, inputs: Inputs) -> Float[Array, "b l d"]:
         """The style through the first `config.eval_codebooks` codebooks, as at generation."""
         latents = self.latents(inputs)
-        return keep(quantized(latents, self.embed.value[: self.config.eval_codebooks]), self.config)
+        total, _ = quantizer.quantize(latents, self.embed.value[: self.config.eval_codebooks])
+        return keep(total, self.config)
 
     def latents(self, inputs: Inputs, training: bool = False) -> Float[Array, "b t d"]:
-        """What the quantizer is given: the transformer's output, normalised.
+        """The quantizer's input: the transformer's output after batch normalisation.
 
-        In training by the mean and variance of the batch, which also move the running ones, else by the running ones.
-        All rows count, so they should all hold an excerpt: a style is dropped from training by its mask, later.
+        In training it is normalised by the mean and variance of the batch, which also move the running ones, else by
+        the running ones. All rows count, so they should all hold an excerpt: a style is dropped by its mask, later.
         """
         x = self.encoder(inputs)
         mean, var = self.mean.value, self.var.value
@@ -70,27 +71,6 @@ class StyleConditioner(nn.Module):
                 self.mean.value += _MOMENTUM * (fixed[0] - self.mean.value)
                 self.var.value += _MOMENTUM * (fixed[1] - self.var.value)
         return (x - mean[None, None]) * jax.lax.rsqrt(var + _BATCH_EPS)[None, None]
-
-
-def quantized(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> Float[Array, "b t d"]:
-    """The sum of the nearest codewords, each codebook's nearest to what the ones before it leave."""
-
-    def level(carry: tuple[Array, Array], codebook: Array) -> tuple[tuple[Array, Array], None]:
-        rest, total = carry
-        products = jnp.einsum("btd,vd->btv", rest, codebook, precision="highest")
-        distances = jnp.sum(jnp.square(codebook), axis=-1)[None, None] - 2 * products
-        words = jnp.take(codebook, jnp.argmin(distances, axis=-1), axis=0)
-        return (rest - words, total + words), None
-
-    start = (latents, jnp.zeros_like(latents))
-    return jax.lax.scan(level, start, embed.astype(jnp.float32))[0][1]
-
-
-def condition(style: Float[Array, "b l d"], there: Bool[Array, " b"]) -> Condition:
-    """The style of a batch as a condition. Rows that are not `there` are null: the published models see zero vectors
-    there, as many as in the other rows (one where no row has a style), and attend to them."""
-    mask = jnp.broadcast_to(there[:, None], style.shape[:2])
-    return Condition(jnp.where(mask[:, :, None], style, 0.0), mask, attended=jnp.ones_like(mask))
 
 
 def keep(latents: Float[Array, "b t d"], config: StyleConfig) -> Float[Array, "b l d"]:
@@ -146,10 +126,9 @@ class _Layer(nn.Module):
 
 
 def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> np.ndarray:
-    """A piece of `seconds` seconds of `audio` [n] or [n, c], with the same axes: the same for the same seed.
+    """Cuts `seconds` seconds out of `audio` [n] or [n, c], with the same axes: the same for the same seed.
 
-    Pieces without any sound are never chosen, as long as there is one in the audio. Audio shorter than the piece is
-    repeated until it is long enough.
+    Silent excerpts are never chosen, unless all of the audio is silent. Audio that is too short is repeated.
     """
     length = round(seconds * sample_rate)
     sounds = np.abs(audio).reshape(len(audio), -1).max(axis=1) > _SILENCE

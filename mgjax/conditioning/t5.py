@@ -1,4 +1,4 @@
-"""The encoder of T5 (Raffel et al. 2020), which turns the words of a description into vectors."""
+"""The encoder of T5 (Raffel et al. 2020), which encodes prompts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from mgjax.nn import Dense, Initializer, RMSNorm, attention
 
 
 class T5Encoder(nn.Module):
-    """The encoder's last hidden states, float32 [b, l, d], of token ids [b, l] and a mask of which are there.
+    """The encoder's last hidden states, float32 [b, l, d], of token ids [b, l] and the mask of valid ones.
 
-    Padding (mask False) is never looked at, so a row does not depend on its length or on the other rows; the vectors
-    at padding are finite but mean nothing. `dtype` is that of the matrix products. The residual stream, the norms and
-    the softmax are float32, because the published weights drive the stream beyond what float16 holds.
+    Padding (mask False) is never attended to, so a row does not depend on its length or on the other rows; the vectors
+    at padding are finite but mean nothing. All is float32, because the published weights drive the residual stream
+    beyond what float16 holds.
 
     New weights are drawn as in the code of the paper: the missing division of the scores by sqrt(e) is made up for by
     smaller queries.
     """
 
     config: T5Config
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -40,13 +39,12 @@ class T5Encoder(nn.Module):
         x = sharding.by_rows(jnp.take(table, ids, axis=0).astype(jnp.float32))
         bias = _by_distance(relative_bias(_buckets(ids.shape[1], config)).astype(jnp.float32))
         for i in range(config.num_layers):
-            x = _Block(config, self.dtype, name=f"block{i}")(x, mask, bias)
+            x = _Block(config, name=f"block{i}")(x, mask, bias)
         return RMSNorm(config.norm_eps, name="final_norm")(x)
 
 
 class _Block(nn.Module):
     config: T5Config
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(
@@ -54,13 +52,12 @@ class _Block(nn.Module):
     ) -> Float[Array, "b l d"]:
         eps = self.config.norm_eps
         x = sharding.by_rows(x)
-        x = x + _SelfAttention(self.config, self.dtype, name="attn")(RMSNorm(eps, name="attn_norm")(x), mask, bias)
-        return x + _FeedForward(self.config, self.dtype, name="ffn")(RMSNorm(eps, name="ffn_norm")(x))
+        x = x + _SelfAttention(self.config, name="attn")(RMSNorm(eps, name="attn_norm")(x), mask, bias)
+        return x + _FeedForward(self.config, name="ffn")(RMSNorm(eps, name="ffn_norm")(x))
 
 
 class _SelfAttention(nn.Module):
     config: T5Config
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(
@@ -68,28 +65,27 @@ class _SelfAttention(nn.Module):
     ) -> Float[Array, "b l d"]:
         d, h, e = self.config.dim, self.config.num_heads, self.config.head_dim
         query, key, value = (
-            Dense((d,), (h, e), dtype=self.dtype, kernel_init=_normal(fan_in), name=name)(x)
+            Dense((d,), (h, e), kernel_init=_normal(fan_in), name=name)(x)
             for name, fan_in in {"query": d * e, "key": d, "value": d}.items()
         )
         y = attention(query, key, value, mask=mask[:, None, None, :], bias=bias)  # T5 does not divide by sqrt(e)
         out_init = _normal(h * e)
-        return Dense((h, e), (d,), dtype=self.dtype, result_dtype=jnp.float32, kernel_init=out_init, name="out")(y)
+        return Dense((h, e), (d,), kernel_init=out_init, name="out")(y)
 
 
 class _FeedForward(nn.Module):
     config: T5Config
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         d, f = self.config.dim, self.config.ffn_dim
-        y = Dense((d,), (f,), dtype=self.dtype, kernel_init=_normal(d), name="up")(x)
+        y = Dense((d,), (f,), kernel_init=_normal(d), name="up")(x)
         if self.config.activation == "gated-gelu":
-            gate = Dense((d,), (f,), dtype=self.dtype, kernel_init=_normal(d), name="gate")
+            gate = Dense((d,), (f,), kernel_init=_normal(d), name="gate")
             y = y * jax.nn.gelu(gate(x), approximate=True)
         else:
             y = jax.nn.relu(y)
-        return Dense((f,), (d,), dtype=self.dtype, result_dtype=jnp.float32, kernel_init=_normal(f), name="down")(y)
+        return Dense((f,), (d,), kernel_init=_normal(f), name="down")(y)
 
 
 def _normal(fan_in: int) -> Initializer:

@@ -1,4 +1,4 @@
-"""Text as the token ids that T5 reads."""
+"""The tokenizer of T5."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SPECIAL = ("<pad>", "</s>", "<unk>")  # the first ids of every vocabulary of T5
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Cuts texts into pieces of a vocabulary. 0 is padding and 1 the end of a text, as in T5.
+    """T5's tokenizer: texts as ids of pieces of a vocabulary, where 0 is padding and 1 the end of a text.
 
     Attributes:
-      pieces: The ids of a text, without its end.
+      pieces: Gives the ids of a text, without its end.
       vocab_size: All ids are below this. T5's 100 `<extra_id_...>` are not counted: no text has them.
     """
 
@@ -36,7 +36,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike) -> Tokenizer:
-        """The tokenizer in `spiece.model`, else that in `tokenizer.json`.
+        """Loads the tokenizer in `spiece.model`, else that in `tokenizer.json`.
 
         Both give the same ids; known exceptions are the control character U+0085, and accents put on characters that
         are normalised away, such as full-width letters. Names of special tokens, like `</s>`, are text as any other.
@@ -60,17 +60,13 @@ class Tokenizer:
         return cls(lambda text: [3 + byte for byte in text.encode()], 3 + 256)
 
     def encode(self, texts: Sequence[str | None]) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """Token ids, and which of them are there; `l` is the shortest of BUCKETS that holds the longest text.
+        """Token ids of a batch, and the mask of valid ones; `l` is the shortest of BUCKETS that holds the longest text.
 
-        `None` and "" are null: nothing is there. Text beyond the longest bucket is dropped with a warning.
+        The rows of `None` and "" are padding alone. Text beyond the longest bucket is dropped with a warning.
         """
         rows = [self._ids(text) if text else [] for text in texts]
         longest = max(map(len, rows), default=0)
-        ids = np.zeros((len(rows), next(size for size in BUCKETS if size >= longest)), np.int32)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = tokens
-        mask = np.arange(ids.shape[1])[None] < np.array([len(tokens) for tokens in rows], np.int32)[:, None]
-        return ids, mask
+        return padded(rows, next(size for size in BUCKETS if size >= longest), pad=0)
 
     def _ids(self, text: str) -> list[int]:
         pieces = self.pieces(text.encode(errors="replace").decode())  # a command line may hold undecodable bytes
@@ -82,6 +78,16 @@ class Tokenizer:
                 stacklevel=2,
             )
         return [*pieces[: BUCKETS[-1] - 1], END]
+
+
+def padded(
+    rows: Sequence[Sequence[int]], length: int, pad: int
+) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+    """Rows of token ids as one array, filled up to `length` with `pad`, and the mask of valid ids."""
+    ids = np.full((len(rows), length), pad, np.int32)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return ids, np.arange(length)[None] < np.array([len(tokens) for tokens in rows], np.int32)[:, None]
 
 
 def _from_sentencepiece(path: Path) -> tuple[Callable[[str], list[int]], int]:

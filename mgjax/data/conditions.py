@@ -1,4 +1,4 @@
-"""What batches tell of their music: texts, melodies and labels, and how often they leave it untold."""
+"""The conditioning inputs of batches: texts, melodies, labels, ..., and how often they are dropped."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """How often training examples are told less than is known, each by its own chance.
+    """Condition dropout: how often training examples lose their conditions, each by its own chance.
 
     The defaults are those of the published recipes for text (`conditions`) and for melodies; the published large and
     melody models have 0.2 for `conditions`, the style model 0.1, with 0.4 for `text` and `style`.
 
     Attributes:
-      conditions: The share of examples that are told nothing at all, for classifier-free guidance.
+      conditions: The share of examples without any condition, for classifier-free guidance.
       text: Of the others, the share without text.
       melody: Of the others, the share without melody.
       style: Of the others, the share without style.
-      clap: Of the others, the share without a place in CLAP's space.
+      clap: Of the others, the share without a joint embedding of CLAP.
       labels: Of the others, the share without one of the labels and numbers; each for itself.
     """
 
@@ -48,30 +48,30 @@ class Dropout:
         ranged(self, "from 0 to 1", "conditions text melody style clap labels", "dropout.")
 
     def kept(self, names: Sequence[str], rng: np.random.Generator) -> frozenset[str]:
-        """Which of the conditions `names` an example is told."""
+        """Draws which of the conditions `names` an example keeps."""
         shares = vars(self)
-        is_told = rng.random() >= self.conditions
+        is_conditional = rng.random() >= self.conditions
         draws = rng.random(len(names))
         chances = [shares[name] if name in ("text", "melody", "style", "clap") else self.labels for name in names]
         return frozenset(
-            name for name, draw, chance in zip(names, draws, chances, strict=True) if is_told and draw >= chance
+            name for name, draw, chance in zip(names, draws, chances, strict=True) if is_conditional and draw >= chance
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """What batches tell of their music.
+class BatchConditions:
+    """Which conditions batches hold the inputs of.
 
     Attributes:
       text: How texts are made; None for batches without texts.
-      tokenize: Token ids of texts, and which of them are there. Not asked where the corpora hold token ids and `text`
-        leaves the descriptions as they are.
-      melody: The chromagram that is asked for; None for none.
-      style: Seconds of the excerpt of each segment that says what it sounds like; None for none.
-      clap: Token ids of texts for CLAP, which stand for the music in validations; None for no place in its space.
-      labels: The labels and numbers that are asked for.
-      dropout: How often less is told.
-      is_complete: Whether all is told as at generation: see `complete`.
+      tokenize: Makes token ids of texts, and the mask of valid ones. Not called where the corpora hold token ids and
+        `text` leaves the descriptions as they are.
+      melody: The chromagram; None for none.
+      style: The length in seconds of the excerpt of each segment that its style is of; None for no styles.
+      clap: Tokenizes texts for CLAP, which in validations are embedded in the place of the music; None for no CLAP.
+      labels: The labels and numbers.
+      dropout: How often conditions are dropped.
+      for_validation: Whether CLAP reads texts, as at generation: see `validation`.
     """
 
     text: TextConfig | None = None
@@ -81,23 +81,29 @@ class Told:
     clap: Tokenize | None = None
     labels: tuple[LabelConfig | NumberConfig, ...] = ()
     dropout: Dropout = dataclasses.field(default_factory=Dropout)
-    is_complete: bool = False
+    for_validation: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The conditions that are asked for."""
+        """The names of the conditions."""
         named = [name for name in ("text", "melody", "style", "clap") if getattr(self, name) is not None]
         return (*named, *(label.name for label in self.labels))
 
-    def complete(self) -> Told:
-        """All that is known, as it stands: what is told in a validation."""
+    def validation(self) -> BatchConditions:
+        """The same conditions for a validation: none dropped, and texts as they stand."""
         text = self.text and dataclasses.replace(self.text, merge_text_p=0.0, word_dropout=0.0)
-        return dataclasses.replace(self, text=text, dropout=Dropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), is_complete=True)
+        return dataclasses.replace(self, text=text, dropout=Dropout(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), for_validation=True)
 
 
-class Drawn(NamedTuple):
-    """A segment of a piece: where it begins and how much music is in it, in samples or frames; and the generator that
-    all else about it is drawn from."""
+class Segment(NamedTuple):
+    """A segment of a piece that was drawn for a row of a batch.
+
+    Attributes:
+      piece: The number of the piece.
+      start: Where the segment begins, in samples or frames.
+      length: How much music is in it, in samples or frames.
+      rng: What all else about it is drawn from.
+    """
 
     piece: int
     start: int
@@ -105,52 +111,52 @@ class Drawn(NamedTuple):
     rng: np.random.Generator
 
 
-class Teller:
-    """Makes what the rows of a batch are told.
+class ConditionReader:
+    """Reads the conditioning inputs of batches from corpora.
 
     Raises:
-      ConfigError: The corpora do not have the melodies or the labels that are asked for.
+      ConfigError: The corpora do not have the melodies or the labels of the conditions.
       DataError: There is no tokenizer for the texts, or another than that of the corpora.
     """
 
-    def __init__(self, pieces: Pieces, told: Told):
-        self._pieces, self._told = pieces, told
-        self._tokenize = None if told.text is None else _tokenizer(pieces, told.text, told.tokenize)
-        if told.melody is not None:
-            _check_melodies(pieces, told.melody)
-        for label in told.labels:
+    def __init__(self, pieces: Pieces, conditions: BatchConditions):
+        self._pieces, self._conditions = pieces, conditions
+        self._tokenize = None if conditions.text is None else _tokenizer(pieces, conditions.text, conditions.tokenize)
+        if conditions.melody is not None:
+            _check_melodies(pieces, conditions.melody)
+        for label in conditions.labels:
             from_metadata({}, label)  # metadata have such a field
 
-    def __call__(self, drawn: Sequence[Drawn]) -> dict[str, np.ndarray]:
-        """Arrays of the rows `drawn`, named as `pipeline.batches` says."""
-        told = self._told
-        kept = [told.dropout.kept(told.names, one.rng) for one in drawn]
-        batch = {}
-        if told.text is not None:
-            batch |= self._texts(drawn, ["text" in names for names in kept], told.text)
-        if told.melody is not None:
-            batch |= self._melodies(drawn, ["melody" in names for names in kept], told.melody)
-        if told.style is not None:
-            batch |= self._excerpts(drawn, ["style" in names for names in kept], told.style)
-        if told.clap is not None:
+    def __call__(self, segments: Sequence[Segment]) -> dict[str, np.ndarray]:
+        """The arrays of a batch, named as `pipeline.batches` says, with a row for each segment."""
+        conditions = self._conditions
+        kept = [conditions.dropout.kept(conditions.names, segment.rng) for segment in segments]
+        batch: dict[str, np.ndarray] = {}
+        if conditions.text is not None:
+            batch |= self._texts(segments, ["text" in names for names in kept], conditions.text)
+        if conditions.melody is not None:
+            batch |= self._melodies(segments, ["melody" in names for names in kept], conditions.melody)
+        if conditions.style is not None:
+            batch |= self._excerpts(segments, ["style" in names for names in kept], conditions.style)
+        if conditions.clap is not None:
             batch["clap_mask"] = np.array(["clap" in names for names in kept])
-            if told.is_complete:
-                ids, mask = told.clap([plain(self._pieces.metadata(one.piece)) for one in drawn])
+            if conditions.for_validation:
+                ids, mask = conditions.clap([plain(self._pieces.metadata(segment.piece)) for segment in segments])
                 batch |= {"clap_ids": ids, "clap_ids_mask": mask, "clap_mask": batch["clap_mask"] & mask.any(axis=1)}
-        for label in told.labels:
+        for label in conditions.labels:
             values = [
-                from_metadata(vars(self._pieces.metadata(one.piece)), label) if label.name in names else None
-                for one, names in zip(drawn, kept, strict=True)
+                from_metadata(vars(self._pieces.metadata(segment.piece)), label) if label.name in names else None
+                for segment, names in zip(segments, kept, strict=True)
             ]
             name = f"label_{label.name}"
             batch |= dict(zip((name, f"{name}_mask"), vectors(values, label), strict=True))
         return batch
 
-    def _texts(self, drawn: Sequence[Drawn], kept: Sequence[bool], config: TextConfig) -> dict[str, np.ndarray]:
-        """Token ids of a text for each row."""
+    def _texts(self, segments: Sequence[Segment], kept: Sequence[bool], config: TextConfig) -> dict[str, np.ndarray]:
+        """Token ids of a text for each row, and the mask of valid ones."""
         length = config.max_tokens
-        ids, mask = np.zeros((len(drawn), length), np.int32), np.zeros((len(drawn), length), bool)
-        for row, tokens in enumerate(self._token_ids(drawn, kept, config)):
+        ids, mask = np.zeros((len(segments), length), np.int32), np.zeros((len(segments), length), bool)
+        for row, tokens in enumerate(self._token_ids(segments, kept, config)):
             if len(tokens) > length:
                 warnings.warn(
                     "some texts have more tokens than max_tokens and lose their end: set it higher", stacklevel=1
@@ -159,43 +165,47 @@ class Teller:
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return {"text_ids": ids, "text_mask": mask}
 
-    def _token_ids(self, drawn: Sequence[Drawn], kept: Sequence[bool], config: TextConfig) -> list[np.ndarray]:
-        rows = list(zip(drawn, kept, strict=True))
+    def _token_ids(self, segments: Sequence[Segment], kept: Sequence[bool], config: TextConfig) -> list[np.ndarray]:
+        rows = list(zip(segments, kept, strict=True))
         if self._tokenize is None:  # the corpora hold the ids
-            return [self._pieces.text_ids(one.piece) if keep else np.zeros(0, np.int32) for one, keep in rows]
-        texts = [assemble(self._pieces.metadata(one.piece), config, one.rng) if keep else None for one, keep in rows]
+            return [self._pieces.text_ids(segment.piece) if keep else np.zeros(0, np.int32) for segment, keep in rows]
+        texts = [assemble(self._pieces.metadata(row.piece), config, row.rng) if keep else None for row, keep in rows]
         ids, mask = self._tokenize(texts)
-        return [row[there] for row, there in zip(ids, mask, strict=True)]
+        return [row[valid] for row, valid in zip(ids, mask, strict=True)]
 
-    def _melodies(self, drawn: Sequence[Drawn], kept: Sequence[bool], config: MelodyConfig) -> dict[str, np.ndarray]:
-        """Which frames of the chromagrams there are, and of corpora of codes the chromagrams themselves."""
+    def _melodies(
+        self, segments: Sequence[Segment], kept: Sequence[bool], config: MelodyConfig
+    ) -> dict[str, np.ndarray]:
+        """The mask of the chromagrams' valid frames, and of corpora of codes the chromagrams themselves."""
         steps = config.frame_rate / self._pieces.rate  # frames of the chromagram per sample or frame
-        melody = np.zeros((len(drawn), config.num_frames, config.num_bins), np.float32)
+        melody = np.zeros((len(segments), config.num_frames, config.num_bins), np.float32)
         mask = np.zeros(melody.shape[:2], bool)
-        for row, one in enumerate(drawn):
+        for row, segment in enumerate(segments):
             if kept[row]:
-                mask[row, : math.ceil(round(one.length * steps, 6))] = True
+                mask[row, : math.ceil(round(segment.length * steps, 6))] = True
             if kept[row] and self._pieces.kind == "tokens":
-                found = self._pieces.melody(one.piece, round(one.start * steps), config.num_frames)
-                melody[row, : len(found)] = found
-                mask[row, len(found) :] = False
+                stored = self._pieces.melody(segment.piece, round(segment.start * steps), config.num_frames)
+                melody[row, : len(stored)] = stored
+                mask[row, len(stored) :] = False
         if self._pieces.kind == "audio":
             return {"melody_mask": mask}
         if config.bottleneck == "dominant":
             melody = _dominant(melody)
         return {"melody": melody * mask[..., None], "melody_mask": mask}
 
-    def _excerpts(self, drawn: Sequence[Drawn], kept: Sequence[bool], seconds: float) -> dict[str, np.ndarray]:
-        """Where an excerpt begins in each row, in samples or frames, and whether it is there: some rows are short."""
+    def _excerpts(self, segments: Sequence[Segment], kept: Sequence[bool], seconds: float) -> dict[str, np.ndarray]:
+        """Where an excerpt begins in each row, in samples or frames, and whether it is valid: some rows are short."""
         size = round(seconds * self._pieces.rate)
-        starts = [one.rng.integers(max(one.length - size, 0) + 1) for one in drawn]
-        there = [keep and one.length >= size for one, keep in zip(drawn, kept, strict=True)]
-        return {"style_start": np.array(starts, np.int32), "style_mask": np.array(there, bool)}
+        starts = [segment.rng.integers(max(segment.length - size, 0) + 1) for segment in segments]
+        mask = [keep and segment.length >= size for segment, keep in zip(segments, kept, strict=True)]
+        return {"style_start": np.array(starts, np.int32), "style_mask": np.array(mask, bool)}
 
 
 def stored_melody(config: MelodyConfig) -> MelodyConfig:
-    """What a corpus of codes keeps for melodies of `config`: the strengths that its strongest are chosen from, of whole
-    pieces, whatever stands for no melody."""
+    """The chromagram that a corpus of codes stores for melodies of `config`.
+
+    It is of whole pieces, before the strongest pitch class of each frame is chosen, whatever the null melody is.
+    """
     defaults = MelodyConfig()
     bottleneck = "none" if config.bottleneck == "dominant" else config.bottleneck
     return dataclasses.replace(config, bottleneck=bottleneck, num_frames=defaults.num_frames, null=defaults.null)
@@ -214,9 +224,9 @@ def _check_melodies(pieces: Pieces, config: MelodyConfig) -> None:
                 f"melody.sample_rate is {config.sample_rate}, but the music in {corpus.directory} has "
                 f"{corpus.sample_rate} Hz: set it to that"
             )
-        found = corpus.description.melody
-        if corpus.kind == "tokens" and found != expected:
-            has = "no melodies" if found is None else f"melodies of {found}"
+        stored = corpus.description.melody
+        if corpus.kind == "tokens" and stored != expected:
+            has = "no melodies" if stored is None else f"melodies of {stored}"
             raise ConfigError(
                 f"{corpus.directory} holds {has}, and this run needs those of {expected}: make it anew with "
                 "`mgjax corpus tokenize --melody` and the same settings, or train on the corpus of sound"
@@ -224,7 +234,7 @@ def _check_melodies(pieces: Pieces, config: MelodyConfig) -> None:
 
 
 def _tokenizer(pieces: Pieces, text: TextConfig, tokenize: Tokenize | None) -> Tokenize | None:
-    """What makes the ids of texts; None where those in the corpora serve."""
+    """The tokenizer of texts; None where the token ids in the corpora serve."""
     stored = [corpus.text_ids(0) for corpus in pieces.corpora]
     if not text.keeps_descriptions or any(ids is None for ids in stored):
         if tokenize is None:
@@ -232,8 +242,8 @@ def _tokenizer(pieces: Pieces, text: TextConfig, tokenize: Tokenize | None) -> T
         return tokenize
     if tokenize is not None:
         for corpus, ids in zip(pieces.corpora, stored, strict=True):
-            expected, there = tokenize([plain(corpus.metadata(0))])
-            if not np.array_equal(expected[there], ids):
+            expected, mask = tokenize([plain(corpus.metadata(0))])
+            if not np.array_equal(expected[mask], ids):
                 raise DataError(
                     f"the token ids in the corpus {corpus.directory} are not those of this run's text encoder: "
                     "tokenize the corpus anew with it"

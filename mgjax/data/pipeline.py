@@ -24,7 +24,7 @@ from absl import flags
 from jaxtyping import Float64, Int64
 
 from mgjax.config.serialization import ranged
-from mgjax.data.conditions import Drawn, Teller, Told
+from mgjax.data.conditions import BatchConditions, ConditionReader, Segment
 from mgjax.data.corpus import Corpus
 from mgjax.data.pieces import Pieces
 from mgjax.devices.parent import end_with_parent
@@ -92,41 +92,41 @@ def batches(
     *,
     seed: int,
     rows: Sequence[int] | None = None,
-    told: Told | None = None,
+    conditions: BatchConditions | None = None,
 ) -> BatchIterator:
     """Random segments without end, as batches of numpy arrays.
 
     Every batch is a dict. Of audio it has "audio", float32 `[b, n, c]`, and "num_samples", int32 `[b]`: how much of
-    each row is music; zeros follow. Of codes it has "codes", int32 `[b, t, k]`, and "num_frames", int32 `[b]`. What
-    they tell of the music, by `told`:
+    each row is music; zeros follow. Of codes it has "codes", int32 `[b, t, k]`, and "num_frames", int32 `[b]`. The
+    inputs of `conditions` are:
 
     * "text_ids", int32 `[b, l]`, and "text_mask", bool `[b, l]`: texts;
     * "melody", float32 `[b, f, p]`, of corpora of codes alone, and "melody_mask", bool `[b, f]`: the chromagram from
-      the frame on that is nearest to the beginning of the row, and which of its frames there are;
+      the frame on that is nearest to the beginning of the row, and its valid frames;
     * "style_start", int32 `[b]`, in samples or frames, and "style_mask", bool `[b]`: where an excerpt of it begins;
-    * "clap_mask", bool `[b]`: which rows have a place in CLAP's space; and in validations, of the texts that it is of
+    * "clap_mask", bool `[b]`: which rows have a joint embedding of CLAP; and in validations, of the texts that it is of
       then, "clap_ids", int32 `[b, l]`, and "clap_ids_mask", bool `[b, l]`;
     * "label_genre", float32 `[b, 1, d]`, and "label_genre_mask", bool `[b, 1]`: for a label or number called genre.
 
-    A mask is False all over a row that is not told.
+    A mask is False all over a row whose condition is null.
 
     Args:
       corpora: Training splits of one or more corpora of one kind.
       config: What to draw.
       seed: 0 or more. Another seed gives other music in another order.
       rows: Those of each batch that this host reads, such as `sharding.rows_here` names; None for all of them.
-      told: What they tell besides the music; None for nothing.
+      conditions: Which conditions they hold the inputs of; None for none.
 
     Raises:
-      ConfigError: The corpora do not have what is to be told.
+      ConfigError: The corpora do not have what the conditions are made of.
       DataError: The corpora do not fit together or are not long enough, or there is no tokenizer for the texts. The
         iterator raises it where more pieces than `config.max_bad` cannot be read.
     """
     pieces = Pieces(corpora)
     segment, least = _lengths(pieces, config)
     draw = _Anywhere(_cumulative(pieces, config), np.maximum(pieces.lengths - least, 0))
-    teller = Teller(pieces, told or Told())
-    return BatchIterator(_Source(pieces, draw, segment, _rows(config, rows), config, seed, teller, sys.maxsize), config)
+    reader = ConditionReader(pieces, conditions or BatchConditions())
+    return BatchIterator(_Source(pieces, draw, segment, _rows(config, rows), config, seed, reader, sys.maxsize), config)
 
 
 def validation_batches(
@@ -135,11 +135,11 @@ def validation_batches(
     *,
     seed: int = 0,
     rows: Sequence[int] | None = None,
-    told: Told | None = None,
+    conditions: BatchConditions | None = None,
 ) -> BatchIterator:
     """`valid_rounds` segments of every piece in order, always the same ones, as batches like those of `batches`.
 
-    A segment lies within its piece wherever the piece is long enough. All that is known is told, and texts are the
+    A segment lies within its piece wherever the piece is long enough. No condition is dropped, and texts are the
     descriptions, unchanged. Every piece is there: where they do not fill the last batch, more segments of the first
     pieces do.
 
@@ -148,10 +148,10 @@ def validation_batches(
     pieces = Pieces(corpora)
     segment, _ = _lengths(pieces, config)
     draw = _InOrder(np.maximum(pieces.lengths - segment, 0))
-    teller = Teller(pieces, (told or Told()).complete())
+    reader = ConditionReader(pieces, (conditions or BatchConditions()).validation())
     count = math.ceil(config.valid_rounds * len(pieces.lengths) / config.batch_size)
     config = dataclasses.replace(config, num_workers=0)  # to start processes takes longer than a validation
-    return BatchIterator(_Source(pieces, draw, segment, _rows(config, rows), config, seed, teller, count), config)
+    return BatchIterator(_Source(pieces, draw, segment, _rows(config, rows), config, seed, reader, count), config)
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -243,7 +243,7 @@ class _Source:
     rows: tuple[int, ...]  # those of each batch that are this host's
     config: DataConfig
     seed: int
-    teller: Teller
+    conditions: ConditionReader
     count: int
     bad: set[int] = dataclasses.field(default_factory=set)  # pieces that could not be read, as far as they were met
 
@@ -261,9 +261,9 @@ class _Source:
             drawn.append(one)
         names = ("audio", "num_samples") if is_audio else ("codes", "num_frames")
         batch = dict(zip(names, (segments, lengths), strict=True))
-        return batch | self.teller(drawn)
+        return batch | self.conditions(drawn)
 
-    def _drawn(self, sample: int) -> tuple[Drawn, np.ndarray]:
+    def _drawn(self, sample: int) -> tuple[Segment, np.ndarray]:
         """The segment that is sample number `sample`: of the first piece drawn for it that can be read."""
         rng = np.random.default_rng((self.seed, sample))
         for attempt in itertools.count():
@@ -274,7 +274,7 @@ class _Source:
             except DataError as error:
                 self._leave_out(piece, error)
             else:
-                return Drawn(piece, start, len(found), rng), found
+                return Segment(piece, start, len(found), rng), found
 
     def _leave_out(self, piece: int, error: DataError) -> None:
         """Notes a piece that cannot be read.

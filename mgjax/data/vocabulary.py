@@ -1,7 +1,7 @@
-"""A vocabulary of its own for a text encoder that is trained from scratch, learned from the texts of corpora.
+"""Trains the vocabulary of a text encoder that is trained from scratch, on the texts of corpora.
 
-It is a unigram model of sentencepiece (Kudo 2018), as T5 has one, with T5's special tokens. What no piece covers is
-spelled in bytes, so that no text loses anything, whatever it was learned from.
+It is a unigram model of sentencepiece (Kudo 2018) with T5's special tokens, as T5's. What no piece covers is spelled in
+bytes, so that every text can be encoded, whatever the vocabulary was trained on.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mgjax.inputs import claims, files
 
 FILE = "spiece.model"
 
-# All that training may say of a piece at once: its description, and every field that is known.
+# All that a training text may hold at once: the description, and every field of the metadata.
 _EVERYTHING = TextConfig(merge_text_p=1.0, drop_desc_p=0.0, keep_other_p=1.0, word_dropout=0.0)
 
 _RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"  # sentencepiece leaves out texts with this character, its mark of an edge
 
 
 def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
-    """For each piece with metadata that training may read, all of it in one text: the description and the fields.
+    """Yields a text for each piece that has metadata for training: the description and all the fields.
 
     Args:
-      corpora: Whose pieces.
+      corpora: The pieces.
       progress: Called with the number of pieces that are done, and of all.
     """
     rng = np.random.default_rng(0)  # the order of the fields
@@ -49,20 +49,23 @@ def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | N
 
 
 def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, replace: bool = False) -> int:
-    """The number of pieces of the vocabulary that `directory` then holds in spiece.model.
+    """Trains a vocabulary and writes it into `directory` as spiece.model, which `Tokenizer.from_directory` loads.
 
-    The same texts in the same order give the same file. `Tokenizer.from_directory` reads it.
+    The same texts in the same order give the same file.
 
     Args:
-      texts: What it is learned from.
+      texts: What it is trained on.
       size: How many pieces to find, the 3 special tokens and 256 bytes included. Few texts may not hold as many: then
         all that they hold are taken.
       directory: Made if missing.
-      replace: Whether to write over a vocabulary that is there.
+      replace: Whether to overwrite a vocabulary.
+
+    Returns:
+      The number of pieces of the vocabulary.
 
     Raises:
       VocabularyError: There are no texts, or `size` is too small for them.
-      FileExistsError: There is a vocabulary already, or that of a model.
+      FileExistsError: `directory` holds a vocabulary already, or that of a model.
     """
     path = Path(directory, FILE)
     if path.exists() and (not replace or (path.parent / "config.json").exists()):  # of a model
@@ -100,7 +103,7 @@ def _learned(sentences: list[str], size: int) -> bytes:
             eos_piece=end,
             unk_piece=unknown,
             byte_fallback=True,
-            split_digits=True,  # a tempo that was never heard is made of digits that were
+            split_digits=True,  # a tempo that never occurred is made of digits that did
             normalization_rule_name="nmt_nfkc_cf",  # in lower case: few texts teach little about capitals
             max_sentence_length=2**30,  # the most there is; longer texts would be left out
             num_threads=1,  # sums of several threads would depend on their number

@@ -58,7 +58,7 @@ Schedule = Sequence[TimedPrompt]  # in the order of time, the first from frame 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ConditioningInputs:
+class OtherInputs:
     """The conditioning inputs of b rows other than text; None or empty where a row has none.
 
     Attributes:
@@ -99,7 +99,7 @@ class Request:
     schedules: Sequence[Schedule]
     crossfade_frames: int
     negatives: Sequence[str | None]
-    inputs: ConditioningInputs
+    inputs: OtherInputs
     samplings: Sequence[Sampling]
     seeds: Sequence[int]
     audio_prompt: Int32[np.ndarray, "b p k"]
@@ -195,7 +195,7 @@ def _conditioning_inputs(
     style: Any = None,
     style_sample_rate: Any = None,
     labels: Any = None,
-) -> ConditioningInputs:
+) -> OtherInputs:
     """The conditioning inputs of the rows with these seeds; raises as `request`."""
     batch, model_rate = len(seeds), config.codec.sample_rate
     melodies: Sequence[Melody | None] = [None] * batch
@@ -216,7 +216,7 @@ def _conditioning_inputs(
             raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
         rate = model_rate if style_sample_rate is None else style_sample_rate
         styles = prepare_excerpts(style, rate, seeds, config)
-    return ConditioningInputs(melodies, chromas, styles, _labels(labels, batch, config))
+    return OtherInputs(melodies, chromas, styles, _labels(labels, batch, config))
 
 
 def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frames: int) -> list[Schedule]:

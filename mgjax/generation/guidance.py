@@ -11,13 +11,15 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from mgjax.conditioning.excerpts import Encode
-from mgjax.conditioning.provider import Conditioner, Row, Span
+from mgjax.conditioning.provider import ConditioningInputs, ConditionProvider, Span
 from mgjax.config.model import ModelConfig, Sampling
-from mgjax.generation.arguments import ConditioningInputs, Request, Schedule, TimedPrompt
+from mgjax.generation.arguments import OtherInputs, Request, Schedule, TimedPrompt
 from mgjax.generation.windows import Extent, Window, extents, split
 
 
-def windows(request: Request, config: ModelConfig, conditioner: Conditioner, encode_mono: Encode) -> Iterator[Window]:
+def windows(
+    request: Request, config: ModelConfig, conditioner: ConditionProvider, encode_mono: Encode
+) -> Iterator[Window]:
     """The windows of a request in order. Prompts and styles are encoded at once, the rest when its window is asked for.
 
     Args:
@@ -43,18 +45,23 @@ def windows(request: Request, config: ModelConfig, conditioner: Conditioner, enc
     return (window(part) for extent in plan for part in split(extent, changes))
 
 
-def _conditioning_rows(inputs: ConditioningInputs, conditioner: Conditioner, encode_mono: Encode) -> list[Row]:
+def _conditioning_rows(
+    inputs: OtherInputs, conditioner: ConditionProvider, encode_mono: Encode
+) -> list[ConditioningInputs]:
     """The rows of the batch without their texts, the excerpts of style encoded."""
     styles = inputs.styles
     if any(excerpt is not None for excerpt in styles):
         styles = conditioner.styles(styles, encode_mono)
     columns = zip(inputs.melodies, inputs.chromas, styles, inputs.labels, strict=True)
-    return [Row(melody=melody, chroma=chroma, style=style, labels=labels) for melody, chroma, style, labels in columns]
+    return [
+        ConditioningInputs(melody=melody, chroma=chroma, style=style, labels=labels)
+        for melody, chroma, style, labels in columns
+    ]
 
 
 def row_sets(
-    request: Request, rows: Sequence[Row], start: int, frames: Int[np.ndarray, "f"]
-) -> tuple[list[list[Row]], Float32[np.ndarray, "f r b"]]:
+    request: Request, rows: Sequence[ConditioningInputs], start: int, frames: Int[np.ndarray, "f"]
+) -> tuple[list[list[ConditioningInputs]], Float32[np.ndarray, "f r b"]]:
     """The rows of a window with all conditions, then, for guidance, with fewer of them, down to the unconditional rows.
 
     Args:
@@ -84,13 +91,13 @@ def row_sets(
                 scales.append(np.repeat(text_scales, len(frames), axis=1))
             else:  # the rows without their texts are the unconditional ones
                 guidance = guidance * text_scales
-        sets.append([Row(text=negative) for negative in request.negatives])
+        sets.append([ConditioningInputs(text=negative) for negative in request.negatives])
         scales.append(guidance)
     table = np.asarray(scales, np.float32).reshape(len(scales), len(rows), len(frames))
     return sets, np.ascontiguousarray(table.transpose(2, 0, 1))
 
 
-def _with_texts(rows: Sequence[Row], texts: Sequence[str | None]) -> list[Row]:
+def _with_texts(rows: Sequence[ConditioningInputs], texts: Sequence[str | None]) -> list[ConditioningInputs]:
     return [dataclasses.replace(row, text=text) for row, text in zip(rows, texts, strict=True)]
 
 
@@ -121,13 +128,13 @@ def _changes(request: Request) -> set[int]:
     return starts | {frame + request.crossfade_frames for frame in starts}
 
 
-def _is_guided(request: Request, rows: Sequence[Row]) -> bool:
+def _is_guided(request: Request, rows: Sequence[ConditioningInputs]) -> bool:
     """Whether guidance makes a difference: it needs a condition."""
     is_conditioned = any(request.texts) or any(rows)
     return is_conditioned and any(sampling.is_guided for sampling in request.samplings)
 
 
-def _without_effect(request: Request, rows: Sequence[Row]) -> list[str]:
+def _without_effect(request: Request, rows: Sequence[ConditioningInputs]) -> list[str]:
     """Warnings of what is asked for and has no effect."""
     messages = []
     columns = zip(request.schedules, rows, request.negatives, request.samplings, strict=True)

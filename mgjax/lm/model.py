@@ -139,7 +139,7 @@ class LM(nn.Module):
         projected = getattr(self, f"{name}_proj")(condition.tokens.astype(self._dtype))
         # Zeroed after the projection, not before: the bias must not be left in a null row.
         projected = jnp.where(condition.mask[..., None], projected, jnp.zeros_like(projected))
-        mask = condition.mask if condition.attended is None else condition.attended
+        mask = condition.mask if condition.attention_mask is None else condition.attention_mask
         return Condition(projected, mask, rate=condition.rate)
 
     def begin(self, context: Context, capacity: int) -> Cache:

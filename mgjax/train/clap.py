@@ -1,4 +1,4 @@
-"""CLAP in training: segments of music as points of its space, heard within the step; texts take their place later."""
+"""CLAP in training: joint embeddings of the music itself, made within the compiled step; of texts in validations."""
 
 from __future__ import annotations
 
@@ -20,32 +20,36 @@ _QUANTIZER = QuantizerConfig(kmeans_iterations=10)
 def embedded(
     config: ClapConditionConfig, variables: Mapping[str, Any], batch: Mapping[str, Array], sample_rate: int, parts: int
 ) -> Float[Array, "b d"]:
-    """The joint embedding of each row: of its text where the batch brings texts, as validations do, else of its music.
+    """Embeds each row of a batch: its text where the batch has texts, as in validations, else its audio.
 
     Args:
       config: Of the condition.
       variables: Of the towers: {"text": ..., "audio": ...}.
       batch: See `data.pipeline.batches`.
-      sample_rate: Of its audio.
+      sample_rate: Of its audio, in hertz.
       parts: How many parts of the batch are worked on one after the other, to save memory.
     """
     if "clap_ids" in batch:
         return ClapText(config.clap).apply(variables["text"], batch["clap_ids"], batch["clap_ids_mask"])
 
-    def heard(audio: Array) -> Array:
+    def embed(audio: Array) -> Array:
         mono = resampled(jnp.mean(audio, axis=2), sample_rate, config.clap.audio.sample_rate)
         return embed_audio(config.clap, variables["audio"], mono)
 
-    return optim.in_parts(heard, batch["audio"], parts)
+    return optim.in_parts(embed, batch["audio"], parts)
 
 
 def coded(
-    embedding: Float[Array, "b d"], codebooks: Mapping[str, Array] | None, key: Array | None
-) -> tuple[Float[Array, "b d"], Any]:
-    """Embeddings through the quantizer, and its codebooks, which have learned from them where there is a `key`."""
+    embeddings: Float[Array, "b d"], codebooks: Mapping[str, Array] | None, key: Array | None
+) -> tuple[Float[Array, "b d"], Mapping[str, Array] | None]:
+    """Quantizes embeddings, where there are codebooks, which learn from them where there is a `key`.
+
+    Returns:
+      The quantized embeddings, and the codebooks after them.
+    """
     if codebooks is None:
-        return embedding, None
+        return embeddings, None
     if key is None:
-        return quantized(embedding, codebooks["embed"]), codebooks
-    found = quantize(embedding[:, None], codebooks, key, _QUANTIZER)
-    return found.latents[:, 0], found.codebooks
+        return quantized(embeddings, codebooks["embed"]), codebooks
+    result = quantize(embeddings[:, None], codebooks, key, _QUANTIZER)
+    return result.latents[:, 0], result.codebooks

@@ -1,4 +1,4 @@
-"""What the language model is told while it learns: the conditions of a batch, made within the step."""
+"""The conditions of a training batch, made within the compiled step, and what of their encoders learns."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.codec.rvq_training import QuantizerConfig, quantize
-from mgjax.conditioning import clap as joint
 from mgjax.conditioning import hubert
-from mgjax.conditioning import style as styles
 from mgjax.conditioning.chroma import chromagram
-from mgjax.conditioning.condition import Condition
+from mgjax.conditioning.clap import init_codebooks
+from mgjax.conditioning.condition import Condition, condition
 from mgjax.conditioning.hubert import Hubert
-from mgjax.conditioning.style import Inputs, StyleConditioner
+from mgjax.conditioning.style import Inputs, StyleConditioner, keep
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config.conditioning import MelodyConfig, StyleConfig
-from mgjax.config.model import LMConfig, ModelConfig
+from mgjax.config.model import ModelConfig
 from mgjax.errors import ConfigError
 from mgjax.train import clap, optim
 from mgjax.train.resample import resampled
@@ -27,12 +26,21 @@ from mgjax.train.resample import resampled
 Batch = Mapping[str, Array]
 
 
-# How the style's quantizer learns (Rouard et al. 2024): what is kept of it may be a part of its codebooks.
+# How the style's quantizer learns (Rouard et al. 2024): with dropout, as generation uses its first codebooks only.
 _STYLE_QUANTIZER = QuantizerConfig(kmeans_iterations=10, dropout=True)
 
 
 def check(model: ModelConfig, parts: int, seconds: float) -> None:
-    """Raises ConfigError unless `model` can be trained with its conditions, on segments of `seconds`, in `parts`."""
+    """Checks that a model can be trained with its conditions.
+
+    Args:
+      model: The model.
+      parts: How many parts of a batch gradients are accumulated over.
+      seconds: The length of the segments.
+
+    Raises:
+      ConfigError: It cannot.
+    """
     if model.melody is not None and model.melody.sample_rate != model.codec.sample_rate:
         raise ConfigError(
             f"melody.sample_rate is {model.melody.sample_rate}, but the codec's music has {model.codec.sample_rate} "
@@ -58,62 +66,68 @@ def _check_style(model: ModelConfig, style: StyleConfig, parts: int, seconds: fl
 
 
 def initial(
-    model: ModelConfig, given: Mapping[str, Any] | None, key: Array | None
+    model: ModelConfig, pretrained: Mapping[str, Any] | None, key: Array | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What of the conditions is trained by gradient, and what moves along besides (`TrainState.params`, `extra`).
+    """Initialises what of the conditions is trained: by gradient, and besides (`TrainState.params` and `extra`).
 
     Args:
       model: Whose conditions they are.
-      given: Variables to go on from: "style" of the style conditioner, "clap" of CLAP; None for new ones.
+      pretrained: Variables to go on from: "style" of the style conditioner, "clap" of CLAP; None for new ones.
       key: What new ones are drawn from; None without styles.
     """
-    params, extra, given = {}, {}, dict(given or {})
+    params, extra, pretrained = {}, {}, pretrained or {}
     if model.clap is not None and model.clap.num_codebooks:
-        extra["clap"] = given.get("clap", {}).get("codebooks") or joint.init_codebooks(model.clap)
-    if model.style is None:
-        return params, extra
-    style = given.get("style")
-    if style is None:
-        if model.style.features is None:
-            inputs = jnp.zeros((1, model.style.downsample, model.style.num_code_streams), jnp.int32)
-        else:
-            inputs = jnp.zeros((1, model.style.downsample, model.style.features.dim))
-        style = StyleConditioner(model.style).init(key, inputs)
-    extra["style"] = {name: style[name] for name in ("batch_stats", "codebooks")}
-    return params | {"style": style["params"]}, extra
+        extra["clap"] = pretrained.get("clap", {}).get("codebooks") or init_codebooks(model.clap)
+    if model.style is not None:
+        variables = pretrained.get("style")
+        if variables is None:
+            if model.style.features is None:
+                inputs = jnp.zeros((1, model.style.downsample, model.style.num_code_streams), jnp.int32)
+            else:
+                inputs = jnp.zeros((1, model.style.downsample, model.style.features.dim))
+            variables = StyleConditioner(model.style).init(key, inputs)
+        params["style"] = variables["params"]
+        extra["style"] = {name: variables[name] for name in ("batch_stats", "codebooks")}
+    return params, extra
 
 
-def heard(
+def conditioning_inputs(
     model: ModelConfig, weights: Mapping[str, Any], batch: Batch, codes: Int[Array, "b t k"], parts: int
 ) -> dict[str, Array]:
-    """What the conditions of a batch are made of, rows first: its texts and labels as they are, its chromagrams, its
-    places in CLAP's space, and the features or codes of excerpts of it.
+    """What the conditions of a batch are made of, by encoders that do not learn: token ids and labels as the batch has
+    them, chromagrams, joint embeddings of CLAP, and the features or codes of excerpts.
 
     Args:
       model: Whose conditions they are.
-      weights: Of the encoders that do not learn: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
+      weights: Of these encoders: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
       batch: See `data.pipeline.batches`.
       codes: Of the batch.
       parts: How many parts of the batch are worked on one after the other, to save memory.
+
+    Returns:
+      Arrays whose first axis is the batch's rows.
     """
-    found = {name: batch[name] for name in batch if name.startswith(("text_", "melody", "label_"))}
-    if model.melody is not None and "melody" not in found:
+    inputs = {name: batch[name] for name in batch if name.startswith(("text_", "melody", "label_"))}
+    if model.melody is not None and "melody" not in inputs:
         config = model.melody
-        found["melody"] = optim.in_parts(lambda audio: melodies(audio, config), batch["audio"], parts)
+        inputs["melody"] = optim.in_parts(lambda audio: chromagrams(audio, config), batch["audio"], parts)
     if model.clap is not None:
-        places = clap.embedded(model.clap, weights["clap"], batch, model.codec.sample_rate, parts)
-        found |= {"clap": jax.lax.stop_gradient(places), "clap_mask": batch["clap_mask"]}
+        embeddings = clap.embedded(model.clap, weights["clap"], batch, model.codec.sample_rate, parts)
+        inputs |= {"clap": jax.lax.stop_gradient(embeddings), "clap_mask": batch["clap_mask"]}
     if model.style is not None:
         if model.style.features is None:
             excerpts = _cut(codes, *_excerpts(model, model.style, batch))[:, :, : model.style.num_code_streams]
         else:
-            excerpts = jax.lax.stop_gradient(features(model, model.style, weights["features"], batch))
-        found |= {"style": excerpts, "style_mask": batch["style_mask"]}
-    return found
+            excerpts = jax.lax.stop_gradient(excerpt_features(model, model.style, weights["features"], batch))
+        inputs |= {"style": excerpts, "style_mask": batch["style_mask"]}
+    return inputs
 
 
-def excerpted(model: ModelConfig, batch: Batch, num_frames: int) -> Bool[Array, "b t"] | None:
-    """Which frames of the codes a style is made of, so that to predict them would be to copy; None without styles."""
+def excerpt_mask(model: ModelConfig, batch: Batch, num_frames: int) -> Bool[Array, "b t"] | None:
+    """The frames of the codes that a style is made of, which the loss leaves out: to predict them would be to copy.
+
+    None without styles.
+    """
     if model.style is None:
         return None
     starts, length = _excerpts(model, model.style, batch)
@@ -128,24 +142,26 @@ def _excerpts(model: ModelConfig, style: StyleConfig, batch: Batch) -> tuple[Int
 
 
 def _length(style: StyleConfig, rate: float) -> int:
-    """Of an excerpt, in steps of which there are `rate` in a second."""
+    """Of an excerpt, in samples or frames of which there are `rate` in a second."""
     return round(style.seconds * rate)
 
 
 def _cut(rows: Array, starts: Int[Array, " b"], length: int) -> Array:
-    """`length` steps of each of the rows [b, n, ...], from where it starts: [b, length, ...]."""
+    """`length` samples or frames of each of the rows [b, n, ...], from where it starts: [b, length, ...]."""
     return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(rows, starts)
 
 
-def features(model: ModelConfig, style: StyleConfig, weights: Any, batch: Batch) -> Float[Array, "b t d"]:
-    """What the encoder of excerpts hears in those of a batch of sound, mixed down: the same seconds that `excerpted`
-    leaves out, at the rate of the encoder.
+def excerpt_features(
+    model: ModelConfig, style: StyleConfig, weights: Mapping[str, Any], batch: Batch
+) -> Float[Array, "b t d"]:
+    """Encodes the excerpts of a batch of audio, mixed down: the same seconds that `excerpt_mask` leaves out, at the
+    rate of the encoder.
 
     Args:
       model: Whose style it is.
       style: With an encoder of excerpts.
       weights: Of that encoder.
-      batch: Of sound; see `data.pipeline.batches`.
+      batch: Of audio; see `data.pipeline.batches`.
     """
     starts, _ = _excerpts(model, style, batch)
     old, new = model.codec.sample_rate, style.features.sample_rate
@@ -156,75 +172,60 @@ def features(model: ModelConfig, style: StyleConfig, weights: Any, batch: Batch)
     return Hubert(style.features).apply({"params": weights}, excerpts)
 
 
-def melodies(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Array, "b f p"]:
+def chromagrams(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Array, "b f p"]:
     """The chromagrams of the music itself, mixed down, with `config.num_frames` frames; zeros where it is shorter."""
-    found = chromagram(jnp.mean(audio, axis=2), config)[:, : config.num_frames]
-    return jnp.pad(found, ((0, 0), (0, config.num_frames - found.shape[1]), (0, 0)))
+    chroma = chromagram(jnp.mean(audio, axis=2), config)[:, : config.num_frames]
+    return jnp.pad(chroma, ((0, 0), (0, config.num_frames - chroma.shape[1]), (0, 0)))
 
 
 def conditions(
-    model: ModelConfig, weights: Mapping[str, Any], pieces: Batch, extra: Mapping[str, Any], key: Array | None
+    model: ModelConfig,
+    weights: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    key: Array | None,
 ) -> tuple[dict[str, Condition], dict[str, Any]]:
-    """The conditions of a batch by name, and `extra` after it.
+    """Makes the conditions of a batch by name, by the encoders that may learn; and `extra` after it.
 
     Args:
       model: Whose conditions they are.
       weights: Of the encoders: {"text": ..., "style": ...}.
-      pieces: What `heard` gave, or a part of its rows.
+      inputs: What `conditioning_inputs` gave, or a part of its rows; what else there is does not matter.
       extra: What `initial` gave, or what came of it.
-      key: For what the style's quantizer draws as it learns; None where nothing learns.
+      key: For what the quantizers draw as they learn; None where nothing learns.
     """
-    found, extra = {}, dict(extra)
+    encoded: dict[str, tuple[Array, Array]] = {}
+    extra = dict(extra)
     style_key, clap_key = (None, None) if key is None else jax.random.split(key)
     if model.text is not None:
-        found["text"] = _text(model, weights["text"], pieces["text_ids"], pieces["text_mask"])
+        ids, mask = inputs["text_ids"], inputs["text_mask"]
+        encoded["text"] = T5Encoder(model.text).apply({"params": weights["text"]}, ids, mask), mask
     if model.melody is not None:
-        found["melody"] = _melody(model, model.melody, pieces["melody"], pieces["melody_mask"])
+        encoded["melody"] = inputs["melody"], inputs["melody_mask"]
     if model.style is not None:
-        vectors, extra["style"] = _style(model.style, weights["style"], pieces["style"], extra["style"], style_key)
-        found["style"] = styles.condition(vectors, pieces["style_mask"])
+        style, extra["style"] = _style(model.style, weights["style"], inputs["style"], extra["style"], style_key)
+        encoded["style"] = style, jnp.broadcast_to(inputs["style_mask"][:, None], style.shape[:2])
     if model.clap is not None:
-        places, codebooks = clap.coded(pieces["clap"], extra.get("clap"), clap_key)
+        embeddings, codebooks = clap.coded(inputs["clap"], extra.get("clap"), clap_key)
         extra |= {} if codebooks is None else {"clap": codebooks}
-        found["clap"] = joint.condition(places, pieces["clap_mask"])
-    for label in (*model.labels, *model.numbers):
-        name = f"label_{label.name}"
-        found[label.name] = Condition(pieces[name], pieces[f"{name}_mask"])
-    return found, extra
+        encoded["clap"] = embeddings[:, None], inputs["clap_mask"][:, None]
+    for name in (label.name for labels in (model.labels, model.numbers) for label in labels):
+        encoded[name] = inputs[f"label_{name}"], inputs[f"label_{name}_mask"]
+    return {name: condition(model, name, *pair) for name, pair in encoded.items()}, extra
 
 
 def _style(
-    config: StyleConfig, params: Any, inputs: Inputs, extra: Mapping[str, Any], key: Array | None
+    config: StyleConfig,
+    params: Mapping[str, Any],
+    inputs: Inputs,
+    extra: Mapping[str, Any],
+    key: Array | None,
 ) -> tuple[Float[Array, "b l d"], Mapping[str, Any]]:
-    """The vectors of excerpts, and what moves along with them. They learn through the quantizer as if it were not."""
+    """The vectors of excerpts, and `extra` after them. Their gradient passes the quantizer as if it were not there."""
     module, variables = StyleConditioner(config), {"params": params, **extra}
     if key is None:
         return module.apply(variables, inputs), extra
-    latents, moved = module.apply(variables, inputs, training=True, method="latents", mutable=["batch_stats"])
-    coded = quantize(latents, extra["codebooks"], key, _STYLE_QUANTIZER)
-    moved = jax.lax.stop_gradient({"batch_stats": moved["batch_stats"], "codebooks": coded.codebooks})
-    return styles.keep(coded.latents, config), moved
-
-
-def _text(model: ModelConfig, params: Any, ids: Array, mask: Bool[Array, "b l"]) -> Condition:
-    tokens, attended = T5Encoder(model.text).apply({"params": params}, ids, mask), None
-    if is_prefix(model.lm, "text"):
-        # A null text before the music is one zero vector, as the published models saw it.
-        lengths = jnp.maximum(jnp.sum(mask, axis=1), 1)
-        attended = jnp.arange(mask.shape[1])[None] < lengths[:, None]
-    return Condition(tokens, mask, attended)
-
-
-def _melody(
-    model: ModelConfig, config: MelodyConfig, chroma: Float[Array, "b f p"], mask: Bool[Array, "b f"]
-) -> Condition:
-    """Where silence stands for no melody, frames that are not there are zero vectors before the music, as the published
-    models saw them in training; where nothing does, there are none."""
-    is_silence = is_prefix(model.lm, "melody") and config.null == "silence"
-    attended = jnp.ones_like(mask) if is_silence else None
-    return Condition(chroma, mask, attended, rate=config.frame_rate / model.codec.frame_rate)
-
-
-def is_prefix(config: LMConfig, name: str) -> bool:
-    """Whether the condition stands before the music."""
-    return config.condition(name).fuse == "prefix"
+    latents, updated = module.apply(variables, inputs, training=True, method="latents", mutable=["batch_stats"])
+    quantized = quantize(latents, extra["codebooks"], key, _STYLE_QUANTIZER)
+    extra = {"batch_stats": updated["batch_stats"], "codebooks": quantized.codebooks}
+    return keep(quantized.latents, config), jax.lax.stop_gradient(extra)

@@ -19,7 +19,7 @@ from mgjax.codec.encodec import EncodecModel
 from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config.model import LMConfig
-from mgjax.data.conditions import Told
+from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import SPLITS, Corpus
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
@@ -71,7 +71,7 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
             "style.features to None for a style of codes"
         )
     tokenizer = begun.tokenizer()
-    told = Told(
+    batch_conditions = BatchConditions(
         text=config.text if tokenizer else None,
         tokenize=tokenizer.encode if tokenizer else None,
         melody=begun.config.melody,
@@ -81,7 +81,7 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
         dropout=config.dropout,
     )
     mesh = sharding.make_mesh(config.loop.data, config.loop.fsdp, config.loop.model)
-    options = {"rows": sharding.rows_here(config.data.batch_size, mesh), "told": told}
+    options = {"rows": sharding.rows_here(config.data.batch_size, mesh), "conditions": batch_conditions}
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, **options)
 
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
@@ -278,21 +278,21 @@ class _Step:
         return metrics
 
     def pieces(self, frozen: Any, batch: Batch) -> dict[str, Any]:
-        """The batch as the language model learns from it: its steps, and what it is told of them."""
+        """The batch as the language model learns from it: its steps, and its conditioning inputs."""
         if "codes" in batch:
             codes, num_frames = batch["codes"], batch["num_frames"]
         else:
             encode = functools.partial(encoded, self.begun.codec, frozen["codec"])
             codes = optim.in_parts(encode, batch["audio"], self.config.optim.accumulate)
             num_frames = -(-batch["num_samples"] // self.begun.codec.hop_length)
-        told = conditions.heard(self.model, frozen, batch, codes, self.config.optim.accumulate)
+        inputs = conditions.conditioning_inputs(self.model, frozen, batch, codes, self.config.optim.accumulate)
         special, codes = self.model.lm.special_token, codes[..., : self.model.lm.num_codebooks]
         steps = losses.layout(self.pattern, codes, num_frames, special)
-        given_away = conditions.excerpted(self.model, batch, codes.shape[1])
-        if given_away is not None:
-            others = jnp.where(given_away[..., None], special, codes)
+        excerpts = conditions.excerpt_mask(self.model, batch, codes.shape[1])
+        if excerpts is not None:
+            others = jnp.where(excerpts[..., None], special, codes)
             steps = steps._replace(counted=losses.layout(self.pattern, others, num_frames, special).counted)
-        return {"steps": steps} | told
+        return {"steps": steps} | inputs
 
     def cross_entropy(
         self, params: Any, frozen: Any, pieces: dict[str, Any], extra: Any, key: Array | None = None

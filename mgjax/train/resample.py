@@ -1,4 +1,4 @@
-"""Sound at another rate within a compiled step, for the encoders that hear it at their own."""
+"""Resampling within a compiled step, for encoders of audio whose sample rate is not the codec's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ZERO_CROSSINGS = 32  # of the filter, on either side
 
 
 def resampled(audio: Float[Array, "b n"], old: int, new: int) -> Float[Array, "b m"]:
-    """`audio` of `old` samples a second with `new` of them; what neither can hold is filtered out."""
+    """Resamples mono audio from `old` to `new` hertz by a polyphase filter that leaves out what either cannot hold."""
     if old == new:
         return audio
     up, down = new // math.gcd(old, new), old // math.gcd(old, new)
@@ -23,7 +23,7 @@ def resampled(audio: Float[Array, "b n"], old: int, new: int) -> Float[Array, "b
     half, n = len(kernel) // 2, audio.shape[1]
     m = -(-n * up // down)
     after = (m - 1) * down + half - (n - 1) * up
-    found = jax.lax.conv_general_dilated(
+    y = jax.lax.conv_general_dilated(
         audio.astype(jnp.float32)[:, None],
         kernel[None, None],
         window_strides=(down,),
@@ -31,7 +31,7 @@ def resampled(audio: Float[Array, "b n"], old: int, new: int) -> Float[Array, "b
         lhs_dilation=(up,),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return found[:, 0]
+    return y[:, 0]
 
 
 @functools.cache

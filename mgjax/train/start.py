@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.clap import match_clap
 from mgjax.checkpoints.tables.hubert import match_hubert
 from mgjax.codec.codec import Codec
+from mgjax.conditioning import tokenizers
 from mgjax.conditioning.clap_text import ClapTokenizer
-from mgjax.conditioning.provider import clap_tokenizer_of, tokenizer_of
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.conditioning import ClapConditionConfig, StyleConfig
 from mgjax.config.model import LMConfig, ModelConfig
@@ -52,8 +51,8 @@ class Start:
     clap_tokenizer_files: Path | None = None
 
     def clap_tokenizer(self) -> ClapTokenizer:
-        """What cuts texts for CLAP; raises as `clap_tokenizer_of`."""
-        return clap_tokenizer_of(self.clap_tokenizer_files)
+        """The tokenizer of the model's CLAP; raises as `tokenizers.load_clap`."""
+        return tokenizers.load_clap(self.config.clap.clap, self.clap_tokenizer_files)
 
     @property
     def text_hash(self) -> str | None:
@@ -63,20 +62,16 @@ class Start:
     def hashes(self) -> dict[str, str | None]:
         """What tells each part from others; None for what there is not."""
         weights = {"lm": self.lm, "style": self.style, "features": self.features, "clap": self.clap}
-        digest = hashlib.sha256()
-        for folder in filter(None, (self.tokenizer_files, self.clap_tokenizer_files)):
-            paths = [folder / name for name in ("spiece.model", "tokenizer.json", "merges.txt")]
-            digest.update(next(path for path in paths if path.is_file()).read_bytes())
         return {
             "codec": self.codec.hash,
             "text_encoder": self.text_hash,
-            "vocabulary": digest.hexdigest()[:12],
+            "vocabulary": tokenizers.vocabulary_hash((self.tokenizer_files, self.clap_tokenizer_files)),
             "init": native.hash_of(self.config.lm, weights),
         }
 
     def tokenizer(self) -> Tokenizer | None:
-        """What cuts texts for the text encoder; None where the model reads no text."""
-        return None if self.config.text is None else tokenizer_of(self.config, self.tokenizer_files)
+        """The tokenizer of the text encoder; None where the model reads no text."""
+        return None if self.config.text is None else tokenizers.load(self.config, self.tokenizer_files)
 
 
 def read(run: LMRun) -> Start:

@@ -1,4 +1,4 @@
-"""The text encoder of a run: one that can read already, left as it is or trained on, or a new one that learns to."""
+"""The text encoder of a run: a pretrained one, frozen or trained on, or a new one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mgjax.errors import CheckpointError, ConfigError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """What reads texts, or None and None where nothing does.
+    """A T5 encoder and its tokenizer; `config` and `weights` are None for a model that reads no text.
 
     Attributes:
-      config: What it is.
+      config: Its sizes.
       weights: Numpy arrays; None for a new one, whose weights `initial` draws.
       tokenizer_files: The folder that holds the tokenizer's files, or None.
       tokenizer: Its kind: "sentencepiece" or "bytes".
@@ -35,7 +35,10 @@ class TextEncoder:
 
 
 def read(source: str | None) -> TextEncoder:
-    """The text encoder at `source`: a directory or the Hub id of a T5 or of a model that has one; "debug"; or None.
+    """Reads a pretrained text encoder.
+
+    Args:
+      source: A directory or the Hub id of a T5 or of a model that has one; "debug"; or None for no text encoder.
 
     Raises:
       CheckpointError: There is nothing readable.
@@ -58,10 +61,10 @@ def read(source: str | None) -> TextEncoder:
 
 
 def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
-    """A text encoder without weights yet.
+    """A text encoder to be trained from scratch, without weights yet.
 
     Args:
-      config: What it will be. A `vocab_size` that is left at T5's own becomes that of the vocabulary.
+      config: Its sizes. A `vocab_size` that is left at T5's own becomes that of the vocabulary.
       vocabulary: A folder with a spiece.model, as `mgjax corpus vocabulary` writes it; None or "bytes" for bytes.
 
     Raises:
@@ -69,7 +72,7 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
       ConfigError: The vocabulary has more pieces than `config.vocab_size`.
     """
     if vocabulary in (None, "bytes"):
-        found, files, kind = Tokenizer.bytes(), None, "bytes"
+        tokenizer, files, kind = Tokenizer.bytes(), None, "bytes"
     else:
         files, kind = native.find_tokenizer(Path(vocabulary)), "sentencepiece"
         if files is None:
@@ -77,17 +80,17 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
                 f"{vocabulary} holds no vocabulary: make one by `mgjax corpus vocabulary CORPUS --out {vocabulary}`, "
                 'or set vocabulary to "bytes", which needs none'
             )
-        found = Tokenizer.from_directory(files)
+        tokenizer = Tokenizer.from_directory(files)
     if config.vocab_size == T5Config().vocab_size:
-        config = dataclasses.replace(config, vocab_size=found.vocab_size)
-    if config.vocab_size < found.vocab_size:
+        config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
+    if config.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
-            f"new_text.vocab_size must be {found.vocab_size} or more, as many pieces as the vocabulary "
+            f"new_text.vocab_size must be {tokenizer.vocab_size} or more, as many pieces as the vocabulary "
             f"({vocabulary or 'bytes'}) has, got {config.vocab_size}"
         )
     return TextEncoder(config, None, files, kind)
 
 
 def initial(config: T5Config, key: Array) -> dict[str, Any]:
-    """New weights of a text encoder."""
+    """Draws new weights of a text encoder."""
     return T5Encoder(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]

@@ -1,27 +1,22 @@
 """CLAP's own properties; that it equals transformers is in tests/checkpoints/test_clap_weights.py."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
 from mgjax.codec import rvq, rvq_training
-from mgjax.conditioning.clap import (
-    Clap,
-    ClapAudio,
-    ClapText,
-    condition,
-    embed_audio,
-    init_codebooks,
-    quantized,
-    similarity,
-)
+from mgjax.conditioning import tokenizers
+from mgjax.conditioning.clap import ClapAudio, ClapText, embed_audio, init_codebooks, quantized
 from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.htsat import _bicubic
 from mgjax.config.conditioning import ClapAudioConfig, ClapConditionConfig, ClapConfig, ClapTextConfig
+from mgjax.errors import CheckpointError
 from mgjax.nn import applied
 
 TINY = ClapConfig(
@@ -54,8 +49,16 @@ def variables():
 
 
 @pytest.fixture(scope="module")
-def clap(variables):
-    return Clap(TINY, variables, BYTES)
+def read(variables):
+    """The joint embeddings of texts."""
+    return lambda texts: np.asarray(applied(ClapText(TINY), variables["text"], *BYTES.encode(texts)))
+
+
+@pytest.fixture(scope="module")
+def hear(variables):
+    """The joint embeddings of mono audio."""
+    embed = jax.jit(embed_audio, static_argnums=0)
+    return lambda audio: np.asarray(embed(TINY, variables["audio"], audio))
 
 
 def sounds(length):
@@ -64,15 +67,15 @@ def sounds(length):
     return np.float32([0.1 * noise, np.sin(2 * np.pi * 440 * time), 1e-3 * np.sin(2 * np.pi * 3000 * time)])
 
 
-def test_texts(clap):
+def test_texts(read, variables):
     """Their embeddings differ, have length 1, and depend neither on the other texts nor on how wide the padding is."""
     texts = ["slow waltz", "slow walts", "drums"]
-    together = clap.embed_text(texts)
+    together = read(texts)
     assert np.abs(np.linalg.norm(together, axis=1) - 1).max() < 1e-6
     assert min(np.abs(together[i] - together[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
-    assert np.array_equal(clap.embed_text(["a long text about anything", "x", "slow walts"])[2], together[1])
+    assert np.array_equal(read(["a long text about anything", "x", "slow walts"])[2], together[1])
     ids, mask = BYTES.encode(["drums"])
-    alone = applied(ClapText(TINY), clap.variables["text"], ids[:, :7], mask[:, :7])
+    alone = applied(ClapText(TINY), variables["text"], ids[:, :7], mask[:, :7])
     assert np.abs(np.asarray(alone)[0] - together[2]).max() < 2e-6  # measured 1.8e-7
 
 
@@ -84,47 +87,37 @@ def test_what_stands_at_padding_does_not_matter(variables):
     assert np.isfinite(first).all()
 
 
-def test_sounds(clap):
+def test_sounds(hear):
     """Rows stand for themselves, and different sounds have different embeddings."""
     audio = sounds(3200)
-    together = clap.embed_audio(audio[..., None], 16_000)
+    together = hear(audio)
     assert np.abs(np.linalg.norm(together, axis=1) - 1).max() < 1e-6
     for row, sound in enumerate(audio):
-        assert np.abs(clap.embed_audio(sound, 16_000) - together[row]).max() < 2e-6  # measured 1.2e-7
+        assert np.abs(hear(sound[None]) - together[row]).max() < 2e-6  # measured 1.2e-7
     assert min(np.abs(together[i] - together[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
 
 
-def test_channels_and_rates(clap):
-    """Stereo is mixed down; a sound at another rate is brought to CLAP's."""
-    mono = sounds(3200)[1] / 2
-    stereo = np.stack([1.5 * mono, 0.5 * mono], axis=1)
-    expected = clap.embed_audio(mono, 16_000)
-    assert np.abs(clap.embed_audio(stereo, 16_000) - expected).max() < 1e-5
-    fast = np.sin(2 * np.pi * 440 * np.arange(6400) / 32_000).astype(np.float32) / 2
-    near = np.abs(clap.embed_audio(fast, 32_000) - expected).max()
-    assert near < 0.2 * np.abs(clap.embed_audio(fast[:3200], 16_000) - expected).max()
-
-
-def test_wrong_use_of_the_towers(clap, variables):
-    for texts in ("", [], ["a", None]):
-        with pytest.raises(ValueError, match="none of them empty"):
-            clap.embed_text(texts)
-    with pytest.raises(ValueError, match="no sound in it"):
-        clap.embed_audio(np.zeros(0, np.float32), 16_000)
-    with pytest.raises(ValueError, match="NaN"):
-        clap.embed_audio(np.full(100, np.nan, np.float32), 16_000)
-    with pytest.raises(ValueError, match="does not belong to the text tower"):
-        Clap(TINY, variables, dataclasses.replace(BYTES, vocab_size=301))
+def test_wrong_use_of_the_towers(variables):
+    with pytest.raises(ValueError, match="the audio is empty"):
+        embed_audio(TINY, variables["audio"], jnp.zeros((1, 0)))
     with pytest.raises(ValueError, match="at most 88 tokens, got 89"):
         jax.eval_shape(ClapText(TINY).apply, variables["text"], jnp.zeros((1, 89), jnp.int32), jnp.ones((1, 89), bool))
     with pytest.raises(ValueError, match="up to 64 frames of 16 mel bands, got 65 of 16"):
         jax.eval_shape(ClapAudio(TINY).apply, variables["audio"], jnp.zeros((1, 65, 16)))
 
 
-def test_similarity():
-    text = jnp.array([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
-    audio = jnp.array([[0.0, 3.0], [1.0, 1.0], [-1.0, 0.0]])
-    assert np.allclose(similarity(text, audio), [0, 1, -1], atol=1e-6)
+@pytest.mark.parametrize("changes", [{"vocab_size": 259}, {"pad_token": 2}])
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, changes):
+    """Of 261 tokens, with padding 1."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet())]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    assert tokenizers.load_clap(TINY, tmp_path).vocab_size == 261
+    other = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, **changes))
+    with pytest.raises(CheckpointError, match="does not belong to the text tower"):
+        tokenizers.load_clap(other, tmp_path)
+    with pytest.raises(CheckpointError, match="came without the tokenizer of its CLAP"):
+        tokenizers.load_clap(TINY, None)
 
 
 CONFIG = ClapConditionConfig(TINY, num_codebooks=3, codebook_size=8)
@@ -135,16 +128,12 @@ def embeddings(rows):
     return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
 
 
-def test_condition_is_what_the_codec_would_decode():
+def test_quantized_is_what_the_codec_would_decode():
     embed = 0.5 * jax.random.normal(jax.random.key(0), (3, 8, 12))
     x = embeddings(20)
     expected = jax.jit(lambda x, embed: rvq.dequantize(rvq.quantize(x[:, None], embed), embed)[:, 0])(x, embed)
-    given = jnp.arange(20) != 4
-    made = jax.jit(lambda x, given: condition(quantized(x, embed), given))(x, given)
-    assert made.tokens.shape == (20, 1, 12)
-    assert np.abs(np.asarray(made.tokens[:, 0]) - np.asarray(expected)).max() < 1e-6
-    assert np.array_equal(made.mask[:, 0], given)
-    assert np.array_equal(condition(x, given).tokens[:, 0], x)
+    made = jax.jit(quantized)(x, embed)
+    assert np.abs(np.asarray(made) - np.asarray(expected)).max() < 1e-6
 
 
 def test_codebooks_learn_as_those_of_the_codec():
@@ -160,8 +149,8 @@ def test_codebooks_learn_as_those_of_the_codec():
     assert np.mean(np.square(quantized(x, codebooks["embed"]) - x)) < 0.3 * np.mean(np.square(x))
 
 
-def test_embeds_in_a_compiled_step_on_many_devices(clap, variables):
-    expected = np.tile(clap.embed_audio(sounds(3200)[..., None], 16_000), (3, 1))[:8]
+def test_embeds_in_a_compiled_step_on_many_devices(hear, variables):
+    expected = np.tile(hear(sounds(3200)), (3, 1))[:8]
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     audio = jax.device_put(np.tile(sounds(3200), (3, 1))[:8], rows)

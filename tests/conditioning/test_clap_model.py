@@ -116,7 +116,7 @@ def test_texts_are_the_quantized_embeddings_of_transformers(model, reference, cl
     for q in range(LEVELS):
         words = arrays[f"{QUANTIZER}.vq.layers.{q}._codebook.embed"]
         rest = rest - words[torch.cdist(rest, words).argmin(dim=1)]
-    found = np.asarray(model._conditioner.encode(TEXTS).joint)[: len(TEXTS)]  # their number is rounded up
+    found = np.asarray(model._conditioner.encode(TEXTS).clap)[: len(TEXTS)]  # their number is rounded up
     error = np.abs(found - (embedded - rest).numpy()).max()
     assert error < 1e-5, error  # measured 6e-8 at a standard deviation of 0.2
     assert np.std(found, axis=0).max() > 0.05

@@ -21,7 +21,7 @@ from mgjax.checkpoints.native import Checkpoint
 from mgjax.checkpoints.tables import hubert, matching
 from mgjax.conditioning.excerpts import prepare
 from mgjax.conditioning.hubert import Hubert
-from mgjax.conditioning.provider import Row, Span
+from mgjax.conditioning.provider import ConditioningInputs, Span
 from mgjax.conditioning.style import StyleConditioner
 from mgjax.config.conditioning import HubertConfig, StyleConfig
 from mgjax.config.model import Sampling
@@ -150,7 +150,7 @@ def test_the_style_stands_before_the_text_and_the_music(model, encoders):
 
     vectors, prefix = by_hand(variables, kept, model._params["lm"]["style_proj"], style[None])
     assert vectors.shape == (1, 4, DIM)
-    sets = [[Row(style=np.asarray(vectors[0]), text="piano")]]
+    sets = [[ConditioningInputs(style=np.asarray(vectors[0]), text="piano")]]
     context = context_of(model, sets, ["piano"])
     assert np.abs(context.prefix[:, :4] - prefix).max() < 1e-4  # measured 0 at a standard deviation of 2.2
     assert np.array_equal(np.asarray(context.prefix_mask)[0, :6], [True] * 6)  # four vectors, "piano", its end
@@ -181,7 +181,11 @@ def test_double_guidance_is_the_published_formula(model):
     codes = model.generate_codes("piano", sampling=sampling, **asked)
     excerpts = prepare(asked["style"], tiny.RATE, [0], model.config)
     [vectors] = model._conditioner.styles(excerpts, model._encode_mono)
-    sets = [[Row(style=vectors, text="piano")], [Row(style=vectors)], [Row()]]
+    sets = [
+        [ConditioningInputs(style=vectors, text="piano")],
+        [ConditioningInputs(style=vectors)],
+        [ConditioningInputs()],
+    ]
     context = context_of(model, sets, ["piano"])
     # What is not there stands as zeros where it would: the music keeps its place.
     assert np.asarray(context.prefix_mask)[:, :6].all()

@@ -83,8 +83,8 @@ def case(request):
     return config, reference, to_params(reference, config)
 
 
-def apply(config, params, ids, mask, dtype=jnp.float32):
-    return np.asarray(jax.jit(T5Encoder(config, dtype).apply)({"params": params}, jnp.asarray(ids), jnp.asarray(mask)))
+def apply(config, params, ids, mask):
+    return np.asarray(jax.jit(T5Encoder(config).apply)({"params": params}, jnp.asarray(ids), jnp.asarray(mask)))
 
 
 def test_equals_transformers(case):
@@ -120,17 +120,6 @@ def test_null_rows_are_finite(case):
     config, _, params = case
     ids, mask = make_batch(config, 6)
     assert np.isfinite(apply(config, params, ids, np.zeros_like(mask))).all()
-
-
-def test_bfloat16_products_stay_near(case):
-    config, _, params = case
-    ids, mask = make_batch(config, max(LENGTHS))
-    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
-    got = apply(config, narrow, ids, mask, jnp.bfloat16)
-    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
-    error = (got - apply(config, rounded, ids, mask))[mask]
-    assert got.dtype == np.float32
-    assert np.sqrt(np.mean(np.square(error))) < 0.006  # measured 0.0024, of 0.3
 
 
 def test_t5_base_distances_fall_into_the_buckets_of_transformers():

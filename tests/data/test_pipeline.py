@@ -18,7 +18,7 @@ from mgjax.audio.metadata import Metadata
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.serialization import ConfigError, from_dict
 from mgjax.data import corpus_writing
-from mgjax.data.conditions import Dropout, Told
+from mgjax.data.conditions import BatchConditions, Dropout
 from mgjax.data.corpus import Corpus, Description, describe_audio, shard_path
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.pipeline import DataConfig, DataError, batches, validation_batches
@@ -146,20 +146,22 @@ def test_a_batch_is_a_function_of_the_seed_and_its_number(train):
 
 @pytest.mark.parametrize("hosts", [[range(4), range(4, 8)], [[i] for i in range(8)]])
 def test_hosts_read_their_rows_of_the_same_batch(train, hosts):
-    whole = take(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)), 2)
-    parts = [take(batches(train, CONFIG, seed=0, rows=rows, told=Told(TEXT, encode)), 2) for rows in hosts]
+    whole = take(batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT, encode)), 2)
+    parts = [
+        take(batches(train, CONFIG, seed=0, rows=rows, conditions=BatchConditions(TEXT, encode)), 2) for rows in hosts
+    ]
     assert_equal(joined(parts), whole)
 
 
 @pytest.mark.parametrize("settings", [{"num_threads": 0}, {"num_threads": 3, "prefetch": 5}, {"prefetch": 1}])
 def test_it_goes_on_exactly_where_it_stopped(train, settings):
     config = dataclasses.replace(CONFIG, **settings)
-    iterator = batches(train, config, seed=0, told=Told(TEXT, encode))
+    iterator = batches(train, config, seed=0, conditions=BatchConditions(TEXT, encode))
     expected = take(iterator, 3)
     state = json.loads(json.dumps(iterator.get_state()))
     assert state == {"num_batches": 3}, "what was prefetched does not count"
     expected += take(iterator, 3)
-    again = batches(train, CONFIG, seed=0, told=Told(TEXT, encode))
+    again = batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT, encode))
     again.set_state(state)
     assert again.get_state() == state
     assert_equal(take(again, 3), expected[3:])
@@ -171,16 +173,16 @@ def test_it_goes_on_exactly_where_it_stopped(train, settings):
 
 
 def test_processes_give_what_threads_give(directory, train):
-    expected = take(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)), 8)
+    expected = take(batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT, encode)), 8)
     config = dataclasses.replace(CONFIG, num_workers=2)
-    iterator = batches(Corpus.open(directory, "train"), config, seed=0, told=Told(TEXT, encode))
+    iterator = batches(Corpus.open(directory, "train"), config, seed=0, conditions=BatchConditions(TEXT, encode))
     iterator.set_state({"num_batches": 1})
     assert_equal(take(iterator, 5), expected[1:6])
     assert len(multiprocessing.active_children()) == 2
     state = iterator.get_state()
     iterator.close()
     assert not multiprocessing.active_children()
-    resumed = batches(train, CONFIG, seed=0, told=Told(TEXT, encode))
+    resumed = batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT, encode))
     resumed.set_state(state)
     assert_equal(take(resumed, 2), expected[6:])
 
@@ -257,10 +259,10 @@ def test_validation_rounds_are_other_segments(valid):
 
 
 def test_texts_are_token_ids_of_one_length(train):
-    batch = next(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)))
+    batch = next(batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT, encode)))
     assert (batch["text_ids"].shape, batch["text_ids"].dtype) == ((8, 16), np.int32)
     assert (batch["text_mask"].shape, batch["text_mask"].dtype) == ((8, 16), bool)
-    found = take(batches(train, CONFIG, seed=0, told=Told(UNCHANGED, encode)), 50)
+    found = take(batches(train, CONFIG, seed=0, conditions=BatchConditions(UNCHANGED, encode)), 50)
     nulls = 0
     for batch in found:
         for piece, ids, mask in zip(places(batch)[0], batch["text_ids"], batch["text_mask"], strict=True):
@@ -273,7 +275,7 @@ def test_texts_are_token_ids_of_one_length(train):
 
 def test_texts_do_not_change_the_music(train):
     plain = take(batches(train, CONFIG, seed=0), 3)
-    told = take(batches(train, CONFIG, seed=0, told=Told(TEXT, encode)), 3)
+    told = take(batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT, encode)), 3)
     assert_equal([{name: batch[name] for name in ("audio", "num_samples")} for batch in told], plain)
 
 
@@ -281,14 +283,14 @@ def test_long_texts_lose_their_end_but_still_end(train):
     config = dataclasses.replace(CONFIG, num_threads=0)
     text = dataclasses.replace(UNCHANGED, max_tokens=4)
     with pytest.warns(UserWarning, match="more tokens than max_tokens"):
-        batch = next(batches(train, config, seed=0, told=Told(text, encode, dropout=NONE)))
+        batch = next(batches(train, config, seed=0, conditions=BatchConditions(text, encode, dropout=NONE)))
     np.testing.assert_array_equal(batch["text_ids"], [[*encode(["pie"])[0][0, :3], 1]] * 8)
     assert batch["text_mask"].all()
 
 
 def test_validation_texts_are_the_descriptions(valid):
     always = TextConfig(1.0, 1.0, 1.0, 0.9, max_tokens=16)
-    (batch,) = validation_batches(valid, CONFIG, told=Told(always, encode))
+    (batch,) = validation_batches(valid, CONFIG, conditions=BatchConditions(always, encode))
     expected = encode([f"piece {i % 5}" for i in range(8)])
     np.testing.assert_array_equal(batch["text_ids"], expected[0])
     np.testing.assert_array_equal(batch["text_mask"], expected[1])
@@ -297,15 +299,19 @@ def test_validation_texts_are_the_descriptions(valid):
 def test_stored_token_ids_serve_where_texts_are_unchanged(tmp_path):
     stored = write(tmp_path / "stored", dataclasses.replace(TOKENS, tokenizer="bytes"))
     train, valid = Corpus.open(stored, "train"), Corpus.open(stored, "valid")
-    with_ids = take(batches(train, CONFIG, seed=0, told=Told(UNCHANGED)), 3)
-    tokenized = batches(Corpus.open(write(tmp_path / "text", TOKENS)), CONFIG, seed=0, told=Told(UNCHANGED, encode))
+    with_ids = take(batches(train, CONFIG, seed=0, conditions=BatchConditions(UNCHANGED)), 3)
+    tokenized = batches(
+        Corpus.open(write(tmp_path / "text", TOKENS)), CONFIG, seed=0, conditions=BatchConditions(UNCHANGED, encode)
+    )
     assert_equal(with_ids, take(tokenized, 3))
     assert 0 < sum(not row.any() for batch in with_ids for row in batch["text_mask"]) < 24
-    assert next(validation_batches(valid, CONFIG, told=Told(UNCHANGED)))["text_mask"].any(axis=1).all()
+    assert next(validation_batches(valid, CONFIG, conditions=BatchConditions(UNCHANGED)))["text_mask"].any(axis=1).all()
     with pytest.raises(DataError, match="need a tokenizer"):
-        batches(train, CONFIG, seed=0, told=Told(TEXT))
+        batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT))
     with pytest.raises(DataError, match="not those of this run's text encoder"):
-        batches(train, CONFIG, seed=0, told=Told(UNCHANGED, lambda texts: encode(["x" for _ in texts])))
+        batches(
+            train, CONFIG, seed=0, conditions=BatchConditions(UNCHANGED, lambda texts: encode(["x" for _ in texts]))
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -368,7 +374,7 @@ def test_what_cannot_be_drawn_is_refused(train):
     with pytest.raises(DataError, match=r"rows of a batch of 8 are from 0 on"):
         batches(train, CONFIG, seed=0, rows=[7, 8])
     with pytest.raises(DataError, match=r"need a tokenizer"):
-        batches(train, CONFIG, seed=0, told=Told(TEXT))
+        batches(train, CONFIG, seed=0, conditions=BatchConditions(TEXT))
     with pytest.raises(DataError, match=r"after 3 batches: there are 1"):
         validation_batches(train, CONFIG).set_state({"num_batches": 3})
 

@@ -12,11 +12,11 @@ from mgjax import Sampling
 from mgjax.api import MusicGen
 from mgjax.checkpoints import random_weights
 from mgjax.checkpoints.native import Checkpoint
-from mgjax.conditioning.provider import Row
+from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.model import Fused, LMConfig
 from mgjax.config.serialization import ConfigError
-from mgjax.generation.arguments import ConditioningInputs, Request, TimedPrompt
+from mgjax.generation.arguments import OtherInputs, Request, TimedPrompt
 from mgjax.generation.guidance import row_sets
 
 RATE = 8000
@@ -206,19 +206,19 @@ def test_what_does_not_steer_costs_no_rows():
             schedules=[[TimedPrompt(0, text)]],
             crossfade_frames=0,
             negatives=[negative],
-            inputs=ConditioningInputs([None], [None], [None], [{}]),
+            inputs=OtherInputs([None], [None], [None], [{}]),
             samplings=[sampling],
             seeds=[0],
             audio_prompt=np.zeros((1, 0, 4), np.int32),
         )
-        return len(row_sets(request, [row or Row()], 0, np.arange(10))[0])
+        return len(row_sets(request, [row or ConditioningInputs()], 0, np.arange(10))[0])
 
     assert sets("a", Sampling(guidance=1.0)) == sets(None, Sampling()) == 1
     assert sets("a", Sampling(guidance=((0.0, 1.0), (9.0, 1.0)))) == 1
-    assert sets("a", Sampling()) == sets(None, Sampling(), Row(labels={"genre": "waltz"})) == 2
+    assert sets("a", Sampling()) == sets(None, Sampling(), ConditioningInputs(labels={"genre": "waltz"})) == 2
     assert sets(None, Sampling(), negative="a") == 2
     assert sets("a", Sampling(text_guidance=2.0)) == sets("a", Sampling(text_guidance=1.0)) == 2
-    assert sets("a", Sampling(text_guidance=2.0), Row(labels={"genre": "waltz"})) == 3
+    assert sets("a", Sampling(text_guidance=2.0), ConditioningInputs(labels={"genre": "waltz"})) == 3
 
 
 @pytest.fixture(params=["cross", "prefix"])

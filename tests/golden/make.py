@@ -55,9 +55,6 @@ from doors import (
     weights,
 )
 
-import mgjax
-from mgjax import cli, formats, initialize
-
 # Of the inside, only what makes models with random weights, and what draws.
 from mgjax.checkpoint import Checkpoint
 from mgjax.conditioner_config import (
@@ -72,6 +69,9 @@ from mgjax.conditioner_config import (
     StyleConfig,
     T5Config,
 )
+
+import mgjax
+from mgjax import cli, formats, initialize
 from mgjax.config import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.data import audio
 from mgjax.lm import sample

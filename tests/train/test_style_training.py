@@ -97,10 +97,10 @@ def test_the_encoder_hears_in_training_what_it_hears_at_generation(mert):
     assert features.normalize
     batch = batch_of()
     batch["audio"] = np.concatenate([batch["audio"], batch["audio"][:, ::-1]], axis=2)  # of two channels
-    starts = batch["style_start"] // HOP * HOP  # as `excerpted` has them: in whole frames of the codec
+    starts = batch["style_start"] // HOP * HOP  # as `excerpt_mask` has them: in whole frames of the codec
     # Softly in and out, since two filters ring differently where a sound is cut.
     batch["audio"] *= np.sin(np.pi * (np.arange(12_800) - starts[:, None]) / 6400)[..., None] ** 2
-    hear = jax.jit(lambda batch: conditions.features(config, config.style, weights, batch))
+    hear = jax.jit(lambda batch: conditions.excerpt_features(config, config.style, weights, batch))
     found = np.asarray(hear(batch))
 
     cuts = [row[start : start + 6400] for row, start in zip(batch["audio"], starts, strict=True)]
@@ -115,7 +115,9 @@ def test_the_encoder_hears_in_training_what_it_hears_at_generation(mert):
     outside = (np.arange(12_800) < starts[:, None]) | (np.arange(12_800) >= starts[:, None] + 6400)
     changed = batch | {"audio": np.where(outside[..., None], np.float32(0), batch["audio"])}
     np.testing.assert_array_equal(hear(changed), found)
-    given_away = np.repeat(np.asarray(conditions.excerpted(config, batch, 20)), HOP, axis=1)
+    given_away = np.repeat(
+        np.asarray(conditions.excerpt_mask(config, jax.tree.map(jnp.asarray, batch), 20)), HOP, axis=1
+    )
     np.testing.assert_array_equal(given_away, ~outside & batch["style_mask"][:, None])
 
 
@@ -126,7 +128,9 @@ def test_the_style_learns_and_its_encoder_does_not(mert):
     assert set(params) == {"style"}
 
     def loss(params, features):
-        pieces = conditions.heard(model, {"features": features}, batch, jnp.zeros((4, 20, 4), jnp.int32), 1)
+        pieces = conditions.conditioning_inputs(
+            model, {"features": features}, batch, jnp.zeros((4, 20, 4), jnp.int32), 1
+        )
         told, moved = conditions.conditions(model, params, pieces, extra, jax.random.key(1))
         return jnp.sum(told["style"].tokens ** 3), (told["style"], moved)
 
