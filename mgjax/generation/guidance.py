@@ -18,27 +18,27 @@ from mgjax.generation.windows import Extent, Window, extents, split
 
 
 def windows(
-    request: Request, config: ModelConfig, conditioner: ConditionProvider, encode_mono: Encode
+    request: Request, config: ModelConfig, provider: ConditionProvider, encode_mono: Encode
 ) -> Iterator[Window]:
     """The windows of a request in order. Prompts and styles are encoded at once, the rest when its window is asked for.
 
     Args:
       request: What is to be generated.
       config: Of the model.
-      conditioner: Its encoders.
+      provider: Its encoders.
       encode_mono: Its codec, for excerpts of style.
     """
-    rows = _conditioning_rows(request.inputs, conditioner, encode_mono)
+    rows = _conditioning_rows(request.inputs, provider, encode_mono)
     for warning in _without_effect(request, rows):
         warnings.warn(warning, stacklevel=4)  # where the method of `MusicGen` is called
-    texts = conditioner.encode(request.texts)
+    texts = provider.encode(request.texts)
     is_long = request.num_frames > request.window_frames
 
     def window(extent: Extent) -> Window:
         frames = extent.offset + np.arange(extent.num_frames)
         sets, scales = row_sets(request, rows, extent.offset + extent.num_known, frames)
         span = Span(extent.offset / request.frame_rate, config.window_seconds, is_long)
-        return Window(extent, conditioner.conditions(sets, texts, span), scales)
+        return Window(extent, provider.conditions(sets, texts, span), scales)
 
     changes = _changes(request)
     plan = extents(request.num_frames, request.audio_prompt.shape[1], request.window_frames, request.stride_frames)
@@ -46,16 +46,16 @@ def windows(
 
 
 def _conditioning_rows(
-    inputs: OtherInputs, conditioner: ConditionProvider, encode_mono: Encode
+    inputs: OtherInputs, provider: ConditionProvider, encode_mono: Encode
 ) -> list[ConditioningInputs]:
     """The rows of the batch without their texts, the excerpts of style encoded."""
     styles = inputs.styles
     if any(excerpt is not None for excerpt in styles):
-        styles = conditioner.styles(styles, encode_mono)
-    columns = zip(inputs.melodies, inputs.chromas, styles, inputs.labels, strict=True)
+        styles = provider.styles(styles, encode_mono)
+    rows = zip(inputs.melodies, inputs.chromas, styles, inputs.labels, strict=True)
     return [
         ConditioningInputs(melody=melody, chroma=chroma, style=style, labels=labels)
-        for melody, chroma, style, labels in columns
+        for melody, chroma, style, labels in rows
     ]
 
 
