@@ -11,7 +11,7 @@ from typing import Any
 
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
-from mgjax.cli import generate, steer, terminal
+from mgjax.cli import conditions, generate, terminal
 from mgjax.cli.recipe import Recipe, read_lines
 from mgjax.devices import distributed
 
@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> None:
       ValueError: A line of the prompts makes no sense, or pieces could not be made.
     """
     # All that can go wrong by mistake goes wrong before anything is played, and most of it before the model is loaded.
-    sampling = generate.asked_sampling(args)
+    sampling = generate.sampling_options(args)
     lines = [
-        (where, wish if wish.name else dataclasses.replace(wish, name=f"{number:06d}"))
-        for number, (where, wish) in enumerate(read_lines(args.prompts))
+        (where, line if line.name else dataclasses.replace(line, name=f"{number:06d}"))
+        for number, (where, line) in enumerate(read_lines(args.prompts))
     ]
-    plan = generate.planned(args, lines, args.format)
+    plan = generate.pieces_of(args, lines, args.format)
     _check_names(plan)
     terminal.writable_folder(args.out)
 
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="one a line, or .jsonl; see below")
     what.add_argument("--seconds", type=terminal.positive, metavar="S", help="length of each piece (8)")
     what.add_argument("--seed", type=int, metavar="N", help="of the first prompt; the next one gets N + 1 ... (0)")
-    steer.add_options(parser)
+    conditions.add_options(parser)
     where = parser.add_argument_group("where to put it")
     where.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that all hosts see")
     forms = [*(suffix[1:] for suffix in audio_files.FORMATS), "array_record"]

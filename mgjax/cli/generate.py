@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
-from mgjax.cli import steer, terminal
-from mgjax.cli.recipe import Recipe, Wish, read_lines, read_recipe, settled, sha256, slug
+from mgjax.cli import conditions, terminal
+from mgjax.cli.recipe import PromptLine, Recipe, read_lines, read_recipe, settled, sha256, slug
 from mgjax.config import model as model_config
 from mgjax.config import serialization
 from mgjax.inputs import files
@@ -50,7 +50,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run, prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
 
     what = parser.add_argument_group("what to play")
-    what.add_argument("prompt", nargs="*", metavar="PROMPT", help='style, instruments, mood, tempo; "" for no wish')
+    what.add_argument("prompt", nargs="*", metavar="PROMPT", help='style, instruments, mood, tempo; "" for no text')
     what.add_argument(
         "--prompts",
         type=Path,
@@ -69,7 +69,7 @@ def add_command(commands: Any) -> None:
         help="begin with the end of that sound, where it is longer than the model hears at once",
     )
 
-    steer.add_options(parser)
+    conditions.add_options(parser)
 
     where = parser.add_argument_group("where to put it")
     where.add_argument("--out", type=Path, metavar="FILE|DIR", help="a file, or a folder for several (this folder)")
@@ -93,28 +93,40 @@ def add_command(commands: Any) -> None:
 
 
 def add_sampling(how: Any) -> None:
-    """Adds the options that are about drawing codes."""
+    """Adds the options of sampling and guidance."""
     how.add_argument(
         "--temperature",
-        type=steer.numbers,
+        type=conditions.numbers,
         metavar="T",
-        help="above 1 wilder, below 1 tamer, 0 without chance (1); with commas, one for each codebook",
+        help="above 1 wilder, below 1 tamer, 0 greedy (1); with commas, one for each codebook",
     )
     how.add_argument(
         "--guidance",
-        type=steer.strengths,
+        type=conditions.guidance_scales,
         metavar="G",
-        help="how strictly to follow what steers it, 1 for loosely (3); 0:3,20:5 rises from 3 to 5 in 20 seconds",
+        help="guidance scale: how closely to follow the prompt and other conditions, 1 for off (3); 0:3,20:5 "
+        "rises from 3 to 5 in 20 seconds",
     )
     how.add_argument(
-        "--text-guidance", type=float, metavar="G", help="how strictly to follow the words beside melody or style"
+        "--text-guidance",
+        type=float,
+        metavar="G",
+        help="guidance scale of the text beside melody or style (double guidance)",
     )
-    how.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest sounds, 0 for all (250)")
+    how.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest codes, 0 for all (250)")
     how.add_argument(
-        "--top-p", type=float, metavar="P", help="instead: from the likeliest that together hold P (0: off)"
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="instead: nucleus sampling, from the likeliest codes that together have probability P (0: off)",
     )
-    how.add_argument("--window", type=terminal.positive, metavar="S", help="what the model hears at once (30)")
-    how.add_argument("--stride", type=terminal.positive, metavar="S", help="how far that moves on in long pieces (18)")
+    how.add_argument("--window", type=terminal.positive, metavar="S", help="what the model sees at once (30)")
+    how.add_argument(
+        "--stride",
+        type=terminal.positive,
+        metavar="S",
+        help="by which each window is later than the one before, in long pieces (18)",
+    )
 
 
 def add_model_sources(machine: Any) -> None:
@@ -122,13 +134,13 @@ def add_model_sources(machine: Any) -> None:
     machine.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
     )
-    machine.add_argument("--adapter", metavar="DIR", help="what a fine-tuning of the model has learned")
+    machine.add_argument("--adapter", metavar="DIR", help="an adapter (LoRA) of the model")
     machine.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
     machine.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model that comes without one")
 
 
 class Piece(NamedTuple):
-    """Something to be made: the line of a file that asks for it or "", the name of its file, and its recipe."""
+    """A piece to generate: its line in a file of prompts ("" for none), the name of its file, and its recipe."""
 
     where: str
     name: str
@@ -138,25 +150,25 @@ class Piece(NamedTuple):
 def run(args: argparse.Namespace) -> None:
     """Makes the pieces that `args` asks for, and prints the names of the files."""
     # All that can go wrong by mistake goes wrong here, before minutes are spent on loading and playing.
-    sampling = asked_sampling(args)
+    sampling = sampling_options(args)
     plan = _plan_again(args) if "again" in args else _plan(args)
     paths = _outputs(args, plan)
     first = plan[0].recipe
-    opening = _Opening.read(first) if first.continued else None
+    audio_prompt = _AudioPrompt.read(first) if first.continued else None
 
     terminal.prepare(args)
     model = loaded(first)
     recipes = [completed(piece.recipe, sampling, model) for piece in plan]
-    if opening:
-        opening = opening.fitted(first, model.config.window_seconds)
+    if audio_prompt:
+        audio_prompt = audio_prompt.fitted(first, model.config.window_seconds)
     for piece, recipe in zip(plan, recipes, strict=True):
         with terminal.told(piece.where):
-            check(recipe, model, opening)
-            steer.check_sounds(recipe, model)
+            check(recipe, model, audio_prompt)
+            conditions.check_sounds(recipe, model)
     with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:
         done = 0.0
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
-            for piece, (recipe, path) in zip(_play(model, batch, opening, progress, done), batch, strict=True):
+            for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, progress, done), batch, strict=True):
                 _keep(piece, model.sample_rate, recipe, path)
                 done += recipe.seconds
     for path in paths:
@@ -169,8 +181,8 @@ def loaded(recipe: Recipe, mesh: Any = None) -> Any:
     return mgjax.load(recipe.model, dtype=recipe.dtype, mesh=mesh, **parts)
 
 
-def asked_sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `add_sampling` that are asked for, all of them good."""
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_sampling` that were given, checked."""
     sampling = {name: getattr(args, name) for name in _SAMPLING if name in args}
     model_config.Sampling(**sampling)
     return sampling
@@ -178,39 +190,39 @@ def asked_sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _plan(args: argparse.Namespace) -> list[Piece]:
     """The pieces, from the command line and the file of prompts."""
-    lines = [("", Wish(prompt)) for prompt in args.prompt]
+    lines = [("", PromptLine(prompt)) for prompt in args.prompt]
     if "prompts" in args:
         lines += read_lines(args.prompts)
     if not lines:
         raise ValueError('say what to play, as in: mgjax generate "a slow waltz on accordion"')
-    return planned(args, lines, _format(args, "wav"))
+    return pieces_of(args, lines, _format(args, "wav"))
 
 
-def planned(args: argparse.Namespace, lines: Sequence[tuple[str, Wish]], form: str) -> list[Piece]:
-    """What is to be made of each line, as `read_lines` gives them, as far as it can be told without the model."""
-    steer.check_asked(args, [wish for _, wish in lines])
+def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]], form: str) -> list[Piece]:
+    """The piece of each line, as `read_lines` gives them, as far as it is known without the model."""
+    conditions.check_options(args, [line for _, line in lines])
     names = ("trim_prompt", "window", "stride", "dtype", "loudness")
     common = {name: getattr(args, name) for name in names if name in args}
     if "continued" in args:
         common["continued"] = os.path.abspath(args.continued)
         common["continued_sha256"] = sha256(args.continued)
     pieces, first = [], getattr(args, "seed", 0)
-    for i, (where, wish) in enumerate(lines):
+    for i, (where, line) in enumerate(lines):
         with terminal.told(where):
             seed = (first + i) % 2**32 if 0 <= first < 2**32 else first  # as for the rows of `mgjax.generate`
             recipe = Recipe(
-                prompt=wish.prompt,
-                seconds=getattr(args, "seconds", 8.0) if wish.seconds is None else wish.seconds,
-                seed=seed if wish.seed is None else wish.seed,
+                prompt=line.prompt,
+                seconds=getattr(args, "seconds", 8.0) if line.seconds is None else line.seconds,
+                seed=seed if line.seed is None else line.seed,
                 model=settled(getattr(args, "model", "mini")),
                 adapter=settled(getattr(args, "adapter", None)),
                 text_encoder=settled(getattr(args, "text_encoder", None)),
                 style_encoder=settled(getattr(args, "style_encoder", None)),
                 format=form,
                 **common,
-                **steer.asked(args, wish, i, len(lines)),
+                **conditions.recipe_fields(args, line, i, len(lines)),
             )
-            pieces.append(Piece(where, wish.name or f"{slug(wish.prompt)}-{recipe.seed}", recipe))
+            pieces.append(Piece(where, line.name or f"{slug(line.prompt)}-{recipe.seed}", recipe))
     return pieces
 
 
@@ -221,7 +233,7 @@ def _plan_again(args: argparse.Namespace) -> list[Piece]:
     if extra:
         raise ValueError(f"--again takes everything from {args.again}; leave out {', '.join(extra)}")
     recipe = read_recipe(args.again)
-    steer.warn_of_changes(recipe)
+    conditions.warn_of_changes(recipe)
     return [Piece("", args.again.stem, dataclasses.replace(recipe, format=_format(args, recipe.format)))]
 
 
@@ -278,19 +290,19 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
     )
 
 
-def check(recipe: Recipe, model: Any, opening: _Opening | None = None) -> None:
+def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None) -> None:
     """Raises an error where the model cannot play the recipe: before the first piece, not when it is its turn.
 
-    The sounds that it names are left out (see `steer.check_sounds`), and of the opening all but the length.
+    The sounds that it names are left out (see `conditions.check_sounds`), and of the audio_prompt all but the length.
     """
-    from mgjax.generation import arguments as checks  # which needs JAX
+    from mgjax.generation import arguments as generation_arguments  # which needs JAX
 
-    steer.check(recipe, model)
+    conditions.check(recipe, model)
     soundless = dataclasses.replace(recipe, melody=None, style=None)
-    request = checks.request(model.config, model.codec, **arguments([soundless], model))
-    if opening:
-        frames = math.ceil(round(opening.seconds * model.frame_rate, 6))
-        checks.check_prompt_length(frames, request.num_frames, request.window_frames, model.frame_rate)
+    request = generation_arguments.request(model.config, model.codec, **arguments([soundless], model))
+    if audio_prompt:
+        frames = math.ceil(round(audio_prompt.seconds * model.frame_rate, 6))
+        generation_arguments.check_prompt_length(frames, request.num_frames, request.window_frames, model.frame_rate)
 
 
 def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tuple[Recipe, Path]]]:
@@ -302,15 +314,19 @@ def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tupl
 
 
 def _play(
-    model: Any, batch: list[tuple[Recipe, Path]], opening: _Opening | None, progress: terminal.Progress, done: float
+    model: Any,
+    batch: list[tuple[Recipe, Path]],
+    audio_prompt: _AudioPrompt | None,
+    progress: terminal.Progress,
+    done: float,
 ) -> Any:
     """The sound of a batch, float32 `[b, n, c]`; `done` seconds are finished already."""
     recipes = [recipe for recipe, _ in batch]
     seconds = sum(recipe.seconds for recipe in recipes)
     return model.generate(
         **arguments(recipes, model),
-        prompt=opening and opening.sound,
-        prompt_sample_rate=opening and opening.sample_rate,
+        prompt=audio_prompt and audio_prompt.sound,
+        prompt_sample_rate=audio_prompt and audio_prompt.sample_rate,
         progress=lambda frames, total: progress.reach(done + seconds * frames / total),
     )
 
@@ -319,13 +335,13 @@ def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for recipes of one length."""
     first = recipes[0]
     return {
-        "prompts": [steer.texts(recipe) for recipe in recipes],
+        "prompts": [conditions.prompts(recipe) for recipe in recipes],
         "seconds": first.seconds,
         "seed": [recipe.seed for recipe in recipes],
         "sampling": first.sampling,
         "window": first.window,
         "stride": first.stride,
-        **steer.options(recipes, model),
+        **conditions.arguments(recipes, model),
     }
 
 
@@ -338,29 +354,29 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Opening:
-    """The sound that a piece begins with."""
+class _AudioPrompt:
+    """The sound that a piece goes on from (--continue)."""
 
     sound: audio_files.Audio
     sample_rate: int
 
     @classmethod
-    def read(cls, recipe: Recipe) -> _Opening:
-        opening = cls(*audio_files.read(terminal.rereadable(recipe.continued)))
+    def read(cls, recipe: Recipe) -> _AudioPrompt:
+        audio_prompt = cls(*audio_files.read(terminal.rereadable(recipe.continued)))
         if recipe.continued_sha256 != sha256(recipe.continued):
             warnings.warn(f"{recipe.continued} has changed since; the piece will differ", stacklevel=2)
-        if opening.seconds >= recipe.seconds and not recipe.trim_prompt:
+        if audio_prompt.seconds >= recipe.seconds and not recipe.trim_prompt:
             raise ValueError(
-                f"{recipe.continued} lasts {opening.seconds:.1f} s, and --seconds is the length of the whole piece: "
-                f"ask for more than {opening.seconds:.1f}"
+                f"{recipe.continued} lasts {audio_prompt.seconds:.1f} s, and --seconds is the length of the whole "
+                f"piece: ask for more than {audio_prompt.seconds:.1f}"
             )
-        return opening
+        return audio_prompt
 
     @property
     def seconds(self) -> float:
         return len(self.sound) / self.sample_rate
 
-    def fitted(self, recipe: Recipe, window_seconds: float) -> _Opening:
+    def fitted(self, recipe: Recipe, window_seconds: float) -> _AudioPrompt:
         """The sound, or its end where that is asked for: as much as a long piece carries on from."""
         from mgjax.generation.arguments import default_stride  # which needs JAX
 
@@ -368,7 +384,7 @@ class _Opening:
         if self.seconds < window or not recipe.trim_prompt:  # `check` refuses what is longer
             return self
         kept = window - (recipe.stride or default_stride(window))
-        return _Opening(self.sound[-round(kept * self.sample_rate) :], self.sample_rate)
+        return _AudioPrompt(self.sound[-round(kept * self.sample_rate) :], self.sample_rate)
 
 
 def lufs(text: str) -> float | None:

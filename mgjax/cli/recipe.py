@@ -1,4 +1,4 @@
-"""What a piece of music is made from: read from prompts, kept beside the sound, read again to make it once more."""
+"""Recipes: all that a piece was generated from, read from files of prompts and kept as JSON beside the sound."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROMPT_KEYS = ("prompt", "text", "description")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that decides how a piece sounds; it is written as JSON beside it.
+    """All that decides how a piece sounds, written as JSON beside it.
 
     The fields from `model_hash` on are filled in when the piece is made. Paths are absolute.
     """
@@ -84,8 +84,8 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """One entry of a file of prompts; None is what the command line says."""
+class PromptLine:
+    """A line of a file of prompts; None where the command line counts."""
 
     prompt: str
     seconds: float | None = None
@@ -123,7 +123,7 @@ def read_recipe(path: Path) -> Recipe:
     return serialization.from_dict(Recipe, values, str(path))
 
 
-def read_lines(path: Path) -> list[tuple[str, Wish]]:
+def read_lines(path: Path) -> list[tuple[str, PromptLine]]:
     """The prompts of a file, one a line, and where each stands; in a file named .jsonl, one JSON object a line.
 
     Raises:
@@ -132,7 +132,7 @@ def read_lines(path: Path) -> list[tuple[str, Wish]]:
     """
     # Not splitlines, which also parts texts at U+2028 and others of that kind.
     lines = re.split(r"\r\n?|\n", files.read_text(path, files.LARGEST_TEXT))
-    read = _wish if path.suffix.lower() == ".jsonl" else lambda line, where: Wish(line.strip())
+    read = _prompt_line if path.suffix.lower() == ".jsonl" else lambda line, where: PromptLine(line.strip())
     places = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
     if not places:
         raise ValueError(f"{path}: there is no prompt in it")
@@ -158,15 +158,15 @@ def settled(name: str | None) -> str | None:
     return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
-def _wish(line: str, where: str) -> Wish:
+def _prompt_line(line: str, where: str) -> PromptLine:
     values = files.parse_json(line, where)
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a JSON object in braces, got {line[:40]}")
-    found = [key for key in _PROMPT_KEYS if key in values]
-    if len(found) != 1:
-        raise ValueError(f"{where}: expected exactly one of {', '.join(_PROMPT_KEYS)}, got {found or 'none'}")
+    keys = [key for key in _PROMPT_KEYS if key in values]
+    if len(keys) != 1:
+        raise ValueError(f"{where}: expected exactly one of {', '.join(_PROMPT_KEYS)}, got {keys or 'none'}")
     if "id" in values:
         if "name" in values:
             raise ValueError(f"{where}: id and name say the same: give one of them")
         values["name"] = str(values.pop("id"))
-    return serialization.from_dict(Wish, {"prompt": values.pop(found[0])} | values, where)
+    return serialization.from_dict(PromptLine, {"prompt": values.pop(keys[0])} | values, where)

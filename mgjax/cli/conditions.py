@@ -12,36 +12,41 @@ from typing import Any
 from mgjax.audio import files as audio_files
 from mgjax.audio import waveform
 from mgjax.cli import terminal
-from mgjax.cli.recipe import Recipe, Wish, sha256
+from mgjax.cli.recipe import PromptLine, Recipe, sha256
 
 _SOUNDS = ("melody", "style")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this file to those of `generate`."""
-    steer = parser.add_argument_group("what steers it")
-    steer.add_argument(
+    group = parser.add_argument_group("conditions")
+    group.add_argument(
         "--then",
         nargs=2,
         action="append",
         metavar=("S", "PROMPT"),
         help='from second S on, another prompt: --then 3 "with drums" --then 6 "a quiet end"',
     )
-    steer.add_argument("--blend", type=float, metavar="S", help="seconds that a change takes (0); needs more memory")
-    steer.add_argument("--negative", metavar="PROMPT", help="what to keep away from")
-    steer.add_argument(
+    group.add_argument(
+        "--blend",
+        type=float,
+        metavar="S",
+        help="seconds that the crossfade to the next prompt takes (0); needs more memory",
+    )
+    group.add_argument("--negative", metavar="PROMPT", help="negative prompt: what to keep away from")
+    group.add_argument(
         "--melody",
         action="append",
         metavar="FILE",
         help="follow the melody of this sound, for models that can; once for all prompts, or once for each",
     )
-    steer.add_argument(
+    group.add_argument(
         "--separate", action="store_true", help="take the melody out of a mix, by Demucs (extra `separate`)"
     )
-    steer.add_argument(
+    group.add_argument(
         "--style", action="append", metavar="FILE", help="play in the style of this sound, for models that can"
     )
-    steer.add_argument(
+    group.add_argument(
         "--label",
         type=_label,
         action="append",
@@ -50,47 +55,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_asked(args: argparse.Namespace, wishes: Sequence[Wish]) -> None:
-    """Raises ValueError where an option belongs to another one that was not given."""
+def check_options(args: argparse.Namespace, lines: Sequence[PromptLine]) -> None:
+    """Raises ValueError where an option belongs to another one that was not kwargs."""
     for name, needed in (("separate", "melody"), ("blend", "then")):
-        if getattr(args, name, 0) and needed not in args and not any(getattr(wish, needed) for wish in wishes):
+        if getattr(args, name, 0) and needed not in args and not any(getattr(line, needed) for line in lines):
             raise ValueError(f"--{name} is about --{needed}, which is not there")
 
 
-def asked(args: argparse.Namespace, wish: Wish, number: int, count: int) -> dict[str, Any]:
+def recipe_fields(args: argparse.Namespace, line: PromptLine, number: int, count: int) -> dict[str, Any]:
     """The fields of a recipe about conditions, for line `number` of `count`, which goes before the command line."""
     fields = {name: getattr(args, name) for name in ("blend", "negative", "separate") if name in args}
     fields["then"] = tuple((_seconds(when), text) for when, text in getattr(args, "then", []))
     fields["labels"] = _labels(getattr(args, "label", []))
     for name in ("then", "negative", "labels"):
-        if getattr(wish, name) is not None:
-            fields[name] = getattr(wish, name)
+        if getattr(line, name) is not None:
+            fields[name] = getattr(line, name)
     for name in _SOUNDS:
-        path = getattr(wish, name) or _for_prompt(name, getattr(args, name, []), number, count)
+        path = getattr(line, name) or _for_prompt(name, getattr(args, name, []), number, count)
         if path is not None:
             audio_files.info(terminal.rereadable(path))
             fields |= {name: os.path.abspath(path), f"{name}_sha256": sha256(path)}
     return fields
 
 
-def options(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
+def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for a batch of recipes."""
-    arguments: dict[str, Any] = {"negative": [recipe.negative for recipe in recipes], "blend": recipes[0].blend}
+    kwargs: dict[str, Any] = {"negative": [recipe.negative for recipe in recipes], "blend": recipes[0].blend}
     if any(recipe.labels for recipe in recipes):
-        arguments["labels"] = [_values(recipe, model) for recipe in recipes]
+        kwargs["labels"] = [_values(recipe, model) for recipe in recipes]
     for name in _SOUNDS:
         paths = [getattr(recipe, name) for recipe in recipes]
         if any(paths):
             # Each file has a rate of its own: all are brought to the model's.
             audio = {path: _read(path, model.sample_rate) for path in set(paths) - {None}}
-            arguments[name] = [path and audio[path] for path in paths]
-            arguments[f"{name}_sample_rate"] = model.sample_rate
-    if arguments.get("melody") and recipes[0].separate:
-        arguments["separate"] = "demucs"
-    return arguments
+            kwargs[name] = [path and audio[path] for path in paths]
+            kwargs[f"{name}_sample_rate"] = model.sample_rate
+    if kwargs.get("melody") and recipes[0].separate:
+        kwargs["separate"] = "demucs"
+    return kwargs
 
 
-def texts(recipe: Recipe) -> Any:
+def prompts(recipe: Recipe) -> Any:
     """The recipe's prompt, or its prompt schedule."""
     return [(0.0, recipe.prompt), *recipe.then] if recipe.then else recipe.prompt
 
@@ -112,16 +117,16 @@ def numbers(text: str) -> float | tuple[float, ...]:
     return parts if len(parts) > 1 else parts[0]
 
 
-def strengths(text: str) -> float | tuple[tuple[float, float], ...]:
+def guidance_scales(text: str) -> float | tuple[tuple[float, float], ...]:
     """An argparse type: a number, or numbers with the second from which each counts: "0:3,20:5"."""
     try:
         if ":" not in text:
             return float(text)
         points = [part.split(":") for part in text.split(",")]
-        return tuple((float(when), float(strength)) for when, strength in points)
+        return tuple((float(when), float(scale)) for when, scale in points)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be a number, or SECOND:STRENGTH with commas, such as 0:3,20:5, got {text!r}"
+            f"must be a number, or SECOND:SCALE with commas, such as 0:3,20:5, got {text!r}"
         ) from None
 
 
@@ -154,7 +159,7 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The values by name; a tuple where a name is given several times."""
+    """The values by name; a tuple where a name is kwargs several times."""
     labels: dict[str, tuple[str, ...]] = {}
     for name, value in pairs:
         labels[name] = (*labels.get(name, ()), value)

@@ -1,4 +1,4 @@
-"""`mgjax generate` with all that steers it, on toys that listen."""
+"""`mgjax generate` with conditions, on toys that follow them."""
 
 import dataclasses
 import itertools
@@ -14,15 +14,15 @@ from mgjax.api import MusicGen
 from mgjax.audio import files as audio_files
 from mgjax.checkpoints import random_weights
 from mgjax.checkpoints.native import Checkpoint
-from mgjax.cli import main, recipe, steer
+from mgjax.cli import conditions, main, recipe
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.model import Fused
 
 
 @pytest.fixture(scope="module")
-def steered(tmp_path_factory):
+def folder_of_models(tmp_path_factory):
     """A toy that hears melodies and labels, as a folder, and a tune."""
-    folder = tmp_path_factory.mktemp("steered")
+    folder = tmp_path_factory.mktemp("folder_of_models")
     melody = MelodyConfig(fft_size=4096, hop_length=2048, num_frames=16)
     conditions = (Fused("melody", 12, "prefix"), Fused("text", 16), Fused("genre", 2, "sum"), Fused("bpm", 4, "sum"))
     lm = dataclasses.replace(random_weights.DEBUG.lm, conditions=conditions)
@@ -35,7 +35,7 @@ def steered(tmp_path_factory):
     return folder
 
 
-def test_what_steers_is_asked_for_and_kept(steered, tmp_path, monkeypatch):
+def test_conditions_are_asked_for_and_kept(folder_of_models, tmp_path, monkeypatch):
     """Melody, label, later prompt and what to avoid: each asks the model for one thing (test_guidance.py shows that
     every such thing is heard), and the recipe makes the piece again."""
     monkeypatch.chdir(tmp_path)
@@ -47,9 +47,9 @@ def test_what_steers_is_asked_for_and_kept(steered, tmp_path, monkeypatch):
         return real(self, prompts, **options) if len(calls) < 3 else np.zeros((len(prompts), 16_000, 1), np.float32)
 
     monkeypatch.setattr(MusicGen, "generate", spy)
-    plain = ["generate", "a", "--model", str(steered / "model"), "--seconds", "0.5", "--cache", "off", "--out"]
+    plain = ["generate", "a", "--model", str(folder_of_models / "model"), "--seconds", "0.5", "--cache", "off", "--out"]
     parts = {
-        ("--melody", str(steered / "tune.wav")): {"melody", "melody_sample_rate"},
+        ("--melody", str(folder_of_models / "tune.wav")): {"melody", "melody_sample_rate"},
         ("--label", "genre=march"): {"labels"},
         ("--then", "0.3", "b"): {"prompts"},
         ("--negative", "c"): {"negative"},
@@ -59,7 +59,7 @@ def test_what_steers_is_asked_for_and_kept(steered, tmp_path, monkeypatch):
     assert main(["generate", "--again", "all.json", "--out", "again.wav", "--cache", "off"]) == 0
     assert Path("again.wav").read_bytes() == Path("all.wav").read_bytes()
     kept = json.loads(Path("all.json").read_text())
-    assert kept["melody"] == str(steered / "tune.wav")
+    assert kept["melody"] == str(folder_of_models / "tune.wav")
     assert kept["labels"] == {"genre": "march"}
 
     both, again = calls
@@ -70,8 +70,8 @@ def test_what_steers_is_asked_for_and_kept(steered, tmp_path, monkeypatch):
         assert {name for name in both if repr(both[name]) != repr(other.get(name))} == names, left_out
 
 
-def test_info_says_what_a_model_follows(steered, capsys):
-    assert main(["info", str(steered / "model")]) == 0
+def test_info_says_what_a_model_follows(folder_of_models, capsys):
+    assert main(["info", str(folder_of_models / "model")]) == 0
     said = capsys.readouterr().out
     assert "melody, genre" in said
     assert "waltz, march" in said
@@ -80,16 +80,16 @@ def test_info_says_what_a_model_follows(steered, capsys):
 BOTH = {"genre": ["waltz", "march"], "bpm": 120}
 
 
-def test_a_file_of_prompts_steers_each(steered, tmp_path, monkeypatch):
+def test_a_file_of_prompts_steers_each(folder_of_models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [
-        {"prompt": "a", "melody": str(steered / "tune.wav"), "name": "one"},
+        {"prompt": "a", "melody": str(folder_of_models / "tune.wav"), "name": "one"},
         {"prompt": "a", "seed": 0, "name": "two", "labels": BOTH, "then": [[0.4, "b"]]},
     ]
     Path("ideas.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    model = ["--model", str(steered / "model"), "--seconds", "0.6", "--cache", "off"]
+    model = ["--model", str(folder_of_models / "model"), "--seconds", "0.6", "--cache", "off"]
     assert main(["generate", "--prompts", "ideas.jsonl", *model]) == 0
-    assert json.loads(Path("one.json").read_text())["melody"] == str(steered / "tune.wav")
+    assert json.loads(Path("one.json").read_text())["melody"] == str(folder_of_models / "tune.wav")
     assert json.loads(Path("two.json").read_text())["then"] == [[0.4, "b"]]
     assert Path("one.wav").read_bytes() != Path("two.wav").read_bytes()
 
@@ -124,12 +124,12 @@ def test_what_cannot_steer(asked, message, tmp_path, monkeypatch, capsys):
         (["--melody", "TUNE", "--separate"], "pip install"),
     ],
 )
-def test_what_this_model_cannot_follow(steered, asked, message, tmp_path, monkeypatch, capsys):
+def test_what_this_model_cannot_follow(folder_of_models, asked, message, tmp_path, monkeypatch, capsys):
     """One line, no traceback."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "demucs", None)
-    asked = [str(steered / "tune.wav") if word == "TUNE" else word for word in asked]
-    model = ["--model", str(steered / "model"), "--seconds", "0.1", "--cache", "off"]
+    asked = [str(folder_of_models / "tune.wav") if word == "TUNE" else word for word in asked]
+    model = ["--model", str(folder_of_models / "model"), "--seconds", "0.1", "--cache", "off"]
     assert main(["generate", "a", *model, *asked]) == 2
     assert message in capsys.readouterr().err
 
@@ -139,5 +139,5 @@ def test_words_that_look_like_numbers():
     labels, numbers = (LabelConfig("era", ("1970", "1980")),), (NumberConfig("bpm", 40.0, 240.0),)
     model = SimpleNamespace(config=SimpleNamespace(labels=labels, numbers=numbers))
     asked = recipe.Recipe("a", 1.0, 0, "debug", labels={"era": "1980", "bpm": "90"})
-    found = steer.options([asked], model)["labels"]
+    found = conditions.arguments([asked], model)["labels"]
     assert found == [{"era": "1980", "bpm": 90.0}]
