@@ -18,8 +18,8 @@ pytest.importorskip("array_record")
 
 from mgjax.audio.metadata import Metadata
 from mgjax.data import corpus_writing
-from mgjax.data.corpus import describe_audio
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import describe_audio
 
 STARTS = int(os.environ.get("MGJAX_STARTS", 3))
 AT_ONCE = 16

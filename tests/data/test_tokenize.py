@@ -13,8 +13,9 @@ from mgjax.codec.codec import Codec
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.model import CodecConfig
 from mgjax.data import corpus_writing, processes, tokenize
-from mgjax.data.corpus import Corpus, CorpusError, describe_audio
+from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import describe_audio
 
 CONFIG = CodecConfig(
     sample_rate=800,

@@ -10,8 +10,9 @@ from mgjax import cli
 from mgjax.audio.metadata import Metadata
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import corpus_writing, vocabulary
-from mgjax.data.corpus import Corpus, Description
+from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import Description
 from mgjax.data.prompts import TextConfig, assemble
 from mgjax.inputs import claims
 

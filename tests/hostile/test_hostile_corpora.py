@@ -8,7 +8,8 @@ from fuzzing import Door
 from mgjax.audio.metadata import Metadata
 from mgjax.config.conditioning import MelodyConfig
 from mgjax.data import corpus_writing, datasets, sources
-from mgjax.data.corpus import Corpus, Description, describe_audio, shard_path
+from mgjax.data.corpus import Corpus
+from mgjax.data.description import Description, describe_audio, shard_path
 from mgjax.data.corpus_writing import Piece
 
 TOKENS = Description(
