@@ -1,4 +1,4 @@
-"""Every run of configs/ can be made, and settings that do not exist or do not fit are told."""
+"""Every run of configs/ can be made, and settings that do not exist or do not fit are errors."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ def test_every_variant_is_a_run(module, run, name):
     assert doc, "say what it needs and gives, or that it has not been run"
 
 
-def test_an_unknown_variant_is_told():
+def test_an_unknown_variant_is_reported():
     with pytest.raises(ValueError, match="has 32khz, 24khz"):
         CODEC.get_config("huge")
     with pytest.raises(ValueError, match="has small, medium"):
@@ -121,7 +121,7 @@ def test_settings_come_from_the_command_line():
     ],
 )
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_a_command_line_that_describes_no_run_is_told(words, message):
+def test_a_command_line_that_describes_no_run_is_reported(words, message):
     with pytest.raises(ConfigError, match=message) as raised:
         parsed(f"--config={CONFIGS / 'lm.py'}:debug", "--workdir=a", *words)
     assert "\n" not in str(raised.value)
