@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
     if opening:
         opening = opening.fitted(first, model.config.window_seconds)
     for piece, recipe in zip(plan, recipes, strict=True):
-        with terminal.told(piece.where):
+        with terminal.errors_at(piece.where):
             check(recipe, model, opening)
             steer.check_sounds(recipe, model)
     with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:
@@ -196,7 +196,7 @@ def planned(args: argparse.Namespace, lines: Sequence[tuple[str, Wish]], form: s
         common["continued_sha256"] = sha256(args.continued)
     pieces, first = [], getattr(args, "seed", 0)
     for i, (where, wish) in enumerate(lines):
-        with terminal.told(where):
+        with terminal.errors_at(where):
             seed = (first + i) % 2**32 if 0 <= first < 2**32 else first  # as for the rows of `mgjax.generate`
             recipe = Recipe(
                 prompt=wish.prompt,

@@ -1,4 +1,4 @@
-"""What the scripts of launch/ that train share: their flags, the other hosts, and the status that says how it ended."""
+"""The common part of the training scripts in launch/: flags, connecting the hosts, and exit statuses."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mgjax.cli import terminal
 from mgjax.devices import distributed
 from mgjax.train import overrides
 
-# The exit status of a run that was stopped (SIGTERM, Ctrl-C) and goes on when it is started again: that of a temporary
-# failure, so that no scheduler takes it for done.
+# The exit status of a run that was interrupted (SIGTERM, Ctrl-C) and goes on when it is started again: EX_TEMPFAIL, so
+# that no scheduler takes it for done.
 UNFINISHED = 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/ and the name of one in it.")
@@ -25,31 +25,32 @@ flags.mark_flag_as_required("config")
 
 
 def main(train: Callable[[ConfigDict, str], Any]) -> None:
-    """Ends the process with the `status` of a run; with 2 where the command line describes none."""
+    """Runs `train` as an absl app, and exits with its `status`, or with 2 where the command line is wrong."""
     app.run(lambda _: status(train), flags_parser=_parse)
 
 
 def _parse(words: list[str]) -> list[str]:
-    rest = []
-    found = terminal.status(lambda: rest.extend(overrides.parse_flags(flags.FLAGS, words)))
-    if found:
-        raise SystemExit(found)
+    rest: list[str] = []
+    exit_status = terminal.status(lambda: rest.extend(overrides.parse_flags(flags.FLAGS, words)))
+    if exit_status:
+        raise SystemExit(exit_status)
     return rest
 
 
 def status(train: Callable[[ConfigDict, str], Any]) -> int:
-    """The exit status of a run: 0 once it is done, `UNFINISHED`, or 2 for an error that the user can mend.
+    """Runs `train`, and returns the exit status: 0 once it is done, `UNFINISHED`, or 2 for an error of the user.
 
     Args:
-      train: Does the run of a config in a folder, and returns its state.
+      train: Trains by a config in a folder, and returns the training state.
     """
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step that it takes
+    logging.set_verbosity(logging.WARNING)  # orbax logs every step
 
-    def work() -> None:
+    def run() -> None:
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, heeds_sigterm=True)
         state = train(_CONFIG.value, _WORKDIR.value)
         if int(state.step) < _CONFIG.value.loop.steps:
             raise SystemExit(UNFINISHED)
 
-    found = terminal.status(work)
-    return found if found == UNFINISHED else distributed.finish(found)  # those who stop together leave together
+    exit_status = terminal.status(run)
+    # Interrupted processes all stop at the same step, so none waits for another.
+    return exit_status if exit_status == UNFINISHED else distributed.finish(exit_status)
