@@ -106,11 +106,11 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
         elif start:
             for _ in _read_blocks(file, path, _FRAMES_READ, limit=start):
                 pass
-        most = _LARGEST_READ // file.channels + 1
-        limit = most if seconds is None else min(most, round(seconds * file.samplerate))
+        too_many = _LARGEST_READ // file.channels + 1
+        limit = too_many if seconds is None else min(too_many, round(seconds * file.samplerate))
         audio = np.concatenate(list(_read_blocks(file, path, _FRAMES_READ, limit=limit)))
-        if len(audio) == most:
-            raise ValueError(f"{path}: is longer than {most // file.samplerate} s; read parts of it, or its blocks")
+        if len(audio) == too_many:
+            raise ValueError(f"{path}: is longer than {too_many // file.samplerate} s; read parts of it, or its blocks")
         return audio, file.samplerate
 
 
@@ -168,11 +168,11 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
     path = Path(path)
     kind, subtype = writable_format(path)
     sample_rate = arguments.rate(sample_rate, f"{path}: the sample rate")
-    most, rates, is_allowed = _ENCODERS[kind]
-    if not (0 < channels <= most and is_allowed(sample_rate)):
+    max_channels, rates, is_allowed = _ENCODERS[kind]
+    if not (0 < channels <= max_channels and is_allowed(sample_rate)):
         raise ValueError(
-            f"{path}: cannot be written with {channels} channels at {sample_rate} hertz; {kind} takes up to {most} "
-            f"channels and the rates {rates}"
+            f"{path}: cannot be written with {channels} channels at {sample_rate} hertz; {kind} takes up to "
+            f"{max_channels} channels and the rates {rates}"
         )
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise ValueError(f"{path}: the name has more than {_LONGEST_NAME} bytes; choose a shorter one")

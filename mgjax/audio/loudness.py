@@ -26,10 +26,10 @@ def normalized(audio: Audio, sample_rate: int, target_lufs: float = -14.0) -> Au
     lufs = _lufs(audio, sample_rate)
     if lufs is None:
         return audio
-    gain, most = 0.0, target_lufs - lufs + _MOST_EXTRA
+    gain, most_gain = 0.0, target_lufs - lufs + _MOST_EXTRA
     # The limiter lowers the loudness, so the gain is raised in a few rounds.
     for _ in range(_ROUNDS):
-        gain = min(gain + target_lufs - lufs, most)
+        gain = min(gain + target_lufs - lufs, most_gain)
         louder = limited(audio * np.float32(10 ** (gain / 20)), sample_rate)
         lufs = _lufs(louder, sample_rate)
         if lufs is None or abs(target_lufs - lufs) < _TOLERANCE:

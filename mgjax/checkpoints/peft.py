@@ -102,14 +102,9 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
 
 
 def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm: LMConfig, base: str | None) -> None:
-    """Writes an adapter; an existing one in `directory` is replaced once the new one is complete.
+    """Writes an adapter with unstacked layers; an existing one is replaced once the new one is complete.
 
-    Args:
-      directory: The folder of the adapter.
-      config: Its rank, alpha and dropout.
-      adapter: Its matrices, with unstacked layers.
-      lm: The config of the language model.
-      base: The name of the model that it was trained for, as `mgjax.load` and transformers know it.
+    `base` is the name of the model that it was trained for, by which `mgjax.load` and transformers find that.
     """
     tensors: dict[str, Tensor] = {}
     target_modules: list[str] = []
@@ -160,12 +155,7 @@ def _plain(name: str) -> str:
 
 
 def _pair(
-    directory: Path,
-    path: tuple[str, ...],
-    layers: tuple[str, ...],
-    tensors: dict[str, Tensor],
-    rank: int,
-    lm: LMConfig,
+    directory: Path, path: tuple[str, ...], layers: tuple[str, ...], tensors: dict[str, Tensor], rank: int, lm: LMConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """The low-rank matrices of a kernel, popped from `tensors`; zeros for those of its matrices without an adapter."""
     axes, shape = matrix((*path, "kernel")), shapes.lm_shapes(lm)["/".join((*path, "kernel"))]
@@ -173,10 +163,10 @@ def _pair(
     ins, outs = (math.prod(shape[axis] for axis in side) for side in axes)
     pairs = [[tensors.pop(f"{layer}.{name}.weight", None) for name in ("lora_A", "lora_B")] for layer in layers]
     for layer, pair in zip(layers, pairs, strict=True):  # before `rank` decides how much is allocated
-        found = [None if tensor is None else tensor.shape for tensor in pair]
-        if found not in ([None, None], [(rank, ins), (outs, rank)]):
+        have = [None if tensor is None else tensor.shape for tensor in pair]
+        if have not in ([None, None], [(rank, ins), (outs, rank)]):
             raise CheckpointError(
-                f"{directory / WEIGHTS}: {layer} has matrices of {found[0]} and {found[1]}, expected {(rank, ins)} and "
+                f"{directory / WEIGHTS}: {layer} has matrices of {have[0]} and {have[1]}, expected {(rank, ins)} and "
                 f"{(outs, rank)}: the adapter is for another model, or damaged"
             )
     down, up = np.zeros((len(layers), ins, rank), np.float32), np.zeros((len(layers), rank, outs), np.float32)

@@ -108,14 +108,10 @@ def write(
     text_encoder: str | None = None,
     compact: str | None = None,
 ) -> None:
-    """Writes a model; an existing one in `directory` is replaced once the new one is complete.
+    """Writes a model in a format of `FORMATS`; an existing one is replaced once the new one is complete.
 
-    Args:
-      directory: The folder of the model.
-      model: The model.
-      form: The format, a key of `FORMATS`.
-      text_encoder: For audiocraft's format, the name of the T5 that it refers to; None to infer it from the config.
-      compact: For mgjax's format, one of `checkpoints.files.packed.FORMS` to store the weights in fewer bytes.
+    `text_encoder` is the name of the T5 that audiocraft's format refers to; None to infer it from the config. `compact`
+    is one of `checkpoints.files.packed.FORMS` to store the weights of mgjax's format in fewer bytes.
 
     Raises:
       ConfigError: There is no such format.

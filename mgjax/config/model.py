@@ -89,11 +89,7 @@ class CodecConfig:
         return self.sample_rate / self.hop_length
 
     def codebooks_for(self, bandwidth: float | None) -> int:
-        """The number of codebooks that fits in `bandwidth` kb/s (all of them for None).
-
-        Raises:
-          ValueError: It is not one of `bandwidths`.
-        """
+        """The number of codebooks that fits in `bandwidth` kb/s, one of `bandwidths` (all of them for None)."""
         if bandwidth is None:
             return self.num_codebooks
         if not any(math.isclose(bandwidth, known) for known in self.bandwidths):

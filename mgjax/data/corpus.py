@@ -202,12 +202,7 @@ class Corpus:
         return self._array(self._head(piece), "text_ids", "<i4").astype(np.int32)
 
     def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
-        """The chromagram of a segment of a piece, shorter where the piece ends before.
-
-        Args:
-          piece: Index of the piece.
-          start: First frame of the chromagram (`description.melody`).
-          length: Number of its frames.
+        """The chromagram of a segment of a piece, in frames of `description.melody`; shorter where the piece ends.
 
         Raises:
           IndexError: There is no such piece.

@@ -94,23 +94,23 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
     Raises:
       CorpusError: There are no pieces.
     """
-    splits = {split: some for split, some in shards.items() if any(shard.lengths for shard in some)}
+    splits = {split: written for split, written in shards.items() if any(shard.lengths for shard in written)}
     if not splits:
         raise CorpusError(f"{directory}: there is nothing in the corpus: no piece could be used")
     counts = {
-        split: [[_count(description, shard), shard.num_bytes] for shard in some] for split, some in splits.items()
+        split: [[_count(description, shard), shard.num_bytes] for shard in written] for split, written in splits.items()
     }
     _write_dataset_info(directory, description, counts)
-    for split, some in splits.items():
-        lengths = np.array([length for shard in some for length in shard.lengths], np.int64)
+    for split, written in splits.items():
+        lengths = np.array([length for shard in written for length in shard.lengths], np.int64)
         with files.replacing(directory / f"index-{split}.npz") as file:
             np.savez(file, first=first_records(description, lengths), lengths=lengths)
     content = {
         "version": VERSION,
         **dataclasses.asdict(description),
         "splits": {
-            split: {"shards": counts[split], "hashes": [shard.digest for shard in some]}
-            for split, some in splits.items()
+            split: {"shards": counts[split], "hashes": [shard.digest for shard in written]}
+            for split, written in splits.items()
         },
     }
     files.write_json(directory / "corpus.json", content, indent=1)
@@ -132,8 +132,8 @@ def write(directory: str | os.PathLike[str], description: Description, pieces: M
         directory,
         description,
         {
-            split: [write_shard(shard_path(directory, description.kind, split, 0, 1), description, some)]
-            for split, some in pieces.items()
+            split: [write_shard(shard_path(directory, description.kind, split, 0, 1), description, own)]
+            for split, own in pieces.items()
         },
     )
 

@@ -8,13 +8,14 @@ processes and hosts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import multiprocessing.dummy  # grain imports these in a thread, where it starts processes
 import multiprocessing.popen_spawn_posix  # noqa: F401
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -122,7 +123,7 @@ def batches(
     """
     pieces = Pieces(corpora)
     segment, least = _lengths(pieces, config)
-    draw = _Random(_cumulative(pieces, config), np.maximum(pieces.lengths - least, 0))
+    draw = functools.partial(_random, _cumulative(pieces, config), np.maximum(pieces.lengths - least, 0))
     teller = Teller(pieces, told or Told())
     return BatchIterator(_Source(pieces, draw, segment, _rows(config, rows), config, seed, teller, sys.maxsize), config)
 
@@ -144,7 +145,7 @@ def validation_batches(
     """
     pieces = Pieces(corpora)
     segment, _ = _lengths(pieces, config)
-    draw = _Sequential(np.maximum(pieces.lengths - segment, 0))
+    draw = functools.partial(_sequential, np.maximum(pieces.lengths - segment, 0))
     teller = Teller(pieces, (told or Told()).complete())
     count = math.ceil(config.valid_rounds * len(pieces.lengths) / config.batch_size)
     config = dataclasses.replace(config, num_workers=0)  # starting processes takes longer than a validation
@@ -215,27 +216,18 @@ def _read(dataset: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
     return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes, end_with_parent)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Random:
-    """Draws pieces by their probabilities, and a start in them."""
-
-    cumulative: Float64[np.ndarray, "p"]
-    last_starts: Int64[np.ndarray, "p"]
-
-    def __call__(self, rng: np.random.Generator, number: int) -> tuple[int, int]:
-        piece = min(int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.cumulative) - 1)
-        return piece, int(rng.integers(self.last_starts[piece] + 1))
+def _random(
+    cumulative: Float64[np.ndarray, "p"], last_starts: Int64[np.ndarray, "p"], rng: np.random.Generator, index: int
+) -> tuple[int, int]:
+    """A piece by its probability, and a start in it."""
+    piece = min(int(np.searchsorted(cumulative, rng.random(), side="right")), len(cumulative) - 1)
+    return piece, int(rng.integers(last_starts[piece] + 1))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sequential:
-    """Takes one piece after the other, and draws a start in them."""
-
-    last_starts: Int64[np.ndarray, "p"]
-
-    def __call__(self, rng: np.random.Generator, number: int) -> tuple[int, int]:
-        piece = number % len(self.last_starts)
-        return piece, int(rng.integers(self.last_starts[piece] + 1))
+def _sequential(last_starts: Int64[np.ndarray, "p"], rng: np.random.Generator, index: int) -> tuple[int, int]:
+    """The piece number `index`, counted round, and a start in it."""
+    piece = index % len(last_starts)
+    return piece, int(rng.integers(last_starts[piece] + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +235,7 @@ class _Source:
     """Random access to batches, for grain."""
 
     pieces: Pieces
-    draw: _Random | _Sequential  # (generator, index) of an example -> its piece, and its start in it
+    draw: Callable[[np.random.Generator, int], tuple[int, int]]  # of an example's index: its piece, and a start in it
     segment: int  # samples or frames
     rows: tuple[int, ...]  # of each batch, those of this host
     config: DataConfig

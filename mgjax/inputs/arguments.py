@@ -27,8 +27,7 @@ def number(value: Any, name: str, unit: str = "") -> float:
     """`value` as a finite float; messages add the `unit`, such as " of seconds".
 
     Raises:
-      TypeError: It is not a number.
-      ValueError: It is infinite, NaN or too large.
+      TypeError, ValueError: It is not a number, or infinite, NaN or too large.
     """
     try:
         converted = float(value)
@@ -70,11 +69,7 @@ def is_number(value: Any) -> bool:
 
 
 def each(rows: Sequence[Any], batch: int, name: str) -> list[Any]:
-    """`rows` repeated to `batch` rows, where it is a single one for all of them.
-
-    Raises:
-      ValueError: There are neither one nor `batch` of them.
-    """
+    """`rows` repeated to `batch` rows, if it is a single one; raises ValueError for other numbers of rows."""
     if len(rows) not in (1, batch):
         raise ValueError(f"{len(rows)} {name} do not fit {batch} rows: give one, or one for each row")
     return list(rows) if len(rows) == batch else list(rows) * batch
@@ -84,8 +79,7 @@ def array(value: Any, name: str) -> np.ndarray:
     """`value` as a numpy array of numbers: an array of numpy, JAX or torch (on any device), or nested lists.
 
     Raises:
-      TypeError: It is the name of a file, or holds something else than numbers.
-      ValueError: It cannot be converted.
+      TypeError, ValueError: It is the name of a file, or cannot be converted.
     """
     if isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be audio, not the name of a file: read {shown(os.fspath(value))} first")

@@ -24,30 +24,30 @@ _DAMAGE = (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.er
 
 
 def read_npz(
-    path: str | os.PathLike[str], names: Collection[str], most: int, error: type[ValueError] = ValueError
+    path: str | os.PathLike[str], names: Collection[str], max_bytes: int, error: type[ValueError] = ValueError
 ) -> dict[str, np.ndarray]:
     """The arrays of an archive that `numpy.savez` or `numpy.savez_compressed` wrote, by name.
 
     Args:
       path: A file or a pipe.
       names: The names that arrays may have.
-      most: Limit of the size in bytes, of the archive and of its arrays together.
+      max_bytes: Limit of the size, of the archive and of its arrays together.
       error: The exception to raise.
 
     Raises:
       OSError: There is no such file, or it may not be read.
       ValueError: (as `error`) It is something else, damaged, too large, or holds arrays of other names.
     """
-    with files.opened(path, error, most) as file:
+    with files.opened(path, error, max_bytes) as file:
         try:
-            if os.fstat(file.fileno()).st_size > most:
-                raise ValueError(f"it is larger than {most >> 20} MiB")
+            if os.fstat(file.fileno()).st_size > max_bytes:
+                raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
             with zipfile.ZipFile(file) as archive:
                 members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
                 if not members.keys() <= set(names):
                     raise ValueError(f"it holds {sorted(members)!r:.200}, expected {sorted(names)}")
-                if sum(member.file_size for member in members.values()) > most:
-                    raise ValueError(f"it unpacks to more than {most >> 20} MiB")
+                if sum(member.file_size for member in members.values()) > max_bytes:
+                    raise ValueError(f"it unpacks to more than {max_bytes >> 20} MiB")
                 return {name: _array(archive, member) for name, member in members.items()}
         except _DAMAGE as wrong:
             raise error(f"{os.fspath(path)}: is no .npz file of arrays that can be read ({wrong})") from None

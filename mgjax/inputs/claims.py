@@ -13,11 +13,7 @@ NAME = ".lock"
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Locks `folder`, which is created if missing, while the block runs.
-
-    Raises:
-      FileExistsError: Another run holds the lock.
-    """
+    """Locks `folder`, which is created if missing; raises FileExistsError where another run holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / NAME).acquire(timeout=0)

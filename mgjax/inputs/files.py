@@ -28,13 +28,13 @@ _HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 @contextlib.contextmanager
 def opened(
-    path: str | os.PathLike[str], error: type[ValueError] = ValueError, most: int = LARGEST_PIPE
+    path: str | os.PathLike[str], error: type[ValueError] = ValueError, max_bytes: int = LARGEST_PIPE
 ) -> Iterator[IO[bytes]]:
-    """A seekable file to read bytes from: of a pipe, a temporary copy of at most `most` bytes.
+    """A seekable file to read bytes from: of a pipe, a temporary copy of at most `max_bytes` bytes.
 
     Raises:
       OSError: There is no such file, it may not be read, or it is a device.
-      ValueError: (as `error`) It is no name of a file, or a pipe holds more than `most` bytes.
+      ValueError: (as `error`) It is no name of a file, or a pipe holds more than `max_bytes` bytes.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
@@ -49,31 +49,37 @@ def opened(
             raise OSError(f"{os.fspath(path)}: is a device, not a file; give a file or a pipe")
         with tempfile.TemporaryFile() as copy:
             size = 0
-            while size <= most and (block := file.read(1 << 16)):
+            while size <= max_bytes and (block := file.read(1 << 16)):
                 size += copy.write(block)
-            if size > most:
-                raise error(f"{os.fspath(path)}: gives more than {most >> 20} MiB; store it in a file first")
+            if size > max_bytes:
+                raise error(f"{os.fspath(path)}: gives more than {max_bytes >> 20} MiB; store it in a file first")
             copy.seek(0)
             yield copy
 
 
-def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> bytes:
-    """The content of a file of at most `most` bytes; raises as `opened`."""
-    with opened(path, error, most) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise error(f"{os.fspath(path)}: is larger than {most >> 20} MiB, more than such a file needs")
+def read_bytes(
+    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
+) -> bytes:
+    """The content of a file of at most `max_bytes` bytes; raises as `opened`."""
+    with opened(path, error, max_bytes) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise error(f"{os.fspath(path)}: is larger than {max_bytes >> 20} MiB, more than such a file needs")
     return content
 
 
-def read_text(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> str:
+def read_text(
+    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
+) -> str:
     """The content of a text file in UTF-8 without its byte order mark; raises as `opened`, also where it is no text."""
-    return decoded(read_bytes(path, most, error), os.fspath(path), error)
+    return decoded(read_bytes(path, max_bytes, error), os.fspath(path), error)
 
 
-def read_json(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> Any:
+def read_json(
+    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
+) -> Any:
     """The value that a JSON file holds; raises as `read_text` and `parse_json`."""
-    return parse_json(read_bytes(path, most, error), os.fspath(path), error)
+    return parse_json(read_bytes(path, max_bytes, error), os.fspath(path), error)
 
 
 def decoded(content: bytes, where: str, error: type[ValueError] = ValueError) -> str:

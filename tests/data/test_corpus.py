@@ -239,7 +239,7 @@ def test_a_hostile_corpus_is_not_opened(copy, damage):
         Corpus.open(copy)
 
 
-def test_a_name_that_is_none_is_told(copy):
+def test_a_name_that_is_none_is_reported(copy):
     for directory, split in ((f"{copy}\0", "train"), (copy, "/"), (copy, "a\0b")):
         with pytest.raises(CorpusError):
             Corpus.open(directory, split)

@@ -54,10 +54,10 @@ def test_starts(tmp_path):
             running[process] = time.monotonic()
             waiting -= 1
         time.sleep(0.05)
-        for process, begun in list(running.items()):
+        for process, start in list(running.items()):
             if process.poll() is not None:
                 failed += [process.stderr.read()] if process.returncode else []
-            elif time.monotonic() - begun > SECONDS:
+            elif time.monotonic() - start > SECONDS:
                 process.kill()
                 hung.append(process.wait())
             else:

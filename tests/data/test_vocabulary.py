@@ -98,7 +98,7 @@ def test_long_and_strange_texts_count(tmp_path):
         (TEXTS, 270, r"270 pieces are too few: \d{3} is the least"),
     ],
 )
-def test_what_cannot_be_learned_is_told(texts, size, message, tmp_path):
+def test_what_cannot_be_learned_is_reported(texts, size, message, tmp_path):
     with pytest.raises(vocabulary.VocabularyError, match=message):
         vocabulary.train(texts, size, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -34,11 +34,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse(path: Path, text: Any) -> dict[str, Any]:
-    """The config of a run from the text of its xp.cfg, in the file `path`.
-
-    Raises:
-      CheckpointError: It is no YAML mapping, or larger than any real one.
-    """
+    """The config of a run from the text of its xp.cfg; CheckpointError if it is no YAML mapping or too large."""
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise CheckpointError(f"{path}: its xp.cfg is not a text of at most {_LONGEST} characters")
     try:
