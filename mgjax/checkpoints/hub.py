@@ -45,7 +45,8 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
     if not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", source):
         raise CheckpointError(f"{source}: there is no such folder; give a folder, or the id of a model on the Hub")
     try:
-        patterns = select(huggingface_hub.list_repo_files(source), source) if allow is None else list(allow)
+        files = huggingface_hub.list_repo_files(source)
+        patterns = select(files, source) if allow is None else list(allow)
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except GatedRepoError:
         raise CheckpointError(

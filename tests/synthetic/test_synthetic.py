@@ -564,7 +564,7 @@ def test_a_folder_is_finished_where_it_was_left(folder, tmp_path):
 
 SCRIPT = """
 import sys
-from mgjax.data import synthetic
+from mgjax import synthetic
 if __name__ == "__main__":
     synthetic.write_folder(sys.argv[1], {hours}, seed=4, sample_rate={rate}, workers=2)
 """
