@@ -284,11 +284,11 @@ def write_corpora(folder: Path) -> None:
     """Codes and sound to train on, of random numbers that follow from each other."""
     import mgjax
     from mgjax.audio.metadata import Metadata
-    from mgjax.data import corpus, corpus_writing
+    from mgjax.data import corpus_writing, description
 
     rng = np.random.default_rng(0)
     codec = mgjax.load_codec("debug")
-    tokens = corpus.Description(
+    tokens = description.Description(
         kind="tokens", sample_rate=32_000, channels=1, frame_rate=50.0, num_codebooks=4, codebook_size=64,
         codec_source="debug", codec_hash=codec.hash,
     )  # fmt: skip
@@ -303,7 +303,7 @@ def write_corpora(folder: Path) -> None:
         time = np.arange(64_000) / 32_000
         return [(0.3 * np.sin(2 * np.pi * 110 * (1 + i) * time) + 0.05 * rng.standard_normal(64_000))[:, None]]
 
-    for name, kind, make in (("tokens", tokens, codes), ("sound", corpus.describe_audio(32_000, 1), sound)):
+    for name, kind, make in (("tokens", tokens, codes), ("sound", description.describe_audio(32_000, 1), sound)):
         splits = {"train": [piece(i, make(i)) for i in range(8)], "valid": [piece(i, make(i)) for i in range(8, 13)]}
         corpus_writing.write(folder / name, kind, splits)
 

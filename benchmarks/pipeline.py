@@ -24,8 +24,9 @@ from mgjax.audio.metadata import Metadata
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import BatchConditions
-from mgjax.data.corpus import Corpus, Description, describe_audio
+from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import Description, describe_audio
 from mgjax.data.pipeline import BatchIterator, DataConfig, batches
 from mgjax.data.prompts import TextConfig
 

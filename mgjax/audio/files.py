@@ -1,8 +1,6 @@
-"""Sound files in and out, as the arrays of `mgjax.audio.waveform`.
+"""Reads and writes sound files by libsndfile (the soundfile package), as the arrays of `mgjax.audio.waveform`.
 
-Nothing here needs ffmpeg: files are read
-and written by libsndfile, which comes with the soundfile package. The libraries are imported where they are used, so
-that `import mgjax` stays quick.
+No ffmpeg is needed. soundfile is imported where it is used, so that `import mgjax` stays quick.
 """
 
 from __future__ import annotations
@@ -15,18 +13,18 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from mgjax.audio.waveform import MOST_CHANNELS, Audio, check, resampled, to_channels
+from mgjax.audio.waveform import MOST_CHANNELS, Audio, check, regrouped, resampled, to_channels
 from mgjax.inputs import arguments, files
 
 PathLike = str | os.PathLike[str]
 
-# What a suffix means to libsndfile.
+# Suffix -> libsndfile's container and coding.
 FORMATS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -37,14 +35,14 @@ FORMATS = {
 _LARGEST_WAV = 2**32 - 4096  # bytes; a wav header counts in 32 bits
 _LARGEST_READ = 1 << 30  # numbers that are read at once: three hours of stereo
 _FRAMES_AT_ONCE = 1 << 16  # the Vorbis encoder overflows its stack when it is handed minutes at once
-_FRAMES_READ = 1 << 20  # what a header says of the length may be a lie: no more is allocated for it
+_FRAMES_READ = 1 << 20  # read in pieces, for the length in a header may be wrong and must not decide what is allocated
 _LONGEST_BLOCK = 3600  # seconds
 _LONGEST_NAME = 255  # bytes, on all common file systems
 _FULL_DISK = 1 << 20  # free bytes
-# What is decoded from these goes beyond 1 where the original was just below: no reason to say anything.
+# Decoding these goes beyond 1 where the original was just below, which is no reason for a warning.
 _LOSSY = ("VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 
-# The channels and rates that encoders can take: some crash beyond them, or write what cannot be read.
+# The channels and sample rates that encoders support: some crash beyond them, or write files that cannot be read.
 _ENCODERS = {
     "WAV": (MOST_CHANNELS, "from 1000 to 1000000", lambda rate: True),
     "FLAC": (8, "up to 655350, above 65535 in steps of 10", lambda rate: rate <= (655_350, 65_535)[rate % 10 > 0]),
@@ -56,14 +54,14 @@ _ENCODERS = {
     ),
 }
 
-# How files begin that libsndfile cannot read.
+# The first bytes of formats that libsndfile cannot read.
 _FOREIGN = re.compile(
     rb"(?s)(?P<MP4>.{4}ftyp)|(?P<WebM>\x1aE\xdf\xa3)|(?P<WMA>0&\xb2u\x8ef\xcf\x11)|(?P<AAC>\xff[\xf1\xf9])|(?P<HTML>\s*<)"
 )
 
 
 class Info(NamedTuple):
-    """What a sound file says about itself."""
+    """The header of a sound file."""
 
     sample_rate: int
     channels: int
@@ -75,7 +73,7 @@ def info(path: PathLike) -> Info:
 
     Raises:
       OSError: There is no such file, or it may not be read.
-      ValueError: It is not a sound file, or one of a rate or with channels that no music has.
+      ValueError: It is not a sound file, or its sample rate or number of channels is out of range.
     """
     with _open(path) as file:
         return Info(file.samplerate, file.channels, file.frames)
@@ -86,12 +84,12 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
 
     Args:
       path: A file of any kind that libsndfile knows: wav, flac, ogg, mp3, aiff and others; or a pipe.
-      start_seconds: Where to begin.
-      seconds: How much to read; None for all. Less comes back where the file ends before.
+      start_seconds: Where to start reading.
+      seconds: How much to read; None for all. The result is shorter where the file ends before.
 
     Raises:
       OSError: There is no such file, or it may not be read.
-      ValueError: It is no sound file, is damaged, holds NaN or a peak beyond `sound.PEAK_REFUSED`, ends before
+      ValueError: It is no sound file, is damaged, holds NaN or a peak beyond `waveform.PEAK_REFUSED`, ends before
         `start_seconds`, or is too long to be read at once.
     """
     if not (arguments.number(start_seconds, "start_seconds") >= 0):
@@ -103,16 +101,16 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
             raise ValueError(f"{path}: cannot start at {start_seconds:g} s, the file ends at {length:g} s")
         start = round(start_seconds * file.samplerate)
         if start and file.seekable():
-            with _explained(path):
+            with _translating_errors(path):
                 file.seek(start)
         elif start:
-            for _ in _read_on(file, path, _FRAMES_READ, most=start):
+            for _ in _read_blocks(file, path, _FRAMES_READ, limit=start):
                 pass
-        most = _LARGEST_READ // file.channels + 1
-        wanted = most if seconds is None else min(most, round(seconds * file.samplerate))
-        audio = np.concatenate(list(_read_on(file, path, _FRAMES_READ, most=wanted)))
-        if len(audio) == most:
-            raise ValueError(f"{path}: is longer than {most // file.samplerate} s; read parts of it, or its blocks")
+        too_many = _LARGEST_READ // file.channels + 1
+        limit = too_many if seconds is None else min(too_many, round(seconds * file.samplerate))
+        audio = np.concatenate(list(_read_blocks(file, path, _FRAMES_READ, limit=limit)))
+        if len(audio) == too_many:
+            raise ValueError(f"{path}: is longer than {too_many // file.samplerate} s; read parts of it, or its blocks")
         return audio, file.samplerate
 
 
@@ -121,45 +119,45 @@ def blocks(
     seconds_per_block: float,
     sample_rate: float | None = None,
     channels: int | None = None,
-    said: set[str] | None = None,
+    warned: set[str] | None = None,
 ) -> Iterator[Audio]:
-    """The sound of a file in order, as float32 `[n_i, c]`, in the memory of a few blocks however long the file is.
+    """Streams the sound of a file as blocks float32 `[n_i, c]`; a few of them are in memory at a time.
 
-    Joined, the blocks are exactly `resample(to_channels(read(path)))`. Each holds `seconds_per_block`, the last what
-    is left.
+    Concatenated, the blocks are exactly `resample(to_channels(read(path)))`. Each lasts `seconds_per_block`, but for
+    the last.
 
     Args:
       path: As for `read`.
       seconds_per_block: Length of a block, at most an hour.
       sample_rate: Rate to resample to, in hertz; None to keep the file's.
       channels: Channels to convert to; None to keep the file's.
-      said: As for `check`: what is not to be said of it.
+      warned: The kinds of warning to leave out, as for `check`.
 
     Raises:
-      OSError, ValueError: As `read`, where the trouble is met.
+      OSError, ValueError: As `read`, when the block is read.
     """
     if arguments.seconds(seconds_per_block, "seconds_per_block") > _LONGEST_BLOCK:
         raise ValueError(f"seconds_per_block must be at most {_LONGEST_BLOCK}, got {seconds_per_block}")
     with _open(path) as file:
         rate = file.samplerate if sample_rate is None else sample_rate
         size = max(1, round(seconds_per_block * file.samplerate))
-        sound = _read_on(file, path, min(size, _FRAMES_READ), channels, said=said)
+        stream = _read_blocks(file, path, min(size, _FRAMES_READ), channels, warned=warned)
         if rate != file.samplerate:
-            sound = resampled(sound, file.samplerate, rate)
-        yield from _regrouped(sound, max(1, round(seconds_per_block * rate)))
+            stream = resampled(stream, file.samplerate, rate)
+        yield from regrouped(stream, max(1, round(seconds_per_block * rate)))
 
 
 @contextlib.contextmanager
 def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer]:
-    """A `Writer` for a sound file that is made piece by piece.
+    """A `Writer` for a sound file that is written block by block.
 
-    The file appears under its name when the block ends well, complete. Where anything goes wrong, Ctrl-C included,
-    nothing is left behind and a file that was there before stays as it was.
+    The file gets its name once it is complete. On any error, Ctrl-C included, nothing is left behind and an existing
+    file stays as it was.
 
     Args:
-      path: Where to; the suffix (.wav, .flac, .ogg, .mp3) says what is written. Wav and flac hold 16 bits.
+      path: The file to write; its suffix (.wav, .flac, .ogg, .mp3) is the format. Wav and flac hold 16 bits.
       sample_rate: In hertz.
-      channels: Channels of all that will be written.
+      channels: The number of channels.
 
     Raises:
       ValueError: The suffix or the combination of rate and channels cannot be written, or the name is too long.
@@ -170,29 +168,29 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
     path = Path(path)
     kind, subtype = writable_format(path)
     sample_rate = arguments.rate(sample_rate, f"{path}: the sample rate")
-    most, rates, is_allowed = _ENCODERS[kind]
-    if not (0 < channels <= most and is_allowed(sample_rate)):
+    max_channels, rates, is_allowed = _ENCODERS[kind]
+    if not (0 < channels <= max_channels and is_allowed(sample_rate)):
         raise ValueError(
-            f"{path}: cannot be written with {channels} channels at {sample_rate} hertz; {kind} takes up to {most} "
-            f"channels and the rates {rates}"
+            f"{path}: cannot be written with {channels} channels at {sample_rate} hertz; {kind} takes up to "
+            f"{max_channels} channels and the rates {rates}"
         )
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise ValueError(f"{path}: the name has more than {_LONGEST_NAME} bytes; choose a shorter one")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     quality = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if kind == "MP3" else {}
-    with files.replacing(path) as place:
-        with _explained(path, writing=True):
-            name = _native(place.name)
+    with files.replacing(path) as temporary:
+        with _translating_errors(path, writing=True):
+            name = _native(temporary.name)
             file = soundfile.SoundFile(name, "w", sample_rate, channels, subtype, format=kind, **quality)
         with file:
             yield Writer(file, path)
-            with _explained(path, writing=True):
+            with _translating_errors(path, writing=True):
                 file.close()
 
 
 class Writer:
-    """Takes the pieces of a sound file in order; `writer` makes one."""
+    """Writes the blocks of a sound file in order; `writer` opens one."""
 
     def __init__(self, file: Any, path: Path):
         self._file = file
@@ -200,33 +198,33 @@ class Writer:
         self._num_samples = 0
 
     def write(self, audio: Audio) -> None:
-        """Appends float32 `[n, c]`; what lies beyond -1 and 1 is clipped."""
+        """Appends float32 `[n, c]`, clipped to -1 and 1."""
         self._num_samples += len(audio)
         if self._file.format == "WAV" and 2 * self._num_samples * self._file.channels > _LARGEST_WAV:
             raise ValueError(f"{self._path}: a wav file holds at most 4 GB; choose a name that ends in .flac")
-        with _explained(self._path, writing=True):
+        with _translating_errors(self._path, writing=True):
             for start in range(0, len(audio), _FRAMES_AT_ONCE):
                 self._file.write(audio[start : start + _FRAMES_AT_ONCE])
 
 
 def write(path: PathLike, audio: Any, sample_rate: float) -> None:
-    """Writes `[n, c]` or `[n]` as a sound file, whole or not at all.
+    """Writes `[n, c]` or `[n]` as a sound file, atomically.
 
     Args:
-      path: Where to; the suffix (.wav, .flac, .ogg, .mp3) says what is written. Wav and flac hold 16 bits.
-      audio: What `check` accepts; what lies beyond -1 and 1 is clipped.
+      path: The file to write; its suffix (.wav, .flac, .ogg, .mp3) is the format. Wav and flac hold 16 bits.
+      audio: Any array that `check` accepts; it is clipped to -1 and 1.
       sample_rate: In hertz.
 
     Raises:
       OSError, ValueError: As `writer` and `check`.
     """
-    audio = check(audio, f"the audio for {path}", {"loud"})  # what a model makes is a little beyond 1
+    audio = check(audio, f"the audio for {path}", {"loud"})  # a model's output goes a little beyond 1
     with writer(path, sample_rate, audio.shape[1]) as file:
         file.write(audio)
 
 
 def writable_format(path: PathLike) -> tuple[str, str]:
-    """libsndfile's names for the container and the coding that the suffix of `path` asks for.
+    """The container and the coding for the suffix of `path`, by libsndfile's names.
 
     Raises:
       ValueError: The suffix is unknown, or the libsndfile of this machine cannot write it.
@@ -234,15 +232,15 @@ def writable_format(path: PathLike) -> tuple[str, str]:
     import soundfile
 
     suffix = Path(path).suffix.lower()
-    able = {name: kind for name, kind in FORMATS.items() if soundfile.check_format(*kind)}
-    if suffix not in able:
-        raise ValueError(f"{path}: cannot write {suffix or 'a name without suffix'!r}; choose from {', '.join(able)}")
-    return able[suffix]
+    known = {name: kind for name, kind in FORMATS.items() if soundfile.check_format(*kind)}
+    if suffix not in known:
+        raise ValueError(f"{path}: cannot write {suffix or 'a name without suffix'!r}; choose from {', '.join(known)}")
+    return known[suffix]
 
 
 @contextlib.contextmanager
 def _open(path: PathLike) -> Iterator[Any]:
-    """The open `soundfile.SoundFile`, with the usual troubles named."""
+    """The open `soundfile.SoundFile`, with errors that name the file."""
     import soundfile
 
     with files.opened(path) as content:
@@ -257,7 +255,7 @@ def _open(path: PathLike) -> Iterator[Any]:
                 )
             )
         is_copy = content.name != os.fspath(path)  # of a pipe
-        with _explained(path):
+        with _translating_errors(path):
             file = soundfile.SoundFile(content if is_copy else _native(path))
         with file:
             arguments.rate(file.samplerate, f"{path}: its sample rate")
@@ -267,12 +265,12 @@ def _open(path: PathLike) -> Iterator[Any]:
 
 
 def _native(path: PathLike) -> str | bytes:
-    """The path as libsndfile takes it: names need not be UTF-8."""
+    """The path as libsndfile takes it, which need not be UTF-8."""
     return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
 
 def _head(file: IO[bytes]) -> bytes:
-    """The first bytes of a file, or those after its ID3 tag, which stands before mp3 and AAC."""
+    """The first 16 bytes of a file, or those after the ID3 tag that mp3 and AAC files can start with."""
     head = file.read(16)
     if head.startswith(b"ID3"):
         file.seek(10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
@@ -282,69 +280,57 @@ def _head(file: IO[bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def _explained(path: PathLike, *, writing: bool = False) -> Iterator[None]:
+def _translating_errors(path: PathLike, *, writing: bool = False) -> Iterator[None]:
     """Turns libsndfile's errors into a ValueError that names the file, or an OSError where the disk is full."""
     import soundfile
 
     try:
-        with _without_notes():
+        with _stderr_silenced():
             yield
-    # TypeError: soundfile takes an unknown suffix for raw. AssertionError: less was written than there was. ValueError:
-    # it stands behind the end that the file says it has.
+    # TypeError: soundfile takes an unknown suffix for raw. AssertionError: fewer samples were written than handed over.
+    # ValueError: its position is beyond the end that the header claims.
     except (soundfile.LibsndfileError, TypeError, AssertionError, ValueError) as error:
         if writing and shutil.disk_usage(Path(path).parent).free < _FULL_DISK:
             raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
         trouble = "cannot be written" if writing else "is damaged, or no sound file that can be read"
-        words = str(getattr(error, "error_string", error))
-        words = "Format not recognised." if "possibly a pipe" in words else words
-        raise ValueError(f"{path}: {trouble} ({words})") from error
+        reason = str(getattr(error, "error_string", error))
+        reason = "Format not recognised." if "possibly a pipe" in reason else reason
+        raise ValueError(f"{path}: {trouble} ({reason})") from error
 
 
 @contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
-    """Keeps from the terminal what mpg123 writes there about junk in a file; threads leave the terminal as it is."""
-    # Where the process began without a terminal, another file may have its number.
+def _stderr_silenced() -> Iterator[None]:
+    """Discards what mpg123 writes to stderr about junk in a file. In a thread, stderr is left as it is."""
+    # Where the process started without stderr, another file may have its number.
     if sys.__stderr__ is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    with open(os.devnull, "wb") as nowhere:
-        kept = os.dup(2)
+    with open(os.devnull, "wb") as null:
+        saved = os.dup(2)
         try:
-            os.dup2(nowhere.fileno(), 2)
+            os.dup2(null.fileno(), 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
-def _read_on(
+def _read_blocks(
     file: Any,
     path: PathLike,
     size: int,
     channels: int | None = None,
-    most: float = math.inf,
-    said: set[str] | None = None,
+    limit: float = math.inf,
+    warned: set[str] | None = None,
 ) -> Iterator[Audio]:
-    """The open file from where it stands, `size` samples at a time, `most` in all."""
-    said = (said or set()) | ({"loud"} if file.subtype in _LOSSY else set())
-    found = 0
+    """Blocks of `size` samples from the current position of the open file, `limit` samples in all."""
+    warned = (warned or set()) | ({"loud"} if file.subtype in _LOSSY else set())
+    num_samples = 0
     while True:
-        with _explained(path):
-            block = file.read(min(size, most - found), dtype="float32", always_2d=True)
-        if not len(block) and found:
+        with _translating_errors(path):
+            block = file.read(min(size, limit - num_samples), dtype="float32", always_2d=True)
+        if not len(block) and num_samples:
             return
-        found += len(block)
-        block = check(block, str(path), said)
-        yield block if channels is None else to_channels(block, channels, str(path), said)
-
-
-def _regrouped(sound: Iterable[Audio], size: int) -> Iterator[Audio]:
-    """`sound` in pieces of exactly `size` samples, but for the last."""
-    pending = None
-    for block in sound:
-        pending = block if pending is None or not len(pending) else np.concatenate([pending, block])
-        while len(pending) >= size:
-            yield pending[:size]
-            pending = pending[size:]
-    if pending is not None and len(pending):
-        yield pending
+        num_samples += len(block)
+        block = check(block, str(path), warned)
+        yield block if channels is None else to_channels(block, channels, str(path), warned)

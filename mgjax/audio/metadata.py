@@ -1,4 +1,4 @@
-"""What is known of a piece of music, in the fields of audiocraft's MusicInfo."""
+"""Metadata of a piece of music, in the fields of audiocraft's MusicInfo."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from mgjax.errors import MetadataError
 from mgjax.inputs import files
 
-_SPELLINGS = {"description": ("description", "caption", "text")}  # of a field, the first one that says something
+_SPELLINGS = {"description": ("description", "caption", "text")}  # of a field's name; the first with a value counts
 
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What is known of a piece; None or () where nothing is. `bpm` is beats a minute, `key` such as "E minor"."""
+    """Metadata of a piece; None or () for unknown fields. `bpm` is beats per minute, `key` such as "E minor"."""
 
     title: str | None = None
     artist: str | None = None
@@ -31,30 +31,30 @@ class Metadata:
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "metadata", unused: list[str] | None = None) -> Metadata:
-        """The metadata in `values`, whose unknown keys are ignored, and added to `unused`.
+        """The metadata in `values`. Unknown keys are ignored, and added to `unused`.
 
-        Null and "" mean that a field is not known. A list may be given as one text, its parts separated by commas or
-        semicolons, and a number as text, as they stand in audiocraft's sidecars and in CSV files. Capitals in a key and
-        spaces around it do not matter, and a description may be called caption or text.
+        Null and "" mean that a field is unknown. As in audiocraft's sidecars and in CSV files, a list may be one text
+        whose parts are separated by commas or semicolons, and a number may be a text. Case and spaces around a key do
+        not matter, and a description may be called caption or text.
 
         Raises:
-          MetadataError: A field has the wrong type, or is no text in UTF-8; the message begins with `where`.
+          MetadataError: A field has the wrong type, or is not text in UTF-8; the message starts with `where`.
         """
         if not isinstance(values, dict):
             raise MetadataError(f"{where}: expected an object of fields, got {type(values).__name__}")
-        read = {"moods": _texts, "keywords": _texts, "instrument": _texts, "bpm": _number}
-        told = {str(key).strip().lower(): value for key, value in values.items() if value not in (None, "", [])}
-        fields = {}
+        parsers = {"moods": _texts, "keywords": _texts, "instrument": _texts, "bpm": _number}
+        unread = {str(key).strip().lower(): value for key, value in values.items() if value not in (None, "", [])}
+        fields: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             for name in _SPELLINGS.get(field.name, (field.name,)):
-                if name in told and field.name not in fields:
-                    fields[field.name] = read.get(field.name, _text)(told.pop(name), f"{where}: {name}")
+                if name in unread and field.name not in fields:
+                    fields[field.name] = parsers.get(field.name, _text)(unread.pop(name), f"{where}: {name}")
         if unused is not None:
-            unused += told
+            unused += unread
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are known, as plain values for JSON; `from_dict` reads them."""
+        """The known fields as plain values for JSON; the inverse of `from_dict`."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
@@ -63,10 +63,10 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "metadata", unused: list[str] | None = None) -> Metadata:
-        """As `from_dict`, of a JSON text.
+        """`from_dict` of a JSON text.
 
         Raises:
-          MetadataError: It is no JSON, or as for `from_dict`.
+          MetadataError: It is not JSON, or as `from_dict`.
         """
         return cls.from_dict(files.parse_json(text, where, MetadataError, halves=True), where, unused)
 
@@ -76,7 +76,7 @@ class Metadata:
 
 
 def escaped(text: str) -> str:
-    """`text` as it can be written: what is no character in it (of a name that is not UTF-8, say) stands as \\udce9."""
+    r"""`text` with lone surrogates (of a file name that is not UTF-8, for example) as escapes such as \udce9."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Sound as arrays, and the little arithmetic that it needs before and after a model.
+"""Audio as arrays: checks, resampling and conversion of channels.
 
 Audio is float32 `[n, c]` (samples, channels) with full scale at -1 and 1.
 """
@@ -17,8 +17,8 @@ from mgjax.inputs import arguments
 
 Audio = Float32[np.ndarray, "n c"]
 
-MOST_CHANNELS = 64  # more than this is an array that stands on its side
-PEAK_REFUSED = 8.0  # float sound with a peak beyond this was not brought to a full scale of 1
+MOST_CHANNELS = 64  # beyond this, an array is taken to be transposed
+PEAK_REFUSED = 8.0  # floating point audio with a peak beyond this cannot have its full scale at 1
 _LOUD = 1.001  # rounding and resampling go a little beyond 1
 
 # ITU-R BS.775 from L, R, C, LFE, Ls, Rs, divided by the sum of a channel's weights so that nothing can clip.
@@ -27,84 +27,95 @@ _SURROUND_TO_STEREO = np.array([[1, 0], [0, 1], [_HALF, _HALF], [0, 0], [_HALF, 
 
 
 def resample(audio: Audio, sample_rate: float, target: float) -> Float32[np.ndarray, "m c"]:
-    """`audio` at `target` hertz, `[ceil(n * target / sample_rate), c]`, by soxr's very high quality filter.
+    """Resamples `audio` to `target` hertz, `[ceil(n * target / sample_rate), c]`, by soxr's very high quality filter.
 
-    The length is rounded up, so that no sound is lost at the end and no piece becomes empty.
+    The length is rounded up, so that nothing is lost at the end and the result is never empty.
     """
     if sample_rate == target:
         return audio
     return np.concatenate(list(resampled([audio], sample_rate, target)))
 
 
-def resampled(sound: Iterable[Audio], sample_rate: float, target: float) -> Iterator[Audio]:
-    """`sound` at `target` hertz, piece by piece, as if it had been resampled in one."""
+def resampled(blocks: Iterable[Audio], sample_rate: float, target: float) -> Iterator[Audio]:
+    """`resample` of a stream, block by block."""
     import soxr
 
     sample_rate, target = arguments.rate(sample_rate), arguments.rate(target, "the sample rate to resample to")
     stream = None
-    taken = given = 0
-    for block in sound:
+    samples_in = samples_out = 0
+    for block in blocks:
         if stream is None:
             stream = soxr.ResampleStream(sample_rate, target, block.shape[1], dtype="float32", quality="VHQ")
-        piece = stream.resample_chunk(np.ascontiguousarray(block))
-        taken, given = taken + len(block), given + len(piece)
-        yield piece
+        converted = stream.resample_chunk(np.ascontiguousarray(block))
+        samples_in, samples_out = samples_in + len(block), samples_out + len(converted)
+        yield converted
     if stream is not None:
-        # soxr rounds the length to the nearest; some silence at the end makes the last sample of rounding up.
+        # soxr rounds the length to the nearest; silence at the end gives the sample that rounding up adds.
         silence = np.zeros((-(-sample_rate // target), block.shape[1]), np.float32)
-        missing = -(-taken * target // sample_rate) - given
+        missing = -(-samples_in * target // sample_rate) - samples_out
         yield stream.resample_chunk(silence, last=True)[:missing]
 
 
-def to_channels(
-    audio: Audio, channels: int, what: str = "audio", said: set[str] | None = None
-) -> Float32[np.ndarray, "n {channels}"]:
-    """`audio` with `channels` channels: copies of a single one for many, or a mix of many for one or two.
+def regrouped(blocks: Iterable[Audio], size: int) -> Iterator[Audio]:
+    """The samples of a stream in blocks of exactly `size`, but for the last."""
+    pending = None
+    for block in blocks:
+        pending = block if pending is None or not len(pending) else np.concatenate([pending, block])
+        while len(pending) >= size:
+            yield pending[:size]
+            pending = pending[size:]
+    if pending is not None and len(pending):
+        yield pending
 
-    6 channels are mixed as ITU-R BS.775 has it, in the order of wav files (left, right, centre, low frequencies, left
-    and right surround), with weights that add up to 1, so that nothing clips; others by their mean. It is said where
-    more than two are mixed.
+
+def to_channels(
+    audio: Audio, channels: int, what: str = "audio", warned: set[str] | None = None
+) -> Float32[np.ndarray, "n {channels}"]:
+    """Converts `audio` to `channels` channels: mono is copied to each, and several are mixed down to one or two.
+
+    6 channels in the order of wav files (left, right, centre, low frequencies, left and right surround) are mixed as
+    in ITU-R BS.775, with weights that add up to 1, so that nothing clips; other numbers by their mean. More than two
+    are mixed with a warning.
 
     Args:
       audio: `[n, c]`.
-      channels: How many it is to have.
-      what: What the audio is called in messages.
-      said: As for `check`.
+      channels: The number of channels of the result.
+      what: What messages call the audio.
+      warned: As for `check`.
 
     Raises:
-      ValueError: Neither applies, as in 2 channels to 6.
+      ValueError: There is no such conversion, as from 2 channels to 6.
     """
-    given = audio.shape[1]
-    if given == channels:
+    before = audio.shape[1]
+    if before == channels:
         return audio
-    if given == 1 and 1 < channels <= MOST_CHANNELS:
+    if before == 1 and 1 < channels <= MOST_CHANNELS:
         return np.repeat(audio, channels, axis=1)
     if channels not in (1, 2):
-        raise ValueError(f"{what}: {given} channels cannot be made into {channels}; mix it down to 1 or 2 first")
-    if given > 2:
-        _say(f"{what}: {given} channels are mixed down to {channels}", "mixed", said)
-    if given == 6:
-        # Sample by sample, so that blocks give what the whole gives.
-        parts = [audio[:, i : i + 1] * weights for i, weights in enumerate(_SURROUND_TO_STEREO.astype(np.float32))]
-        audio = sum(parts)
-    elif given > 2:
+        raise ValueError(f"{what}: {before} channels cannot be made into {channels}; mix it down to 1 or 2 first")
+    if before > 2:
+        _warn(f"{what}: {before} channels are mixed down to {channels}", "mixed", warned)
+    if before == 6:
+        # Sample by sample, so that blocks are mixed as the whole is.
+        audio = sum(audio[:, i : i + 1] * weights for i, weights in enumerate(_SURROUND_TO_STEREO.astype(np.float32)))
+    elif before > 2:
         audio = audio.mean(axis=1, keepdims=True, dtype=np.float32).repeat(2, axis=1)
     return audio if channels == 2 else audio.mean(axis=1, keepdims=True, dtype=np.float32)
 
 
-def check(audio: Any, what: str = "audio", said: set[str] | None = None) -> Audio:
-    """`audio` as float32 `[n, c]`. A peak above 1 is said by a warning, and else left as it is.
+def check(audio: Any, what: str = "audio", warned: set[str] | None = None) -> Audio:
+    """`audio` as float32 `[n, c]`. A peak above 1 gives a warning and is left as it is.
 
     Args:
       audio: `[n]` or `[n, c]`, floating point with full scale at 1, or integers of 8 (unsigned), 16 or 32 bits, whose
         full scale is that of their type.
-      what: What the audio is called in messages.
-      said: The kinds of warning that were given for it before, as for the blocks of a file: they are not repeated, and
-        new ones are added.
+      what: What messages call the audio.
+      warned: The kinds of warning ("loud", "mixed") that are not to be repeated, as for the blocks of a file; new ones
+        are added.
 
     Raises:
-      ValueError: It is empty, has another rank, holds NaN, infinity or a peak beyond `PEAK_REFUSED`, stands on its side
-        (`[c, n]`), or is of a type whose full scale is not known.
+      ValueError: It is empty, has another rank, holds NaN, infinity or a peak beyond `PEAK_REFUSED`, is transposed
+        (`[c, n]`), or is of a dtype without a known full scale.
     """
     audio = arguments.array(audio, what)
     if audio.ndim == 1:
@@ -133,13 +144,13 @@ def check(audio: Any, what: str = "audio", said: set[str] | None = None) -> Audi
             "of 16 bits), or make it quieter"
         )
     if peak > _LOUD:
-        _say(f"{what}: has a peak of {peak:.3g}, where full scale is 1; it is left as it is", "loud", said)
+        _warn(f"{what}: has a peak of {peak:.3g}, where full scale is 1; it is left as it is", "loud", warned)
     return audio.astype(np.float32, copy=False)
 
 
-def _say(message: str, kind: str, said: set[str] | None) -> None:
-    """Warns, unless that `kind` was `said` before."""
-    if said is None or kind not in said:
+def _warn(message: str, kind: str, warned: set[str] | None) -> None:
+    """Warns, unless `warned` holds that kind of warning; adds it."""
+    if warned is None or kind not in warned:
         warnings.warn(message, stacklevel=3)
-    if said is not None:
-        said.add(kind)
+    if warned is not None:
+        warned.add(kind)

@@ -1,4 +1,4 @@
-"""Where a model's files are: in mgjax, in a folder, or on the Hugging Face Hub, of which only the needed files come."""
+"""Locates the files of a model: bundled with mgjax, in a folder, or on the Hugging Face Hub (only the needed files)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from mgjax.checkpoints.native import CLAP_FOLDER, CLAP_TOKENIZER_FILES, TOKENIZER_FILES
 from mgjax.errors import CheckpointError
 
-BUNDLED = ("mini",)  # the models that come with mgjax
+BUNDLED = ("mini",)
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
-# RoBERTa's tokenizer, in the repository of a CLAP and in that of a model that holds one.
+# RoBERTa's tokenizer, in the repository of a CLAP and in that of a model with one.
 _CLAP_FILES = ("vocab.json", "merges.txt", *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES))
-# What the Hub's library raises: its own errors, and those of the library that it makes requests with.
-_FAILURES = (OSError, ValueError, *HfHubHTTPError.__bases__)
+# The errors of huggingface_hub and of the HTTP library under it.
+_FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, *HfHubHTTPError.__bases__)
 _ORIGINALS = ("state_dict.bin", "compression_state_dict.bin")
 
 
 def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path:
-    """The folder of a model: `source` itself where it is one, else a copy of the Hub's repository of that name.
+    """The folder of a model: `source` itself if it is one, else a download of that repository of the Hub.
 
     Args:
-      source: The name of a model that comes with mgjax (`BUNDLED`; "./mini" is a folder), a folder, or a repository's
-        id such as "facebook/musicgen-small".
-      allow: Patterns of the files to fetch; None for the configs, the tokenizer and one form of the weights.
+      source: The name of a bundled model (`BUNDLED`; "./mini" is a folder), a folder, or a repository's id such as
+        "facebook/musicgen-small".
+      allow: Patterns of the files to download; None for the configs, the tokenizer and one format of the weights.
 
     Raises:
-      CheckpointError: There is no such folder or repository, it may not be read, or it cannot be reached and has not
-        been fetched before.
+      CheckpointError: There is no such folder or repository, it may not be read, or it cannot be reached and is not
+        cached.
     """
     if source in BUNDLED:
         return _bundled(source)
@@ -46,8 +46,8 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
         raise CheckpointError(f"{source}: there is no such folder; give a folder, or the id of a model on the Hub")
     try:
         files = huggingface_hub.list_repo_files(source)
-        wanted = select(files, source) if allow is None else allow
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
+        patterns = select(files, source) if allow is None else list(allow)
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except GatedRepoError:
         raise CheckpointError(
             f"{source}: its owner gives access on request only; ask for it at https://huggingface.co/{source}, then "
@@ -86,10 +86,10 @@ def _cached(source: str, error: Exception) -> Path:
 
 
 def select(files: Sequence[str], source: str) -> list[str]:
-    """The files of a repository that are needed: configs, tokenizer, and the weights in the form that is preferred.
+    """The needed files of a repository: configs, tokenizer, and the weights in the preferred format.
 
     Raises:
-      CheckpointError: There are no weights in a form that can be read.
+      CheckpointError: There are no weights in a format that can be read.
     """
     needed = [name for name in (*_CONFIGS, *TOKENIZER_FILES, *_CLAP_FILES) if name in files]
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
@@ -97,7 +97,7 @@ def select(files: Sequence[str], source: str) -> list[str]:
             return [*needed, f"{stem}.{suffix}"]
         index = f"{stem}.{suffix}.index.json"
         shards = [name for name in files if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
-        # The last shard's name tells how many there are; an index can stand without its shards.
+        # The last shard's name has the number of shards; an index may be present without them.
         if index in files and shards and len(shards) == int(re.findall(r"\d+", max(shards))[-1]):
             return [*needed, index, *shards]
     if any(name in files for name in _ORIGINALS):

@@ -1,4 +1,4 @@
-"""Models from anywhere: bundled, a Hub id or a directory, in mgjax's, Hugging Face's or audiocraft's form."""
+"""Reads and writes models: bundled, by Hub id or directory, in the format of mgjax, Hugging Face or audiocraft."""
 
 from __future__ import annotations
 
@@ -31,26 +31,25 @@ def read(
     style_encoder: str | None = None,
     adapter: str | os.PathLike | None = None,
 ) -> Checkpoint:
-    """The whole model at `source`.
+    """Reads the whole model at `source`.
 
     Args:
       source: "mini", "debug", a directory, or the id of a repository on the Hugging Face Hub, which is downloaded once.
-      dtype: The type of the weights (but see `checkpoints.tables.matching.is_exact`); None for float32.
-      place: Puts each array where it belongs; see `checkpoints.tables.matching.load`.
-      text_encoder: A directory or Hub id of a T5 or a CLAP, for models that come without theirs.
-      style_encoder: A directory or Hub id of a MERT, for style models that come without theirs.
-      adapter: A directory or Hub id of an adapter of low rank for this model, as a fine-tuning makes it; its products
-        are added to the weights.
+      dtype: The dtype of the weights (but see `checkpoints.tables.matching.is_exact`); None for float32.
+      place: Puts each array on its devices; see `checkpoints.tables.matching.load`.
+      text_encoder: A directory or Hub id of a T5 or a CLAP, for models that are stored without it.
+      style_encoder: A directory or Hub id of a MERT, for style models that are stored without it.
+      adapter: A directory or Hub id of a LoRA adapter for this model, which is merged into the weights.
 
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
-      ConfigError: An encoder is given to a model that has its own, or none.
+      ConfigError: An encoder is passed for a model that has its own, or none.
     """
     if adapter is not None:
         model = read(source, dtype=dtype, place=place, text_encoder=text_encoder, style_encoder=style_encoder)
-        found = peft.read(hub.fetch(adapter), model.config.lm)
-        adapted = lora.merge(found.config, model.variables["lm"], found.adapter)
-        return dataclasses.replace(model, variables=model.variables | {"lm": adapted})
+        lora_config, matrices = peft.read(hub.fetch(adapter), model.config.lm)
+        merged = lora.merge(lora_config, model.variables["lm"], matrices)
+        return dataclasses.replace(model, variables=model.variables | {"lm": merged})
     if source == "debug":
         _refuse_encoders(source, text_encoder, style_encoder)
         return Checkpoint(DEBUG, random_variables(DEBUG, dtype=dtype, place=place))
@@ -63,13 +62,14 @@ def read(
         )
     form = native.detect(directory)
     if form == "audiocraft":
-        encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
-        model = audiocraft.read_model(directory, dtype=dtype, place=place, **encoders)
+        model = audiocraft.read_model(
+            directory, dtype=dtype, place=place, text_encoder=text_encoder, style_encoder=style_encoder
+        )
     else:
         _refuse_encoders(source, text_encoder, style_encoder)
         model = FORMATS[form].read_model(directory, dtype=dtype, place=place)
     license = _license(model.config.license, source)
-    _tell(license, source)
+    _warn(license, str(source))
     return dataclasses.replace(model, config=dataclasses.replace(model.config, license=license))
 
 
@@ -81,23 +81,23 @@ def _refuse_encoders(source: str | os.PathLike, text_encoder: Any, style_encoder
 
 
 def read_config(source: str | os.PathLike) -> ModelConfig:
-    """What the model at `source` is, without reading its weights where its configuration is a file of its own."""
+    """Reads the config of the model at `source`, without its weights where the config is a file of its own."""
     if source == "debug":
         return DEBUG
     directory = hub.fetch(source, allow=["*.json"])
     if not (directory / "config.json").is_file():
-        directory = hub.fetch(source)  # audiocraft keeps its configuration beside the weights
+        directory = hub.fetch(source)  # audiocraft stores the config in the file of the weights
     form = native.detect(directory)
     config = FORMATS[form].read_config(directory)
     return dataclasses.replace(config, license=_license(config.license, source))
 
 
-def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict]:
-    """The codec at `source`, alone or part of a whole model."""
+def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
+    """Reads the config and the variables of the codec at `source`, on its own or part of a model."""
     if source == "debug":
         return DEBUG.codec, random_variables(DEBUG, place=place)["codec"]
     directory = hub.fetch(source)
-    _tell(_license("unknown", source), source)
+    _warn(_license("unknown", source), str(source))
     return FORMATS[native.detect(directory)].read_codec(directory, place=place)
 
 
@@ -108,10 +108,14 @@ def write(
     text_encoder: str | None = None,
     compact: str | None = None,
 ) -> None:
-    """Writes a model; one that is in `directory` already is replaced only once the new one is whole.
+    """Writes a model in a format of `FORMATS`; an existing one is replaced once the new one is complete.
 
-    `text_encoder` is the name of the T5 that audiocraft's form refers to; None to tell it by its config. `compact`, for
-    mgjax's form, is one of `checkpoints.files.packed.FORMS`: weights in fewer bytes.
+    `text_encoder` is the name of the T5 that audiocraft's format refers to; None to infer it from the config. `compact`
+    is one of `checkpoints.files.packed.FORMS` to store the weights of mgjax's format in fewer bytes.
+
+    Raises:
+      ConfigError: There is no such format.
+      ValueError: `compact` is set for another format.
     """
     one_of("format", form, tuple(FORMATS))
     if form == "mgjax":
@@ -125,12 +129,12 @@ def write(
 
 
 def _license(named: str, source: str | os.PathLike) -> str:
-    """The licence that a model names, or that all weights in Meta's repositories have, whose files do not name it."""
+    """The licence in a model's files, or that of all weights in Meta's repositories, whose files lack it."""
     return "CC-BY-NC-4.0" if named == "unknown" and str(source).startswith("facebook/") else named
 
 
 @functools.cache
-def _tell(license: str, source: str | os.PathLike) -> None:
-    """Says once that the weights of `source` are not for every use."""
+def _warn(license: str, source: str) -> None:
+    """Warns once where the licence of the weights excludes commercial use."""
     if license.startswith("CC-BY-NC"):
         log.warning("The weights of %s are licensed under %s: not for commercial use.", source, license)

@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> None:
     jobs = []
     for where, name, recipe in plan:
         recipe = generate.completed(recipe, sampling, model)
-        with terminal.told(where):
+        with terminal.errors_at(where):
             generate.check(recipe, model)
         jobs.append(batch.Job(name, _kind(recipe), recipe, _about(recipe)))
     if args.format == "array_record":
-        from mgjax.data.corpus import describe_audio
+        from mgjax.data.description import describe_audio
 
         form = batch.Records(describe_audio(model.sample_rate, model.channels))
     else:

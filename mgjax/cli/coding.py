@@ -1,4 +1,4 @@
-"""`mgjax encode` and `mgjax decode`: sound files to files of codes and back, of any length in bounded memory."""
+"""`mgjax encode` and `mgjax decode`: sound files of any length to files of codes and back, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mgjax.cli import terminal
 from mgjax.inputs import arrays, files
 
 _BLOCK_SECONDS = 10.0
-_MOST_BYTES = 1 << 30  # of a file of codes, unpacked: some weeks of music, and no more than a machine can hold
+_MOST_BYTES = 1 << 30  # of a file of codes, unpacked: some weeks of music
 _MODEL_HELP = 'the model whose codec to use: "mini", "debug", a name on the Hugging Face Hub, or a folder'
 
 
 class CodeFile(NamedTuple):
     """The content of a file of codes: a numpy .npz of these arrays.
 
-    `codes` is `[t, k]`, or `[chunks, t, k]` with a scale for each chunk where the codec codes chunks apart.
+    `codes` is `[t, k]`, or `[chunks, t, k]` with a scale for each chunk if the codec encodes chunks independently.
     """
 
     codes: np.ndarray
@@ -80,7 +80,7 @@ def run_encode(args: argparse.Namespace) -> None:
     sound = audio_files.info(source)
     terminal.prepare(args)
     codec = mgjax.load_codec(args.model)
-    if codec.channels < sound.channels == 2:  # audio.blocks says so of more
+    if codec.channels < sound.channels == 2:  # audio_files.blocks warns about more
         warnings.warn(f"{args.input} has {sound.channels} channels; mixed down to {codec.channels}", stacklevel=2)
     num_samples = 0
     with terminal.Progress("encode", sound.num_samples / sound.sample_rate) as progress:
@@ -92,8 +92,8 @@ def run_encode(args: argparse.Namespace) -> None:
                 yield block
                 progress.reach(num_samples / codec.sample_rate)
 
-        smallest = np.min_scalar_type(codec.codebook_size - 1)
-        codes, scales = _gathered(codec.encode_blocks(counted(), args.bandwidth), smallest)
+        dtype = np.min_scalar_type(codec.codebook_size - 1)
+        codes, scales = _concatenated(codec.encode_blocks(counted(), args.bandwidth), dtype)
     write_codes(
         args.output,
         CodeFile(codes, num_samples, codec.sample_rate, codec.channels, args.model, codec.hash, scales),
@@ -140,17 +140,17 @@ def run_decode(args: argparse.Namespace) -> None:
 
 
 def write_codes(path: Path, file: CodeFile) -> None:
-    """Writes `file` whole or not at all."""
+    """Writes `file` to `path`, atomically."""
     with files.replacing(path) as output:
         np.savez_compressed(output, **{name: value for name, value in file._asdict().items() if value is not None})
 
 
 def read_codes(path: Path) -> CodeFile:
-    """The content of a file of codes; nothing in it is run, and it is no larger than it should be.
+    """Reads an untrusted file of codes, within limits.
 
     Raises:
       OSError: There is no such file.
-      ValueError: It is something else, or damaged.
+      ValueError: It is something else, damaged or too large.
     """
     values = arrays.read_npz(path, CodeFile._fields, _MOST_BYTES)
     expected = set(CodeFile._fields)
@@ -169,22 +169,23 @@ def read_codes(path: Path) -> CodeFile:
         and all(name.shape == () and name.dtype.kind == "U" for name in names)
     ):
         raise ValueError(f"{path}: is damaged: the arrays in it have the wrong shapes or types")
-    return CodeFile(codes, *map(int, numbers), *map(str, names), scales)
+    (num_samples, sample_rate, channels), (model, codec_hash) = map(int, numbers), map(str, names)
+    return CodeFile(codes, num_samples, sample_rate, channels, model, codec_hash, scales)
 
 
-def _gathered(pieces: Iterable[Any], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
-    """The codes of one row as `dtype`, and the scales of a codec that codes chunks apart."""
+def _concatenated(blocks: Iterable[Any], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
+    """The codes of one row as `dtype`, and the scales of a codec that encodes chunks independently."""
     from mgjax.codec import chunks
 
-    pieces = list(pieces)
-    if isinstance(pieces[0], chunks.Chunks):
-        whole = chunks.merge(pieces)
+    blocks = list(blocks)
+    if isinstance(blocks[0], chunks.Chunks):
+        whole = chunks.merge(blocks)
         return whole.codes[0].astype(dtype), whole.scales[0]
-    return np.concatenate([piece[0].astype(dtype) for piece in pieces]), None
+    return np.concatenate([block[0].astype(dtype) for block in blocks]), None
 
 
 def _decoded(path: Path, file: CodeFile, codec: Any) -> Iterator[np.ndarray]:
-    """The sound of `file`; what the codec finds wrong with it is told with its name."""
+    """The audio of `file` in blocks; the codec's errors get the name of the file."""
     try:
         yield from codec.decode_blocks(_blocks(file, codec))
     except ValueError as error:
@@ -192,7 +193,7 @@ def _decoded(path: Path, file: CodeFile, codec: Any) -> Iterator[np.ndarray]:
 
 
 def _blocks(file: CodeFile, codec: Any) -> Iterator[Any]:
-    """The codes of `file` in the pieces that the codec reads."""
+    """The codes of `file` in blocks for `Codec.decode_blocks`."""
     from mgjax.codec import chunks
 
     if file.scales is None:

@@ -1,4 +1,4 @@
-"""`mgjax corpus`: corpora to train on, made from music and looked at."""
+"""`mgjax corpus`: builds, tokenizes and inspects corpora, learns vocabularies, and synthesizes music."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 
 from mgjax.cli import terminal
 
-_LOOKED_AT = 1000  # pieces, at most, that `inspect` reads
+_INSPECTED = 1000  # pieces, at most, that `inspect` reads
 TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
 _WORK = ("workers", "replace", "beam_options")  # options of `_add_work_options`
 _SYNTHETIC = ("pretty_midi",)
 
 
 def add_command(commands: Any) -> None:
-    """Adds `corpus` and what it can do to the commands of argparse."""
+    """Adds `corpus` and its actions to the commands of argparse."""
     corpus = commands.add_parser(
         "corpus",
         help="make the corpora that models are trained on",
@@ -177,7 +177,7 @@ def _add_work_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_build(args: argparse.Namespace) -> None:
-    """Makes a corpus of sound of `args.source`."""
+    """Builds an audio corpus from `args.source`."""
     need(TRAIN, "train")
     from mgjax.data import build
 
@@ -185,11 +185,11 @@ def run_build(args: argparse.Namespace) -> None:
         names = ("sample_rate", "channels", "valid", "min_seconds", "loudness", "max_bad", "num_shards", *_WORK)
         options = {name: getattr(args, name) for name in names}
         report = build.build(args.source, args.output, fields=_fields(args), progress=progress, **options)
-    _tell(args.output, report)
+    _print_report(args.output, report)
 
 
 def run_tokenize(args: argparse.Namespace) -> None:
-    """Makes a corpus of codes of the corpus `args.source`."""
+    """Encodes the audio corpus `args.source` into a token corpus."""
     terminal.prepare(args)
     need(TRAIN, "train")
     from mgjax.data import tokenize
@@ -198,13 +198,13 @@ def run_tokenize(args: argparse.Namespace) -> None:
         options = {name: getattr(args, name) for name in ("channels", "tokenizer", *_WORK)}
         melody = _melody(args.source, args.melody) if args.melody else None
         report = tokenize.tokenize(args.source, args.output, args.codec, melody=melody, progress=progress, **options)
-    _tell(args.output, report)
+    _print_report(args.output, report)
 
 
 def _melody(source: Path, seconds: float) -> Any:
-    """The published chromagram, but at the rate of the corpus, and of windows of `seconds`."""
+    """The config of the published chromagram at the sample rate of the corpus, with windows of about `seconds`."""
     from mgjax.config.conditioning import MelodyConfig
-    from mgjax.data.corpus import read_description
+    from mgjax.data.description import read_description
 
     rate = read_description(source)[0].sample_rate
     size = 2 ** max(6, round(math.log2(seconds * rate)))
@@ -212,12 +212,9 @@ def _melody(source: Path, seconds: float) -> Any:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
-    """Prints what the corpus `args.corpus` is."""
+    """Prints a description of the corpus `args.corpus`."""
     need(TRAIN, "train")
-    lines = describe(args.corpus, args.examples)
-    print(args.corpus)
-    for name, value in lines:
-        print(f"  {name:<16}{value}")
+    terminal.print_table(args.corpus, describe(args.corpus, args.examples))
 
 
 def run_vocabulary(args: argparse.Namespace) -> None:
@@ -229,9 +226,9 @@ def run_vocabulary(args: argparse.Namespace) -> None:
     corpora = [Corpus.open(directory) for directory in args.corpora]
     with bar("vocabulary") as progress:
         texts = vocabulary.texts_of(corpora, progress)
-        found = vocabulary.train(texts, args.size, args.out, replace=args.force)
-    fewer = f"; the texts do not hold {args.size}" if found < args.size else ""
-    terminal.say(f"{found} pieces of text{fewer}")
+        size = vocabulary.train(texts, args.size, args.out, replace=args.force)
+    fewer = f"; the texts do not hold {args.size}" if size < args.size else ""
+    terminal.say(f"{size} pieces of text{fewer}")
     print(args.out)
 
 
@@ -255,35 +252,34 @@ def run_synthesize(args: argparse.Namespace) -> None:
 
 
 def describe(directory: Path, examples: int = 3) -> list[tuple[str, str]]:
-    """Names and values to be shown of a corpus.
+    """The rows of the table that describes a corpus, with some `examples` of captions.
 
     Raises:
-      CorpusError: There is none, or it is damaged.
+      CorpusError: There is no corpus, or it is damaged.
     """
-    from mgjax.data.corpus import Corpus, read_description
+    from mgjax.data.corpus import Corpus
+    from mgjax.data.description import read_description
 
-    what, splits = read_description(directory)
+    description, splits = read_description(directory)
     corpora = {split: Corpus.open(directory, split) for split in splits}
     seconds = {split: corpus.lengths.sum() / corpus.rate for split, corpus in corpora.items()}
     train = next(iter(corpora.values()))
-    pieces = np.unique(np.linspace(0, len(train) - 1, min(len(train), _LOOKED_AT)).round().astype(int)).tolist()
+    pieces = np.unique(np.linspace(0, len(train) - 1, min(len(train), _INSPECTED)).round().astype(int)).tolist()
     captions = [train.metadata(piece).description for piece in pieces]
     lengths = train.lengths / train.rate
     lines = [
-        ("kind", {"audio": "sound", "tokens": "codes"}[what.kind]),
+        ("kind", {"audio": "sound", "tokens": "codes"}[description.kind]),
         *((split, f"{len(corpora[split])} pieces, {_time(seconds[split])}") for split in splits),
         ("lengths", f"{lengths.min():.1f} to {lengths.max():.1f} s, half of them below {np.median(lengths):.1f} s"),
-        (
-            "sound",
-            f"{what.sample_rate} Hz, {({1: 'mono', 2: 'stereo'}).get(what.channels, f'{what.channels} channels')}",
-        ),
+        ("sound", terminal.sound_format(description.sample_rate, description.channels)),
     ]
-    if what.kind == "tokens":
+    if description.kind == "tokens":
+        codebooks = f"{description.num_codebooks} codebooks of {description.codebook_size}"
         lines += [
-            ("codes", f"{what.frame_rate:g} frames a second, {what.num_codebooks} codebooks of {what.codebook_size}"),
-            ("codec", f"{what.codec_source} ({what.codec_hash})"),
-            ("token ids", what.tokenizer or "none"),
-            ("melodies", f"{what.melody.num_bins} pitch classes" if what.melody else "none"),
+            ("codes", f"{description.frame_rate:g} frames a second, {codebooks}"),
+            ("codec", f"{description.codec_source} ({description.codec_hash})"),
+            ("token ids", description.tokenizer or "none"),
+            ("melodies", f"{description.melody.num_bins} pitch classes" if description.melody else "none"),
             *_usage(train, pieces),
         ]
     lines.append(("captions", f"{sum(map(bool, captions)) / len(captions):.0%} of {len(captions)} pieces have one"))
@@ -292,7 +288,7 @@ def describe(directory: Path, examples: int = 3) -> list[tuple[str, str]]:
 
 
 def _usage(corpus: Any, pieces: list[int]) -> Iterator[tuple[str, str]]:
-    """How the codes of each codebook are used, over some pieces."""
+    """The share of used codes and the entropy of each codebook, over some pieces."""
     counts = np.zeros((corpus.width, corpus.codebook_size), np.int64)
     for piece in pieces:
         codes = corpus.read(piece)
@@ -305,7 +301,7 @@ def _usage(corpus: Any, pieces: list[int]) -> Iterator[tuple[str, str]]:
         yield f"codebook {k + 1}", f"{len(share) / len(row):.0%} of the codes used, {entropy:.2f} of {most:.2f} bits"
 
 
-def _tell(output: Path, report: Any) -> None:
+def _print_report(output: Path, report: Any) -> None:
     parts = [
         f"{count} {split} pieces ({_time(report.seconds[split])})" for split, count in report.pieces.items() if count
     ]
@@ -319,16 +315,18 @@ def _time(seconds: float) -> str:
 
 
 def _fields(args: argparse.Namespace) -> Any:
-    """What was said of the features of a dataset; None if nothing was."""
+    """The features of a dataset to use; None if none of the options is there."""
     from mgjax.data.datasets import Fields
 
     if not (args.audio_feature or args.source_rate or args.field):
         return None
-    pairs = [text.split("=", 1) for text in args.field]
-    for text, pair in zip(args.field, pairs, strict=True):
-        if len(pair) != 2:
+    pairs = []
+    for text in args.field:
+        field, equals, feature = text.partition("=")
+        if not equals:
             raise ValueError(f"--field {text}: expected FIELD=FEATURE, as in genre=label")
-    return Fields(args.audio_feature or "audio", args.source_rate, tuple(map(tuple, pairs)))
+        pairs.append((field, feature))
+    return Fields(args.audio_feature or "audio", args.source_rate, tuple(pairs))
 
 
 def share(text: str) -> float:
@@ -340,7 +338,7 @@ def share(text: str) -> float:
 
 
 def need(packages: tuple[str, ...], extra: str) -> None:
-    """Says how to install what is missing, if anything is."""
+    """Raises ValueError, with how to install them, if packages of an extra are missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"this needs {', '.join(missing)}, not installed here; run: pip install 'mgjax[{extra}]'")
@@ -348,13 +346,13 @@ def need(packages: tuple[str, ...], extra: str) -> None:
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of the pieces that are done; where nobody watches, there is none."""
+    """A progress bar of pieces, at a terminal only; its block is handed the function that updates it."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as progress:
 
         def reach(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            progress.total = total
+            progress.update(done - progress.n)
 
         yield reach

@@ -1,4 +1,4 @@
-"""`mgjax finetune`: a model learns to play like a folder of music."""
+"""`mgjax finetune`: fine-tunes a model on a folder of music."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("music", metavar="MUSIC", help="a folder of sound files, or a .csv or .jsonl table")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to put what is learned")
-    parser.add_argument("--model", default="mini", metavar="NAME|DIR", help="what to begin with (mini)")
+    parser.add_argument("--model", default="mini", metavar="NAME|DIR", help="the model to fine-tune (mini)")
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--caption", metavar="TEXT", help="one caption for all pieces")
     texts.add_argument(
@@ -46,14 +46,14 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--rank", type=terminal.count, default=16, metavar="R", help="of the adapter: how much it can hold (16)"
     )
-    parser.add_argument("--steps", type=terminal.count, default=500, metavar="N", help="updates (500)")
-    parser.add_argument("--batch-size", type=terminal.count, default=4, metavar="N", help="segments in an update (4)")
+    parser.add_argument("--steps", type=terminal.count, default=500, metavar="N", help="training steps (500)")
+    parser.add_argument("--batch-size", type=terminal.count, default=4, metavar="N", help="segments in a batch (4)")
     parser.add_argument(
         "--segment",
         dest="segment_seconds",
         type=terminal.positive,
         metavar="S",
-        help="seconds of a segment (what the model hears at once)",
+        help="seconds of a segment (the model's window)",
     )
     parser.add_argument("--learning-rate", type=terminal.positive, metavar="R", help="(5e-4; with --full 1e-5)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
@@ -63,12 +63,12 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--max-bad", type=corpus.share, default=0.05, metavar="SHARE", help="of the pieces that may be unusable (0.05)"
     )
-    parser.add_argument("--force", action="store_true", help="begin anew where there is something else in DIR")
+    parser.add_argument("--force", action="store_true", help="start anew where there is another run in DIR")
     terminal.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Tunes `args.model` to `args.music`."""
+    """Fine-tunes `args.model` on `args.music`."""
     terminal.prepare(args)
     corpus.need((*corpus.TRAIN, "grain", "optax", "orbax"), "train")
     from mgjax.train.finetune import Finetuning, finetune

@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     if audio_prompt:
         audio_prompt = audio_prompt.fitted(first, model.config.window_seconds)
     for piece, recipe in zip(plan, recipes, strict=True):
-        with terminal.told(piece.where):
+        with terminal.errors_at(piece.where):
             check(recipe, model, audio_prompt)
             conditions.check_sounds(recipe, model)
     with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:
@@ -208,7 +208,7 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
         common["continued_sha256"] = sha256(args.continued)
     pieces, first = [], getattr(args, "seed", 0)
     for i, (where, line) in enumerate(lines):
-        with terminal.told(where):
+        with terminal.errors_at(where):
             seed = (first + i) % 2**32 if 0 <= first < 2**32 else first  # as for the rows of `mgjax.generate`
             recipe = Recipe(
                 prompt=line.prompt,

@@ -1,4 +1,4 @@
-"""`mgjax convert` and `mgjax info`: models in other forms, and what a model is."""
+"""`mgjax convert` and `mgjax info`: converts models to other formats, and describes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mgjax.cli import terminal
 from mgjax.config import model as model_config
 
 _PARTS = {"lm/": "language model", "text/": "text encoder", "codec/": "codec"}
-# Of the codebooks, only the vectors count; the rest are the averages that training keeps.
+# Of the codebooks, only the codewords count; the rest is the state of their moving averages.
 _NOT_COUNTED = ("codec/codebooks/embed_avg", "codec/codebooks/cluster_size", "codec/codebooks/inited")
 _BYTES = {"float32": 4, "bfloat16 or float16": 2}
 
@@ -61,9 +61,9 @@ def run_convert(args: argparse.Namespace) -> None:
     from mgjax.checkpoints import native, sources
 
     native.check_replaceable(args.output)
-    # audiocraft's form refers to a text encoder: read from there, it has to be found, and written, to be named.
-    needed = None if args.format == "audiocraft" else args.text_encoder
-    encoders = {"text_encoder": needed, "style_encoder": args.style_encoder}
+    # --text-encoder is the one to read for a model in audiocraft's format, or the name to write into that format.
+    text_encoder = None if args.format == "audiocraft" else args.text_encoder
+    encoders = {"text_encoder": text_encoder, "style_encoder": args.style_encoder}
     model = sources.read(args.model, dtype=args.dtype, adapter=args.adapter, **encoders)
     if args.license is not None:
         model = dataclasses.replace(model, config=dataclasses.replace(model.config, license=args.license))
@@ -72,18 +72,15 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_info(args: argparse.Namespace) -> None:
-    """Prints what `args.model` is."""
+    """Prints a description of `args.model`."""
     terminal.prepare(args)
     from mgjax.checkpoints import sources
 
-    found = describe(sources.read_config(args.model))
-    print(args.model)
-    for name, value in found:
-        print(f"  {name:<16}{value}")
+    terminal.print_table(args.model, describe(sources.read_config(args.model)))
 
 
 def describe(model: model_config.ModelConfig) -> list[tuple[str, str]]:
-    """Names and values to be shown of a model, from its config alone."""
+    """The rows of the table that describes a model, from its config alone."""
     from mgjax.checkpoints.tables.shapes import model_shapes
 
     shapes = {path: shape for path, shape in model_shapes(model).items() if path not in _NOT_COUNTED}
@@ -97,14 +94,11 @@ def describe(model: model_config.ModelConfig) -> list[tuple[str, str]]:
     cache = 2 * lm.num_layers * lm.dim * steps
     return [
         ("licence", model.license),
-        (
-            "sound",
-            f"{codec.sample_rate} Hz, {({1: 'mono', 2: 'stereo'}).get(model.channels, f'{model.channels} channels')}",
-        ),
-        ("follows", ", ".join(model.condition_dims) or "nothing but chance"),
+        ("sound", terminal.sound_format(codec.sample_rate, model.channels)),
+        ("conditions", ", ".join(model.condition_dims) or "none"),
         *((label.name, ", ".join(label.values)) for label in model.labels),
         *((number.name, f"{number.low:g} to {number.high:g}") for number in model.numbers),
-        ("window", f"{model.window_seconds:g} s are heard at once"),
+        ("window", f"{model.window_seconds:g} s"),
         ("codes", f"{codec.frame_rate:g} frames a second, {lm.num_codebooks} codebooks of {lm.codebook_size}"),
         ("size", f"{lm.num_layers} layers, width {lm.dim}, {lm.num_heads} heads"),
         *((title, f"{count / 1e6:.2f} M parameters") for title, count in counts.items() if count),

@@ -1,10 +1,11 @@
-"""What the commands share: messages, progress, numbers on the command line, and care for the files they write."""
+"""The common part of all commands: messages, exit statuses, progress, argument types, and claims on output files."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import hashlib
+import io
 import logging
 import math
 import os
@@ -22,18 +23,18 @@ from mgjax.inputs import files
 try:
     import fcntl
 except ImportError:  # Windows, where names are not claimed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment] # a module that may be missing
 
-_LARGEST_CACHE = 2**29  # bytes of compiled programs; those that were not used for longest go first
-_LOCK_SECONDS = 1.0  # to wait for those who read or write one
+_LARGEST_CACHE = 2**29  # bytes of compiled programs; the least recently used ones are dropped first
+_LOCK_SECONDS = 1.0  # to wait for processes that read or write one
 
-_held = contextlib.ExitStack()  # what is let go of when the command ends
+_held = contextlib.ExitStack()  # what is released when the command ends
 _copies: dict[str, Any] = {}  # of pipes, by their names
-_programs: list[Path] = []  # the folder of compiled programs, where it is ours
+_programs: list[Path] = []  # the folder of compiled programs, if `prepare` set it
 
 
 def say(message: str) -> None:
-    """One line to the person at the terminal, apart from the output of the command."""
+    """Prints a line to stderr, which is apart from the output of the command."""
     for path, copy in _copies.items():
         message = message.replace(copy.name, path)
     print(f"mgjax: {message}", file=sys.stderr, flush=True)
@@ -41,12 +42,12 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
-    """Makes lines of `say` out of warnings and of what mgjax logs, without their places in the code."""
+    """Shows warnings and mgjax's log as lines of `say`, without file names and line numbers."""
     log, handler = logging.getLogger("mgjax"), _Handler()
     with warnings.catch_warnings():
         warnings.showwarning = _show
         log.addHandler(handler)
-        log.propagate = False  # libraries add handlers of their own to the root
+        log.propagate = False  # libraries add handlers to the root logger
         try:
             yield
         finally:
@@ -55,42 +56,42 @@ def messages() -> Iterator[None]:
 
 
 def status(run: Callable[[], None]) -> int:
-    """The exit status of `run`: 0, 2 for an error that the user can mend, or 130 where Ctrl-C ended it.
+    """Calls `run`, and returns the exit status: 0, 2 for an error of the user, or 130 after Ctrl-C.
 
-    Errors are told in one line; with MGJAX_TRACEBACK set, they show where in the code they arose.
+    Errors are shown in one line, or with their traceback if MGJAX_TRACEBACK is set.
     """
-    os.environ["JAX_ENABLE_X64"] = "0"  # models are of 32 bits
+    os.environ["JAX_ENABLE_X64"] = "0"  # models have 32 bits
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_enable_x64", False)
-    with contextlib.suppress(AttributeError):  # where it is closed, or in a notebook
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed, or that of a notebook
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     with messages(), _held:
-        found = 0
+        code = 0
         try:
             run()
-        except SystemExit as leaving:  # argparse has said why
-            found = leaving.code
+        except SystemExit as exit:  # argparse has printed why
+            code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
         except KeyboardInterrupt:
             say("stopped; finished files are kept")
-            found = 130
+            code = 130
         except Exception as error:
             advice = explain(error)
             if advice is None or os.environ.get("MGJAX_TRACEBACK"):
                 raise
             say(f"error: {advice}")
-            found = 2
+            code = 2
         try:
             print(end="", flush=True)
-        except OSError as error:  # Python would try again at its end, and show a traceback
+        except OSError as error:  # Python would try again when it exits, and show a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(error, BrokenPipeError):  # that of a reader who has seen enough
+            if not isinstance(error, BrokenPipeError):  # which means that the reader has enough
                 say(f"error: the output cannot be written ({error.strerror})")
-                found = 2
-    return found
+                code = 2
+    return code
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Shows a warning; what JAX says of broken compiled programs is no matter of the user's: they are dropped."""
+    """Shows a warning; on one of JAX about broken compiled programs, drops them instead."""
     if _programs and "persistent compilation cache entry" in str(message):
         _drop_broken_programs(just_read="reading" in str(message))
     else:
@@ -99,19 +100,20 @@ def _show(message: Warning | str, *_: Any, **__: Any) -> None:
 
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        """Shows a record as a line of `say`."""
         say(record.getMessage())
 
 
 def explain(error: Exception) -> str | None:
-    """What to tell the user about `error`; None where it is a fault of the program."""
+    """The message about `error` for the user; None where it is a bug."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return str(error)
-    if isinstance(error, ImportError) and "pip install" in str(error):  # an extra that is not installed
+    if isinstance(error, ImportError) and "pip install" in str(error):  # a missing extra
         return str(error)
     platforms = os.environ.get("JAX_PLATFORMS")
-    if platforms and isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules and not _starts():
+    if platforms and isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules and not _has_device():
         return (
             f"JAX_PLATFORMS={platforms} names a device that is not there, or that JAX was installed without "
             "(for a GPU: pip install 'mgjax[cuda]', for a TPU 'mgjax[tpu]'); JAX_PLATFORMS=cpu is always there"
@@ -121,16 +123,16 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def _starts() -> bool:
-    """Whether JAX has a device to work on."""
-    with contextlib.suppress(RuntimeError, AssertionError):  # AssertionError: it lacks the plugin of a known platform
+def _has_device() -> bool:
+    """Whether JAX has a device."""
+    with contextlib.suppress(RuntimeError, AssertionError):  # AssertionError: a known platform without its plugin
         return bool(sys.modules["jax"].devices())
     return False
 
 
 @contextlib.contextmanager
-def told(where: str) -> Iterator[None]:
-    """Says in an error about what someone asked for where it was asked for: a line of a file, or "" for nothing."""
+def errors_at(where: str) -> Iterator[None]:
+    """Prefixes errors with the origin of a request, such as a line of a file ("" for none)."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
@@ -138,7 +140,7 @@ def told(where: str) -> Iterator[None]:
 
 
 def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The options of every command that loads a model."""
+    """Adds the options of every command that loads a model."""
     parser.add_argument(
         "--offline", action="store_true", help="use only what is on this machine already, never the network"
     )
@@ -160,7 +162,7 @@ def add_host_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Puts --offline and --cache into effect; to be called before a model is loaded."""
+    """Applies --offline and --cache; to be called before a model is loaded."""
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
     if args.cache == "off":
@@ -176,7 +178,7 @@ def prepare(args: argparse.Namespace) -> None:
     except OSError:
         if args.cache:
             raise
-        return  # a home that cannot be written to is no reason not to make music
+        return  # the default cache is optional
     _programs[:] = [folder]
     _drop_broken_programs()
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -186,14 +188,14 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def _drop_broken_programs(just_read: bool = False) -> None:
-    """Drops compiled programs without a time stamp, for which JAX would write no others, and the one that it just read.
+    """Deletes cached programs without a time stamp, and with `just_read` the one that JAX read last.
 
-    A write that was cut short leaves such files. JAX replaces none, so it would compile them anew at each start.
+    Interrupted writes leave such files. JAX never replaces them, and would compile these programs at each start.
     """
     from filelock import FileLock, Timeout
 
     (folder,) = _programs
-    # JAX holds this lock whenever it reads or writes.
+    # JAX holds this lock while it reads or writes.
     with contextlib.suppress(OSError, Timeout), FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):
         names = os.listdir(folder)
         programs, stamped = ({n[: -len(end)] for n in names if n.endswith(end)} for end in ("-cache", "-atime"))
@@ -206,10 +208,10 @@ def _drop_broken_programs(just_read: bool = False) -> None:
 
 
 def rereadable(path: str | os.PathLike[str]) -> str:
-    """A name by which `path` can be read more than once: of a pipe, that of a copy that is kept while the command runs.
+    """A path that can be read more than once: `path`, or if it is a pipe, a copy that is kept until the command ends.
 
     Raises:
-      OSError, ValueError: As `files.opened`, unless it is a file.
+      OSError, ValueError: As `files.opened`, for a pipe.
     """
     path = os.path.abspath(path)
     if os.path.isfile(path):
@@ -225,7 +227,7 @@ def rereadable(path: str | os.PathLike[str]) -> str:
 
 
 def writable_folder(folder: Path) -> None:
-    """Makes `folder` where it is missing, and makes sure that files can be written there."""
+    """Creates `folder` if it is missing, and raises PermissionError unless files can be written there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         tempfile.TemporaryFile(dir=folder).close()
@@ -234,7 +236,7 @@ def writable_folder(folder: Path) -> None:
 
 
 def refuse_to_overwrite(paths: Iterable[Path], force: bool) -> None:
-    """Raises FileExistsError if one of `paths` is there already, unless `force`."""
+    """Raises FileExistsError if one of `paths` exists, unless `force`."""
     existing = [str(path) for path in paths if path.exists()]
     if existing and not force:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
@@ -242,11 +244,11 @@ def refuse_to_overwrite(paths: Iterable[Path], force: bool) -> None:
 
 
 def claim(paths: Sequence[Path], force: bool) -> None:
-    """Keeps the names of files to be written, all in one folder, from other runs until the command ends.
+    """Reserves the names of output files, all in one folder, against other runs until the command ends.
 
     Raises:
-      FileExistsError: Another run writes one of them, or, unless `force`, one is there already.
-      OSError: The folder cannot be made or written to, or a file cannot have such a name.
+      FileExistsError: Another run writes one of them, or, unless `force`, one exists.
+      OSError: The folder cannot be created or written to, or a name is not valid.
     """
     writable_folder(paths[0].parent)
     for path in paths:
@@ -258,7 +260,7 @@ def claim(paths: Sequence[Path], force: bool) -> None:
 
 
 def _lock(paths: Sequence[Path], names: Path) -> None:
-    """Locks a byte of the file `names` for each path: there may be more of them than a process may open files."""
+    """Locks a byte of the file `names` for each path, as a process may not open a file for each."""
     try:
         file = _held.enter_context(names.open("ab"))
     except PermissionError:  # of another user
@@ -273,15 +275,27 @@ def _lock(paths: Sequence[Path], names: Path) -> None:
             break
     if os.fstat(file.fileno()).st_nlink:
         _held.callback(_remove_unused, file, names)
-    else:  # its last user has just removed it
+    else:  # its last user has just deleted it
         _lock(paths, names)
 
 
 def _remove_unused(file: IO[bytes], path: Path) -> None:
-    """Removes an open file unless others have locked a part of it."""
+    """Deletes an open file unless other processes have locked a part of it."""
     with contextlib.suppress(OSError):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()
+
+
+def sound_format(sample_rate: int, channels: int) -> str:
+    """A format of audio in words, "32000 Hz, mono"."""
+    return f"{sample_rate} Hz, {({1: 'mono', 2: 'stereo'}).get(channels, f'{channels} channels')}"
+
+
+def print_table(title: Any, rows: Iterable[tuple[str, str]]) -> None:
+    """Prints a title, and below it rows of names and values."""
+    print(title)
+    for name, value in rows:
+        print(f"  {name:<16}{value}")
 
 
 def positive(text: str) -> float:
@@ -301,23 +315,23 @@ def count(text: str) -> int:
 
 
 class Progress:
-    """A bar of the seconds of sound that are done; where nobody watches, one line at the end.
+    """A progress bar in seconds of audio at a terminal; elsewhere, one line at the end.
 
     Args:
-      what: What is done, as in "generate".
-      total_seconds: The seconds of sound of the whole job; None if it is not known.
+      what: The name of the work, such as "generate".
+      total_seconds: The seconds of audio of the whole work; None if unknown.
     """
 
     def __init__(self, what: str, total_seconds: float | None):
         from tqdm import tqdm
 
         self._what, self._done, self._start = what, 0.0, time.monotonic()
-        self._watched = sys.stderr.isatty()
+        self._is_terminal = sys.stderr.isatty()
         total = "" if total_seconds is None else "/{total:.0f} s"
         self._bar = tqdm(
             desc=what,
             total=total_seconds,
-            disable=not self._watched,
+            disable=not self._is_terminal,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}" + total + " [{elapsed}<{remaining}{postfix}]",
         )
 
@@ -326,12 +340,12 @@ class Progress:
 
     def __exit__(self, error_type: type | None, *_: Any) -> None:
         self._bar.close()
-        if error_type is None and not self._watched:
+        if error_type is None and not self._is_terminal:
             spent = time.monotonic() - self._start
             say(f"{self._what}: {self._done:.1f} s of sound in {spent:.1f} s ({self._done / spent:.2f} a second)")
 
     def reach(self, seconds: float) -> None:
-        """Says that `seconds` of sound are done by now."""
+        """Sets the progress to `seconds` of finished audio."""
         spent = time.monotonic() - self._start
         self._bar.set_postfix_str(f"{seconds / spent:.2f} s of sound a second", refresh=False)
         self._bar.update(seconds - self._done)

@@ -1,4 +1,4 @@
-"""What the encoders of conditions are: text, melody, style, the joint space of CLAP, labels and numbers."""
+"""Configs of the conditioners: text (T5), melody (chroma), style, CLAP, labels and numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mgjax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The encoder of T5 (Raffel et al. 2020). The defaults are t5-base; FLAN-T5 has `activation="gated-gelu"`."""
+    """The T5 encoder (Raffel et al. 2020). The defaults are t5-base; FLAN-T5 has `activation="gated-gelu"`."""
 
     vocab_size: int = 32_128
     dim: int = 768
@@ -24,7 +24,7 @@ class T5Config:
     norm_eps: float = 1e-6
     activation: str = "relu"  # "relu" (v1.0) or "gated-gelu" (v1.1, FLAN)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("activation", self.activation, ("relu", "gated-gelu"))
         bounded(self)
         if self.max_distance <= self.num_buckets // 4:
@@ -37,13 +37,13 @@ class MelodyConfig:
 
     Attributes:
       num_bins: Pitch classes: 12 semitones of an octave, or another number of equal parts.
-      sample_rate: That the audio is brought to, in hertz.
+      sample_rate: The rate that the audio is resampled to, in hertz.
       fft_size: Samples of a window, and of its Fourier transform.
       hop_length: Samples between two windows.
       num_frames: The length of the prefix; shorter melodies are repeated, longer ones cut.
-      bottleneck: What is kept, so that the model cannot simply copy: "dominant", the strongest pitch class of each
-        frame alone; "suppress", all but the strongest frequency of each frame of the spectrogram; "none", all.
-      null: What stands for no melody: "silence", the chromagram of silence, as in the published models; or "nothing".
+      bottleneck: Against copying the melody exactly: "dominant" keeps the strongest pitch class of each frame alone,
+        "suppress" drops the strongest frequency of each frame of the spectrogram, "none" keeps all.
+      null: The condition for no melody: "silence", the chromagram of silence, as in the published models; or "nothing".
     """
 
     num_bins: int = 12
@@ -54,7 +54,7 @@ class MelodyConfig:
     bottleneck: str = "dominant"
     null: str = "silence"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("bottleneck", self.bottleneck, ("dominant", "suppress", "none"))
         one_of("null", self.null, ("silence", "nothing"))
         bounded(self)
@@ -67,38 +67,39 @@ class MelodyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LabelConfig:
-    """A closed vocabulary, of which a piece may have none, one or several: genre, mood, instrument."""
+    """A label with a closed vocabulary (genre, mood, instrument). A piece may have any number of its values."""
 
     name: str
     values: tuple[str, ...]
 
-    def __post_init__(self):
-        _named(self.name)
+    def __post_init__(self) -> None:
+        _check_name(self.name)
         if not self.values or len({value.strip().casefold() for value in self.values}) != len(self.values):
             raise ConfigError(f"the values of the label {self.name} must be one or more, and differ in more than case")
 
     @property
     def dim(self) -> int:
+        """Width of the condition: one entry for each value."""
         return len(self.values)
 
 
 @dataclasses.dataclass(frozen=True)
 class NumberConfig:
-    """A quantity that a piece may have, such as its tempo, on a logarithmic scale from `low` to `high`."""
+    """A numeric condition, such as the tempo, on a logarithmic scale from `low` to `high`."""
 
     name: str
     low: float
     high: float
     dim: int = 16
 
-    def __post_init__(self):
-        _named(self.name)
+    def __post_init__(self) -> None:
+        _check_name(self.name)
         bounded(self)
         if not 0 < self.low < self.high < math.inf:
             raise ConfigError(f"the number {self.name} must have 0 < low < high, got {self.low} and {self.high}")
 
 
-def _named(name: str) -> None:
+def _check_name(name: str) -> None:
     if not name.isidentifier() or name in ("text", "melody", "style", "clap"):
         raise ConfigError(f"a label's name must be a word of its own, such as genre or bpm, got {name!r}")
 
@@ -123,7 +124,7 @@ class HubertConfig:
     norm_eps: float = 1e-5
     normalize: bool = True  # each clip is brought to mean 0 and variance 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("conv_norm", self.conv_norm, ("group", "layer"))
         bounded(self)
         if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
@@ -146,13 +147,13 @@ class StyleConfig:
 
     Attributes:
       features: The encoder of the excerpt; None to read the codes of the model's own codec instead. The published model
-        was trained on features of audio as it is, although MERT itself wants each clip normalised.
-      num_code_streams: Of these codes, how many codebooks are read.
-      code_size: Of these codes, how many there are in a codebook.
-      dim: Width of the transformer and of what it gives.
-      num_codebooks: Levels of the residual vector quantizer, the bottleneck.
-      eval_codebooks: How many of them are used at generation.
-      downsample: Every so-many-th frame is kept.
+        was trained on features of unnormalised audio, although MERT itself normalises each clip.
+      num_code_streams: The number of codebooks that are read, where the excerpt is read as codes.
+      code_size: The size of these codebooks.
+      dim: Width of the transformer and of its output.
+      num_codebooks: Codebooks of the residual vector quantizer, the bottleneck.
+      eval_codebooks: The number of them that generation uses.
+      downsample: The factor by which frames are thinned out.
       seconds: The length of the excerpt.
     """
 
@@ -169,7 +170,7 @@ class StyleConfig:
     downsample: int = 15
     seconds: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         bounded(self)
         if self.dim % self.num_heads or self.dim % 2:
             raise ConfigError(f"dim must be even and a multiple of num_heads, got {self.dim} and {self.num_heads}")
@@ -186,11 +187,11 @@ class ClapTextConfig:
     ffn_dim: int = 3072
     num_layers: int = 12
     num_heads: int = 12
-    max_positions: int = 514  # the first pad_token + 1 of them are no position of a text
+    max_positions: int = 514  # the first pad_token + 1 of them are unused
     pad_token: int = 1
     norm_eps: float = 1e-12
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         bounded(self)
         if self.dim % self.num_heads:
             raise ConfigError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
@@ -206,10 +207,10 @@ class ClapAudioConfig:
     `image_size / num_mels` parts, which on top of each other make a square image of `image_size`.
 
     Attributes:
-      seconds: The clip that the tower hears at once.
-      patch_size: Side of the squares of the image that become a vector each.
-      window: Side of the squares of vectors that attend to each other.
-      dim: Width of the first stage; each stage is twice as wide as the one before, and half as long a side.
+      seconds: The length of a clip.
+      patch_size: Side of a patch of the image, which becomes a vector.
+      window: Side of an attention window, in patches.
+      dim: Width of the first stage; each stage doubles the width and halves the sides of the image.
       depths: Layers of each stage.
     """
 
@@ -217,7 +218,7 @@ class ClapAudioConfig:
     fft_size: int = 1024
     hop_length: int = 480
     num_mels: int = 64
-    lowest_hz: float = 50.0  # of the published models; the feature extractor of transformers alone begins at 0
+    lowest_hz: float = 50.0  # of the published models; the feature extractor of transformers starts at 0
     highest_hz: float = 14_000.0
     seconds: float = 10.0
     image_size: int = 256
@@ -230,7 +231,7 @@ class ClapAudioConfig:
     qkv_bias: bool = True
     norm_eps: float = 1e-5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         bounded(self)
         if not len(self.depths) == len(self.num_heads) > 0:
             raise ConfigError(f"depths and num_heads must be of one length: {self.depths}, {self.num_heads}")
@@ -262,7 +263,7 @@ class ClapAudioConfig:
 
     @property
     def num_samples(self) -> int:
-        """The length of a clip."""
+        """The length of a clip in samples."""
         return round(self.seconds * self.sample_rate)
 
     @property
@@ -273,30 +274,30 @@ class ClapAudioConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClapConfig:
-    """LAION-CLAP (Wu et al. 2023): two towers into one space. The defaults are laion/clap-htsat-unfused."""
+    """LAION-CLAP (Wu et al. 2023): two towers with a joint space. The defaults are laion/clap-htsat-unfused."""
 
     text: ClapTextConfig = dataclasses.field(default_factory=ClapTextConfig)
     audio: ClapAudioConfig = dataclasses.field(default_factory=ClapAudioConfig)
     dim: int = 512  # of the joint space
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         bounded(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClapConditionConfig:
-    """The condition that is learned from audio and given as text, through CLAP's joint space (Copet et al. 2023, 2.3).
+    """The CLAP condition: embeddings of audio in training, of a text in generation (Copet et al. 2023, section 2.3).
 
     Attributes:
       clap: The two towers.
-      num_codebooks: Levels of the residual vector quantizer between them and the language model; 0 for none.
-      codebook_size: Codes of each level.
+      num_codebooks: Codebooks of the residual vector quantizer between them and the language model; 0 for none.
+      codebook_size: Codes of each codebook.
     """
 
     clap: ClapConfig = dataclasses.field(default_factory=ClapConfig)
     num_codebooks: int = 12
     codebook_size: int = 1024
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_codebooks:  # 0: no quantizer
             bounded(self)

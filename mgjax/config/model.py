@@ -1,8 +1,7 @@
-"""What a model is: frozen dataclasses that are written as JSON into every checkpoint.
+"""Configs of models: frozen dataclasses that are written as JSON into every checkpoint.
 
-A run (batch size, learning rate, paths) is described by the ml_collections configs in `configs/`; a model is
-described here. Unknown keys and wrong types are errors, so that a checkpoint of a newer version never loads
-half understood.
+A run (batch size, learning rate, paths) is described by the ml_collections configs in `configs/`. Unknown keys and
+wrong types are errors, so that a checkpoint of a newer version is never misread.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from mgjax.errors import ConfigError
 from mgjax.inputs import arguments
 
 PATTERNS = ("delay", "parallel", "flattened", "coarse_first", "musiclm")  # made by lm/pattern.py
-_LATEST = 1000  # steps or frames that a pattern may put one codebook after another
+_LONGEST_DELAY = 1000  # sequence steps or frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,8 @@ class CodecConfig:
     """EnCodec (Défossez et al. 2022): SEANet encoder and decoder around a residual vector quantizer.
 
     The defaults are `facebook/encodec_32khz`, the codec of MusicGen. Rates are in hertz, `bandwidths` in kilobits
-    a second, `ratios` in the order of the decoder. `phases` is not in the paper: so many neighbouring samples enter and
-    leave as the channels of one step, and the layers at the highest rates, which are the slowest on a CPU, fall away.
+    a second, `ratios` in the order of the decoder. `phases` is not in the paper: that many neighbouring samples are the
+    channels of one step, which saves the layers at the highest rates, the slowest on a CPU.
     """
 
     sample_rate: int = 32_000
@@ -59,12 +58,12 @@ class CodecConfig:
     pad_mode: str = "reflect"  # "reflect" or "constant"
     trim_right_ratio: float = 1.0
     conv_shortcut: bool = False  # residual blocks add a 1x1 convolution of their input, not the input itself
-    normalize: bool = False  # each chunk is divided by its loudness, which is coded beside it
-    chunk_seconds: float | None = None  # chunks that are coded apart, for codecs that renormalise
-    chunk_overlap: float = 0.0  # the share of a chunk that the next one covers too
+    normalize: bool = False  # each chunk is divided by its loudness, which is stored as its scale
+    chunk_seconds: float | None = None  # the length of chunks that are coded independently; None for one chunk
+    chunk_overlap: float = 0.0  # the share of a chunk that the next one overlaps
     bandwidths: tuple[float, ...] = (2.2,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("norm", self.norm, ("weight_norm", "time_group_norm", "none"))
         one_of("pad_mode", self.pad_mode, ("reflect", "constant"))
         bounded(self)
@@ -90,7 +89,7 @@ class CodecConfig:
         return self.sample_rate / self.hop_length
 
     def codebooks_for(self, bandwidth: float | None) -> int:
-        """The number of codebooks that fits in `bandwidth` kb/s (all of them for None)."""
+        """The number of codebooks that fits in `bandwidth` kb/s, one of `bandwidths` (all of them for None)."""
         if bandwidth is None:
             return self.num_codebooks
         if not any(math.isclose(bandwidth, known) for known in self.bandwidths):
@@ -104,20 +103,20 @@ FUSES = ("cross", "prefix", "sum", "interpolate")
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """A condition of the language model: a sequence of vectors, projected to its width, and how it enters.
+    """How the language model fuses a condition, a sequence of vectors that is projected to the model's width.
 
     Attributes:
       name: "text", "melody", "style", "clap", or the name of a label or a number.
       dim: Width of the vectors.
-      fuse: "cross", attended to in every layer; "prefix", before the music; "sum", one vector, added to every step;
-        "interpolate", added to the steps that it is simultaneous with.
+      fuse: "cross", attended to in every layer; "prefix", prepended to the sequence; "sum", one vector, added to every
+        step; "interpolate", interpolated in time and added to the steps.
     """
 
     name: str
     dim: int
     fuse: str = "cross"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("fuse", self.fuse, FUSES)
         bounded(self)
 
@@ -132,16 +131,16 @@ class LMConfig:
     ffn_dim: int = 4096
     num_codebooks: int = 4
     codebook_size: int = 2048
-    pattern: str = "delay"  # one of PATTERNS; lm/pattern.py explains its numbers, which follow
+    pattern: str = "delay"  # one of PATTERNS; lm/pattern.py explains the parameters that follow
     delays: tuple[int, ...] = (0, 1, 2, 3)  # of delay
     flatten_first: int = 0  # of delay
     empty_initial: int = 0  # of delay and parallel
     flattening: tuple[int, ...] = ()  # of flattened; empty for one codebook per step
     frame_delays: tuple[int, ...] = ()  # of flattened and coarse_first; empty for none
     group_by: int = 2  # of musiclm
-    conditions: tuple[Fused, ...] = (Fused("text", 768),)  # what steers it; prefixes stand in this order
+    conditions: tuple[Fused, ...] = (Fused("text", 768),)  # prefixes are prepended in this order
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         bounded(self)
         one_of("pattern", self.pattern, PATTERNS)
         if self.dim % self.num_heads:
@@ -159,37 +158,41 @@ class LMConfig:
             raise ConfigError(f"two conditions have one name: {names}")
         if self.pattern == "delay" and len(self.delays) != self.num_codebooks:
             raise ConfigError(f"{self.num_codebooks} codebooks need as many delays, got {self.delays}")
-        late = (*self.delays, *self.flattening, *self.frame_delays, self.flatten_first, self.empty_initial)
-        if not 0 <= min(late) <= max(late) <= _LATEST:
-            raise ConfigError(f"all numbers of the pattern {self.pattern} must be from 0 to {_LATEST}, got {late}")
+        delays = (*self.delays, *self.flattening, *self.frame_delays, self.flatten_first, self.empty_initial)
+        if not 0 <= min(delays) <= max(delays) <= _LONGEST_DELAY:
+            raise ConfigError(
+                f"all numbers of the pattern {self.pattern} must be from 0 to {_LONGEST_DELAY}, got {delays}"
+            )
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.dim // self.num_heads
 
     @property
     def special_token(self) -> int:
-        """The id that stands where there is no code: before the start, and where the pattern leaves a gap."""
+        """The token for positions without a code: the first step, and the gaps of the pattern."""
         return self.codebook_size
 
     @property
     def cross_attention(self) -> bool:
+        """Whether the layers have cross-attention."""
         return any(condition.fuse == "cross" for condition in self.conditions)
 
     def condition(self, name: str) -> Fused | None:
-        """How the condition of that name enters; None where the model has no such condition."""
+        """The condition of that name; None where the model has no such condition."""
         return next((condition for condition in self.conditions if condition.name == name), None)
 
 
-_STRONGEST = 1000.0  # guidance beyond this is a slip of the hand, and would overflow
+_LARGEST_SCALE = 1000.0  # of guidance; beyond it lie mistakes, and overflows
 
 
-def _settled(value: Any, name: str) -> Any:
-    """Lists and arrays as tuples, so that what holds them stays hashable."""
+def _hashable(value: Any, name: str) -> Any:
+    """A number, or lists and arrays of numbers as tuples."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return tuple(_settled(one, name) for one in value)
+        return tuple(_hashable(item, name) for item in value)
     if not _is_number(value):
         raise TypeError(f"{name} must be made of numbers, got {value!r}")
     return value
@@ -199,23 +202,22 @@ def _is_number(value: Any) -> bool:
     return arguments.is_number(value) and not (isinstance(value, int) and abs(value) >= 2**1023)  # which no float holds
 
 
-def _is_strength(value: Any) -> bool:
-    return _is_number(value) and abs(value) <= _STRONGEST
+def _is_scale(value: Any) -> bool:
+    return _is_number(value) and abs(value) <= _LARGEST_SCALE
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn from the model's predictions.
+    """Sampling parameters: how codes are drawn from the logits.
 
     Attributes:
-      temperature: Above 1 is wilder, below 1 is safer; 0 always takes the likeliest code (greedy). One for all
-        codebooks, or one for each.
-      top_k: Draw only from the k likeliest codes; 0 for all. Ignored where top_p is set.
-      top_p: Draw only from the likeliest codes that together hold this probability; 0 for off.
-      guidance: How strongly the conditions steer (classifier-free guidance, Ho & Salimans 2022); 1 for off. A list of
-        (seconds, strength) changes it as the music goes on, evenly from each point to the next.
-      text_guidance: How strongly the text steers apart from all else (double guidance, Rouard et al. 2024, section
-        3.3): `guidance` is then the strength of all conditions together. None for no such difference.
+      temperature: Above 1 is wilder, below 1 is safer; 0 is greedy. One for all codebooks, or one for each.
+      top_k: Sample only from the k likeliest codes; 0 for all. Ignored where top_p is set.
+      top_p: Sample only from the likeliest codes that together have this probability; 0 for off.
+      guidance: The scale of classifier-free guidance (Ho & Salimans 2022); 1 for off. A list of (seconds, scale) is a
+        schedule, interpolated linearly from each point to the next.
+      text_guidance: The scale of the text apart from the other conditions (double guidance, Rouard et al. 2024, section
+        3.3); `guidance` is then that of all conditions together. None for classifier-free guidance alone.
     """
 
     temperature: float | tuple[float, ...] = 1.0
@@ -224,51 +226,51 @@ class Sampling:
     guidance: float | tuple[tuple[float, float], ...] = 3.0
     text_guidance: float | None = None
 
-    def __post_init__(self):
-        settle = functools.partial(object.__setattr__, self)
-        settle("temperature", _settled(self.temperature, "temperature"))
-        settle("guidance", _settled(self.guidance, "guidance"))
+    def __post_init__(self) -> None:
+        set_field = functools.partial(object.__setattr__, self)
+        set_field("temperature", _hashable(self.temperature, "temperature"))
+        set_field("guidance", _hashable(self.guidance, "guidance"))
         temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if not temperatures or not all(_is_number(one) and math.isfinite(one) and one >= 0 for one in temperatures):
+        if not temperatures or not all(_is_number(t) and math.isfinite(t) and t >= 0 for t in temperatures):
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
         if not arguments.is_whole(self.top_k) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k must be a whole number, 0 (all codes) or above, got {self.top_k}")
-        settle("top_k", int(self.top_k))
+        set_field("top_k", int(self.top_k))
         if not (_is_number(self.top_p) and 0 <= self.top_p <= 1):
             raise ValueError(f"top_p must be from 0 (off) to 1, got {self.top_p}")
         points = self.guidance_points
         if not points or not all(isinstance(point, tuple) and len(point) == 2 for point in points):
             raise ValueError(
-                "guidance must be a number, or (seconds, strength) pairs such as ((0, 3), (20, 5)), got "
-                f"{self.guidance}"
+                f"guidance must be a number, or (seconds, scale) pairs such as ((0, 3), (20, 5)), got {self.guidance}"
             )
-        if not all(_is_number(seconds) and _is_strength(strength) for seconds, strength in points):
-            raise ValueError(f"guidance must be a finite number up to {_STRONGEST:g}, got {self.guidance}")
+        if not all(_is_number(seconds) and _is_scale(scale) for seconds, scale in points):
+            raise ValueError(f"guidance must be a finite number up to {_LARGEST_SCALE:g}, got {self.guidance}")
         times = [seconds for seconds, _ in points]
         if times != sorted(set(times)) or not 0 <= times[0] <= times[-1] < math.inf:
             raise ValueError(f"the times of guidance must be 0 or above and rise, got {self.guidance}")
-        if self.text_guidance is not None and not _is_strength(self.text_guidance):
-            raise ValueError(f"text_guidance must be a finite number up to {_STRONGEST:g}, got {self.text_guidance}")
+        if self.text_guidance is not None and not _is_scale(self.text_guidance):
+            raise ValueError(
+                f"text_guidance must be a finite number up to {_LARGEST_SCALE:g}, got {self.text_guidance}"
+            )
 
     @property
     def is_guided(self) -> bool:
         """Whether guidance makes any difference."""
-        strengths = [1.0, *(strength for _, strength in self.guidance_points)]
-        return len(set(strengths)) > 1 or self.text_guidance not in (None, 1)
+        return any(scale != 1 for _, scale in self.guidance_points) or self.text_guidance not in (None, 1)
 
     @property
     def guidance_points(self) -> tuple[tuple[float, float], ...]:
-        """Guidance as (seconds, strength)."""
+        """The schedule of guidance as (seconds, scale)."""
         return self.guidance if isinstance(self.guidance, tuple) else ((0.0, self.guidance),)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole system: language model, codec and the encoders of its conditions, None or empty where it has none.
+    """A whole model: language model, codec and conditioners (None or empty where it has none).
 
     `channels` 2 is stereo by a mono codec on the left and the right channel, with the codebooks interleaved
-    (left 1, right 1, left 2, ...). `window_seconds` is the longest stretch that the language model was trained on. It
-    may write fewer codebooks than the codec has: the first ones.
+    (left 1, right 1, left 2, ...). `window_seconds` is the length of the segments that the language model was trained
+    on. It may predict only the first of the codec's codebooks.
     """
 
     lm: LMConfig = dataclasses.field(default_factory=LMConfig)
@@ -285,7 +287,7 @@ class ModelConfig:
     labels: tuple[LabelConfig, ...] = ()
     numbers: tuple[NumberConfig, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         bounded(self)
         one_of("tokenizer", self.tokenizer, ("sentencepiece", "bytes"))
         if self.channels % self.codec.channels:
@@ -308,25 +310,26 @@ class ModelConfig:
                     f"the style conditioner reads {streams} codebooks of {size} codes, the codec has "
                     f"{self.codec.num_codebooks} of {self.codec.codebook_size}"
                 )
-        names = [one.name for one in (*self.labels, *self.numbers)]
+        names = [*(label.name for label in self.labels), *(number.name for number in self.numbers)]
         if len(set(names)) != len(names):
             raise ConfigError(f"two labels or numbers have one name: {names}")
-        along = [one.name for one in self.lm.conditions if one.fuse == "interpolate" and one.name != "melody"]
+        along = [fused.name for fused in self.lm.conditions if fused.fuse == "interpolate" and fused.name != "melody"]
         if along:
             raise ConfigError(f"only a melody goes along with the music; {', '.join(along)} must be fused otherwise")
-        given = self.condition_dims
+        dims = self.condition_dims
         read = {condition.name: condition.dim for condition in self.lm.conditions}
-        if given != read:
-            raise ConfigError(f"the language model reads the conditions {read}, the model's encoders give {given}")
+        if dims != read:
+            raise ConfigError(f"the language model reads the conditions {read}, the model's encoders give {dims}")
 
     @property
     def condition_dims(self) -> dict[str, int]:
-        """The name of every condition, and the width of the vectors that its encoder gives."""
+        """The name of every condition, and the width of its encoder's vectors."""
         dims = {
-            "text": self.text and self.text.dim,
-            "melody": self.melody and self.melody.num_bins,
-            "style": self.style and self.style.dim,
-            "clap": self.clap and self.clap.clap.dim,
+            "text": None if self.text is None else self.text.dim,
+            "melody": None if self.melody is None else self.melody.num_bins,
+            "style": None if self.style is None else self.style.dim,
+            "clap": None if self.clap is None else self.clap.clap.dim,
         }
-        dims |= {one.name: one.dim for one in (*self.labels, *self.numbers)}
-        return {name: dim for name, dim in dims.items() if dim is not None}
+        present = {name: dim for name, dim in dims.items() if dim is not None}
+        labels = {label.name: label.dim for label in self.labels}
+        return present | labels | {number.name: number.dim for number in self.numbers}

@@ -1,5 +1,4 @@
-"""Frozen dataclasses to JSON and back. Unknown keys and wrong types are errors, so that a checkpoint of a newer version
-never loads half understood."""
+"""Dataclasses to JSON and back, strictly: unknown keys, wrong types and numbers out of bounds are errors."""
 
 from __future__ import annotations
 
@@ -9,15 +8,18 @@ import json
 import math
 import types
 import typing
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from mgjax.errors import ConfigError
+
+Config = TypeVar("Config")
 
 LONGEST = 2**20  # samples, frames, hertz, tokens
 _LARGEST = 2**63
 
-# What fields of these names may be, in every config of a model: far beyond all models that there are, and little enough
-# that what is computed of a config before its weights are read (shapes, names, tables) takes a second.
+# The lowest and highest value of the fields of these names, in every config of a model: far beyond any real model, and
+# small enough that computing shapes and tables from an untrusted config takes a second.
 _LIMITS = {
     "dim ffn_dim head_dim latent_dim num_filters conv_dims code_size codebook_size": (1, 2**18),
     "num_layers num_heads num_codebooks num_code_streams eval_codebooks num_bins": (1, 2**10),
@@ -42,7 +44,7 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_dict(cls: type, values: Any, where: str = "") -> Any:
+def from_dict(cls: type[Config], values: Any, where: str = "") -> Config:
     """A `cls` from plain values, the inverse of `dataclasses.asdict`.
 
     Raises:
@@ -64,32 +66,32 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` asks for; JSON knows neither tuples nor the difference of 2 and 2.0."""
+    """`value` converted to the type `hint`; JSON has neither tuples nor a difference between 2 and 2.0."""
     options = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         if value is None and types.NoneType in options:
             return None
-        listed = isinstance(value, list | tuple)
-        given = [option for option in options if option is not types.NoneType]
-        fitting = [option for option in given if (typing.get_origin(option) is tuple) == listed] or given
-        exact = [option for option in fitting if option is type(value)]
+        is_list = isinstance(value, list | tuple)
+        options = tuple(option for option in options if option is not types.NoneType)
+        options = tuple(o for o in options if (typing.get_origin(o) is tuple) == is_list) or options
+        exact = [option for option in options if option is type(value)]
         if not exact and type(value) is int:  # JSON writes 120 for 120.0
-            exact = [option for option in fitting if option is float]
-        return _coerce((exact or fitting)[0], value, where)
+            exact = [option for option in options if option is float]
+        return _coerce((*exact, *options)[0], value, where)
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected an object, got {value!r:.200}")
         return {name: _coerce(options[1], item, f"{where}.{name}") for name, item in value.items()}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, got {value!r:.200}")
         if options[-1] is not Ellipsis and len(options) != len(value):
             raise ConfigError(f"{where}: expected a list of {len(options)}, got {value!r:.200}")
-        kinds = itertools.repeat(options[0]) if options[-1] is Ellipsis else options
-        return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value, strict=False))
-    if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # not a number is neither
+        hints: Iterable[Any] = itertools.repeat(options[0]) if options[-1] is Ellipsis else options
+        return tuple(_coerce(item_hint, item, where) for item_hint, item in zip(hints, value, strict=False))
+    if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:  # NaN too
         raise ConfigError(f"{where}: expected a finite number between -2**63 and 2**63, got {value!r:.200}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -98,7 +100,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def one_of(name: str, value: Any, choices: tuple) -> None:
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises ConfigError unless the field `name` has a `value` out of `choices`."""
     if value not in choices:
         raise ConfigError(f"{name} must be one of {choices}, got {value!r:.200}")
 
@@ -114,28 +117,28 @@ _RANGES = {
 
 
 def ranged(config: Any, expected: str, names: str, path: str = "") -> None:
-    """Raises ConfigError unless the fields `names` of `config`, numbers, tuples of them or None, are as `expected`.
+    """Raises ConfigError unless fields of `config` (numbers, tuples of numbers, or None) are in a range.
 
     Args:
       config: A dataclass.
-      expected: One of `_RANGES`.
-      names: Of fields, with spaces between them.
-      path: What stands before the names in messages.
+      expected: The range, a key of `_RANGES`.
+      names: Names of fields, separated by spaces.
+      path: A prefix for the names in messages.
     """
     for name in names.split():
         value = getattr(config, name)
-        several = value if isinstance(value, tuple) else (value,)
-        if not all(one is None or _RANGES[expected](one) for one in several):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(number is None or _RANGES[expected](number) for number in numbers):
             raise ConfigError(f"{path}{name} must be {expected}, got {value}")
 
 
 def bounded(config: Any) -> None:
-    """Raises ConfigError unless the fields of `config`, numbers or tuples of them, are within the limits of a model."""
+    """Raises ConfigError unless the fields of `config`, numbers or tuples of them, are within `_LIMITS`."""
     for name, value in vars(config).items():
-        several = isinstance(value, tuple)
-        if several and len(value) > 1024:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if len(numbers) > 1024:
             raise ConfigError(f"{name} must have at most 1024 entries, got {len(value)}")
         if name in _LIMIT_OF and value is not None:
             low, high = _LIMIT_OF[name]
-            if not all(low <= number <= high for number in (value if several else (value,))):
+            if not all(low <= number <= high for number in numbers):
                 raise ConfigError(f"{name} must be {low} or more and at most {high}, got {value!r:.200}")

@@ -1,12 +1,11 @@
-"""Making a corpus shard by shard, as an Apache Beam pipeline.
+"""Makes a corpus shard by shard, as an Apache Beam pipeline.
 
-Every piece has its place (split, shard, position) before anything is made, and one element of the pipeline is one
-shard. A worker writes the shard and what is known of it (its part) under temporary names and renames them. So the
-corpus does not depend on the number of workers, a shard that is made twice is the same shard, and what was finished
-before an interruption is kept: a part says of which sources and settings its shard is.
+The split, shard and position of every piece are planned first, and an element of the pipeline is a shard. A worker
+writes the shard and a summary of it, each atomically. So the corpus does not depend on the number of workers, a shard
+that is made twice has the same bytes, and an interrupted run goes on: a summary holds the hash of the sources and
+settings of its shard.
 
-All workers read the sources and write the corpus by its path: on several machines it lies on a file system that they
-share.
+All workers read the sources and write the corpus by its path; several machines need a shared file system.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from mgjax.audio.metadata import escaped
 from mgjax.data import corpus_writing, processes
-from mgjax.data.corpus import SPLITS, Description, read_description, shard_path
 from mgjax.data.corpus_writing import Piece, Shard
+from mgjax.data.description import SPLITS, Description, read_description, shard_path
 from mgjax.errors import CorpusError
 from mgjax.inputs import claims, files
 
@@ -35,7 +34,7 @@ Progress = Callable[[int, int], None]  # pieces done, pieces in all
 
 _POLL_SECONDS = 0.5
 
-# What is written into the folder of a corpus, first what says that it is one, and into `unfinished` in it.
+# The files in the folder of a corpus, first the one that marks it as finished; and those in its folder `unfinished`.
 _FILES = (
     *("corpus.json", "index-train.npz", "index-valid.npz", "mgjax_*.array_record-*", "dataset_info.json"),
     *("features.json", "report.json"),
@@ -44,46 +43,47 @@ _WORK = ("plan.json", "train-*.json", "valid-*.json", "*.progress", "workers.log
 
 
 class BadPiece(ValueError):
-    """A piece that is left out of the corpus, and why."""
+    """A source that cannot be used; the message is the reason in the report."""
 
 
 class Notes(dict[str, tuple[int, str]]):
-    """What is to be said of pieces: of each kind, how many there are, and the name of the first."""
+    """Warnings about pieces: for each kind, the number of pieces and the name of the first."""
 
     def add(self, kind: str, name: str, count: int = 1) -> None:
+        """Counts `count` more pieces with a warning, of which `name` is the first."""
         before, first = self.get(kind, (0, name))
         self[kind] = (before + count, first)
 
-    def tell(self) -> None:
-        """Logs them in one line."""
-        said = [f"{kind} ({count}x, first in {name})" for kind, (count, name) in self.items()]
-        if said:
-            log.warning("%s%s", "; ".join(said[:12]), f"; and {len(said) - 12} more" if len(said) > 12 else "")
+    def warn(self) -> None:
+        """Logs all of them in one line."""
+        lines = [f"{kind} ({count}x, first in {name})" for kind, (count, name) in self.items()]
+        if lines:
+            log.warning("%s%s", "; ".join(lines[:12]), f"; and {len(lines) - 12} more" if len(lines) > 12 else "")
 
 
 @runtime_checkable
 class Maker(Protocol):
-    """Makes pieces out of sources; it is sent to the workers."""
+    """Makes pieces out of sources; it is pickled and sent to the workers."""
 
     def open(self, source: Any, scratch: Path) -> contextlib.AbstractContextManager[Piece]:
-        """The piece made of `source`, with room for temporary files in the folder `scratch`.
+        """The piece made of `source`, with temporary files in the folder `scratch`.
 
         Raises:
-          BadPiece: It cannot be used.
+          BadPiece: The source cannot be used.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be made.
+    """A corpus to be made.
 
     Attributes:
-      description: Of the corpus.
+      description: The description of the corpus.
       maker: Makes the pieces.
       shards: The sources of each shard of each split. A source has a `name`.
-      settings: What the bytes of the corpus depend on, and nothing else, as JSON knows it.
-      request: All that was asked for, as JSON knows it: an unfinished corpus of the same request goes on though sources
-        have changed, and keeps the shards of those that have not. None: it goes on with the same sources alone.
+      settings: JSON values: everything apart from the sources that the bytes of the corpus depend on.
+      request: JSON values: all arguments. An unfinished corpus of the same request goes on although sources have
+        changed, and keeps the shards of unchanged ones. None: it goes on with the same sources only.
     """
 
     description: Description
@@ -94,16 +94,15 @@ class Plan:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that tell what is made from what."""
-        content = [dataclasses.asdict(self.description), self.settings]
-        content.append({split: [[repr(source) for source in some] for some in self.shards[split]] for split in SPLITS})
-        return _hash(content)
+        """A hash of description, settings and sources, of twelve hexadecimal digits."""
+        sources = {split: [list(map(repr, shard)) for shard in self.shards[split]] for split in SPLITS}
+        return _hash([dataclasses.asdict(self.description), self.settings, sources])
 
     def jobs(self) -> list[Job]:
-        """One for each shard."""
-        made = _hash([dataclasses.asdict(self.description), self.settings])
+        """A job for each shard."""
+        settings = _hash([dataclasses.asdict(self.description), self.settings])
         return [
-            Job(split, shard, len(self.shards[split]), tuple(sources), _hash([made, *map(repr, sources)]))
+            Job(split, shard, len(self.shards[split]), tuple(sources), _hash([settings, *map(repr, sources)]))
             for split in SPLITS
             for shard, sources in enumerate(self.shards[split])
         ]
@@ -111,26 +110,27 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A shard to be made."""
+    """A shard to be made; `hash` is of its sources and of the settings."""
 
     split: str
     shard: int
     num_shards: int
     sources: tuple[Any, ...]
-    hash: str  # of its sources and of the settings
+    hash: str
 
     @property
     def label(self) -> str:
+        """The stem of the names of its temporary files, "train-00000"."""
         return f"{self.split}-{self.shard:05d}"
 
     def path(self, directory: Path, description: Description) -> Path:
+        """The path of the shard in the corpus at `directory`."""
         return shard_path(directory, description.kind, self.split, self.shard, self.num_shards)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of the sources: pieces and seconds in each split, (name, reason) of those that were skipped, and what
-    else is to be said, see `Notes`."""
+    """The result of a build: pieces and seconds in each split, (name, reason) of skipped sources, and `Notes`."""
 
     pieces: Mapping[str, int]
     seconds: Mapping[str, float]
@@ -148,22 +148,22 @@ def assemble(
     beam_options: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
-    """Makes the corpus in `directory` and says what became of the sources; report.json in it says the same.
+    """Makes the corpus in `directory`; report.json in it holds the returned report.
 
-    A build that was interrupted is continued, if it was of the same sources or request, with the same settings. With
-    several workers on this machine, a worker that dies is replaced, and the shards that were finished stay.
+    An interrupted build is continued if it has the same settings, and the same sources or request. With several
+    workers on this machine, a worker that dies is replaced, and finished shards are kept.
 
     Args:
-      directory: Where to; made if missing.
-      plan: What to make.
+      directory: The folder of the corpus, which is created if missing.
+      plan: The corpus to make.
       workers: Processes on this machine; 1 is this one.
       max_bad: The largest share of sources that may be skipped.
-      replace: Whether a corpus, or an unfinished one, that is there already is removed first.
-      beam_options: Options of Beam, such as "--runner=FlinkRunner", that say where to run; `workers` is then unused.
-      progress: Is told now and then how much is done.
+      replace: Whether to remove an existing corpus, finished or not, first.
+      beam_options: Options of Beam, such as "--runner=FlinkRunner", that choose where to run, instead of `workers`.
+      progress: Called now and then with the number of finished pieces, and of all.
 
     Raises:
-      CorpusError: Too many sources cannot be used, or workers die again and again.
+      CorpusError: Too many sources cannot be used, or workers die repeatedly.
       FileExistsError: There is something else in `directory`, or another run is at work in it.
     """
     check_free(directory)
@@ -178,7 +178,7 @@ def assemble(
             make = functools.partial(_make_shard, directory, plan.description, plan.maker)
 
             def missing() -> list[Job]:
-                return [job for job in jobs if _part(directory, plan.description, job) is None]
+                return [job for job in jobs if _summary(directory, plan.description, job) is None]
 
             if beam_options or workers == 1:
                 processes.run(make, missing(), beam_options)
@@ -188,7 +188,7 @@ def assemble(
 
 
 def check_free(directory: Path) -> None:
-    """Raises FileExistsError unless `directory` is a corpus, finished or not, or empty, or not there."""
+    """Raises FileExistsError unless `directory` is a corpus, finished or not, or empty, or missing."""
     try:
         if str(directory) != (name := escaped(str(directory))):
             raise CorpusError(f"{name}: is not a name in UTF-8")
@@ -203,14 +203,18 @@ def check_free(directory: Path) -> None:
 
 
 def _finished(directory: Path, plan: Plan, replace: bool) -> bool:
-    """Whether `directory` holds this very corpus already; if it does not, makes sure that it can be made there."""
-    begun, report = directory / "unfinished" / "plan.json", directory / "report.json"
+    """Whether `directory` holds the corpus of `plan` already. If not, checks that it can be made there.
+
+    Raises:
+      FileExistsError: There is another corpus, finished or not.
+    """
+    unfinished, report = directory / "unfinished" / "plan.json", directory / "report.json"
     if replace:
         _clear(directory / "unfinished", _WORK)
         _clear(directory, _FILES)
-    elif begun.is_file():
-        theirs = _read(begun)
-        if theirs["hash"] != plan.hash and (plan.request is None or theirs.get("request") != plan.request):
+    elif unfinished.is_file():
+        stored = _read(unfinished)
+        if stored["hash"] != plan.hash and (plan.request is None or stored.get("request") != plan.request):
             raise FileExistsError(
                 f"{directory}: holds an unfinished corpus of other sources or settings; finish that one, choose "
                 "another folder, or replace it (--force)"
@@ -226,18 +230,18 @@ def _finished(directory: Path, plan: Plan, replace: bool) -> bool:
 
 
 def _clear(folder: Path, patterns: Sequence[str]) -> None:
-    """Removes files that were written here, and what workers left of them that were killed."""
+    """Removes files that match `patterns`, and the temporary files of killed workers."""
     for pattern in patterns:
         for path in [*folder.glob(pattern), *folder.glob(f".{pattern}.*.tmp")]:
             path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file with a hash says that was written here; CorpusError where it is another."""
-    found = files.read_json(path, files.LARGEST_TEXT, CorpusError)
-    if not isinstance(found, dict) or "hash" not in found:
+    """The content of a JSON file of this module, which has a hash; CorpusError where it is another file."""
+    content = files.read_json(path, files.LARGEST_TEXT, CorpusError)
+    if not isinstance(content, dict) or "hash" not in content:
         raise CorpusError(f"{path}: is damaged, or not of mgjax")
-    return found
+    return content
 
 
 def _hash(content: Any) -> str:
@@ -245,7 +249,7 @@ def _hash(content: Any) -> str:
 
 
 def _make_shard(directory: Path, description: Description, maker: Maker, job: Job) -> None:
-    """Makes one shard and its part; runs on a worker."""
+    """Makes a shard and its summary; runs on a worker."""
     work = directory / "unfinished"
     skipped, notes = [], Notes()
 
@@ -262,42 +266,39 @@ def _make_shard(directory: Path, description: Description, maker: Maker, job: Jo
                 progress.write(b".")
 
     shard = corpus_writing.write_shard(job.path(directory, description), description, pieces())
-    part = {**shard._asdict(), "skipped": skipped, "notes": notes}
-    files.write_json(work / f"{job.label}.json", {**part, "hash": _hash([job.hash, part])})
+    summary = {**shard._asdict(), "skipped": skipped, "notes": notes}
+    files.write_json(work / f"{job.label}.json", {**summary, "hash": _hash([job.hash, summary])})
 
 
-def _part(directory: Path, description: Description, job: Job) -> dict[str, Any] | None:
-    """What is known of a shard; None where it has yet to be made, of these sources."""
+def _summary(directory: Path, description: Description, job: Job) -> dict[str, Any] | None:
+    """The summary of a finished shard; None if it has yet to be made, or was made of other sources."""
     try:
-        part = _read(directory / "unfinished" / f"{job.label}.json")
+        summary = _read(directory / "unfinished" / f"{job.label}.json")
         size = job.path(directory, description).stat().st_size
     except (OSError, CorpusError):
         return None
-    return part if part.pop("hash") == _hash([job.hash, part]) and part["num_bytes"] == size else None
+    return summary if summary.pop("hash") == _hash([job.hash, summary]) and summary["num_bytes"] == size else None
 
 
 def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) -> Report:
-    """Makes a corpus of the shards, which are all there."""
+    """Makes a corpus of the finished shards."""
     work = directory / "unfinished"
-    parts = [_part(directory, plan.description, job) for job in jobs]
-    notes = Notes()
-    for part in parts:
-        for kind, (count, name) in part["notes"].items():
+    shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    skipped, notes = [], Notes()
+    for job in jobs:
+        summary = _summary(directory, plan.description, job)
+        if summary is None:
+            raise CorpusError(f"{job.path(directory, plan.description)}: is gone; run it again")
+        shards[job.split].append(Shard(summary["lengths"], summary["num_bytes"], summary.get("digest")))
+        skipped += [(name, reason) for name, reason in summary["skipped"]]
+        for kind, (count, name) in summary["notes"].items():
             notes.add(kind, name, count)
-    shards = {
-        split: [
-            Shard(part["lengths"], part["num_bytes"], part.get("digest"))
-            for job, part in zip(jobs, parts, strict=True)
-            if job.split == split
-        ]
-        for split in SPLITS
-    }
     rate = plan.description.frame_rate or plan.description.sample_rate
-    lengths = {split: [length for shard in some for length in shard.lengths] for split, some in shards.items()}
+    lengths = {split: [length for shard in shards[split] for length in shard.lengths] for split in SPLITS}
     report = Report(
-        {split: len(some) for split, some in lengths.items()},
-        {split: sum(some) / rate for split, some in lengths.items()},
-        tuple((name, reason) for part in parts for name, reason in part["skipped"]),
+        {split: len(lengths[split]) for split in SPLITS},
+        {split: sum(lengths[split]) / rate for split in SPLITS},
+        tuple(skipped),
         notes,
     )
     content = {"hash": plan.hash, "settings": plan.settings, **dataclasses.asdict(report)}
@@ -311,14 +312,14 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
             "them, or allow more (--max-bad), and run it again: what is done is kept, where its pieces stay"
         )
     corpus_writing.finish(directory, plan.description, shards)
-    kept = {job.path(directory, plan.description) for job in jobs if report.pieces[job.split]}
-    # Others are of empty splits, of workers that were killed, and of sources that are gone.
-    for path in {*directory.glob("mgjax_*.array_record-*"), *directory.glob(".mgjax_*.tmp")} - kept:
+    used = {job.path(directory, plan.description) for job in jobs if report.pieces[job.split]}
+    # Others are of empty splits, of killed workers, and of sources that are gone.
+    for path in {*directory.glob("mgjax_*.array_record-*"), *directory.glob(".mgjax_*.tmp")} - used:
         path.unlink()
     _clear(work, _WORK)
     with contextlib.suppress(OSError):  # something else is in it
         work.rmdir()
-    notes.tell()
+    notes.warn()
     return report
 
 
@@ -334,24 +335,24 @@ def _read_report(directory: Path) -> Report:
 
 @contextlib.contextmanager
 def _reporting(work: Path, total: int, progress: Progress | None) -> Iterator[None]:
-    """Tells `progress` of the pieces that workers, wherever they are, have marked as done."""
+    """Calls `progress` with the number of pieces that workers, on any machine, have marked as done."""
     if progress is None:
         yield
         return
-    over = threading.Event()
+    done = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         progress(sum(path.stat().st_size for path in work.glob("*.progress")), total)
 
-    def watch() -> None:
-        while not over.wait(_POLL_SECONDS):
-            tell()
+    def poll() -> None:
+        while not done.wait(_POLL_SECONDS):
+            report()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
-        tell()
+        report()
     finally:
-        over.set()
+        done.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""A folder of music, a manifest or a dataset, made into a corpus of sound."""
+"""Builds an audio corpus from a folder of music, a manifest or a dataset of tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,26 +20,26 @@ from mgjax.audio.loudness import LoudnessMeter
 from mgjax.audio.metadata import escaped
 from mgjax.data import assembly, datasets, sources
 from mgjax.data.assembly import BadPiece, Plan, Progress, Report
-from mgjax.data.corpus import describe_audio
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import describe_audio
 
 NOT_USED = "the key {!r} is not used"
-_SILENCE_RMS = 1e-4  # -80 dB: all that is left of it in 16 bits is noise of three steps
-_IN_MEMORY = 1 << 26  # bytes of a piece; what is longer waits in a file
+_SILENCE_RMS = 1e-4  # -80 dB, noise of three steps in 16 bits
+_IN_MEMORY = 1 << 26  # bytes of a piece; longer ones are buffered in a file
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioMaker:
-    """Makes pieces of sound out of sources.
+    """Makes audio pieces out of sources.
 
-    A piece is read to its end before the first sample of it is written, so that a file that is damaged in the middle
-    leaves nothing behind.
+    A piece is read to its end before its first sample is written, so that nothing is left of a file that is damaged
+    in the middle.
 
     Attributes:
       sample_rate: In hertz.
       channels: 1 or 2.
-      min_seconds: A shorter piece is left out.
-      loudness: In LUFS, that pieces are brought to; None: as they are.
+      min_seconds: Shorter pieces are left out.
+      loudness: The loudness that pieces are normalized to, in LUFS; None for no change.
     """
 
     sample_rate: int
@@ -48,8 +49,8 @@ class AudioMaker:
 
     @contextlib.contextmanager
     def open(self, source: sources.Source, scratch: Path) -> Iterator[Piece]:
-        """See `assembly.Maker`."""
-        with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=scratch) as file:
+        """As `assembly.Maker.open`."""
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch)) as file:
             unused: list[str] = []
             with _usable(source):
                 metadata = source.metadata(unused)
@@ -59,8 +60,8 @@ class AudioMaker:
                 notes.append("louder than full scale, and clipped")
             yield Piece(source.name, metadata, self._blocks(file, gain), notes=tuple(notes))
 
-    def _read(self, source: sources.Source, file: tempfile.SpooledTemporaryFile) -> tuple[np.float32, float]:
-        """Puts all sound into `file`; what it is to be multiplied by, and its peak."""
+    def _read(self, source: sources.Source, file: IO[bytes]) -> tuple[np.float32, float]:
+        """Writes all samples to `file`; returns the gain to apply, and the peak before it."""
         meter = None if self.loudness is None else LoudnessMeter(self.sample_rate)
         count, power, peak = 0, 0.0, 0.0
         for block in self._sound(source):
@@ -75,13 +76,14 @@ class AudioMaker:
         if math.sqrt(power / (count * self.channels)) < _SILENCE_RMS:
             raise BadPiece("silent")
         lufs = meter.lufs() if meter else None
-        return np.float32(1.0 if lufs is None else 10 ** ((self.loudness - lufs) / 20)), peak
+        gain = 1.0 if self.loudness is None or lufs is None else 10 ** ((self.loudness - lufs) / 20)
+        return np.float32(gain), peak
 
     def _sound(self, source: sources.Source) -> Iterator[Float32[np.ndarray, "n c"]]:
         with _usable(source):
             yield from source.blocks(self.sample_rate, self.channels)
 
-    def _blocks(self, file: tempfile.SpooledTemporaryFile, gain: np.float32) -> Iterator[Float32[np.ndarray, "n c"]]:
+    def _blocks(self, file: IO[bytes], gain: np.float32) -> Iterator[Float32[np.ndarray, "n c"]]:
         file.seek(0)
         size = np.dtype(np.float32).itemsize * self.channels
         while data := file.read(size << 16):
@@ -105,26 +107,28 @@ def build(
     beam_options: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
-    """Makes an audio corpus in `directory` of the music in `source`, and says what became of each piece.
+    """Builds an audio corpus in `directory` from the music in `source`.
 
-    The corpus is the same whatever the number of workers. An interrupted build goes on where it was when it is called
-    again; the shards of pieces that have changed since are made anew. A piece that cannot be read, is damaged, silent
-    or too short, or whose metadata cannot be understood, is left out and named in report.json
-    with the reason.
+    The corpus does not depend on the number of workers. Called again, an interrupted build goes on; shards whose
+    sources have changed since are made anew. A piece that cannot be read, is damaged, silent or too short, or has
+    invalid metadata is left out, and listed in report.json with the reason.
 
     Args:
-      source: See `sources.find`.
-      directory: Where to; made if missing.
+      source: As for `sources.find`.
+      directory: The folder of the corpus, which is created if missing.
       sample_rate: Of the corpus, in hertz.
       channels: Of the corpus; 1 is the mean of all channels.
-      valid: The share of pieces for validation; which they are depends on their names alone, unless there are so few
+      valid: The share of pieces for validation. They are chosen by hashes of their names, unless there are so few
         pieces that one split would be empty.
       min_seconds: Shorter pieces are left out.
-      loudness: In LUFS (BS.1770-4), that each piece is brought to, and then clipped; None: as they are.
-      max_bad: The build fails if a larger share of the pieces than this has to be left out.
-      fields: What the features of a dataset of tensorflow-datasets mean.
-      num_shards: Files over both splits, about; None: by the number of pieces.
-      workers, replace, beam_options, progress: See `assembly.assemble`.
+      loudness: The loudness (BS.1770-4) that pieces are normalized to, in LUFS, and then clipped; None for no change.
+      max_bad: The largest share of pieces that may be left out before the build fails.
+      fields: Maps the features of a dataset of tensorflow-datasets to audio and metadata.
+      num_shards: The approximate number of shards of both splits; None to choose by the number of pieces.
+      workers: As for `assembly.assemble`.
+      replace: As for `assembly.assemble`.
+      beam_options: As for `assembly.assemble`.
+      progress: As for `assembly.assemble`.
 
     Raises:
       CorpusError: There is no music, or too much of it cannot be used.
@@ -152,7 +156,7 @@ def make_plan(
     fields: datasets.Fields | None = None,
     num_shards: int | None = None,
 ) -> Plan:
-    """What `build` makes, where each piece has its place; the arguments are those of `build`."""
+    """The plan of the corpus that `build` makes; the arguments are those of `build`."""
     if not 1 <= channels <= 2:
         raise ValueError(f"channels must be 1 or 2, got {channels}")
     if sample_rate < 1:
@@ -167,38 +171,38 @@ def make_plan(
 
 
 def _shards(
-    found: Sequence[sources.Source], valid: float, num_shards: int | None
+    pieces: Sequence[sources.Source], valid: float, num_shards: int | None
 ) -> dict[str, list[list[sources.Source]]]:
     """The sources of each shard of each split."""
-    total = len(found)
-    places = {source.name: _place(source.name) for source in found}
-    chosen = {name for name, place in places.items() if place < valid}
+    total = len(pieces)
+    hashes = {source.name: _hash(source.name) for source in pieces}
+    chosen = {name for name, value in hashes.items() if value < valid}
     if valid and total > 1:
-        ordered = sorted(places, key=places.get)
+        ordered = sorted(hashes, key=hashes.__getitem__)
         chosen = (chosen | {ordered[0]}) - {ordered[-1]}
-    # A shard is what a worker does at a time, and a file that a reader holds open.
+    # A shard is a unit of work of a worker, and a file that a reader keeps open.
     num_shards = num_shards or min(max(math.ceil(total / 32), min(total, 8)), 256)
     splits = {
-        "train": [source for source in found if source.name not in chosen],
-        "valid": [source for source in found if source.name in chosen],
+        "train": [source for source in pieces if source.name not in chosen],
+        "valid": [source for source in pieces if source.name in chosen],
     }
-    return {split: _parted(some, math.ceil(num_shards * len(some) / total)) for split, some in splits.items()}
+    return {name: _chunks(split, math.ceil(num_shards * len(split) / total)) for name, split in splits.items()}
 
 
-def _place(name: str) -> float:
-    """A number from 0 to below 1 that depends on the name alone."""
+def _hash(name: str) -> float:
+    """A hash of a name, from 0 to below 1."""
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:6]) / 2**48
 
 
-def _parted(some: Sequence[sources.Source], parts: int) -> list[list[sources.Source]]:
-    """`some` in order, in parts that differ by one at most."""
-    bounds = [len(some) * i // parts for i in range(parts + 1)] if parts else []
-    return [list(some[low:high]) for low, high in itertools.pairwise(bounds)]
+def _chunks(pieces: Sequence[sources.Source], num_chunks: int) -> list[list[sources.Source]]:
+    """`pieces` in order, in chunks whose sizes differ by at most one."""
+    bounds = [len(pieces) * i // num_chunks for i in range(num_chunks + 1)] if num_chunks else []
+    return [list(pieces[low:high]) for low, high in itertools.pairwise(bounds)]
 
 
 @contextlib.contextmanager
 def _usable(source: sources.Source) -> Iterator[None]:
-    """Turns what goes wrong with a source into a reason to leave it out."""
+    """Turns the errors of reading a source into `BadPiece`."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -206,5 +210,5 @@ def _usable(source: sources.Source) -> Iterator[None]:
         text = str(error)
         if isinstance(error, OSError) and error.strerror:
             text = f"{error.filename}: {error.strerror}"
-        # The report names the piece anyway.
+        # The report lists the reason beside the name.
         raise BadPiece(escaped(text.removeprefix(f"{path}: "))) from error

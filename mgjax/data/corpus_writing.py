@@ -1,4 +1,4 @@
-"""Writing a corpus: shards one by one, then what makes a corpus of them."""
+"""Writes a corpus: shards one by one, then the index and the descriptions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Int
 
 from mgjax.audio.metadata import Metadata
+from mgjax.audio.waveform import regrouped
 from mgjax.data import records
-from mgjax.data.corpus import FULL_SCALE, VERSION, Description, first_records, num_records, shard_path
+from mgjax.data.description import FULL_SCALE, VERSION, Description, first_records, num_records, shard_path
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
-# Sound in 16 bits hardly shrinks; codes do, by a quarter.
+# Audio of 16 bits is hardly compressible; codes shrink by a quarter.
 _OPTIONS = {"audio": "group_size:1,uncompressed", "tokens": "group_size:1,zstd:3"}
 
 
@@ -28,12 +29,12 @@ class Piece(NamedTuple):
     """A piece to be written.
 
     Attributes:
-      name: What tells it from the others.
-      metadata: What is known of it.
-      content: The sound as blocks of float32 [n_i, c], one after the other, or the codes [t, k].
+      name: A unique name.
+      metadata: Its metadata.
+      content: The audio as blocks of float32 [n_i, c], or the codes [t, k].
       text_ids: The token ids of the description, if the corpus has a tokenizer.
-      melody: The chromagram of the whole piece, if the corpus keeps melodies.
-      notes: What the report is to say of it.
+      melody: The chromagram of the whole piece, if the corpus stores melodies.
+      notes: Warnings for the report of the build.
     """
 
     name: str
@@ -45,12 +46,12 @@ class Piece(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """What a finished shard holds.
+    """A finished shard.
 
     Attributes:
-      lengths: Of each piece, in samples or frames.
-      num_bytes: Of its file.
-      digest: Twelve hexadecimal digits of all its records; None where they are not known.
+      lengths: The length of each piece, in samples or frames.
+      num_bytes: Size of its file.
+      digest: A hash of all its records, of twelve hexadecimal digits; None if unknown.
     """
 
     lengths: list[int]
@@ -59,28 +60,28 @@ class Shard(NamedTuple):
 
 
 def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -> Shard:
-    """Writes a shard, whole or not at all; the same pieces give the same bytes.
+    """Writes a shard, atomically; the same pieces give the same bytes.
 
     Raises:
       ValueError: A piece does not fit `description`.
       OSError: The disk is full.
     """
     lengths, digest = [], hashlib.sha256()
+    encode = _audio_records if description.kind == "audio" else _code_records
     with files.replacing(path) as file:
         writer = ArrayRecordWriter(str(file.name), _OPTIONS[description.kind])
         try:
             try:
                 for piece in pieces:
-                    made = _sound_records if description.kind == "audio" else _code_records
                     length = 0
-                    for count, record in made(description, piece):
+                    for count, record in encode(description, piece):
                         writer.write(record)
                         digest.update(record)
                         length += count
                     lengths.append(length)
             finally:
                 writer.close()
-        except RuntimeError as error:  # as ArrayRecordWriter says it
+        except RuntimeError as error:  # ArrayRecordWriter's only one
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise
             raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
@@ -88,31 +89,35 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
 
 
 def finish(directory: Path, description: Description, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Writes what makes a corpus of the shards that are in `directory`; a split without pieces is left out."""
-    present = {split: parts for split, parts in shards.items() if any(part.lengths for part in parts)}
-    if not present:
+    """Writes the index, the dataset info and corpus.json for the shards in `directory`; empty splits are left out.
+
+    Raises:
+      CorpusError: There are no pieces.
+    """
+    splits = {split: written for split, written in shards.items() if any(shard.lengths for shard in written)}
+    if not splits:
         raise CorpusError(f"{directory}: there is nothing in the corpus: no piece could be used")
     counts = {
-        split: [[_count(description, part), part.num_bytes] for part in parts] for split, parts in present.items()
+        split: [[_count(description, shard), shard.num_bytes] for shard in written] for split, written in splits.items()
     }
     _write_dataset_info(directory, description, counts)
-    for split, parts in present.items():
-        lengths = np.array([length for part in parts for length in part.lengths], np.int64)
+    for split, written in splits.items():
+        lengths = np.array([length for shard in written for length in shard.lengths], np.int64)
         with files.replacing(directory / f"index-{split}.npz") as file:
             np.savez(file, first=first_records(description, lengths), lengths=lengths)
     content = {
         "version": VERSION,
         **dataclasses.asdict(description),
         "splits": {
-            split: {"shards": counts[split], "hashes": [part.digest for part in parts]}
-            for split, parts in present.items()
+            split: {"shards": counts[split], "hashes": [shard.digest for shard in written]}
+            for split, written in splits.items()
         },
     }
     files.write_json(directory / "corpus.json", content, indent=1)
 
 
 def write(directory: str | os.PathLike[str], description: Description, pieces: Mapping[str, Iterable[Piece]]) -> None:
-    """Writes a small corpus in one go, a shard for each split in `pieces`.
+    """Writes a small corpus at once, with one shard for each split in `pieces`.
 
     Raises:
       CorpusError: There are no pieces.
@@ -127,8 +132,8 @@ def write(directory: str | os.PathLike[str], description: Description, pieces: M
         directory,
         description,
         {
-            split: [write_shard(shard_path(directory, description.kind, split, 0, 1), description, some)]
-            for split, some in pieces.items()
+            split: [write_shard(shard_path(directory, description.kind, split, 0, 1), description, own)]
+            for split, own in pieces.items()
         },
     )
 
@@ -138,39 +143,31 @@ def _count(description: Description, shard: Shard) -> int:
     return int(num_records(description, np.array(shard.lengths, np.int64)).sum())
 
 
-def _sound_records(description: Description, piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """Length and record of each chunk of a piece of sound."""
+def _audio_records(description: Description, piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """Length and record of each chunk of an audio piece."""
     if piece.text_ids is not None or piece.melody is not None:
         raise ValueError(f"{piece.name}: a corpus of sound keeps no token ids and no melodies")
-    for number, chunk in enumerate(_chunks(piece, description)):
+    number = -1
+    for number, chunk in enumerate(regrouped(_checked(piece, description.channels), description.chunk_samples)):
         pcm = np.clip(np.rint(chunk * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype("<i2")
         metadata = piece.metadata.to_json() if number == 0 else ""
         yield (
             len(chunk),
             records.write(name=piece.name.encode(), chunk=number, audio=pcm.tobytes(), metadata=metadata.encode()),
         )
-
-
-def _chunks(piece: Piece, description: Description) -> Iterator[np.ndarray]:
-    """The blocks of a piece regrouped to the size of the records."""
-    size = description.chunk_samples
-    pending = np.zeros((0, description.channels), np.float32)
-    empty = True
-    for block in piece.content:
-        if block.ndim != 2 or block.shape[1] != description.channels:
-            raise ValueError(f"{piece.name}: expected blocks [n, {description.channels}], got {list(block.shape)}")
-        pending = np.concatenate([pending, block])
-        while len(pending) >= size:
-            yield pending[:size]
-            pending, empty = pending[size:], False
-    if len(pending):
-        yield pending
-    elif empty:
+    if number < 0:
         raise ValueError(f"{piece.name}: there is no sound in it")
 
 
+def _checked(piece: Piece, channels: int) -> Iterator[np.ndarray]:
+    for block in piece.content:
+        if block.ndim != 2 or block.shape[1] != channels:
+            raise ValueError(f"{piece.name}: expected blocks [n, {channels}], got {list(block.shape)}")
+        yield block
+
+
 def _code_records(description: Description, piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """Length and record of a piece of codes."""
+    """Length and record of a piece as codes."""
     codes = np.asarray(piece.content)
     if codes.ndim != 2 or not codes.size or codes.shape[1] != description.num_codebooks:
         raise ValueError(f"{piece.name}: expected codes [t, {description.num_codebooks}], got {list(codes.shape)}")
@@ -190,7 +187,7 @@ def _code_records(description: Description, piece: Piece) -> Iterator[tuple[int,
 
 
 def _write_dataset_info(directory: Path, description: Description, counts: Mapping[str, list[list[int]]]) -> None:
-    """Writes what tensorflow-datasets needs to open the corpus."""
+    """Writes dataset_info.json and features.json, by which tensorflow-datasets opens the corpus."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, naming, splits
 

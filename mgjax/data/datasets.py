@@ -1,7 +1,6 @@
-"""Datasets that tensorflow-datasets has prepared, as sources of music.
+"""Prepared datasets of tensorflow-datasets as sources of music.
 
-They are read from their files, since tensorflow-datasets itself opens none that holds sound where TensorFlow is not
-installed (its feature `Audio` needs it).
+They are read from their files: tensorflow-datasets itself needs TensorFlow to open a dataset with audio.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Which features of a dataset mean what; "a/b" is the feature b in a.
+    """Maps the features of a dataset to audio and metadata; "a/b" is the feature b in a.
 
     Attributes:
-      audio: The sound.
-      sample_rate: Its rate in hertz; None: as the dataset says.
+      audio: The feature with the audio.
+      sample_rate: Its rate in hertz; None to take it from the dataset.
       metadata: (field of Metadata, feature) pairs.
     """
 
@@ -39,14 +38,14 @@ class Fields:
     sample_rate: int | None = None
     metadata: tuple[tuple[str, str], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = [field.name for field in dataclasses.fields(Metadata)]
         for name, _ in self.metadata:
             if name not in known:
                 raise ValueError(f"there is no field {name!r} of metadata; choose from {', '.join(known)}")
 
 
-# What is known of some published datasets.
+# Of some published datasets.
 KNOWN_FIELDS = {
     "gtzan": Fields("audio", 22_050, (("genre", "label"),)),
     "nsynth": Fields("audio", 16_000, (("instrument", "instrument/family"), ("name", "id"))),
@@ -65,23 +64,23 @@ class DatasetSource:
     fields: Fields
 
     def metadata(self, unused: list[str] | None = None) -> Metadata:
-        """What is known of it; all that is asked for is used.
+        """The metadata of the example. `unused` stays as it is: only chosen features are read.
 
         Raises:
-          ValueError: A feature is not what its field needs, or the dataset is damaged.
+          ValueError: A feature has the wrong type for its field, or the dataset is damaged.
         """
         dataset = _open(self.directory)
         example = dataset.read(self.split, self.number)
         return Metadata.from_dict({field: dataset.plain(example, path) for field, path in self.fields.metadata})
 
     def blocks(self, sample_rate: int, channels: int) -> Iterator[Float32[np.ndarray, "n c"]]:
-        """Its sound as one block of the rate and the channels that are asked for.
+        """The audio as a single block, converted to `sample_rate` in hertz and `channels`.
 
         Raises:
-          ValueError: It has no sound that can be understood, or the dataset is damaged.
+          ValueError: It has no audio that can be decoded, or the dataset is damaged.
         """
         dataset = _open(self.directory)
-        content, rate = dataset.sound(dataset.read(self.split, self.number), self.fields.audio)
+        content, rate = dataset.audio(dataset.read(self.split, self.number), self.fields.audio)
         rate = self.fields.sample_rate or rate
         if not rate:
             raise ValueError("the dataset does not tell the sample rate of its sound; give it (--source-rate)")
@@ -92,12 +91,12 @@ def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
     """All examples of a dataset, over all its splits.
 
     Args:
-      source: A folder with dataset_info.json in it, or "tfds:NAME" or "tfds:NAME/CONFIG", which is looked for where
-        tensorflow-datasets puts it.
-      fields: What its features mean; None: as KNOWN_FIELDS has them, else the sound alone.
+      source: A folder with dataset_info.json in it, or "tfds:NAME" or "tfds:NAME/CONFIG", in the data directory of
+        tensorflow-datasets.
+      fields: The features to use; None for those of KNOWN_FIELDS, or else the audio alone.
 
     Raises:
-      CorpusError: It is not there, or in a form that cannot be read, or lacks a feature.
+      CorpusError: It is missing, in a format that cannot be read, or lacks a feature.
     """
     directory = _locate(source.removeprefix("tfds:")) if source.startswith("tfds:") else Path(source)
     dataset = _open(str(directory.absolute()))
@@ -116,27 +115,26 @@ def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
 
 
 def _locate(name: str) -> Path:
-    """The newest version of a dataset among those that tensorflow-datasets has prepared."""
+    """The folder of the newest prepared version of a dataset."""
     root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    found = [path.parent for path in (root / name).glob("**/dataset_info.json")]
-    if not found:
+    folders = [path.parent for path in (root / name).glob("**/dataset_info.json")]
+    if not folders:
         raise CorpusError(
             f"tfds:{name}: is not in {root}; where tensorflow-datasets can reach it, run `tfds build {name} "
             "--file_format=array_record`, or name another folder by TFDS_DATA_DIR"
         )
-    configs = sorted({path.parent.relative_to(root).as_posix() for path in found})
+    configs = sorted({path.parent.relative_to(root).as_posix() for path in folders})
     if len(configs) > 1:
         raise CorpusError(f"tfds:{name}: has several forms; choose from {', '.join(f'tfds:{c}' for c in configs)}")
-    return max(found, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split(".")])
+    return max(folders, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split(".")])
 
 
 class _Feature(NamedTuple):
-    """What features.json says of a feature: whether it holds plain numbers, of so many channels in a row and of this
-    rate if it is sound; and whether they are those of classes."""
+    """A feature in features.json."""
 
-    is_plain: bool
-    channels: int
-    rate: int | None
+    is_plain: bool  # numbers, neither encoded nor decoded lazily
+    channels: int  # of audio, interleaved
+    rate: int | None  # of audio, in hertz
     is_class: bool
 
 
@@ -144,8 +142,8 @@ class _Dataset:
     """A prepared dataset.
 
     Attributes:
-      name: As tensorflow-datasets knows it.
-      features: Each under its path.
+      name: Its name in tensorflow-datasets.
+      features: By path.
       shards: The path and the number of records of each shard of each split.
     """
 
@@ -175,7 +173,7 @@ class _Dataset:
             yield path, count
 
     def read(self, split: str, number: int) -> Any:
-        """The features of an example, as tf.train.Example has them.
+        """The features of an example, in the form of tf.train.Example.
 
         Raises:
           ValueError: The record is damaged or missing.
@@ -190,20 +188,20 @@ class _Dataset:
         except records.RecordError as error:
             raise ValueError(f"{path.name} {error}") from error
 
-    def sound(self, example: Any, path: str) -> tuple[Float32[np.ndarray, "..."], int | None]:
-        """The sound in a feature, and its rate in hertz if the dataset tells it."""
+    def audio(self, example: Any, path: str) -> tuple[Float32[np.ndarray, "..."], int | None]:
+        """The audio in a feature, and its rate in hertz if the dataset has it."""
         feature, values = self.features[path], _values(example, path)
         if not feature.is_plain or isinstance(values, list):
             raise ValueError(f"the feature {path} holds no plain samples")
-        sound = values.astype(np.float32)
+        audio = values.astype(np.float32)
         if values.dtype == np.int64:  # tensorflow-datasets widens the 16 bits of a file
-            sound /= 32768
-        return sound if feature.channels == 1 else sound.reshape(-1, feature.channels), feature.rate
+            audio /= 32768
+        return audio if feature.channels == 1 else audio.reshape(-1, feature.channels), feature.rate
 
     def plain(self, example: Any, path: str) -> Any:
-        """The value of a feature as JSON has it; the name of a class instead of its number."""
-        values = _values(example, path)
-        values = [value.decode() for value in values] if isinstance(values, list) else values.tolist()
+        """The value of a feature as a JSON value; a class by its name."""
+        raw = _values(example, path)
+        values = [value.decode() for value in raw] if isinstance(raw, list) else raw.tolist()
         value = values[0] if len(values) == 1 else values
         if self.features[path].is_class:
             names = _class_names(self._directory / f"{path.replace('/', '-')}.labels.txt")
@@ -229,7 +227,7 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _flat(feature: dict[str, Any], path: str = "") -> Iterator[tuple[str, _Feature]]:
-    """The path of each feature, and what is said of it."""
+    """The path and the description of each feature."""
     if "featuresDict" not in feature:
         kind = feature.get("audio") or feature.get("tensor") or {}
         is_plain = not kind.get("lazyDecode") and kind.get("encoding", "none").lower() == "none"

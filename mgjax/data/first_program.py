@@ -1,4 +1,4 @@
-"""Compiles a program on import, as workers do before they have threads: JAX imports much where it first does that."""
+"""Compiles a program on import: workers do so before they start threads, as JAX then imports many modules."""
 
 import jax
 

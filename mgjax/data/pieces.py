@@ -1,4 +1,4 @@
-"""The pieces of several corpora that are read as one."""
+"""Reads several corpora as one."""
 
 from __future__ import annotations
 
@@ -25,44 +25,48 @@ class Pieces:
 
     @property
     def kind(self) -> str:
-        """ "audio" or "tokens"."""
+        """Whether they are audio or codes: "audio" or "tokens"."""
         return self.corpora[0].kind
 
     @property
     def rate(self) -> float:
-        """Samples or frames a second: what `lengths` counts."""
+        """Samples or frames per second, the unit of `lengths`."""
         return self.corpora[0].rate
 
     def read(self, piece: int, start: int, length: int) -> np.ndarray:
-        """`length` samples or frames of a piece, or fewer where it ends before."""
-        with self._found(piece) as (corpus, number):
+        """`length` samples or frames of a piece from `start` on, or fewer where it ends before."""
+        with self._reading(piece) as (corpus, number):
             return corpus.read(number, start, length)
 
     def metadata(self, piece: int) -> Metadata:
-        with self._found(piece) as (corpus, number):
+        """The metadata of a piece."""
+        with self._reading(piece) as (corpus, number):
             return corpus.metadata(number)
 
     def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
         """As `Corpus.melody`."""
-        with self._found(piece) as (corpus, number):
+        with self._reading(piece) as (corpus, number):
             return corpus.melody(number, start, length)
 
     def text_ids(self, piece: int) -> Int32[np.ndarray, "l"]:
-        with self._found(piece) as (corpus, number):
-            return corpus.text_ids(number)
+        """As `Corpus.text_ids`, of corpora that store them."""
+        with self._reading(piece) as (corpus, number):
+            ids = corpus.text_ids(number)
+        assert ids is not None, f"{corpus.directory} stores no token ids"
+        return ids
 
     @contextlib.contextmanager
-    def _found(self, piece: int) -> Iterator[tuple[Corpus, int]]:
-        """The corpus of a piece and its number in there, to read from.
+    def _reading(self, piece: int) -> Iterator[tuple[Corpus, int]]:
+        """The corpus of a piece and its index in it, to read from in the block.
 
         Raises:
-          DataError: It could not be read.
+          DataError: It cannot be read.
         """
         index = int(np.searchsorted(self._ends, piece, side="right"))
         corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
         try:
             yield corpus, number
-        except (ValueError, OSError) as error:  # of a damaged file, or of the disk
+        except (ValueError, OSError) as error:
             raise DataError(
                 f"piece {number} of the corpus {corpus.directory} ({corpus.split}) cannot be read: {error}"
             ) from error
@@ -79,7 +83,7 @@ def _check(corpora: Sequence[Corpus]) -> None:
                 f"the corpus {corpus.directory} ({corpus.split}) {trouble}: build it again, from more music"
             )
     for name in ("kind", "sample_rate", "rate", "width", "codebook_size", "codec_hash"):
-        found = [getattr(corpus, name) for corpus in corpora]
-        if len(set(found)) > 1:
-            listed = ", ".join(f"{corpus.directory}: {value}" for corpus, value in zip(corpora, found, strict=True))
+        values = [getattr(corpus, name) for corpus in corpora]
+        if len(set(values)) > 1:
+            listed = ", ".join(f"{corpus.directory}: {value}" for corpus, value in zip(corpora, values, strict=True))
             raise DataError(f"corpora that are read together must have the same {name}, but these have {listed}")

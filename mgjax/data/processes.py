@@ -1,4 +1,4 @@
-"""Running one function on many jobs as an Apache Beam pipeline: here, in processes of this machine, or elsewhere."""
+"""Maps a function over jobs as an Apache Beam pipeline: in this process, in several of this machine, or elsewhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# What jobs need and import late. Beam runs them in threads, and threads that import at once may wait for each other for
-# ever.
+# The jobs' late imports: Beam runs jobs in threads, and concurrent imports may deadlock.
 import pyloudnorm  # noqa: F401
 import scipy.ndimage
 import scipy.signal  # noqa: F401
@@ -27,12 +26,12 @@ import soxr  # noqa: F401
 
 from mgjax.errors import CorpusError
 
-_ATTEMPTS = 3  # that a run in which nothing gets done is repeated, after a worker died
+_ATTEMPTS = 3  # in a row without progress, each ended by the death of a worker
 _WORKER_DIED = 75  # exit status of the process that runs the workers
 
 
 def run(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str] = ()) -> None:
-    """Calls `make` for each job, as a pipeline with these options of Beam; with none, in this process."""
+    """Calls `make` for each job in a Beam pipeline with `options`; without any, in this process."""
     if not jobs:
         return
     with _quiet():
@@ -41,10 +40,10 @@ def run(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str]
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
         local = ["--direct_running_mode=in_memory"]
-        # Named, because Beam's default first looks for another runner, which it would download.
+        # Beam's default would first look for another runner, and download it.
         runner = None if any(option.startswith("--runner") for option in options) else FnApiRunner()
         pipeline = apache_beam.Pipeline(runner=runner, options=PipelineOptions([*(options or local)]))
-        # Without the shuffle all shards would go through one worker.
+        # Without the reshuffle, one worker would do all jobs.
         _ = pipeline | apache_beam.Create(jobs) | apache_beam.Reshuffle() | apache_beam.Map(make)
         failure = None
         try:
@@ -52,30 +51,30 @@ def run(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str]
         except Exception as error:
             failure = error
         if failure is not None:
-            # Beam makes errors of its own of those of its workers, even of Ctrl-C.
-            own = failure.__context__ if "[while running" in str(failure) else None
-            raise own or failure
+            # Beam wraps the errors of its workers, even Ctrl-C.
+            original = failure.__context__ if "[while running" in str(failure) else None
+            raise original or failure
 
 
 def run_apart(make: Callable[[Any], None], missing: Callable[[], Sequence[Any]], workers: int, log: Path) -> None:
-    """Calls `make` on several processes of this machine until no job is `missing` any more.
+    """Calls `make` in several processes of this machine until no job is `missing`.
 
-    Beam's direct runner waits for ever when one of its processes dies. So it runs in a process of its own, which ends
-    as soon as that happens, and the jobs that are missing then are run by another.
+    Beam's direct runner hangs when one of its processes dies. So it runs in a process of its own, which exits as soon
+    as that happens, and another one is started for the missing jobs.
 
     Args:
       make: Does a job. It is pickled.
-      missing: Gives the jobs that are not done.
-      workers: Processes.
-      log: Takes what they print.
+      missing: Returns the jobs that are not done.
+      workers: The number of processes.
+      log: The file for their output.
 
     Raises:
-      CorpusError: A job failed, or workers die again and again.
+      CorpusError: A job failed, or workers die repeatedly.
     """
     futile = 0
     while jobs := missing():
         status = _run_process(make, jobs, workers, log)
-        if status > 0 and status != _WORKER_DIED:  # below 0, it was killed itself
+        if status > 0 and status != _WORKER_DIED:  # below 0 it was killed by a signal
             lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
             raise CorpusError(f"the workers failed: {lines[-1]}. All they said is in {log}")
         futile = 0 if len(missing()) < len(jobs) else futile + 1
@@ -87,15 +86,15 @@ def run_apart(make: Callable[[Any], None], missing: Callable[[], Sequence[Any]],
 
 
 def _run_process(make: Callable[[Any], None], jobs: Sequence[Any], workers: int, log: Path) -> int:
-    """The exit status of a process that runs the workers; it and they end when this process does."""
+    """Runs jobs in a process with workers, which all end when this process does; returns its exit status."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share what accelerator there is
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes share the accelerator
     }
     command = [sys.executable, "-c", "from mgjax.data import processes; processes._serve()"]
     with log.open("ab") as output, tempfile.NamedTemporaryFile("w") as options:
-        # What Beam's workers import before they have threads, which unpickle the jobs.
+        # Beam's workers import these before they start the threads that unpickle the jobs.
         plugins = [name for name in sys.modules if name.startswith("mgjax.data.")]
         plugins += ["mgjax.data.first_program"] * ("mgjax.data.tokenize" in plugins)
         json.dump({"beam_plugins": plugins}, options)
@@ -104,8 +103,9 @@ def _run_process(make: Callable[[Any], None], jobs: Sequence[Any], workers: int,
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
         )
+        assert process.stdin is not None
         try:
-            with contextlib.suppress(BrokenPipeError):  # it died at once: the log says why
+            with contextlib.suppress(BrokenPipeError):  # it died at once; the log says why
                 pickle.dump((make, list(jobs), workers), process.stdin)
                 process.stdin.flush()
             return process.wait()
@@ -118,7 +118,7 @@ def _run_process(make: Callable[[Any], None], jobs: Sequence[Any], workers: int,
 
 
 def _serve() -> None:
-    """What the process does that runs the workers."""
+    """The main function of the process that `_run_process` starts."""
     make, jobs, workers = pickle.load(sys.stdin.buffer)
 
     def end_with_parent() -> None:
@@ -126,7 +126,7 @@ def _serve() -> None:
         os.killpg(0, signal.SIGKILL)
 
     def end_with_worker(failure: threading.ExceptHookArgs) -> None:
-        sys.__excepthook__(failure.exc_type, failure.exc_value, failure.exc_traceback)
+        threading.__excepthook__(failure)
         if failure.thread is not None and failure.thread.name == "run_worker":  # Beam's, one for each worker
             os._exit(_WORKER_DIED)
 
@@ -138,7 +138,7 @@ def _serve() -> None:
         status = 0
     except Exception as error:
         traceback.print_exc()
-        # What a worker says comes as one text, its error last, with Beam's name for the step behind it.
+        # A worker's traceback is one text whose last line is its error, followed by Beam's name of the step.
         print(str(error).strip().split("\n")[-1].partition(" [while running")[0], file=sys.stderr, flush=True)
     finally:
         os._exit(status)  # Beam's threads may linger
@@ -146,7 +146,7 @@ def _serve() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Beam logs much, and adds a handler to the root logger when it is imported."""
+    """Silences Beam, which logs much and adds a handler to the root logger when it is imported."""
     root, beam = logging.getLogger(), logging.getLogger("apache_beam")
     handler, level = logging.NullHandler(), beam.level
     root.addHandler(handler)

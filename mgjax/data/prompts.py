@@ -1,8 +1,7 @@
-"""The text that a piece of music is trained with, made anew from its metadata each time the piece is drawn.
+"""Text augmentation: the text of a training example is assembled from its piece's metadata each time it is drawn.
 
-A model that has only read full descriptions does not know what to make of three words, so that each training example
-hears another selection of what is known about its piece (Copet et al. 2023, section 3.2), and sometimes nothing at all
-(classifier-free guidance, Ho & Salimans 2022, section 3.2).
+Each example has another selection of the metadata, as in audiocraft (Copet et al. 2023, section 3.2), so that the model
+learns short prompts as well as full descriptions.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import numpy as np
 from mgjax.audio.metadata import Metadata
 from mgjax.config.serialization import ranged
 
-FIELDS = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # of the metadata, those that describe the sound
+FIELDS = ("key", "bpm", "genre", "moods", "keywords", "instrument")  # of the metadata, those about the music itself
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How texts are made for training. The defaults are MusicGen's; its large models have 0.2 for `word_dropout`.
+    """The text augmentation. The defaults are MusicGen's; its large models have 0.2 for `word_dropout`.
 
     Attributes:
-      merge_text_p: The share of examples whose text also names the fields of the metadata.
-      drop_desc_p: Of these, the share whose description is left out.
-      keep_other_p: Of these, the chance of each field to be named (audiocraft calls this `drop_other_p`).
-      word_dropout: The chance of each word to be left out.
-      max_tokens: The length of every batch's texts. Longer texts lose their end.
+      merge_text_p: The probability that fields of the metadata are merged into the text.
+      drop_desc_p: If they are, the probability that the description is dropped.
+      keep_other_p: If they are, the probability of each field to be kept (audiocraft calls this `drop_other_p`).
+      word_dropout: The probability of each word to be dropped.
+      max_tokens: The length of texts in a batch, in tokens; longer ones are truncated.
     """
 
     merge_text_p: float = 0.25
@@ -36,20 +35,20 @@ class TextConfig:
     word_dropout: float = 0.3
     max_tokens: int = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ranged(self, "from 0 to 1", "merge_text_p drop_desc_p keep_other_p word_dropout")
         ranged(self, "1 or more", "max_tokens")
 
     @property
     def keeps_descriptions(self) -> bool:
-        """Whether every text is its piece's description, unchanged, or nothing."""
+        """Whether every text is the unchanged description of its piece."""
         return self.merge_text_p == 0 and self.word_dropout == 0
 
 
 def assemble(metadata: Metadata, config: TextConfig, rng: np.random.Generator) -> str | None:
-    """A text for one training example, or None for no text.
+    """The text of a training example; None for no text.
 
-    Whether it is told at all is drawn elsewhere (see conditions.py).
+    Dropout of the whole condition, for classifier-free guidance, is apart (conditions.py).
     """
     description, fields = plain(metadata), []
     if rng.random() < config.merge_text_p:
@@ -59,21 +58,21 @@ def assemble(metadata: Metadata, config: TextConfig, rng: np.random.Generator) -
         if rng.random() < config.drop_desc_p:
             description = None
     if description and config.merge_text_p:
-        # A full stop ends every description, also where nothing follows: published models were trained on that.
+        # Every description ends with a full stop, even if nothing follows, as the published models were trained.
         description = ". ".join([description.rstrip("."), *(fields or [""])]).strip()
     text = description or ". ".join(fields)
     if config.word_dropout:
         words = text.split(" ")
-        kept = rng.random(len(words)) >= config.word_dropout
-        text = " ".join(word for word, keep in zip(words, kept, strict=True) if keep)
+        mask = rng.random(len(words)) >= config.word_dropout
+        text = " ".join(word for word, keep in zip(words, mask, strict=True) if keep)
     return text or None
 
 
 def plain(metadata: Metadata) -> str | None:
-    """The description as it stands, or None where there is none: what a piece is validated with."""
+    """The unchanged description, the text of validations; None if there is none."""
     return (metadata.description or "").strip() or None
 
 
 def rendered(field: str, value: Any) -> str:
-    """A field of the metadata in a text: "moods: calm, sad"."""
+    """A field of the metadata as text, "moods: calm, sad"."""
     return f"{field}: {value if isinstance(value, str | int | float) else ', '.join(value)}"

@@ -1,7 +1,7 @@
-"""Records of array_record files: tf.train.Example, in bytes and back, without TensorFlow or tensorflow-datasets.
+"""Reads and writes records of array_record files, tf.train.Example, without TensorFlow or tensorflow-datasets.
 
-Their modules import so many others, some of them lazily, that threads which import them at once may wait for each other
-for ever. So the class is made here, of its definition, when this module is imported.
+These import many modules, some of them lazily, so that concurrent imports in threads may deadlock. So the class of the
+protocol buffer is built here from its definition.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _DEFINITION = """
         field { name: "value" number: 2 type: TYPE_MESSAGE type_name: "Feature" } } }
     message_type { name: "Example" field { name: "features" number: 1 type: TYPE_MESSAGE type_name: "Features" } }
 """
-_POOL = descriptor_pool.DescriptorPool()  # its own, so that it does not matter who else defines an Example
+_POOL = descriptor_pool.DescriptorPool()  # its own, so that other definitions of Example do not clash
 _POOL.AddSerializedFile(text_format.Parse(_DEFINITION, _FILE).SerializeToString())
 _Example = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("mgjax.Example"))
 
 
 class RecordError(ValueError):
-    """Records that cannot be read; the message says why, and goes on after the name of the file."""
+    """Records that cannot be read; the message is to follow the name of the file."""
 
 
 def read(readers: dict[Path, ArrayRecordReader], path: Path, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
-    """The features of each of these records of the file `path`, which `readers` keeps open.
+    """The features of records of the file `path`, by their `numbers`; `readers` caches the open files.
 
     Raises:
       RecordError: The file is missing or damaged.
     """
     try:
-        if path not in readers:  # with no threads of its own a reader is cheap to hold open
+        if path not in readers:  # without threads of its own, a reader is cheap to keep open
             readers[path] = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
         return [_Example.FromString(record).features.feature for record in readers[path].read(list(numbers))]
     except (RuntimeError, DecodeError) as error:
@@ -55,11 +55,11 @@ def read(readers: dict[Path, ArrayRecordReader], path: Path, numbers: Sequence[i
 
 
 def write(**values: bytes | int) -> bytes:
-    """The record whose features are `values`."""
+    """The bytes of a record with the features `values`."""
     example = _Example()
     for name, value in values.items():
         if isinstance(value, int):
             example.features.feature[name].int64_list.value.append(value)
         else:
             example.features.feature[name].bytes_list.value.append(value)
-    return example.SerializeToString(deterministic=True)  # a map of protobuf has no order of its own
+    return example.SerializeToString(deterministic=True)  # the order of a protobuf map is not defined

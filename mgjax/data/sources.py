@@ -1,4 +1,4 @@
-"""Where a corpus is made from: folders of sound files, manifests, and datasets of tensorflow-datasets."""
+"""Sources of corpora: folders of sound files, manifests, and datasets of tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import os
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,18 @@ from mgjax.data.datasets import DatasetSource, Fields
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
-# What libsndfile reads.
+# Of formats that libsndfile reads.
 SUFFIXES = (
     *(".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc"),
     *(".caf", ".au", ".snd", ".voc", ".avr", ".nist", ".sph", ".sf", ".ircam", ".paf", ".pvf", ".svx", ".8svx"),
 )
-# Music that it does not read: such pieces are left out, and the report says so.
+# Of formats that it does not read: such pieces are listed in the report as left out.
 UNREADABLE = (
     *(".m4a", ".m4b", ".mp4", ".aac", ".ac3", ".wma", ".webm", ".weba", ".mka", ".amr", ".ape", ".wv", ".tta"),
     *(".mpc", ".dsf", ".dff", ".3gp", ".ra"),
 )
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".jsonl.gz")
-_PATHS = ("path", "file_name", "filename", "file", "audio")  # which a row may have its path under
+_PATHS = ("path", "file_name", "filename", "file", "audio")  # keys of a manifest for the path
 _BLOCK_SECONDS = 10.0
 _LONGEST_PATH = 4096  # characters
 
@@ -46,11 +46,11 @@ class FileSource:
     """A sound file.
 
     Attributes:
-      name: What tells it from the others: its path in the folder, or as the manifest has it.
-      path: Where it is.
-      sidecar: Where the JSON file with its metadata is, if there is one.
-      row: The JSON of the manifest's row about it, which goes before the sidecar.
-      stamp: Size and time of the last change of both files, so that a change is noticed.
+      name: A unique name: its path relative to the folder, or as in the manifest.
+      path: Its absolute path.
+      sidecar: The path of the JSON file with its metadata, if there is one.
+      row: The JSON of its row in the manifest, which takes precedence over the sidecar.
+      stamp: Sizes and modification times of both files, by which changes are detected.
     """
 
     name: str
@@ -60,107 +60,110 @@ class FileSource:
     stamp: tuple[int, ...] = ()
 
     def metadata(self, unused: list[str] | None = None) -> Metadata:
-        """What is known of it; keys that say nothing here are added to `unused`.
+        """The metadata of the sidecar and the row; unknown keys are added to `unused`.
 
         Raises:
-          MetadataError, OSError: The sidecar cannot be read or understood.
+          MetadataError: The sidecar or the row cannot be parsed.
+          OSError: The sidecar cannot be read.
         """
-        known, keys = {}, []
+        fields: dict[str, Any] = {}
+        unknown: list[str] = []
         if self.sidecar is not None:
             content = files.read_bytes(_regular(self.sidecar))
-            known = Metadata.from_json(content, os.path.basename(self.sidecar), keys).to_dict()
+            fields = Metadata.from_json(content, os.path.basename(self.sidecar), unknown).to_dict()
         if self.row is not None:
-            known |= Metadata.from_json(self.row, "manifest", keys).to_dict()
+            fields |= Metadata.from_json(self.row, "manifest", unknown).to_dict()
         if unused is not None:
-            unused += [key for key in keys if key not in (*_PATHS, "info_path")]
-        return Metadata.from_dict(known)
+            unused += [key for key in unknown if key not in (*_PATHS, "info_path")]
+        return Metadata.from_dict(fields)
 
     def blocks(self, sample_rate: int, channels: int) -> Iterator[Float32[np.ndarray, "n c"]]:
-        """Its sound in order, as blocks of the rate and the channels that are asked for.
+        """Streams the audio, converted to `sample_rate` in hertz and `channels`.
 
         Raises:
-          OSError, ValueError: As `audio.blocks`.
+          OSError, ValueError: As `audio.files.blocks`.
         """
         suffix = os.path.splitext(self.path)[1].lower()
         if suffix in UNREADABLE:
             raise ValueError(f"{suffix} cannot be read here; convert it to .wav or .flac")
-        # Who makes a corpus says once of all pieces what is clipped.
-        yield from audio_files.blocks(_regular(self.path), _BLOCK_SECONDS, sample_rate, channels, said={"loud"})
+        # The build reports clipping itself, once for all pieces.
+        yield from audio_files.blocks(_regular(self.path), _BLOCK_SECONDS, sample_rate, channels, warned={"loud"})
 
 
 Source = FileSource | DatasetSource
 
 
 def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[Source]:
-    """All pieces of `source`, in an order that does not change.
+    """All pieces of `source`, in a fixed order.
 
     Args:
-      source: A folder of sound files, each with a JSON file of the same stem beside it or without (links are followed,
-        and each folder is read once); a manifest (.csv, .tsv, .jsonl or .jsonl.gz, audiocraft's data.jsonl.gz among
-        them) with a column or key `path`, relative to the manifest, and the fields of `Metadata`; or a dataset that
-        tensorflow-datasets has prepared, see `datasets.find`.
-      fields: What the features of such a dataset mean.
+      source: A folder of sound files, each with or without a JSON sidecar of the same stem (links are followed, and
+        each folder is read once); a manifest (.csv, .tsv, .jsonl or .jsonl.gz, such as audiocraft's data.jsonl.gz)
+        with a column or key `path`, relative to the manifest, and the fields of `Metadata`; or a prepared dataset of
+        tensorflow-datasets, as for `datasets.find`.
+      fields: The features of such a dataset to use.
 
     Raises:
-      FileNotFoundError: There is no such thing.
-      CorpusError: There is no music in it, or the manifest cannot be understood.
+      FileNotFoundError: There is no such source.
+      CorpusError: There is no music in it, or the manifest cannot be parsed.
     """
     text = os.fspath(source)
+    pieces: Sequence[Source]
     if text.startswith("tfds:") or Path(text, "dataset_info.json").is_file():
-        found = datasets.find(text, fields)
+        pieces = datasets.find(text, fields)
     elif fields is not None:
         raise CorpusError(f"{text}: is no dataset of tensorflow-datasets, so it has no features to choose from")
     elif Path(text).is_dir():
-        found = _find_files(Path(text))
+        pieces = _find_files(Path(text))
     elif text.lower().endswith(MANIFESTS):
-        found = _read_manifest(Path(text))
-        if not found:
+        pieces = _read_manifest(Path(text))
+        if not pieces:
             table = " a line of the names of its columns and then" * (not text.lower().endswith((".jsonl", ".gz")))
             raise CorpusError(f"{text}: there is no piece in it; expected{table} a line for each piece")
     else:
         raise FileNotFoundError(
             f"{text}: expected a folder of sound files, a manifest ({', '.join(MANIFESTS)}) or tfds:NAME"
         )
-    if not found:
+    if not pieces:
         raise CorpusError(f"{text}: there is no music in it; looked for {', '.join(SUFFIXES)}")
-    return found
+    return list(pieces)
 
 
-def _find_files(folder: Path) -> list[Source]:
-    found, seen, tops = [], set(), [str(folder)]
+def _find_files(folder: Path) -> list[FileSource]:
+    sources, seen, roots = [], set(), [str(folder)]
 
-    def unreadable(error: OSError) -> None:  # a folder, which is told of as a piece that cannot be used
-        found.append(_file(os.path.relpath(error.filename, folder), error.filename, None))
+    def unreadable(error: OSError) -> None:  # a folder, which the report is to list
+        sources.append(_file(os.path.relpath(error.filename, folder), error.filename, None))
 
-    for top in tops:  # grows by the links that are found, so that a folder goes by its own name if it has one in here
-        for parent, folders, names in os.walk(top, onerror=unreadable):
+    for root in roots:  # grows by links to folders, which come last so that a folder's own path is preferred
+        for parent, folders, names in os.walk(root, onerror=unreadable):
             real = os.path.realpath(parent)
             if real in seen:
                 folders.clear()
                 continue
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            tops += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            roots += [link for name in folders if os.path.islink(link := os.path.join(parent, name))]
             present = set(names)
             for name in names:
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in (*SUFFIXES, *UNREADABLE) and not name.startswith("."):
                     path = Path(parent, name)
                     sidecar = str(Path(parent, f"{stem}.json")) if f"{stem}.json" in present else None
-                    found.append(_file(path.relative_to(folder).as_posix(), str(path.absolute()), sidecar))
-    # A link to another of them is the same music once more, and could stand on both sides of a split.
-    real = {source.path for source in found}
-    found = [one for one in found if not os.path.islink(one.path) or os.path.realpath(one.path) not in real]
-    return sorted(found, key=lambda source: source.name)
+                    sources.append(_file(path.relative_to(folder).as_posix(), str(path.absolute()), sidecar))
+    # A link to another piece is a duplicate, and could come into the other split.
+    paths = {source.path for source in sources}
+    unique = [file for file in sources if not os.path.islink(file.path) or os.path.realpath(file.path) not in paths]
+    return sorted(unique, key=lambda source: source.name)
 
 
 def _regular(path: str) -> str:
-    """The path again, unless it is of something that a worker could wait on for ever."""
+    """`path`; raises OSError unless it is a regular file. A worker could wait for others, such as pipes, for ever."""
     if len(path) > _LONGEST_PATH:
         raise OSError(f"{path[:200]}...: is too long for the path of a file")
     try:
         mode = os.stat(path).st_mode
-    except ValueError as wrong:  # half of a character, or NUL
+    except ValueError as wrong:  # a lone surrogate, or NUL
         raise OSError(f"{escaped(path)}: is no name of a file ({wrong!s:.200})") from None
     if not stat.S_ISREG(mode):
         raise OSError(f"{path}: is no file, or a folder that cannot be read")
@@ -173,33 +176,34 @@ def _file(name: str, path: str, sidecar: str | None, row: str | None = None) -> 
         try:
             state = os.stat(file)
             stamp += [state.st_size, state.st_mtime_ns]
-        except (OSError, ValueError):  # it will be among the pieces that cannot be used
+        except (OSError, ValueError):  # the report will list it
             stamp.append(-1)
     sidecar = None if sidecar is None else os.path.abspath(sidecar)
     return FileSource(escaped(name), os.path.abspath(path), sidecar, row, tuple(stamp))
 
 
-def _read_manifest(path: Path) -> list[Source]:
-    read = _json_rows if path.name.lower().endswith((".jsonl", ".gz")) else _csv_rows
-    found = {}
-    for number, row in read(path, _content(path)):
-        where, keys = f"{path}, line {number}", {key.strip().lower(): row[key] for key in reversed(row)}
-        name, given = next((keys[key] for key in _PATHS if key in keys), None), keys.get("info_path")
+def _read_manifest(path: Path) -> list[FileSource]:
+    read_rows = _json_rows if path.name.lower().endswith((".jsonl", ".gz")) else _csv_rows
+    sources: dict[str, FileSource] = {}
+    for number, row in read_rows(path, _content(path)):
+        where, values = f"{path}, line {number}", {key.strip().lower(): row[key] for key in reversed(row)}
+        name, info_path = next((values[key] for key in _PATHS if key in values), None), values.get("info_path")
         if name and (not isinstance(name, str) or not Path(name).name):
             raise CorpusError(f"{where}: {repr(name)[:80]} is no path of a file")
         if not name:
             listed = ", ".join(map(repr, [*row][:20])) or "nothing"
             raise CorpusError(f"{where}: there is no path in it (or {', '.join(_PATHS[1:])}); it has {listed}")
-        if name in found:
+        if name in sources:
             raise CorpusError(f"{where}: {name} was listed before; each piece may stand there once")
-        sound = path.parent / name
-        if given not in (None, False) and not isinstance(given, str):
-            raise CorpusError(f"{where}: info_path: expected a path, got {str(given)[:80]}")
-        sidecar = path.parent / given if given else sound.with_suffix(".json")
-        # False stands where a piece has none, whatever is beside it.
-        sidecar = str(sidecar) if given or (given is not False and os.path.isfile(sidecar)) else None
-        found[name] = _file(name, str(sound), sidecar, json.dumps(row, sort_keys=True))
-    return sorted(found.values(), key=lambda source: source.name)
+        if info_path not in (None, False) and not isinstance(info_path, str):
+            raise CorpusError(f"{where}: info_path: expected a path, got {str(info_path)[:80]}")
+        audio = path.parent / name
+        sidecar = path.parent / info_path if info_path else audio.with_suffix(".json")
+        # False means no sidecar, even if there is such a file.
+        has_sidecar = bool(info_path) or (info_path is not False and os.path.isfile(sidecar))
+        row_json = json.dumps(row, sort_keys=True)
+        sources[name] = _file(name, str(audio), str(sidecar) if has_sidecar else None, row_json)
+    return sorted(sources.values(), key=lambda source: source.name)
 
 
 def _content(path: Path) -> str:
@@ -223,9 +227,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     header = text.partition("\n")[0]
     rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
     try:
-        twice = [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]
-        if twice:
-            raise CorpusError(f"{path}: several columns are called {twice[0]!r}; give each a name of its own")
+        repeated = [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]
+        if repeated:
+            raise CorpusError(f"{path}: several columns are called {repeated[0]!r}; give each a name of its own")
         for row in rows:
             if any(row.pop(None, ())):
                 raise CorpusError(

@@ -1,4 +1,4 @@
-"""A corpus of sound, encoded into a corpus of codes."""
+"""Encodes an audio corpus into a token corpus."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from mgjax.config.conditioning import MelodyConfig
 from mgjax.data import assembly
 from mgjax.data.assembly import Plan, Progress, Report
 from mgjax.data.conditions import stored_melody
-from mgjax.data.corpus import SPLITS, Corpus, Description, read_description
+from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import SPLITS, Description, read_description
 from mgjax.errors import CorpusError
 
 _BLOCK_SECONDS = 60.0
-_MELODY_FRAMES = 256  # of a chromagram that are made at once
+_MELODY_FRAMES = 256  # of a chromagram that are computed at once
 
 
 @dataclasses.dataclass(frozen=True)
 class PieceSource:
-    """A piece of a corpus of sound."""
+    """A piece of an audio corpus."""
 
     name: str
     split: str
@@ -40,15 +41,15 @@ class PieceSource:
 
 @dataclasses.dataclass(frozen=True)
 class CodeMaker:
-    """Makes pieces of codes out of pieces of sound.
+    """Makes pieces of codes out of audio pieces.
 
     Attributes:
-      directory: The corpus of sound.
-      codec: Where the codec is.
-      codec_hash: What it is, so that no worker takes another.
-      channels: That are encoded.
-      tokenizer: Where the tokenizer of the descriptions is; None for none.
-      melody: The chromagrams that are kept beside the codes; None for none.
+      directory: The audio corpus.
+      codec: Directory or Hub id of the codec.
+      codec_hash: Its hash, so that no worker uses another one.
+      channels: The number of channels that are encoded.
+      tokenizer: Directory or Hub id of the tokenizer for the descriptions, or "bytes"; None for none.
+      melody: The config of the chromagrams to store; None for none.
     """
 
     directory: str
@@ -60,20 +61,20 @@ class CodeMaker:
 
     @contextlib.contextmanager
     def open(self, source: PieceSource, scratch: Path) -> Iterator[Piece]:
-        """See `assembly.Maker`."""
+        """As `assembly.Maker.open`."""
         corpus = _corpus(self.directory, source.split)
         codec = _load(self.codec, self.channels)
         if codec.hash != self.codec_hash:
             raise CorpusError(f"the codec {self.codec} is not that which the work began with; leave it as it is")
-        pieces = codec.encode_blocks(_blocks(corpus, source.number), one_size=True)
-        codes = np.concatenate([piece[0].astype(np.uint16) for piece in pieces])
+        blocks = codec.encode_blocks(_blocks(corpus, source.number), one_size=True)
+        codes = np.concatenate([np.asarray(block)[0].astype(np.uint16) for block in blocks])
         metadata = corpus.metadata(source.number)
-        ids = None
+        text_ids = None
         if self.tokenizer is not None:
-            found, mask = _tokenizer(self.tokenizer).encode([metadata.description])
-            ids = found[0, mask[0]]
-        melody = None if self.melody is None else strengths(corpus, source.number, self.melody)
-        yield Piece(corpus.name(source.number), metadata, codes, ids, melody)
+            ids, mask = _tokenizer(self.tokenizer).encode([metadata.description])
+            text_ids = ids[0, mask[0]]
+        melody = None if self.melody is None else chromagram(corpus, source.number, self.melody)
+        yield Piece(corpus.name(source.number), metadata, codes, text_ids, melody)
 
 
 def tokenize(
@@ -89,38 +90,41 @@ def tokenize(
     beam_options: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
-    """Makes a token corpus in `directory` of the audio corpus, with its splits and its metadata.
+    """Encodes an audio corpus into a token corpus in `directory`, with the same splits and metadata.
 
-    An interrupted run goes on where it was when it is called again. Each worker loads the codec once and compiles a few
-    programs. A GPU serves one worker best; a TPU serves no more than one.
+    Called again, an interrupted run goes on. Each worker loads the codec once and compiles a few programs. On a GPU,
+    use one worker; on a TPU, more are not possible.
 
     Args:
-      audio_corpus: What `build` made.
-      directory: Where to; made if missing.
-      codec_source: Where the codec is: a directory, or the id of a repository on the Hugging Face Hub.
-      channels: That are encoded; None: those of the sound. With a mono codec, 2 interleaves the codebooks of left and
-        right (left 1, right 1, left 2, ...).
-      tokenizer: The directory or Hub id of a T5 (or of a model with one), or "bytes": token ids of the descriptions
-        are kept beside them. None: the descriptions are kept as text only.
-      melody: Of the chromagrams of the sound (mixed down), which are kept beside the codes for melody models; None for
-        none. Of each frame all strengths are kept, so that they serve for "dominant" as for "none".
-      workers, replace, beam_options, progress: See `assembly.assemble`.
+      audio_corpus: The folder of an audio corpus.
+      directory: The folder of the token corpus, which is created if missing.
+      codec_source: The codec: a directory or Hub id of a codec or a model.
+      channels: The number of channels to encode; None for those of the audio. With a mono codec, 2 interleaves the
+        codebooks of left and right (left 1, right 1, left 2, ...).
+      tokenizer: The directory or Hub id of a T5 (or of a model with one), or "bytes", to store token ids of the
+        descriptions too; None for none.
+      melody: The config of chromagrams of the audio (mixed down) to store for melody models; None for none. The values
+        of all pitch classes are stored, so that they serve the bottlenecks "dominant" and "none".
+      workers: As for `assembly.assemble`.
+      replace: As for `assembly.assemble`.
+      beam_options: As for `assembly.assemble`.
+      progress: As for `assembly.assemble`.
 
     Raises:
       CorpusError: There is no audio corpus, or the codec cannot encode it.
       CheckpointError: There is no codec, or no tokenizer.
       FileExistsError: There is something else in `directory`.
     """
-    sound, splits = read_description(audio_corpus)
-    if sound.kind != "audio":
+    audio, splits = read_description(audio_corpus)
+    if audio.kind != "audio":
         raise CorpusError(f"{os.fspath(audio_corpus)}: holds codes already; give a corpus of sound")
-    channels = channels or sound.channels
+    channels = channels or audio.channels
     if os.path.isdir(codec_source):
-        codec_source = os.path.abspath(codec_source)  # to be found again from elsewhere
+        codec_source = os.path.abspath(codec_source)  # workers may run in other folders
     codec = _load(codec_source, channels)
-    if codec.sample_rate != sound.sample_rate:
+    if codec.sample_rate != audio.sample_rate:
         raise CorpusError(
-            f"{os.fspath(audio_corpus)}: has {sound.sample_rate} Hz, but {codec_source} takes {codec.sample_rate} Hz; "
+            f"{os.fspath(audio_corpus)}: has {audio.sample_rate} Hz, but {codec_source} takes {codec.sample_rate} Hz; "
             f"build the corpus with --sample-rate {codec.sample_rate}"
         )
     if codec.config.chunk_seconds is not None:
@@ -130,16 +134,16 @@ def tokenize(
         )
     if melody is not None:
         melody = stored_melody(melody)
-        if melody.sample_rate != sound.sample_rate:
+        if melody.sample_rate != audio.sample_rate:
             raise CorpusError(
-                f"{os.fspath(audio_corpus)}: has {sound.sample_rate} Hz, but the melody is of {melody.sample_rate} Hz; "
-                f"set its sample_rate to {sound.sample_rate}"
+                f"{os.fspath(audio_corpus)}: has {audio.sample_rate} Hz, but the melody is of {melody.sample_rate} Hz; "
+                f"set its sample_rate to {audio.sample_rate}"
             )
     if tokenizer is not None:
-        _tokenizer(tokenizer)  # what is wrong with it shows now
+        _tokenizer(tokenizer)  # raises its errors now
     description = Description(
         "tokens",
-        sample_rate=sound.sample_rate,
+        sample_rate=audio.sample_rate,
         channels=channels,
         frame_rate=float(codec.frame_rate),
         num_codebooks=codec.num_codebooks,
@@ -166,24 +170,24 @@ def tokenize(
     )
 
 
-def strengths(corpus: Corpus, number: int, config: MelodyConfig) -> Float32[np.ndarray, "f p"]:
-    """The chromagram of a piece of sound, as `chroma.chromagram` gives it of the whole piece.
+def chromagram(corpus: Corpus, number: int, config: MelodyConfig) -> Float32[np.ndarray, "f p"]:
+    """The chromagram of a whole audio piece, equal to `chroma.chromagram` of its samples.
 
-    It is made of stretches of one length, so that one program serves pieces of all lengths.
+    It is computed in blocks of one length, so that one program serves pieces of all lengths.
     """
     hop, num_samples = config.hop_length, int(corpus.lengths[number])
     if num_samples <= config.fft_size:
         return np.asarray(chroma.chromagram(_mono(corpus, number, 0, num_samples)[None], config))[0]
-    margin = -(-config.fft_size // (2 * hop))  # frames at either end of a stretch, whose windows reach beyond it
-    num_frames, found = chroma.length(num_samples, config), []
+    margin = -(-config.fft_size // (2 * hop))  # frames at both ends of a block whose windows exceed it
+    num_frames, frames = chroma.length(num_samples, config), []
     for first in range(0, num_frames, _MELODY_FRAMES):
-        # Mirrored at the ends of the piece, as the chromagram of the whole is.
-        places = np.abs(np.arange(-margin * hop, (_MELODY_FRAMES + margin) * hop) + first * hop)
-        places = np.maximum(num_samples - 1 - np.abs(num_samples - 1 - places), 0)
-        low, high = int(places.min()), int(places.max()) + 1
-        stretch = _mono(corpus, number, low, high - low)[places - low]
-        found.append(np.asarray(chroma.chromagram(stretch[None], config))[0, margin : margin + _MELODY_FRAMES])
-    return np.concatenate(found)[:num_frames]
+        # Reflected at the ends of the piece, as by `chroma.chromagram`.
+        indices = np.abs(np.arange(-margin * hop, (_MELODY_FRAMES + margin) * hop) + first * hop)
+        indices = np.maximum(num_samples - 1 - np.abs(num_samples - 1 - indices), 0)
+        low, high = int(indices.min()), int(indices.max()) + 1
+        block = _mono(corpus, number, low, high - low)[indices - low]
+        frames.append(np.asarray(chroma.chromagram(block[None], config))[0, margin : margin + _MELODY_FRAMES])
+    return np.concatenate(frames)[:num_frames]
 
 
 def _mono(corpus: Corpus, number: int, start: int, length: int) -> Float32[np.ndarray, "n"]:
@@ -192,7 +196,7 @@ def _mono(corpus: Corpus, number: int, start: int, length: int) -> Float32[np.nd
 
 @functools.lru_cache(maxsize=1)
 def _load(codec_source: str, channels: int) -> Codec:
-    """The codec, once in each process, so that its programs are compiled once."""
+    """The codec, cached in each process so that its programs are compiled once."""
     config, variables = sources.read_codec(codec_source)
     return Codec(config, variables, channels)
 
@@ -210,14 +214,14 @@ def _corpus(directory: str, split: str) -> Corpus:
 
 
 def _blocks(corpus: Corpus, number: int) -> Iterator[Float32[np.ndarray, "n c"]]:
-    """The sound of a piece, block by block."""
+    """The audio of a piece in blocks of a minute."""
     size = round(_BLOCK_SECONDS * corpus.sample_rate)
     for start in range(0, int(corpus.lengths[number]), size):
         yield corpus.read(number, start, size)
 
 
 def _shards(corpus: Corpus) -> list[list[PieceSource]]:
-    """The pieces of each shard, in which they stay."""
+    """The pieces of each shard; a token corpus has the same shards."""
     return [
         [PieceSource(f"{corpus.split}/{number}", corpus.split, number) for number in numbers]
         for numbers in corpus.shards()

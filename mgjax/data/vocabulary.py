@@ -1,7 +1,7 @@
-"""Trains the vocabulary of a text encoder that is trained from scratch, on the texts of corpora.
+"""Learns a vocabulary from the texts of corpora, for a text encoder that is trained from scratch.
 
-It is a unigram model of sentencepiece (Kudo 2018) with T5's special tokens, as T5's. What no piece covers is spelled in
-bytes, so that every text can be encoded, whatever the vocabulary was trained on.
+It is a unigram model of sentencepiece (Kudo 2018) like T5's, with T5's special tokens, and falls back to bytes, so that
+it encodes any text.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from mgjax.inputs import claims, files
 
 FILE = "spiece.model"
 
-# All that a training text may hold at once: the description, and every field of the metadata.
+# All texts that training may draw for a piece in one: its description, and every known field.
 _EVERYTHING = TextConfig(merge_text_p=1.0, drop_desc_p=0.0, keep_other_p=1.0, word_dropout=0.0)
 
 _RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"  # sentencepiece leaves out texts with this character, its mark of an edge
 
 
 def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
-    """Yields a text for each piece that has metadata for training: the description and all the fields.
+    """The texts of all pieces, each with the description and all fields of the metadata.
 
     Args:
-      corpora: The pieces.
-      progress: Called with the number of pieces that are done, and of all.
+      corpora: The corpora to read.
+      progress: Called with the number of finished pieces, and of all.
     """
     rng = np.random.default_rng(0)  # the order of the fields
     done, total = 0, sum(map(len, corpora))
@@ -49,19 +49,15 @@ def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | N
 
 
 def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, replace: bool = False) -> int:
-    """Trains a vocabulary and writes it into `directory` as spiece.model, which `Tokenizer.from_directory` loads.
+    """Learns a vocabulary, writes it to spiece.model in `directory`, and returns its size.
 
     The same texts in the same order give the same file.
 
     Args:
-      texts: What it is trained on.
-      size: How many pieces to find, the 3 special tokens and 256 bytes included. Few texts may not hold as many: then
-        all that they hold are taken.
-      directory: Made if missing.
-      replace: Whether to overwrite a vocabulary.
-
-    Returns:
-      The number of pieces of the vocabulary.
+      texts: The training texts.
+      size: Number of tokens, the 3 special tokens and 256 bytes included. Few texts may give a smaller vocabulary.
+      directory: The folder, which is created if missing.
+      replace: Whether to overwrite an existing vocabulary.
 
     Raises:
       VocabularyError: There are no texts, or `size` is too small for them.
@@ -77,7 +73,7 @@ def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, repl
             "there are no texts to learn a vocabulary from: the pieces need descriptions, or a key, genre, moods, "
             "keywords or instruments"
         )
-    content = _learned(sentences, size)
+    content = _trained(sentences, size)
     with claims.claimed(path.parent), files.replacing(path) as file:
         if path.exists() and not replace:
             raise FileExistsError(f"{path}: another run has written it meanwhile; give another folder")
@@ -85,7 +81,7 @@ def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, repl
     return sentencepiece.SentencePieceProcessor(model_proto=content).GetPieceSize()
 
 
-def _learned(sentences: list[str], size: int) -> bytes:
+def _trained(sentences: list[str], size: int) -> bytes:
     pad, end, unknown = SPECIAL
     model = io.BytesIO()
     try:
@@ -103,10 +99,10 @@ def _learned(sentences: list[str], size: int) -> bytes:
             eos_piece=end,
             unk_piece=unknown,
             byte_fallback=True,
-            split_digits=True,  # a tempo that never occurred is made of digits that did
-            normalization_rule_name="nmt_nfkc_cf",  # in lower case: few texts teach little about capitals
-            max_sentence_length=2**30,  # the most there is; longer texts would be left out
-            num_threads=1,  # sums of several threads would depend on their number
+            split_digits=True,  # so that a tempo that is not in the texts is encoded by its digits
+            normalization_rule_name="nmt_nfkc_cf",  # in lower case, as few texts have few capitals
+            max_sentence_length=2**30,  # the largest limit; longer texts would be dropped
+            num_threads=1,  # the result would depend on their number
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What accelerators can do, as their makers state it: the one table that utilisation and plans are counted by."""
+"""The table of accelerators' specifications, by their makers, which utilisation and plans are computed from."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Chip:
     """One kind of accelerator.
 
     Attributes:
-      kind: What its `device_kind` holds. The first chip of the table of which that is true counts.
-      flops: bfloat16 operations a second, dense.
-      memory: Bytes that a program can have. Of TPUs, what is left of the memory by their own programs.
-      bandwidth: Bytes a second between memory and chip.
-      link: Bytes a second that one link to a neighbour in the torus carries one way; of GPUs, all that a GPU sends to
-        the others of its node.
-      torus: How long a row of chips must be for its ends to be joined; 0 for GPUs, whose network has no rows.
-      network: Bytes a second that a chip can send beyond its slice or node.
+      kind: A part of its `device_kind`; the first chip of the table that matches counts.
+      flops: Dense bfloat16 operations per second.
+      memory: Bytes that a program can use. On TPUs, the runtime's own programs take the rest.
+      bandwidth: Bytes per second between memory and chip.
+      link: Bytes per second that one link to a neighbour in the torus carries one way; for GPUs, what a GPU sends to
+        all others of its node.
+      torus: The shortest row of chips whose ends are connected; 0 for GPUs, which have no torus.
+      network: Bytes per second that a chip can send beyond its slice or node.
     """
 
     kind: str
@@ -31,8 +31,8 @@ class Chip:
     network: float = 0.0
 
 
-# TPUs: docs.cloud.google.com/tpu/docs (bidirectional bandwidth of a chip, over its links and both ways); the memory is
-# what libtpu names when a program does not fit. GPUs: NVIDIA's data sheets, and 400 Gbit/s of network for each.
+# TPUs: docs.cloud.google.com/tpu/docs (bidirectional bandwidth of a chip, divided by its links and by two); the memory
+# is that of libtpu's error where a program does not fit. GPUs: NVIDIA's data sheets, and a network of 400 Gbit/s each.
 CHIPS = (
     Chip("TPU v2", 22.5e12),
     Chip("TPU v3", 61.5e12),
@@ -55,5 +55,5 @@ CHIPS = (
 
 
 def find(kind: str) -> Chip | None:
-    """The chip of that `device_kind`, upper case or lower; None where it is not in the table."""
+    """The chip of a `device_kind`, whatever its case; None where it is not in the table."""
     return next((chip for chip in CHIPS if chip.kind.lower() in kind.lower()), None)

@@ -1,7 +1,7 @@
-"""Many processes as one run: how they find each other when they start, and leave when one of them fails.
+"""Runs on many processes: how they connect at the start, and end together when one of them fails.
 
-Every host runs the same command. On TPU slices, on GKE and under Slurm it is known who takes part; plain hosts are told
-by flags, or by the environment. A process that is alone starts as if this were not here.
+Every host runs the same command. On TPU slices, on GKE and under Slurm the processes are detected; elsewhere they are
+given by flags or by the environment. For a single process this does nothing.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# How long a host may take to start after the first one: that of the slowest to be given by the scheduler.
+# How long a process waits for the last host to start, which the scheduler may provide late.
 CONNECT_SECONDS = 600
-# A host that is not heard of for so long is lost, and the others end. They would wait for it for ever otherwise.
+# After how long without a heartbeat a host counts as lost, and the others end, which would else wait for ever.
 HEARTBEAT_SECONDS = 60
-# How long those that are done wait at the end for one that is still writing the model.
+# How long processes wait at the end for the one that still writes the model.
 LEAVE_SECONDS = 3600
 
-# How long a file that one host has written may be unseen by another: shared file systems keep listings for a while.
+# How long a file of another host may stay invisible: shared file systems cache listings.
 _UNSEEN_SECONDS = 60
 
-# The flags of the scripts, and what they are called in the environment.
+# Flag -> environment variable.
 VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
@@ -41,26 +41,26 @@ def start(
     *,
     heeds_sigterm: bool,
 ) -> None:
-    """Joins the other processes of this run, if there are any. To be called before anything touches a device.
+    """Initializes `jax.distributed` where this is one of several processes. To be called before JAX uses a device.
 
     Args:
-      coordinator: The host of process 0 and a free port there, "10.0.0.1:1234". None, here and below: as the
-        environment says, or as the scheduler is known to have it.
-      num_processes: How many there are; 1 for this one alone, whatever the scheduler says.
-      process_id: Which one this is, from 0.
-      heeds_sigterm: Whether the work asks for notices itself (`multihost_utils.reached_preemption_sync_point`), so that
-        SIGTERM ends nothing by itself.
+      coordinator: Host of process 0 and a free port on it, "10.0.0.1:1234". None, here and below: from the environment
+        or the scheduler.
+      num_processes: The number of processes; 1 for a run on its own, whatever the scheduler says.
+      process_id: The index of this process.
+      heeds_sigterm: Whether the run checks for preemption itself (`multihost_utils.reached_preemption_sync_point`), so
+        that SIGTERM must not end the process.
 
     Raises:
-      ValueError: What was found does not describe a run, or process 0 cannot be reached.
+      ValueError: The settings are incomplete or contradict each other, or process 0 cannot be reached.
     """
-    found = find(coordinator, num_processes, process_id, os.environ)
-    if found is None:
+    detected = find(coordinator, num_processes, process_id, os.environ)
+    if detected is None:
         return
-    by, arguments = found
-    _say(f"joins the other processes (by {by}), for which it waits up to {CONNECT_SECONDS} s")
+    origin, arguments = detected
+    _say(f"joins the other processes (by {origin}), for which it waits up to {CONNECT_SECONDS} s")
     if arguments.get("process_id"):
-        _reach(arguments["coordinator_address"])
+        _wait_for_coordinator(arguments["coordinator_address"])
     import jax
 
     jax.config.update("jax_enable_preemption_service", heeds_sigterm)
@@ -71,19 +71,19 @@ def start(
         shutdown_timeout_seconds=LEAVE_SECONDS,
     )
     _say(f"is process {jax.process_index()} of {jax.process_count()}")
-    tell = sys.excepthook
+    print_error = sys.excepthook
 
-    def tell_and_leave(*error: Any) -> None:
-        tell(*error)
+    def print_and_exit(*error: Any) -> None:
+        print_error(*error)
         finish(1)
 
-    sys.excepthook = tell_and_leave
+    sys.excepthook = print_and_exit
 
 
 def finish(status: int) -> int:
-    """The exit status of this process, which ends here and now if it failed as one of many.
+    """The exit status of this process, which exits at once where it failed as one of several.
 
-    Python's way out waits for the other processes, and these may be waiting for this one.
+    A regular exit would wait for the other processes, and these may be waiting for this one.
     """
     jax = sys.modules.get("jax")
     if status and jax and jax.distributed.is_initialized():
@@ -97,7 +97,7 @@ def finish(status: int) -> int:
 
 
 def check_shared(folder: Path) -> None:
-    """Makes sure that `folder`, which is there, is one and the same on all hosts.
+    """Checks that the existing `folder` is the same one on all hosts.
 
     Raises:
       ValueError: It is not.
@@ -112,7 +112,7 @@ def check_shared(folder: Path) -> None:
     mark = folder / f".shared-{multihost_utils.broadcast_one_to_all(np.uint32(random.getrandbits(32)))}"
     if first:
         mark.touch()
-    multihost_utils.sync_global_devices("the mark is there")
+    multihost_utils.sync_global_devices("the mark is written")
     seen = multihost_utils.process_allgather(np.array(wait_until(mark.exists)))
     if first:
         mark.unlink()
@@ -123,11 +123,11 @@ def check_shared(folder: Path) -> None:
         )
 
 
-def wait_until(there: Callable[[], bool], seconds: float = _UNSEEN_SECONDS) -> bool:
-    """Whether what another host has written is `there` by now, or a little later."""
-    until = time.monotonic() + seconds
-    while not there():
-        if time.monotonic() > until:
+def wait_until(is_visible: Callable[[], bool], seconds: float = _UNSEEN_SECONDS) -> bool:
+    """Whether the files of another host are visible (`is_visible`) within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not is_visible():
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
     return True
@@ -136,15 +136,17 @@ def wait_until(there: Callable[[], bool], seconds: float = _UNSEEN_SECONDS) -> b
 def find(
     coordinator: str | None, num_processes: int | None, process_id: int | None, environ: Mapping[str, str]
 ) -> tuple[str, dict[str, Any]] | None:
-    """What says that this is one process of many, and the arguments for `jax.distributed.initialize`; None if alone.
+    """Where the settings come from, for messages, and the arguments for `jax.distributed.initialize`.
+
+    None for a single process.
 
     Raises:
-      ValueError: What was found contradicts itself, or is not all of it.
+      ValueError: The settings are incomplete or contradict each other.
     """
-    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    given = {name: environ.get(VARIABLES[name]) if value is None else value for name, value in given.items()}
-    if any(value is not None for value in given.values()):
-        return _given(given)
+    settings: dict[str, Any] = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    settings = {name: environ.get(VARIABLES[name]) if value is None else value for name, value in settings.items()}
+    if any(value is not None for value in settings.values()):
+        return _explicit(settings)
     if "SLURM_JOB_ID" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1:
         return _slurm(environ)
     workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
@@ -155,38 +157,39 @@ def find(
     return None
 
 
-def _given(given: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+def _explicit(settings: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """As `find`, from flags and the environment."""
-    numbers = {}
-    for name in ("num_processes", "process_id"):
+
+    def integer(name: str) -> int:
         try:
-            numbers[name] = None if given[name] is None else int(given[name])
+            return -1 if settings[name] is None else int(settings[name])
         except ValueError:
-            raise ValueError(f"{_name(name)} must be a whole number, got {given[name]!r}") from None
-    count, index = numbers["num_processes"], numbers["process_id"]
+            raise ValueError(f"{_name(name)} must be a whole number, got {settings[name]!r}") from None
+
+    count, index = integer("num_processes"), integer("process_id")
     if count == 1:
         return None
-    missing = [_name(name) for name, value in given.items() if value is None]
+    missing = [_name(name) for name, value in settings.items() if value is None]
     if missing:
-        there = ", ".join(f"{_name(name)} {value}" for name, value in given.items() if value is not None)
+        present = ", ".join(f"{_name(name)} {value}" for name, value in settings.items() if value is not None)
         raise ValueError(
-            f"there is {there}; missing is {' and '.join(missing)}. Each process of a run on several hosts is told the "
-            "host of process 0 and a free port there, how many processes there are, and which one it is, from 0"
+            f"there is {present}; missing is {' and '.join(missing)}. Each process of a run on several hosts needs the "
+            "host of process 0 and a free port there, the number of processes, and its own index, from 0"
         )
     if not 0 <= index < count:
         raise ValueError(f"{_name('process_id')} must be from 0 to {count - 1} for {count} processes, got {index}")
-    host, _, port = given["coordinator"].rpartition(":")
+    host, _, port = settings["coordinator"].rpartition(":")
     if not (host and port.isdecimal()):
         raise ValueError(
             f"{_name('coordinator')} must be the host of process 0 and a free port there, such as 10.0.0.1:1234, got "
-            f"{given['coordinator']!r}"
+            f"{settings['coordinator']!r}"
         )
-    arguments = {"coordinator_address": given["coordinator"], "num_processes": count, "process_id": index}
+    arguments = {"coordinator_address": settings["coordinator"], "num_processes": count, "process_id": index}
     return f"flags: {index} of {count} at {host}:{port}", arguments | {"cluster_detection_method": "deactivate"}
 
 
 def _slurm(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
-    """As `find`, in a job of Slurm with several tasks."""
+    """As `find`, in a Slurm job with several tasks."""
     if "SLURM_STEP_NODELIST" not in environ:
         warnings.warn(
             f"this job of Slurm has {environ['SLURM_NTASKS']} tasks, and this process was not started by srun: it runs "
@@ -197,45 +200,46 @@ def _slurm(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
     arguments: dict[str, Any] = {"cluster_detection_method": "slurm"}
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
-        arguments["local_device_ids"] = _share(len(visible.split(",")), environ)
+        arguments["local_device_ids"] = _local_gpus(len(visible.split(",")), environ)
     return f"Slurm: {environ.get('SLURM_PROCID')} of {environ['SLURM_NTASKS']}", arguments
 
 
-def _share(num_gpus: int, environ: Mapping[str, str]) -> list[int]:
-    """Which of the GPUs that it sees a task of Slurm takes: all where it is the only task of the node."""
+def _local_gpus(num_gpus: int, environ: Mapping[str, str]) -> list[int]:
+    """The indices of the visible GPUs that this Slurm task uses: an even share of those of its node."""
     tasks, node = [], int(environ.get("SLURM_NODEID", 0))
     for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):  # "4(x2),3" is 4 on two nodes, then 3
         count, _, times = part.partition("(x")
         tasks += [int(count)] * int(times.rstrip(")") or 1)
-    here, index = tasks[node], int(environ.get("SLURM_LOCALID", 0))
+    num_tasks, index = tasks[node], int(environ.get("SLURM_LOCALID", 0))
     if num_gpus == 1:  # bound to it
         return [0]
-    if num_gpus % here:
+    if num_gpus % num_tasks:
         raise ValueError(
-            f"{here} tasks on this node see {num_gpus} GPUs, which cannot be shared out evenly: ask Slurm for as many "
-            "tasks as GPUs (--ntasks-per-node), or for one"
+            f"{num_tasks} tasks on this node see {num_gpus} GPUs, which cannot be shared out evenly: ask Slurm for as "
+            "many tasks as GPUs (--ntasks-per-node), or for one"
         )
-    each = num_gpus // here
+    each = num_gpus // num_tasks
     return list(range(index * each, (index + 1) * each))
 
 
 def _on_tpu_vm() -> bool:
-    """Whether this machine has TPUs that are to be used, and Google's server of metadata."""
-    import jax  # which says that there is no such server where there are no TPUs
+    """Whether this is a TPU VM with Google's metadata server, and its TPUs are to be used."""
+    import jax  # sets TPU_SKIP_MDS_QUERY where there are no TPUs
 
-    return "tpu" in (jax.config.jax_platforms or "") and "TPU_SKIP_MDS_QUERY" not in os.environ
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined] # jax's flags are defined at run time
+    return "tpu" in (platforms or "") and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
-def _reach(address: str) -> None:
-    """Returns when process 0 can be reached at `address`. JAX would abort the process without a word of this."""
+def _wait_for_coordinator(address: str) -> None:
+    """Returns when process 0 can be reached at `address`; JAX would abort the process without saying why."""
     host, _, port = address.rpartition(":")
-    until = time.monotonic() + CONNECT_SECONDS
+    deadline = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             return
         except OSError as error:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise ValueError(
                     f"process 0 cannot be reached at {address} for {CONNECT_SECONDS} s ({error}): see whether it is "
                     "running, whether this is its address, and whether that port is open between the hosts"

@@ -1,4 +1,4 @@
-"""What a process that works for another one owes to it."""
+"""Worker processes that end with the process that started them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import threading
 
 
 def end_with_parent(*_: int) -> None:
-    """Has this process end at once with the one that started it, even if that is killed.
+    """Ends this process at once when the process that started it ends, even by a signal.
 
-    To be called first in a process that `multiprocessing` or grain started, which may hand over its number and how
-    many there are. It would otherwise finish what it is at, or wait for ever.
+    To be called first in a process that `multiprocessing` or grain started; grain hands over its number and the number
+    of processes, which are ignored. Without this, an orphaned worker would finish its work, or wait for ever.
     """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is not a process of multiprocessing"
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

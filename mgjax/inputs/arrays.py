@@ -1,4 +1,4 @@
-"""Archives of numpy arrays (.npz) that strangers hand over, read within bounds."""
+"""Reads untrusted archives of numpy arrays (.npz) within limits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from mgjax.inputs import files
 
-# The head of an array as numpy writes it, of numbers or texts: no pickles, nothing that would have to be evaluated.
-_HEAD = re.compile(
+# The .npy header of an array of numbers or strings as numpy writes it: no pickles, nothing that needs evaluating.
+_HEADER = re.compile(
     rb"(?s)\x93NUMPY(?:\x01\0..|[\x02\x03]\0....)\{'descr': '([<>|](?:[iu][1248]|f[248]|U[1-9]\d{0,3}))', "
     rb"'fortran_order': (False|True), 'shape': \(([\d, ]*)\), \} *\n"
 )
@@ -24,47 +24,48 @@ _DAMAGE = (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.er
 
 
 def read_npz(
-    path: str | os.PathLike[str], names: Collection[str], most: int, error: type[ValueError] = ValueError
+    path: str | os.PathLike[str], names: Collection[str], max_bytes: int, error: type[ValueError] = ValueError
 ) -> dict[str, np.ndarray]:
-    """The arrays of an archive as `numpy.savez` and `numpy.savez_compressed` write them, which may be those of `names`.
+    """The arrays of an archive that `numpy.savez` or `numpy.savez_compressed` wrote, by name.
 
     Args:
       path: A file or a pipe.
-      names: What arrays may be called.
-      most: Bytes that the archive may take, and its arrays together.
-      error: What is raised.
+      names: The names that arrays may have.
+      max_bytes: Limit of the size, of the archive and of its arrays together.
+      error: The exception to raise.
 
     Raises:
       OSError: There is no such file, or it may not be read.
-      ValueError: (as `error`) It is something else, damaged, too large, or holds other arrays.
+      ValueError: (as `error`) It is something else, damaged, too large, or holds arrays of other names.
     """
-    with files.opened(path, error, most) as file:
+    with files.opened(path, error, max_bytes) as file:
         try:
-            if os.fstat(file.fileno()).st_size > most:
-                raise ValueError(f"it is larger than {most >> 20} MiB")
+            if os.fstat(file.fileno()).st_size > max_bytes:
+                raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
             with zipfile.ZipFile(file) as archive:
                 members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
                 if not members.keys() <= set(names):
                     raise ValueError(f"it holds {sorted(members)!r:.200}, expected {sorted(names)}")
-                if sum(member.file_size for member in members.values()) > most:
-                    raise ValueError(f"it unpacks to more than {most >> 20} MiB")
+                if sum(member.file_size for member in members.values()) > max_bytes:
+                    raise ValueError(f"it unpacks to more than {max_bytes >> 20} MiB")
                 return {name: _array(archive, member) for name, member in members.items()}
         except _DAMAGE as wrong:
             raise error(f"{os.fspath(path)}: is no .npz file of arrays that can be read ({wrong})") from None
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """The array of a member, in the memory of its bytes."""
+    """The array of a member, a view of its bytes."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is compressed in a way that numpy does not use")
     with archive.open(member) as file:
         content = file.read(member.file_size)
-    head = _HEAD.match(content[:10_000])
-    if not head:
+    header = _HEADER.match(content[:10_000])
+    if not header:
         raise ValueError(f"{member.filename} is no array of numbers or texts")
-    dtype, shape = np.dtype(head[1].decode()), tuple(map(int, re.findall(rb"\d+", head[3])))
-    if math.prod(shape) * dtype.itemsize != len(content) - head.end():
+    dtype, shape = np.dtype(header[1].decode()), tuple(map(int, re.findall(rb"\d+", header[3])))
+    if math.prod(shape) * dtype.itemsize != len(content) - header.end():
         raise ValueError(f"{member.filename} has another size than it says")
-    if dtype.kind == "U" and (np.frombuffer(content, dtype.byteorder + "u4", offset=head.end()) > sys.maxunicode).any():
+    start = header.end()
+    if dtype.kind == "U" and (np.frombuffer(content, dtype.byteorder + "u4", offset=start) > sys.maxunicode).any():
         raise ValueError(f"{member.filename} holds characters that there are not")
-    return np.ndarray(shape, dtype, content, head.end(), order="F" if head[2] == b"True" else "C")
+    return np.ndarray(shape, dtype, content, start, order="F" if header[2] == b"True" else "C")

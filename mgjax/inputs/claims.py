@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock on a folder, so that one run at a time works in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = ".lock"
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of `folder`, which is made if missing; raises FileExistsError where one is at work in it."""
+    """Locks `folder`, which is created if missing; raises FileExistsError where another run holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / NAME).acquire(timeout=0)

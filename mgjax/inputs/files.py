@@ -1,4 +1,4 @@
-"""Files: what strangers hand over is read once and within one set of limits; what is written is whole or not there."""
+"""Files: untrusted ones are read once and within one set of limits, and writing is atomic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import encodings.utf_8_sig  # noqa: F401
 import json
 import os
 import re
-import shutil
 import stat
 import tempfile
 import uuid
@@ -29,13 +28,13 @@ _HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 @contextlib.contextmanager
 def opened(
-    path: str | os.PathLike[str], error: type[ValueError] = ValueError, most: int = LARGEST_PIPE
+    path: str | os.PathLike[str], error: type[ValueError] = ValueError, max_bytes: int = LARGEST_PIPE
 ) -> Iterator[IO[bytes]]:
-    """A file to read bytes from, which can be sought in: of a pipe, a temporary copy of at most `most` bytes.
+    """A seekable file to read bytes from: of a pipe, a temporary copy of at most `max_bytes` bytes.
 
     Raises:
       OSError: There is no such file, it may not be read, or it is a device.
-      ValueError: (as `error`) It is no name of a file, or a pipe gives more than `most` bytes.
+      ValueError: (as `error`) It is no name of a file, or a pipe holds more than `max_bytes` bytes.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
@@ -49,35 +48,42 @@ def opened(
         if not (stat.S_ISFIFO(mode) or file.isatty()):
             raise OSError(f"{os.fspath(path)}: is a device, not a file; give a file or a pipe")
         with tempfile.TemporaryFile() as copy:
-            # One byte more than is allowed tells whether there is more.
-            shutil.copyfileobj(_Limited(file, most + 1), copy)
-            if copy.tell() > most:
-                raise error(f"{os.fspath(path)}: gives more than {most >> 20} MiB; store it in a file first")
+            size = 0
+            while size <= max_bytes and (block := file.read(1 << 16)):
+                size += copy.write(block)
+            if size > max_bytes:
+                raise error(f"{os.fspath(path)}: gives more than {max_bytes >> 20} MiB; store it in a file first")
             copy.seek(0)
             yield copy
 
 
-def read_bytes(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> bytes:
-    """The content of a file of at most `most` bytes; raises as `opened`."""
-    with opened(path, error, most) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise error(f"{os.fspath(path)}: is larger than {most >> 20} MiB, more than such a file needs")
+def read_bytes(
+    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
+) -> bytes:
+    """The content of a file of at most `max_bytes` bytes; raises as `opened`."""
+    with opened(path, error, max_bytes) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise error(f"{os.fspath(path)}: is larger than {max_bytes >> 20} MiB, more than such a file needs")
     return content
 
 
-def read_text(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> str:
-    """The content of a text file in UTF-8, a byte order mark left out; raises as `opened`, also where it is no text."""
-    return decoded(read_bytes(path, most, error), os.fspath(path), error)
+def read_text(
+    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
+) -> str:
+    """The content of a text file in UTF-8 without its byte order mark; raises as `opened`, also where it is no text."""
+    return decoded(read_bytes(path, max_bytes, error), os.fspath(path), error)
 
 
-def read_json(path: str | os.PathLike[str], most: int = LARGEST_CONFIG, error: type[ValueError] = ValueError) -> Any:
-    """What the JSON file holds; raises as `read_text` and `parse_json`."""
-    return parse_json(read_bytes(path, most, error), os.fspath(path), error)
+def read_json(
+    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
+) -> Any:
+    """The value that a JSON file holds; raises as `read_text` and `parse_json`."""
+    return parse_json(read_bytes(path, max_bytes, error), os.fspath(path), error)
 
 
 def decoded(content: bytes, where: str, error: type[ValueError] = ValueError) -> str:
-    """`content` as text in UTF-8, a byte order mark left out; messages call it `where`."""
+    """`content` decoded as UTF-8 without its byte order mark; messages call it `where`."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as wrong:
@@ -85,11 +91,11 @@ def decoded(content: bytes, where: str, error: type[ValueError] = ValueError) ->
 
 
 def parse_json(content: str | bytes, where: str, error: type[ValueError] = ValueError, *, halves: bool = False) -> Any:
-    """What a JSON text says; messages call it `where`.
+    """The value of a JSON text; messages call it `where`.
 
     Raises:
-      ValueError: (as `error`) It is no JSON or no UTF-8, is nested more than `DEEPEST` levels, holds an integer beyond
-        64 bits, or, unless `halves`, half of a character (a lone surrogate, which no file can be written with).
+      ValueError: (as `error`) It is not JSON or not UTF-8, is nested more than `DEEPEST` levels, holds an integer
+        beyond 64 bits, or, unless `halves`, a lone surrogate (half of a character, which cannot be encoded).
     """
     text = decoded(content, where, error) if isinstance(content, bytes) else content
     try:
@@ -110,9 +116,9 @@ def parse_json(content: str | bytes, where: str, error: type[ValueError] = Value
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of `path` once it is whole; where anything goes wrong, nothing is left.
+    """A temporary file to write to, which is renamed to `path` when the block ends without an error, and else removed.
 
-    Of a link, the file that it leads to is replaced.
+    Of a symbolic link, the file that it points to is replaced.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")
@@ -125,26 +131,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` in UTF-8 to `path`, whole or not at all."""
+    """Writes `text` in UTF-8 to `path`, atomically."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> None:
-    """Writes `value` as JSON to `path`, whole or not at all."""
+    """Writes `value` as JSON to `path`, atomically."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
-
-
-class _Limited:
-    """The first `left` bytes of a file."""
-
-    def __init__(self, file: IO[bytes], left: int):
-        self._file, self._left = file, left
-
-    def read(self, size: int) -> bytes:
-        found = self._file.read(min(size, self._left))
-        self._left -= len(found)
-        return found
 
 
 def _integer(digits: str) -> int:
@@ -158,4 +152,4 @@ def _is_deeper(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)

@@ -1,8 +1,8 @@
-"""An endless, seeded source of captioned music, for trying things and for tests.
+"""An endless, seeded source of captioned music, for demonstrations and tests.
 
 Pieces are composed from chord progressions, bass, melody and drums (`composition`) in several styles (`styles`),
-rendered with a General MIDI soundfont (`rendering`) and described truthfully in many wordings (`captions`). Rendering
-needs the extra `synthetic`; composing does not.
+rendered with a General MIDI soundfont (`rendering`) and captioned in many wordings (`captions`). Rendering needs the
+extra `synthetic`; composing does not.
 """
 
 from mgjax.synthetic.folder import Summary, write_folder

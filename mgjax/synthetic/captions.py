@@ -1,6 +1,6 @@
-"""Says what a score is: audiocraft's metadata fields, and a caption in one of many wordings.
+"""Metadata of a score, in audiocraft's fields, with a caption in one of many wordings.
 
-A caption leaves out what it likes, and never says what is not so.
+A caption may leave out facts, and states only true ones.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _TITLES = (
     *("Station", "Island", "Orchard", "Staircase", "Parade", "Horizon", "Attic", "Bridge", "Meadow", "Signal"),
 )
 _MINOR = ("minor", "dorian")
-_TEMPI = (  # up to so many beats per minute
+_TEMPI = (  # upper limit in beats per minute, and words
     (72, ("slow", "unhurried")),
     (100, ("moderate", "mid-tempo")),
     (134, ("lively", "upbeat")),
     (999, ("fast", "quick")),
 )
-_COMPOUND = 1.3  # a dotted quarter feels so much faster than a quarter
+_COMPOUND = 1.3  # how much faster a dotted quarter feels than a quarter
 _ROLES = {
     "melody": ("{} melody", "{} lead"),
     "chords": ("{} chords", "{} accompaniment"),
@@ -34,7 +34,7 @@ _ROLES = {
     "bass": ("{}",),
     "drums": ("{}",),
 }
-_ALSO = {  # what else people call a style
+_ALSO = {  # other names of styles
     "swing jazz": ("jazz", "swing"),
     "lo-fi hip hop": ("lofi", "lo-fi", "lofi hip hop"),
     "drum and bass": ("dnb", "drum & bass"),
@@ -49,20 +49,20 @@ _ALSO = {  # what else people call a style
     "folk": ("folk music", "acoustic folk"),
     "pop": ("pop music",),
 }
-_FAMILIES = ("guitar", "saxophone", "bass", "drums")  # names that many instruments end in, and go by
-_NUMBERS = {"bpm": 0.68, "key": 0.62, "metre": 0.08}  # chances to be said, but in what is typed in haste
+_FAMILIES = ("guitar", "saxophone", "bass", "drums")  # last words of instruments that may stand for the whole name
+_NUMBERS = {"bpm": 0.68, "key": 0.62, "metre": 0.08}  # probabilities to be mentioned, except in `_typed`
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is true of a score, in words. One is made for each caption: the same thing then has the same name in it.
+    """Facts about a score, in words that one caption uses throughout.
 
     Attributes:
       genre: The style.
       moods: From the mode, the tempo and the style.
-      words: What else is said of the style.
-      instruments: All that sound, the leading one first, each once.
-      roles: The players as (role, instrument), in the same order.
+      words: Other words for the style.
+      instruments: The distinct instruments, the leading one first.
+      roles: The tracks as (role, instrument), in the same order.
       tempi: Words for the tempo.
     """
 
@@ -78,11 +78,11 @@ class _Facts:
 
 
 def metadata(score: Score, name: str, rng: np.random.Generator) -> dict[str, Any]:
-    """What is known of a score, in the fields of audiocraft's MusicInfo, as plain values for JSON.
+    """The metadata of a score, in the fields of audiocraft's MusicInfo, as JSON values.
 
     Args:
-      score: The notes.
-      name: The name of the piece among its like.
+      score: The score.
+      name: The name of the piece.
       rng: Chooses the words.
     """
     facts = _facts(score)
@@ -103,8 +103,8 @@ def metadata(score: Score, name: str, rng: np.random.Generator) -> dict[str, Any
 
 
 def caption(score: Score, rng: np.random.Generator) -> str:
-    """One caption of a score, in words chosen by `rng`."""
-    facts = _called(_facts(score), rng)
+    """A caption of a score, in words chosen by `rng`."""
+    facts = _renamed(_facts(score), rng)
     kinds = (_tags, _typed, _sentence, _story)
     text = kinds[int(rng.choice(len(kinds), p=[0.2, 0.2, 0.35, 0.25]))](facts, rng)
     return text if rng.random() < 0.4 else text[0].upper() + text[1:]
@@ -113,12 +113,12 @@ def caption(score: Score, rng: np.random.Generator) -> str:
 def _facts(score: Score) -> _Facts:
     style = score.style
     tracks = sorted(score.tracks, key=lambda track: track.part.role != "melody")
-    felt = score.bpm * (_COMPOUND if style.metre == "6/8" else 1)
-    drummed = any(track.part.role == "drums" for track in tracks)
+    felt_bpm = score.bpm * (_COMPOUND if style.metre == "6/8" else 1)
+    has_drums = any(track.part.role == "drums" for track in tracks)
     moods = style.moods["minor" if score.mode in _MINOR else "major"]
-    if felt >= 118 and drummed:
+    if felt_bpm >= 118 and has_drums:
         moods += ("energetic",)
-    if felt < 92 and not drummed:
+    if felt_bpm < 92 and not has_drums:
         moods += ("calm",)
     return _Facts(
         genre=style.name,
@@ -126,15 +126,15 @@ def _facts(score: Score) -> _Facts:
         words=style.words,
         instruments=tuple(dict.fromkeys(track.instrument for track in tracks)),
         roles=tuple((track.part.role, track.instrument) for track in tracks),
-        tempi=next(words for limit, words in _TEMPI if felt <= limit),
+        tempi=next(words for limit, words in _TEMPI if felt_bpm <= limit),
         bpm=score.bpm,
         key=score.key,
         metre=style.metre,
     )
 
 
-def _called(facts: _Facts, rng: np.random.Generator) -> _Facts:
-    """The facts, with other names now and then: "jazz" for swing jazz, "guitar" for one of the guitars."""
+def _renamed(facts: _Facts, rng: np.random.Generator) -> _Facts:
+    """The facts, sometimes with other names: "jazz" for swing jazz, "guitar" for one of the guitars."""
     genre = pick(rng, _ALSO[facts.genre]) if facts.genre in _ALSO and rng.random() < 0.3 else facts.genre
     if rng.random() > 0.2:
         return replace(facts, genre=genre)
@@ -165,7 +165,7 @@ def _some(rng: np.random.Generator, words: Sequence[str], most: int) -> list[str
 
 
 def _players(facts: _Facts, rng: np.random.Generator) -> list[str]:
-    """All who play, or some; who leads is among them."""
+    """All instruments, or some of them, usually with the leading one."""
     first, *others = facts.instruments
     if not others or rng.random() < 0.5:
         return [first, *others]
@@ -173,26 +173,26 @@ def _players(facts: _Facts, rng: np.random.Generator) -> list[str]:
 
 
 def _genre(facts: _Facts, rng: np.random.Generator) -> str:
-    """What it is: "waltz", "rock piece"."""
+    """The genre with a noun: "waltz", "rock piece"."""
     single = facts.genre.split()[-1] in ("waltz", "march", "lullaby", "jig", "music", "solo", "dnb", "beats")
     return facts.genre if single or rng.random() < 0.25 else f"{facts.genre} {pick(rng, _NOUNS)}"
 
 
 def _subject(facts: _Facts, rng: np.random.Generator) -> str:
-    """What it is, with an adjective or two: "a slow, wistful waltz"."""
+    """The genre with up to two adjectives: "a slow, wistful waltz"."""
     adjectives = []
     if rng.random() < 0.4:
         adjectives.append(pick(rng, facts.tempi))
     if rng.random() < 0.75:
         adjectives.append(pick(rng, facts.moods))
-    what = _genre(facts, rng) if rng.random() < 0.97 else pick(rng, _NOUNS)
-    text = " ".join([", ".join(adjectives), what]).strip()
-    countable = what.split()[-1] in (*_NOUNS, "waltz", "march", "lullaby", "jig", "solo")
+    noun = _genre(facts, rng) if rng.random() < 0.97 else pick(rng, _NOUNS)
+    text = " ".join([", ".join(adjectives), noun]).strip()
+    countable = noun.split()[-1] in (*_NOUNS, "waltz", "march", "lullaby", "jig", "solo")
     return _with_article(text) if countable and rng.random() < 0.8 else text
 
 
 def _scoring(facts: _Facts, rng: np.random.Generator) -> str:
-    """Who plays."""
+    """The instruments: "led by flute over piano and bass"."""
     instruments = facts.instruments
     if len(instruments) == 1:
         return pick(rng, ("for solo {}", "played on {} alone", "with {} only")).format(instruments[0])
@@ -225,23 +225,23 @@ def _key_tag(facts: _Facts, rng: np.random.Generator) -> str:
     return pick(rng, ("{}", "{}", "in {}", "key of {}", "key: {}")).format(facts.key)
 
 
-def _said(rng: np.random.Generator, **what: str) -> list[str]:
-    """Of tempo, key and metre, those that chance has it, in any order."""
-    kept = [words for name, words in what.items() if words and rng.random() < _NUMBERS[name]]
+def _numbers(rng: np.random.Generator, **phrases: str) -> list[str]:
+    """A random selection of the phrases for bpm, key and metre, in random order."""
+    kept = [phrase for name, phrase in phrases.items() if phrase and rng.random() < _NUMBERS[name]]
     return [kept[i] for i in rng.permutation(len(kept))]
 
 
 def _metre(facts: _Facts) -> str:
-    """The metre where it is worth a word."""
+    """The metre, unless it is 4/4: "in 3/4 time"."""
     return "" if facts.metre == "4/4" else f"in {facts.metre} time"
 
 
 def _tags(facts: _Facts, rng: np.random.Generator) -> str:
-    """Words and commas."""
+    """Tags, separated by commas."""
     tags = [facts.genre] * (rng.random() < 0.97) + _some(rng, facts.moods, 2) * (rng.random() < 0.75)
     tags += _players(facts, rng) * (rng.random() < 0.92) + _some(rng, facts.words, 2) * (rng.random() < 0.4)
     tags += [pick(rng, facts.tempi)] * (rng.random() < 0.3) + ["instrumental"] * (rng.random() < 0.2)
-    tags += _said(rng, bpm=_tempo_tag(facts, rng), key=_key_tag(facts, rng), metre=_metre(facts)[3:])
+    tags += _numbers(rng, bpm=_tempo_tag(facts, rng), key=_key_tag(facts, rng), metre=_metre(facts)[3:])
     tags = tags or [facts.genre]
     if rng.random() < 0.5:
         tags = [tags[i] for i in rng.permutation(len(tags))]
@@ -249,7 +249,7 @@ def _tags(facts: _Facts, rng: np.random.Generator) -> str:
 
 
 def _typed(facts: _Facts, rng: np.random.Generator) -> str:
-    """A few words, as people type them."""
+    """A short prompt, as people type them."""
     lead = facts.instruments[0] if rng.random() < 0.7 else pick(rng, facts.instruments)
     tempo, mood, bpm = pick(rng, facts.tempi), pick(rng, facts.moods), f"{facts.bpm} bpm"
     tonic, mode = facts.key.split()
@@ -277,9 +277,9 @@ def _typed(facts: _Facts, rng: np.random.Generator) -> str:
 
 
 def _sentence(facts: _Facts, rng: np.random.Generator) -> str:
-    """One full sentence."""
+    """One sentence."""
     key = pick(rng, ("in {}", "in the key of {}")).format(facts.key)
-    numbers = _said(rng, bpm=_tempo(facts, rng), key=key, metre=_metre(facts))
+    numbers = _numbers(rng, bpm=_tempo(facts, rng), key=key, metre=_metre(facts))
     scoring = [_scoring(facts, rng)] * (rng.random() < 0.95)
     words = [*scoring, *numbers] if rng.random() < 0.6 else [*numbers, *scoring]
     text = " ".join([_subject(facts, rng), *words])
@@ -293,7 +293,7 @@ def _story(facts: _Facts, rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         subject += f" {_scoring(facts, rng)}"
     details = [details for details in (_parts(facts, rng),) if rng.random() < 0.9]
-    numbers = _said(
+    numbers = _numbers(
         rng,
         bpm=pick(rng, ("the tempo is {} bpm", "tempo: {}", "{} beats per minute", "it goes at {} bpm")).format(
             facts.bpm
@@ -305,25 +305,25 @@ def _story(facts: _Facts, rng: np.random.Generator) -> str:
     if not any(role == "drums" for role, _ in facts.roles) and rng.random() < 0.4:
         details.append([pick(rng, ("there are no drums", "no percussion"))])
     order = rng.permutation(len(details))
-    sentences = [opening.format(subject), *(f"{one}." for i in order for one in details[i])]
-    return " ".join([sentences[0], *(one[0].upper() + one[1:] for one in sentences[1:])])
+    sentences = [opening.format(subject), *(f"{detail}." for i in order for detail in details[i])]
+    return " ".join([sentences[0], *(sentence[0].upper() + sentence[1:] for sentence in sentences[1:])])
 
 
 def _parts(facts: _Facts, rng: np.random.Generator) -> list[str]:
-    """Sentences on who plays what, one or two of them."""
+    """One to three sentences about the instruments of the roles."""
     roles: dict[str, list[str]] = {}
     for role, instrument in facts.roles:
         if instrument not in roles.setdefault(role, []):
             roles[role].append(instrument)
-    found = []
+    sentences = []
     if "melody" in roles:
-        found.append(
+        sentences.append(
             pick(rng, ("the melody is played by the {}", "the tune is on the {}")).format(_listed(roles["melody"]))
         )
     backing = list(dict.fromkeys([*roles.get("chords", []), *roles.get("arpeggio", [])]))
     if backing:
-        found.append(f"{_listed(backing)} {pick(rng, ('in the background', 'for harmony'))}")
+        sentences.append(f"{_listed(backing)} {pick(rng, ('in the background', 'for harmony'))}")
     rhythm = list(dict.fromkeys([*roles.get("bass", []), *roles.get("drums", [])]))
     if rhythm:
-        found.append(f"{_listed(rhythm)} {pick(rng, ('for the rhythm', 'underneath'))}")
-    return found[: 1 + int(rng.integers(len(found)))]
+        sentences.append(f"{_listed(rhythm)} {pick(rng, ('for the rhythm', 'underneath'))}")
+    return sentences[: 1 + int(rng.integers(len(sentences)))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mgjax.audio import files as audio_files
 from mgjax.devices.parent import end_with_parent
@@ -17,36 +19,26 @@ from mgjax.synthetic.form import USUAL_LENGTHS
 from mgjax.synthetic.pieces import compose, render
 from mgjax.synthetic.rendering import soundfont
 
+T = TypeVar("T")
+
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a folder holds after `write_folder`.
+    """The result of `write_folder`.
 
     Attributes:
-      pieces: Pieces that were asked for, all of them there now.
-      written: Those of them that were not there before.
-      seconds: The length of all of them.
-      styles: How many there are of each style.
+      pieces: The number of pieces.
+      written: The number of those that were not in the folder before.
+      seconds: The length of all pieces.
+      styles: The number of pieces of each style.
     """
 
     pieces: int
     written: int
     seconds: float
     styles: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One piece to write."""
-
-    directory: Path
-    seed: int
-    index: int
-    sample_rate: int
-    channels: int
-    lengths: tuple[float, float]
 
 
 def write_folder(
@@ -60,20 +52,20 @@ def write_folder(
     workers: int = 1,
     progress: Callable[[float, float], None] | None = None,
 ) -> Summary:
-    """Fills a folder with at least `hours` of music: for each piece a flac and, of the same name, a json of metadata.
+    """Fills a folder with at least `hours` of music: a .flac for each piece, and a .json of the same name.
 
-    What is there already and whole is left as it is, so that a call that was killed can be repeated. The files do not
-    depend on `workers`.
+    Complete pieces are not written again, so that an interrupted call can be repeated. The files do not depend on
+    `workers`.
 
     Args:
-      directory: Where to; it is made if need be.
-      hours: How much music.
-      seed: Other seeds give other music, under other names.
+      directory: The folder, which is created if missing.
+      hours: The amount of music.
+      seed: Seeds give different music, under different names.
       sample_rate: In hertz.
       channels: 1 or 2.
-      lengths: Seconds of the shortest and of the longest piece, see `compose`.
-      workers: Processes that work at once.
-      progress: Called with the seconds of music that are there so far and in all, after each piece.
+      lengths: Seconds of the shortest and of the longest piece, as for `compose`.
+      workers: The number of processes.
+      progress: Called after each piece with the seconds of music so far, and in all.
 
     Raises:
       ImportError: The extra `synthetic` is not installed.
@@ -85,7 +77,7 @@ def write_folder(
     for name, value, least in (("workers", workers, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
-    soundfont()  # that it is missing is better known before the work begins
+    soundfont()  # raises its errors now
     directory = Path(directory)
     pieces = written = 0
     seconds = 0.0
@@ -93,10 +85,9 @@ def write_folder(
     with claims.claimed(directory):
         for leftover in directory.glob(".synthetic-*.tmp"):  # of a call that was killed
             leftover.unlink(missing_ok=True)
-        indices = _indices(seed, hours, lengths)
-        jobs = (_Job(directory, seed, index, sample_rate, channels, lengths) for index in indices)
-        for new, length, style in _worked_off(jobs, workers):
-            pieces, written, seconds = pieces + 1, written + new, seconds + length
+        write = functools.partial(_write_piece, directory, sample_rate, channels, seed, lengths)
+        for is_new, length, style in _map(write, _indices(seed, hours, lengths), workers):
+            pieces, written, seconds = pieces + 1, written + is_new, seconds + length
             styles[style] = styles.get(style, 0) + 1
             if progress:
                 progress(min(seconds, 3600 * hours), 3600 * hours)
@@ -104,7 +95,7 @@ def write_folder(
 
 
 def _indices(seed: int, hours: float, lengths: tuple[float, float]) -> Iterator[int]:
-    """The pieces that make up so many hours, known from their notes alone."""
+    """The indices of pieces that last `hours` together, by their notes alone."""
     seconds, index = 0.0, 0
     while seconds < 3600 * hours:
         yield index
@@ -112,19 +103,19 @@ def _indices(seed: int, hours: float, lengths: tuple[float, float]) -> Iterator[
         index += 1
 
 
-def _worked_off(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[bool, float, str]]:
-    """The results of `_write_piece`, in order."""
+def _map(function: Callable[[int], T], indices: Iterator[int], workers: int) -> Iterator[T]:
+    """The results of `function` in order, from this process or `workers` others."""
     if workers == 1:
-        yield from map(_write_piece, jobs)
+        yield from map(function, indices)
         return
-    # Not forked: the caller may hold threads, JAX's for one.
+    # Not forked, as the caller may have threads, such as JAX's.
     with _single_threaded(), multiprocessing.get_context("spawn").Pool(workers, end_with_parent) as pool:
-        yield from pool.imap(_write_piece, jobs)
+        yield from pool.imap(function, indices)
 
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Processes that are started meanwhile do linear algebra in one thread: there is one of them for each core."""
+    """Limits linear algebra in processes that its block starts to one thread each."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -137,19 +128,21 @@ def _single_threaded() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _write_piece(job: _Job) -> tuple[bool, float, str]:
-    """Writes a piece unless it is there; whether it did, its seconds and its style."""
-    piece = compose(job.seed, job.index, lengths=job.lengths)
-    sound = job.directory / f"{piece.metadata['name']}.flac"
+def _write_piece(
+    directory: Path, sample_rate: int, channels: int, seed: int, lengths: tuple[float, float], index: int
+) -> tuple[bool, float, str]:
+    """Writes a piece unless it exists; returns whether it did, its seconds and its style."""
+    piece = compose(seed, index, lengths=lengths)
+    sound = directory / f"{piece.metadata['name']}.flac"
     sidecar = sound.with_suffix(".json")
     text = json.dumps(piece.metadata, indent=1, ensure_ascii=False) + "\n"
-    # The metadata come last: where they are as they should be, so is the sound.
+    # The metadata is written last: if it is right, so is the sound.
     if sidecar.is_file() and sidecar.read_bytes() == text.encode() and sound.is_file():
-        found = audio_files.info(sound)
-        if (found.sample_rate, found.channels) == (job.sample_rate, job.channels):
-            return False, found.num_samples / found.sample_rate, piece.score.style.name
+        info = audio_files.info(sound)
+        if (info.sample_rate, info.channels) == (sample_rate, channels):
+            return False, info.num_samples / info.sample_rate, piece.score.style.name
     sidecar.unlink(missing_ok=True)
-    samples = render(piece, job.sample_rate, job.channels)
-    audio_files.write(sound, samples, job.sample_rate)
+    samples = render(piece, sample_rate, channels)
+    audio_files.write(sound, samples, sample_rate)
     files.write_text(sidecar, text)
-    return True, len(samples) / job.sample_rate, piece.score.style.name
+    return True, len(samples) / sample_rate, piece.score.style.name

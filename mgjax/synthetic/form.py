@@ -1,4 +1,4 @@
-"""The form of a piece: its sections, their bars, the chords in them and who plays."""
+"""The form of a piece: its sections, and their bars with chords and playing parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORMS = ("A", "AB", "AAB", "ABA", "AABA", "ABAB", "AABAB", "ABABA", "AABABA", "
 
 
 class Event(NamedTuple):
-    """A note on the grid: where it begins and how long it is, in steps from the beginning of the piece."""
+    """A note on the grid, with its start and length in steps."""
 
     step: float
     steps: float
@@ -37,12 +37,12 @@ class Bar:
 
     Attributes:
       start: Its first step.
-      chords: The step within the bar where each chord begins, and the chord.
-      section: The letter of its section; "<" the intro, ">" the last bar.
-      take: How often the section has come before.
-      index: Its number within the section.
-      last: It is the last of its section.
-      layers: Numbers of the parts that play.
+      chords: The first step of each chord within the bar, and the chord.
+      section: The letter of its section; "<" for the intro, ">" for the last bar.
+      take: How often the section has occurred before.
+      index: Its index within the section.
+      last: Whether it is the last of its section.
+      layers: Indices of the parts that play.
     """
 
     start: int
@@ -54,12 +54,12 @@ class Bar:
     layers: frozenset[int]
 
     def chord_at(self, step: int) -> Chord:
-        """The chord that governs at a step of the bar."""
+        """The chord at a step of the bar."""
         return [chord for start, chord in self.chords if start <= step][-1]
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    """One of `choices`, as it is (numpy would make arrays of them)."""
+    """A random choice (numpy's own would convert it to an array)."""
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -72,24 +72,23 @@ def lay_out(
     rng: np.random.Generator,
     lengths: tuple[float, float],
 ) -> tuple[str, list[Bar]]:
-    """The letters of a form whose seconds are within `lengths`, the shortest form if none is, and its bars."""
+    """A form, as the letters of its sections and its bars, of a length within `lengths` or else the shortest."""
     progressions = {letter: pick(rng, style.progressions[mode]).split() for letter in "AB"}
     bar_seconds = BEATS[style.metre] * 60 / tempo
     section_bars = {
-        letter: max(1, round(_SECTION_SECONDS / (bar_seconds * len(bars)))) * len(bars)
-        for letter, bars in progressions.items()
+        letter: max(1, round(_SECTION_SECONDS / (bar_seconds * len(chords)))) * len(chords)
+        for letter, chords in progressions.items()
     }
-    # Short, as a window of some seconds is to hold all that is said of the piece.
+    # Short, so that a caption is true of any excerpt of some seconds.
     intro = int(rng.integers(2)) * min(2, max(1, round(_INTRO_SECONDS / bar_seconds)))
     seconds = {form: bar_seconds * (intro + sum(section_bars[letter] for letter in form) + 1) for form in _FORMS}
     form = pick(rng, [form for form in _FORMS if lengths[0] <= seconds[form] <= lengths[1]] or _FORMS[:1])
 
     plan = [("<", 0, i, intro, progressions["A"][i % len(progressions["A"])]) for i in range(intro)]
     for number, letter in enumerate(form):
-        bars = section_bars[letter]
-        chords = progressions[letter]
+        count, chords = section_bars[letter], progressions[letter]
         take = form[:number].count(letter)
-        plan += [(letter, take, i, bars, chords[i % len(chords)]) for i in range(bars)]
+        plan += [(letter, take, i, count, chords[i % len(chords)]) for i in range(count)]
     plan.append((">", 0, 0, 1, _home(progressions["A"], mode)))
 
     layers = _layers(parts, form)
@@ -97,20 +96,20 @@ def lay_out(
     bars = []
     for number, (letter, take, index, count, symbols) in enumerate(plan):
         names = symbols.split("-")
-        chords = tuple((i * steps // len(names), harmony.chord(name, tonic)) for i, name in enumerate(names))
-        bars.append(Bar(number * steps, chords, letter, take, index, index == count - 1, layers[letter, take]))
+        starts = tuple((i * steps // len(names), harmony.chord(name, tonic)) for i, name in enumerate(names))
+        bars.append(Bar(number * steps, starts, letter, take, index, index == count - 1, layers[letter, take]))
     return form, bars
 
 
 def _home(progression: list[str], mode: str) -> str:
-    """The tonic's chord that a piece ends on: the progression's own where it has one."""
+    """The tonic chord that ends a piece: that of the progression if it has one."""
     tonics = [name for bar in progression for name in bar.split("-") if name.upper().rstrip("6789MAJD") == "I"]
     return tonics[0] if tonics else ("i" if mode in ("minor", "dorian") else "I")
 
 
 def _layers(parts: tuple[Part, ...], form: str) -> dict[tuple[str, int], frozenset[int]]:
-    """The numbers of the parts that play in each section, by its letter and take: all, but no melody in the intro."""
-    everyone = frozenset(range(len(parts)))
-    others = frozenset(i for i in everyone if parts[i].role != "melody")
-    takes = {(letter, form[:number].count(letter)): everyone for number, letter in enumerate(form)}
-    return {("<", 0): others, **takes, (">", 0): everyone}
+    """The indices of the parts in each section, by its letter and take: all, but no melody in the intro."""
+    all_parts = frozenset(range(len(parts)))
+    others = frozenset(i for i in all_parts if parts[i].role != "melody")
+    takes = {(letter, form[:number].count(letter)): all_parts for number, letter in enumerate(form)}
+    return {("<", 0): others, **takes, (">", 0): all_parts}

@@ -1,4 +1,4 @@
-"""Scales, chord symbols and voicings: what a composer of the synthetic music knows about harmony.
+"""Scales, chord symbols, voicings and voice leading.
 
 Pitches are MIDI numbers (60 is middle C); a pitch class is a pitch modulo 12, C being 0.
 """
@@ -9,7 +9,7 @@ import itertools
 import re
 from dataclasses import dataclass
 
-_CLEAR = 50  # from here on thirds are clear
+_CLEAR = 50  # the lowest pitch of clear thirds
 
 # Semitones above the tonic.
 SCALES = {
@@ -30,7 +30,7 @@ TONIC_NAMES = {
     "blues": _FLAT_NAMES,
 }
 
-_NUMERALS = {"I": 0, "II": 2, "III": 4, "IV": 5, "V": 7, "VI": 9, "VII": 11}  # on the major scale, in any mode
+_NUMERALS = {"I": 0, "II": 2, "III": 4, "IV": 5, "V": 7, "VI": 9, "VII": 11}  # of the major scale, in any mode
 _MAJOR_QUALITIES = {
     "": (0, 4, 7),
     "6": (0, 4, 7, 9),
@@ -76,7 +76,7 @@ def chord(symbol: str, tonic: int) -> Chord:
     major, small letters minor; a quality may follow, as in `V7`, `ii7`, `Imaj7`, `viio`, `iim7b5`.
 
     Raises:
-      ValueError: The symbol is none of these.
+      ValueError: The symbol is not such a numeral and quality.
     """
     match = re.fullmatch(r"([b#]?)([IV]+|[iv]+)(.*)", symbol)
     if not match or match[2].upper() not in _NUMERALS:
@@ -90,7 +90,7 @@ def chord(symbol: str, tonic: int) -> Chord:
 
 
 def key_name(tonic: int, mode: str) -> str:
-    """The key as musicians write it, as in `Eb major`."""
+    """The name of a key, such as `Eb major`."""
     return f"{TONIC_NAMES[mode][tonic]} {mode}"
 
 
@@ -100,26 +100,26 @@ def scale_classes(tonic: int, mode: str) -> frozenset[int]:
 
 
 def chord_scale(scale: frozenset[int], over: Chord) -> frozenset[int]:
-    """The pitch classes to play over a chord: the scale, in which the chord's own tones take the place of others.
+    """The pitch classes to play over a chord: the scale, with the chord's tones in place of their neighbours.
 
-    Over V7 in a minor key, for one, the leading note takes the place of the flat seventh. The blues scale stays as it
-    is: its clash with the chords is the style.
+    Over V7 in a minor key, for example, the leading note replaces the flat seventh. The blues scale is not changed: it
+    is meant to clash with the chords.
     """
     if len(scale) < 7:
         return scale
     foreign = set(over.pitch_classes) - scale
-    # Major thirds, sixths and sevenths are raised from the tone below, all else is lowered from the one above.
+    # Major thirds, sixths and sevenths replace the tone below, all others the tone above.
     replaced = {(tone - 1 if (tone - over.root) % 12 in (4, 9, 11) else tone + 1) % 12 for tone in foreign}
     return frozenset((scale - (replaced - set(over.pitch_classes))) | foreign)
 
 
 def nearest(pitch: float, classes: frozenset[int] | tuple[int, ...], low: int = 0, high: int = 127) -> int:
-    """The pitch of one of the classes, from `low` to `high`, that is nearest to `pitch`."""
+    """The pitch from `low` to `high`, of one of the `classes`, that is nearest to `pitch`."""
     return min((p for p in range(low, high + 1) if p % 12 in classes), key=lambda p: (abs(p - pitch), p))
 
 
 def step_from(pitch: int, steps: int, classes: frozenset[int]) -> int:
-    """The pitch that lies `steps` scale steps above (below where negative) `pitch`."""
+    """The pitch `steps` scale steps above `pitch` (below, if negative)."""
     direction = 1 if steps > 0 else -1
     for _ in range(abs(steps)):
         pitch += direction
@@ -129,11 +129,11 @@ def step_from(pitch: int, steps: int, classes: frozenset[int]) -> int:
 
 
 def voicings(over: Chord, centre: int, spread: str) -> list[tuple[int, ...]]:
-    """Ways to lay out a chord around the pitch `centre`, each from its lowest pitch up.
+    """The voicings of a chord around a pitch, each from its lowest pitch up.
 
     Args:
-      over: The chord. Of five or more tones the root is left to the bass.
-      centre: Where the middle of the chord should lie.
+      over: The chord. If it has five or more tones, the root is left to the bass.
+      centre: The pitch in the middle.
       spread: "close" (within an octave), "open" (the second highest an octave lower) or "power" (root, fifth, octave).
     """
     if spread == "power":
@@ -141,24 +141,24 @@ def voicings(over: Chord, centre: int, spread: str) -> list[tuple[int, ...]]:
         fifth = (over.pitch_classes[2] - over.root) % 12
         return [(root, root + fifth, root + 12) for root in roots]
     tones = over.pitch_classes[1:] if len(over.pitch_classes) > 4 else over.pitch_classes
-    found = []
+    candidates = []
     for first, base in itertools.product(range(len(tones)), range(centre - 12, centre + 1)):
         if base % 12 != tones[first]:
             continue
         pitches = sorted({base + (tone - base) % 12 for tone in tones})
         if spread == "open" and len(pitches) > 2:
             pitches[-2] -= 12
-        found.append(tuple(sorted(pitches)))
-    return [pitches for pitches in found if not _muddy(pitches)] or found
+        candidates.append(tuple(sorted(pitches)))
+    return [pitches for pitches in candidates if not _muddy(pitches)] or candidates
 
 
 def _muddy(pitches: tuple[int, ...]) -> bool:
-    """Whether low tones lie so close together that they cannot be told apart."""
+    """Whether low tones are too close together to be clear."""
     return any(low < _CLEAR and high - low < 5 for low, high in itertools.pairwise(pitches))
 
 
 def lead(over: Chord, previous: tuple[int, ...], centre: int, spread: str = "close") -> tuple[int, ...]:
-    """The voicing whose voices move least from the `previous` one (none: `()`) and stay near `centre`."""
+    """Voice leading: the voicing with the least movement from `previous` (`()` for none) that stays near `centre`."""
 
     def cost(pitches: tuple[int, ...]) -> float:
         moves = sum(min(abs(pitch - other) for other in previous) for pitch in pitches) if previous else 0

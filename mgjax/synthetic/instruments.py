@@ -1,4 +1,4 @@
-"""The instruments of the synthetic music: sounds of General MIDI, and how they are played."""
+"""The instruments of synthetic music, as programs of General MIDI."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Instrument:
-    """A sound of General MIDI and how it is played.
+    """An instrument.
 
     Attributes:
-      programs: Numbers in General MIDI, from 0, that may stand for it; of drum kits for drums.
-      low: Lowest pitch of a melody on it.
-      high: Highest pitch of a melody on it.
-      decay: Seconds in which a held note falls to a third, where that is to be faster than the soundfont says.
+      programs: General MIDI programs to choose from, from 0; of drum kits for drums.
+      low: Lowest pitch of a melody.
+      high: Highest pitch of a melody.
+      decay: Time constant in seconds of an additional decay of held notes; 0 for that of the soundfont alone.
     """
 
     programs: tuple[int, ...]
@@ -22,7 +22,7 @@ class Instrument:
     decay: float = 0.0
 
 
-# By the names that captions use.
+# By name, as in captions.
 INSTRUMENTS = {
     "piano": Instrument((0, 1), 57, 86),
     "electric piano": Instrument((4, 5), 57, 84),
@@ -89,7 +89,7 @@ INSTRUMENTS = {
     "marching drums": Instrument((48,)),
 }
 
-# The pitch that sounds each drum in General MIDI.
+# The pitch of each drum in General MIDI.
 DRUMS = {
     "kick": 36,
     "rim": 37,

@@ -1,4 +1,4 @@
-"""Notes of a soundfont, made once and kept for the pieces that follow."""
+"""A cache of rendered notes of a soundfont."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ import numpy as np
 
 from mgjax.synthetic.soundfont import Sound, SoundFont
 
-_SHORTEST = 0.5  # seconds; notes are made this long, or twice, four times, ... as long
-_INAUDIBLE = 3e-5  # of a note's peak: what is left at its end below that is cut off
+_SHORTEST = 0.5  # seconds; notes are rendered this long, or twice, four times, ... as long
+_INAUDIBLE = 3e-5  # of a note's peak; its end below that is cut off
 
 
 class Notes:
-    """Notes by preset, pitch and length, at most so many bytes of them: those that were not asked for longest go.
+    """A least-recently-used cache of notes by preset, pitch and length.
 
-    A note does not depend on what was asked for before: lengths are rounded up to one of a few.
+    Lengths are rounded up to one of a few, so that a note does not depend on earlier calls.
+
+    Args:
+      most_bytes: Limit of the size of the cached notes.
     """
 
     def __init__(self, most_bytes: int):
-        """Takes the bytes that it may keep."""
         self._most, self._bytes = most_bytes, 0
-        self._kept: OrderedDict[tuple, Sound] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], Sound] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(
         self, font: SoundFont, bank: int, program: int, pitch: int, seconds: float, sample_rate: int, decay: float
     ) -> Sound:
-        """A held note, read-only, of `seconds` or a little more; less where it has died before.
+        """A held note as a read-only array, of `seconds` or more; less if it dies away before.
 
         Args:
-          font: Plays it.
-          bank: Of the preset.
-          program: Of the preset.
+          font: The soundfont.
+          bank: Bank of the preset.
+          program: Program of the preset.
           pitch: MIDI number.
-          seconds: At least so much of it.
+          seconds: The least length.
           sample_rate: In hertz.
-          decay: Seconds in which it falls to a third, besides what the font says; 0 for not at all.
+          decay: Time constant in seconds of an additional decay; 0 for none.
 
         Raises:
           ValueError: The font has no such preset.
@@ -52,9 +54,9 @@ class Notes:
         sound = font.note(bank, program, pitch, length, sample_rate)
         if decay:
             sound *= np.exp(np.arange(len(sound), dtype=np.float32) * np.float32(-1 / (decay * sample_rate)))
-        loud = np.abs(sound)
-        heard = np.flatnonzero(loud > _INAUDIBLE * loud.max())
-        sound = sound[: heard[-1] + 1 if len(heard) else 0].copy()
+        level = np.abs(sound)
+        audible = np.flatnonzero(level > _INAUDIBLE * level.max())
+        sound = sound[: audible[-1] + 1 if len(audible) else 0].copy()
         sound.flags.writeable = False
         with self._lock:
             self._bytes += sound.nbytes - (self._kept[key].nbytes if key in self._kept else 0)

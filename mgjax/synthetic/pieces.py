@@ -1,4 +1,4 @@
-"""The endless row of pieces: piece `index` of a seed is always the same."""
+"""The endless sequence of pieces, each a function of a seed and an index."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mgjax.synthetic.styles import STYLES
 
 @dataclass(frozen=True)
 class Composition:
-    """A piece that has been composed.
+    """A composed piece.
 
     Attributes:
       score: Its notes.
-      metadata: What is true of them, in the fields of audiocraft's MusicInfo, as plain values for JSON.
+      metadata: Its metadata, in the fields of audiocraft's MusicInfo, as JSON values.
     """
 
     score: composition.Score
@@ -29,17 +29,17 @@ class Composition:
 def compose(
     seed: int, index: int, *, style: str | None = None, lengths: tuple[float, float] = USUAL_LENGTHS
 ) -> Composition:
-    """Piece `index` of `seed`: a function of the two, that renders nothing.
+    """Composes piece `index` of `seed`, without rendering it.
 
     Args:
       seed: 0 or more.
       index: 0 or more.
-      style: A name in `STYLES` to compose in; None for whose turn it is.
-      lengths: Seconds of the shortest and of the longest piece, before its last sound has died away. Where no form of
-        the style fits in, it is its shortest.
+      style: A name in `STYLES`; None to take turns.
+      lengths: Seconds of the shortest and of the longest piece, without the decay of the last note. If no form of the
+        style fits, the piece has its shortest form.
 
     Raises:
-      ValueError: A number is negative, there is no such style, or `lengths` fall.
+      ValueError: A number is negative, there is no such style, or `lengths` are not in order.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be 0 or more, got {seed} and {index}")
@@ -53,13 +53,13 @@ def compose(
 
 
 def _style_of(seed: int, index: int) -> str:
-    """The styles take turns: each round has every one of them once, in an order of its own."""
-    number, place = divmod(index, len(STYLES))
-    return tuple(STYLES)[np.random.default_rng([seed, number, 1]).permutation(len(STYLES))[place]]
+    """The styles take turns: each round has every style once, in random order."""
+    round_, turn = divmod(index, len(STYLES))
+    return tuple(STYLES)[np.random.default_rng([seed, round_, 1]).permutation(len(STYLES))[turn]]
 
 
 def render(piece: Composition, sample_rate: int = 32000, channels: int = 1) -> audio_files.Audio:
-    """The sound of a piece, float32 `[n, c]`, at about -14 LUFS with peaks of -1 dB at most.
+    """Renders a piece as float32 `[n, c]`, at about -14 LUFS with peaks of at most -1 dB.
 
     Raises:
       ImportError: The extra `synthetic` is not installed.

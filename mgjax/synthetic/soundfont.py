@@ -1,13 +1,12 @@
-"""Reads a SoundFont 2 file and plays single notes of it.
+"""Reads a SoundFont 2 file and renders single notes of it.
 
-What is here is what the format's specification (2.04) asks of a note that is held at one pitch: zones with their
-generators (section 8), loops, tuning, attenuation, the volume envelope, and the low-pass filter that the modulation
-envelope opens and closes. Modulators, low frequency oscillators, zones for certain velocities and generators of presets
-are left out: the font at hand has no such zones, and no such generators. The left and right samples of a stereo sound
-are mixed.
+It implements the part of the specification (2.04) for a note that is held at one pitch: zones with their generators
+(section 8), loops, tuning, attenuation, the volume envelope, and the low-pass filter with its modulation envelope.
+Modulators, low frequency oscillators, velocity zones and generators of presets are left out, which the font in use does
+not have. The left and right samples of a stereo sound are mixed.
 
-Why not a library: symusic 0.5.9 plays this font out of tune (the organ's A at 352 Hz, the nylon guitar's at 1231 Hz)
-and 0.6.0 not at all; the others need a sound server or a compiler.
+No library does: symusic 0.5.9 renders this font out of tune (the organ's A at 352 Hz, the nylon guitar's at 1231 Hz)
+and 0.6.0 not at all; others need a sound server or a compiler.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Sound = Float32[np.ndarray, "n"]
 
 DRUM_BANK = 128
 
-# Generators by their numbers in section 8.1.2, and what they are where a zone does not say.
+# Generators: their numbers in section 8.1.2, and their defaults.
 _DEFAULTS = {
     "start_loop_offset": (2, 0),
     "end_loop_offset": (3, 0),
@@ -53,9 +52,9 @@ _DEFAULTS = {
     "scale_tuning": (56, 100),
     "root_key": (58, -1),
 }
-_LOWEST_HERTZ = 8.176  # absolute cents count from here
-_RINGING = 2048  # samples in which a filter's answer has died away
-_OPEN = 0.62  # of the sample rate: a filter at or above it does next to nothing
+_LOWEST_HERTZ = 8.176  # 0 absolute cents
+_RINGING = 2048  # samples of a filter's impulse response
+_OPEN = 0.62  # of the sample rate; a filter with a cutoff at or above it has next to no effect
 
 _KEYS, _INSTRUMENT, _SAMPLE = 43, 41, 53
 
@@ -75,7 +74,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Zone:
-    """A sample of a preset, the keys that it answers to, and its generators by name."""
+    """A zone of a preset: the lowest and highest key, the index of its sample, and its generators by name."""
 
     keys: tuple[int, int]
     sample: int
@@ -85,8 +84,11 @@ class Zone:
 class SoundFont:
     """A SoundFont 2 file.
 
+    Args:
+      path: The file.
+
     Raises:
-      ValueError: The file is none.
+      ValueError: It is not a SoundFont.
       OSError: It cannot be read.
     """
 
@@ -106,16 +108,16 @@ class SoundFont:
         """
         if (bank, program) not in self._presets:
             raise ValueError(f"the soundfont has no program {program} in bank {bank}")
-        found = []
+        zones = []
         for layer in self._generators("phdr", "pbag", "pgen", self._presets[bank, program], _INSTRUMENT):
-            for own in self._generators("inst", "ibag", "igen", layer[_INSTRUMENT], _SAMPLE):
-                keys = own.get(_KEYS, 127 << 8) & 0xFFFF  # two bytes: the lowest and the highest
-                generators = {name: own.get(number, default) for name, (number, default) in _DEFAULTS.items()}
-                found.append(Zone((keys & 0xFF, keys >> 8), own[_SAMPLE], generators))
-        return tuple(found)
+            for amounts in self._generators("inst", "ibag", "igen", layer[_INSTRUMENT], _SAMPLE):
+                keys = amounts.get(_KEYS, 127 << 8) & 0xFFFF  # two bytes: the lowest and the highest
+                generators = {name: amounts.get(number, default) for name, (number, default) in _DEFAULTS.items()}
+                zones.append(Zone((keys & 0xFF, keys >> 8), amounts[_SAMPLE], generators))
+        return tuple(zones)
 
     def note(self, bank: int, program: int, pitch: int, seconds: float, sample_rate: int) -> Sound:
-        """A note as it sounds while its key is held, at most `seconds` of it.
+        """Renders a note while its key is held, at most `seconds` of it.
 
         Raises:
           ValueError: The font has no such preset.
@@ -127,7 +129,7 @@ class SoundFont:
         return mixed
 
     def release(self, bank: int, program: int, pitch: int) -> float:
-        """Seconds in which a note dies by 100 dB after its key is let go.
+        """Seconds in which a note decays by 100 dB after its key is released.
 
         Raises:
           ValueError: The font has no such preset.
@@ -135,13 +137,13 @@ class SoundFont:
         return max(_time(zone.generators["release"]) for zone in self._zones_of(bank, program, pitch))
 
     def _zones_of(self, bank: int, program: int, pitch: int) -> list[Zone]:
-        """The zones that a key plays. Fonts have gaps: there the next zone plays."""
+        """The zones of a key, or the nearest ones if it has none."""
         zones = self.zones(bank, program)
-        away = [max(zone.keys[0] - pitch, pitch - zone.keys[1], 0) for zone in zones]
-        return [zone for zone, distance in zip(zones, away, strict=True) if distance == min(away)]
+        distances = [max(zone.keys[0] - pitch, pitch - zone.keys[1], 0) for zone in zones]
+        return [zone for zone, distance in zip(zones, distances, strict=True) if distance == min(distances)]
 
     def _play(self, zone: Zone, pitch: int, seconds: float, sample_rate: int) -> Sound:
-        """What one zone adds to a note."""
+        """The contribution of a zone to a note."""
         import soxr
 
         generators = zone.generators
@@ -149,60 +151,60 @@ class SoundFont:
         root = generators["root_key"] if generators["root_key"] >= 0 else int(header["pitch"])
         cents = (pitch - root) * generators["scale_tuning"] + 100 * generators["coarse_tune"]
         cents += generators["fine_tune"] + int(header["correction"])
-        rate = int(header["rate"]) * 2 ** (cents / 1200)  # at which the sample has this pitch
+        rate = int(header["rate"]) * 2 ** (cents / 1200)  # the rate at which the sample has this pitch
         recorded = self._looped(header, generators, round(seconds * rate) + 1)
         sound = soxr.resample(recorded, rate, sample_rate, quality="HQ")
         sound = sound[: round(seconds * sample_rate)]
         sound = _filtered(sound, generators, sample_rate)
-        # Fonts are made to sound right on the first synthesizers, which obeyed 0.4 of the attenuation.
+        # Fonts are made for the first synthesizers, which applied 0.4 of the attenuation.
         gain = 10 ** (-0.4 * generators["attenuation"] / 200)
         return sound * _envelope(generators, pitch, len(sound), sample_rate) * np.float32(gain)
 
     def _looped(self, header: Any, generators: dict[str, int], length: int) -> Sound:
-        """The sample itself, going round its loop until it is long enough."""
+        """The sample, with its loop repeated up to `length`."""
         first, last = int(header["start"]), int(header["end"])
         if generators["loops"] not in (1, 3):
             return self._sound[first : min(last, first + length)].astype(np.float32) / 32768
-        begin = int(header["start_loop"]) + generators["start_loop_offset"] + 32768 * generators["start_loop_coarse"]
+        start = int(header["start_loop"]) + generators["start_loop_offset"] + 32768 * generators["start_loop_coarse"]
         end = int(header["end_loop"]) + generators["end_loop_offset"] + 32768 * generators["end_loop_coarse"]
         if first + length <= end:
             return self._sound[first : first + length].astype(np.float32) / 32768
-        rounds = -(-(length - (end - first)) // max(end - begin, 1))
-        loop = self._sound[begin : max(end, begin + 1)]
-        return np.concatenate([self._sound[first:end], np.tile(loop, rounds)])[:length].astype(np.float32) / 32768
+        repeats = -(-(length - (end - first)) // max(end - start, 1))
+        loop = self._sound[start : max(end, start + 1)]
+        return np.concatenate([self._sound[first:end], np.tile(loop, repeats)])[:length].astype(np.float32) / 32768
 
     def _generators(self, heads: str, bags: str, generators: str, index: int, final: int) -> list[dict[int, int]]:
-        """The generators of each zone of a preset or an instrument, those of its global zone among them."""
+        """The generators of each zone of a preset or an instrument, including those of its global zone."""
         head, bag, generator = self._tables[heads], self._tables[bags], self._tables[generators]
-        common: dict[int, int] = {}
-        found = []
+        global_amounts: dict[int, int] = {}
+        zones = []
         for zone in range(int(head["bag"][index]), int(head["bag"][index + 1])):
-            part = generator[int(bag["generator"][zone]) : int(bag["generator"][zone + 1])]
-            own = {int(operator): int(amount) for operator, amount in part}
-            if final in own:
-                found.append(common | own)
-            elif not found:
-                common = own
-        return found
+            rows = generator[int(bag["generator"][zone]) : int(bag["generator"][zone + 1])]
+            amounts = {int(operator): int(amount) for operator, amount in rows}
+            if final in amounts:
+                zones.append(global_amounts | amounts)
+            elif not zones:
+                global_amounts = amounts
+        return zones
 
 
 def _chunks(data: bytes, path: Path) -> dict[str, bytes]:
-    """The chunks of a RIFF file by name, lists opened."""
+    """The chunks of a RIFF file by name, with lists flattened."""
     if data[:4] != b"RIFF" or data[8:12] != b"sfbk":
         raise ValueError(f"{path}: is no SoundFont file")
-    found, position = {}, 12
+    chunks, position = {}, 12
     while position + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, position)
         if name == b"LIST":
             position += 12
             continue
-        found[name.decode("ascii")] = data[position + 8 : position + 8 + size]
+        chunks[name.decode("ascii")] = data[position + 8 : position + 8 + size]
         position += 8 + size + size % 2
-    return found
+    return chunks
 
 
 def _time(timecents: float) -> float:
-    """Seconds."""
+    """Timecents in seconds."""
     return 2.0 ** (timecents / 1200)
 
 
@@ -218,9 +220,9 @@ def _envelope(generators: dict[str, int], pitch: int, length: int, sample_rate: 
 
 
 def _filtered(sound: Sound, generators: dict[str, int], sample_rate: int) -> Sound:
-    """The sound through a low-pass filter of 12 dB an octave, whose cutoff follows the modulation envelope.
+    """The sound through a low-pass filter of 12 dB per octave, whose cutoff follows the modulation envelope.
 
-    A moving filter is a fade between still ones, an octave apart at most.
+    The moving filter is a crossfade between static ones, at most an octave apart.
     """
     attack, hold, decay = (_time(generators[f"filter_{name}"]) for name in ("attack", "hold", "decay"))
     highest = 1200 * np.log2(_OPEN * sample_rate / _LOWEST_HERTZ)
@@ -233,21 +235,21 @@ def _filtered(sound: Sound, generators: dict[str, int], sample_rate: int) -> Sou
     cents = np.clip(cents, 1500, np.float32(highest))
     low, high = float(cents.min()), float(cents.max())
     cutoffs = np.linspace(low, high, 1 + int(np.ceil((high - low) / 1200)))
-    place = (cents - np.float32(low)) * np.float32((len(cutoffs) - 1) / max(high - low, 1))
+    position = (cents - np.float32(low)) * np.float32((len(cutoffs) - 1) / max(high - low, 1))
     mixed = np.zeros(len(sound), np.float32)
     for number, cutoff in enumerate(cutoffs):
-        share = np.maximum(1 - np.abs(place - np.float32(number)), 0)
-        heard = np.flatnonzero(share > 0)
-        if len(heard):
-            first, end = int(heard[0]), int(heard[-1]) + 1
-            begin = max(first - _RINGING, 0)
-            still = _still(sound[begin:end], float(cutoff), generators["resonance"], sample_rate)
-            mixed[first:end] += share[first:end] * still[first - begin :]
+        weight = np.maximum(1 - np.abs(position - np.float32(number)), 0)
+        used = np.flatnonzero(weight > 0)
+        if len(used):
+            first, end = int(used[0]), int(used[-1]) + 1
+            start = max(first - _RINGING, 0)
+            static = _static_filter(sound[start:end], float(cutoff), generators["resonance"], sample_rate)
+            mixed[first:end] += weight[first:end] * static[first - start :]
     return mixed
 
 
-def _still(sound: Sound, cutoff: float, resonance: int, sample_rate: int) -> Sound:
-    """The sound through a low-pass filter of 12 dB an octave at `cutoff` cents, `resonance` in tenths of a decibel."""
+def _static_filter(sound: Sound, cutoff: float, resonance: int, sample_rate: int) -> Sound:
+    """A low-pass filter of 12 dB per octave at `cutoff` cents, with a `resonance` in tenths of a decibel."""
     size = fft.next_fast_len(len(sound) + _RINGING, real=True)
     hertz = _LOWEST_HERTZ * 2 ** (cutoff / 1200)
     ratio = np.arange(size // 2 + 1, dtype=np.float32) * np.float32(sample_rate / size / hertz)

@@ -1,4 +1,4 @@
-"""TensorBoard's files: curves, sounds and their spectrograms, written without TensorFlow."""
+"""Writes TensorBoard's event files, with curves, sounds and their spectrograms, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from mgjax.train.metrics import Sound
 
 _WINDOW = 2048  # samples
-_HEIGHT, _WIDTH = 256, 1024  # pixels; a short sound is as wide as it has frames
-_DECIBELS = 80.0  # from the loudest to black
+_HEIGHT, _WIDTH = 256, 1024  # pixels; a short sound has a pixel for each frame
+_DECIBELS = 80.0  # of dynamic range, from the maximum to black
 _COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float32)
 
 
 class Board:
-    """The curves and sounds of a run in a folder that `tensorboard --logdir` shows.
+    """The curves and sounds of a run in a folder for `tensorboard --logdir`.
 
     Args:
-      folder: Where the files are. Files of processes before this one go on as one curve.
-      step: The updates that were done before. What an earlier process wrote of later ones is not shown.
+      folder: The folder of the event files. Those of earlier processes are continued.
+      step: The training step to go on from. TensorBoard drops what an earlier process wrote about later ones.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -37,11 +37,11 @@ class Board:
         self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def curves(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve, by their names."""
+        """Adds a point to each curve, by name."""
         self._add(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def sounds(self, step: int, sounds: Mapping[str, Sound]) -> None:
-        """Sounds to play, and pictures of them."""
+        """Adds sounds and their spectrograms, by name."""
         values = []
         for name, sound in sounds.items():
             audio = np.asarray(sound.audio, np.float32)
@@ -50,6 +50,7 @@ class Board:
         self._add(step, values)
 
     def close(self) -> None:
+        """Flushes and closes the event file."""
         self._writer.close()
 
     def _add(self, step: int, values: list[Summary.Value]) -> None:
@@ -57,14 +58,14 @@ class Board:
 
 
 def spectrogram(audio: Float[np.ndarray, "n c"], sample_rate: int) -> UInt8[np.ndarray, "y x 3"]:
-    """A picture of a sound, red, green and blue: time to the right, pitch upwards by octaves from 40 Hz."""
+    """A spectrogram as an RGB image, with a logarithmic frequency axis from 40 Hz upwards."""
     mono = np.mean(audio, axis=1)
     mono = np.pad(mono, (_WINDOW // 2, _WINDOW))
     starts = np.arange(0, len(audio) + 1, max(_WINDOW // 4, -(-len(audio) // _WIDTH)))[:_WIDTH]
     frames = mono[starts[:, None] + np.arange(_WINDOW)[None]] * np.hanning(_WINDOW)[None].astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(frames)))
-    pitches = np.geomspace(sample_rate / 2, 40.0, _HEIGHT)
-    power = power[:, np.rint(pitches * _WINDOW / sample_rate).astype(int)].T
+    hertz = np.geomspace(sample_rate / 2, 40.0, _HEIGHT)
+    power = power[:, np.rint(hertz * _WINDOW / sample_rate).astype(int)].T
     decibels = 10 * np.log10(np.maximum(power, 1e-20) / max(float(power.max()), 1e-10))
     level = np.clip(1 + decibels / _DECIBELS, 0, 1) * (len(_COLORS) - 1)
     colors = [np.interp(level, np.arange(len(_COLORS)), _COLORS[:, channel]) for channel in range(3)]
@@ -83,8 +84,8 @@ def _wav(audio: Float[np.ndarray, "n c"], sample_rate: int) -> Summary.Audio:
     )
 
 
-def _png(picture: UInt8[np.ndarray, "y x 3"]) -> Summary.Image:
+def _png(image: UInt8[np.ndarray, "y x 3"]) -> Summary.Image:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="PNG")
-    height, width, _ = picture.shape
+    Image.fromarray(image).save(file, format="PNG")
+    height, width, _ = image.shape
     return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())

@@ -24,7 +24,8 @@ from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.losses import LossConfig
 from mgjax.codec.rvq_training import Quantized, QuantizerConfig
 from mgjax.config.model import CodecConfig
-from mgjax.data.corpus import SPLITS, Corpus
+from mgjax.data.corpus import Corpus
+from mgjax.data.description import SPLITS
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError

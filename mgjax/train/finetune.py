@@ -1,4 +1,4 @@
-"""Fine-tuning on a folder of music, from its files to an adapter: what `mgjax finetune` does, step by step."""
+"""Fine-tunes a model on a folder of music: corpus, training, adapter and clips to compare, as `mgjax finetune` does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -37,15 +37,15 @@ from mgjax.train.training_state import check_run
 Captions = Literal["files", "names"]
 Stage = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None] | None]]
 
-_LONGEST = 30.0  # seconds of a segment, at most: what the published models learned from
-_PROMPTS = 2  # captions of the music that are listened to
-_LOUDNESS = -14.0  # LUFS, of what is listened to
+_LONGEST = 30.0  # seconds of a segment, as in the training of the published models
+_NUM_CLIPS = 2
+_LOUDNESS = -14.0  # LUFS, of clips
 
-# What may come to lie beside `run`.
+# The files beside `run`.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "provenance.json", "clips")
 _MODEL = ("config.json", "model*.safetensors*", "spiece.model", "tokenizer*.json", "clap", "provenance.json", "clips")
 
-# What the trainer calls the options of `mgjax finetune`.
+# The settings of a run that are options of `mgjax finetune`.
 _SETTINGS = re.compile(
     r"\b(?:loop\.(steps|seed)|lora\.(rank)|(?:data\.)?(segment)_seconds|(?:data\.)?(batch_size)"
     r"|(?:optim\.)?(learning_rate))\b"
@@ -56,22 +56,22 @@ log = logging.getLogger("mgjax")
 
 @dataclasses.dataclass(frozen=True)
 class Finetuning:
-    """What is tuned to which music, and how far.
+    """The settings of a fine-tuning.
 
     Attributes:
-      music: A folder of sound files, or a manifest, as `mgjax corpus build` takes them.
-      model: What `mgjax.load` opens.
-      caption: One text for all pieces; None for a text of their own.
-      captions: Where these are: in the "files" beside them (JSON), or in the "names" of the files.
-      full: Whether all weights learn, rather than an adapter beside them.
-      rank: Of the adapter.
-      steps: Updates.
-      batch_size: Segments in an update.
-      segment_seconds: Their length; None for as long as the model hears at once, 30 s at most.
-      learning_rate: The highest one; None for 5e-4 for an adapter and 1e-5 for all weights.
-      seed: Of all that is drawn.
+      music: A folder of sound files, or a manifest, as for `mgjax corpus build`.
+      model: A model, as for `mgjax.load`.
+      caption: One caption for all pieces; None for captions of their own.
+      captions: Where these are: in "files" beside the pieces (JSON), or in the "names" of the pieces.
+      full: Whether to train all weights instead of a LoRA adapter.
+      rank: The rank of the adapter.
+      steps: Training steps.
+      batch_size: Segments in a batch.
+      segment_seconds: Their length; None for the model's window, 30 s at most.
+      learning_rate: The peak learning rate; None for 5e-4 for an adapter and 1e-5 for all weights.
+      seed: The seed of the run.
       workers: Processes that prepare the music.
-      max_bad: The share of pieces that may turn out to be unusable.
+      max_bad: The share of pieces that may be unusable.
     """
 
     music: str
@@ -88,7 +88,7 @@ class Finetuning:
     workers: int = 1
     max_bad: float = 0.05
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be 0 or above and below 2**32, got {self.seed}")
         if self.workers < 1:
@@ -98,26 +98,29 @@ class Finetuning:
 
 
 def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool = False) -> bool:
-    """Whether it is done; False where it was asked to stop before, and goes on when it is called again.
+    """Fine-tunes a model; called again, an interrupted run goes on.
 
-    `directory` then holds the adapter, or with `full` the model; `clips`, what the model made of some captions before
-    and after; and `run`, the folder of the training with its curves, beside the corpora that were made for it.
+    `directory` then holds the adapter, or with `full` the model; the folder `clips`, music for some captions before
+    and after the training; and `run`, the folder of the training with its corpora and curves.
 
     Args:
-      tuning: What is asked for.
-      directory: Where to.
-      stage: Is told the name of each part of the work, and gives what its progress is told to.
-      replace: Whether to begin anew where there is another run.
+      tuning: The settings.
+      directory: The folder of the result.
+      stage: Enters a stage of the work by its name; its block is handed a function that reports progress, or None.
+      replace: Whether to start anew where there is another run.
+
+    Returns:
+      Whether it is done; False where it was interrupted (SIGTERM).
 
     Raises:
-      ConfigError: The music, the model and the settings do not fit together, or the pieces have no captions.
+      ConfigError: The music, the model and the settings do not fit together, or pieces have no captions.
       CorpusError: The music cannot be read.
       CheckpointError: There is no model.
-      FileExistsError: There is something in `directory` that was not made by this, or another run is at work in it.
+      FileExistsError: `directory` holds something else, or another run is at work in it.
     """
     base = read_config(tuning.model)
     if base.text is None and base.clap is None:
-        raise ConfigError(f"{tuning.model} is not told by texts: train it with launch/train_lm.py, on a corpus")
+        raise ConfigError(f"{tuning.model} has no text prompts: train it with launch/train_lm.py, on a corpus")
     directory, music = directory.resolve(), Path(tuning.music).resolve()
     if music in (directory, *directory.parents):
         raise ConfigError(
@@ -126,18 +129,18 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
     work = directory / "run"
     _check_free(directory, _MODEL if tuning.full else _ADAPTER)
     with claims.claimed(directory), _own_words():
-        (work / "sound").mkdir(parents=True, exist_ok=True)  # by which the folder is known again
+        (work / "sound").mkdir(parents=True, exist_ok=True)  # marks the folder for `_check_free`
         texts = write_captions(tuning, work / "music.jsonl", min(base.window_seconds, _LONGEST))
         if replace:
             shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        begun = work / "config.json" if any((work / "checkpoints").glob("[0-9]*")) else None
-        hears = base.clap is not None or (base.style is not None and base.style.features is not None)
-        corpus = work / ("sound" if hears else "codes")
-        config = run_of(tuning, base, str(corpus), texts[:_PROMPTS], _warmup(tuning.steps, begun))
-        if begun:
-            check_run(begun, config, MAY_CHANGE)
+        earlier = work / "config.json" if any((work / "checkpoints").glob("[0-9]*")) else None
+        needs_audio = base.clap is not None or (base.style is not None and base.style.features is not None)
+        corpus = work / ("sound" if needs_audio else "codes")
+        config = run_of(tuning, base, str(corpus), texts[:_NUM_CLIPS], _warmup(tuning.steps, earlier))
+        if earlier:
+            check_run(earlier, config, MAY_CHANGE)
         elif replace or not (corpus / "corpus.json").is_file():
-            lm.begin(config).tokenizer()  # what is wrong with the model is better known before the work begins
+            lm.begin(config).tokenizer()  # raises the model's errors before the long work
         _make_corpus(tuning, base, corpus, stage, replace)
         state = lm.run(config, work)
         if int(state.step) < tuning.steps:
@@ -148,12 +151,12 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
             with open(file, "rb") as written, files.replacing(target) as copy:
                 shutil.copyfileobj(written, copy)
         with stage("clips"):
-            _compare(tuning, directory, texts[:_PROMPTS], min(8.0, base.window_seconds))
+            _write_clips(tuning, directory, texts[:_NUM_CLIPS], min(8.0, base.window_seconds))
     return True
 
 
 def _check_free(directory: Path, outputs: tuple[str, ...]) -> None:
-    """Raises FileExistsError where there is something in the place of what will be written, unless it was made here."""
+    """Raises FileExistsError where files are in the way of `outputs` that are not of a fine-tuning."""
     work = directory / "run"
     if (work / "sound").is_dir():
         assembly.check_free(work / "sound")
@@ -166,56 +169,60 @@ def _check_free(directory: Path, outputs: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _own_words() -> Iterator[None]:
-    """Gives the settings that the trainer complains of the names of the options of `mgjax finetune`."""
+    """Replaces the settings in the trainer's error messages by the options of `mgjax finetune`."""
     try:
         yield
     except (ConfigError, DataError) as error:
-        said = _SETTINGS.sub(lambda found: f"--{found[found.lastindex].replace('_', '-')}", str(error))
-        raise ConfigError(said) from error
+        message = _SETTINGS.sub(lambda match: f"--{match[match.lastindex or 0].replace('_', '-')}", str(error))
+        raise ConfigError(message) from error
 
 
-def _warmup(steps: int, begun: Path | None) -> int:
-    """The updates of the warm-up: those that the run was begun with, if it was, so that it can be made longer."""
-    if begun is None:
+def _warmup(steps: int, earlier: Path | None) -> int:
+    """The warm-up steps: those in the settings of the `earlier` run, if there is one, so that it can be made longer."""
+    if earlier is None:
         return min(50, steps // 5)
     try:
-        warmup = int(files.read_json(begun)["optim"]["warmup_steps"])
+        warmup = int(files.read_json(earlier)["optim"]["warmup_steps"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{begun}: does not hold the settings of a run") from error
+        raise ConfigError(f"{earlier}: does not hold the settings of a run") from error
     if 0 < warmup >= steps:
-        raise ConfigError(f"--steps must be above {warmup}, the warm-up that the run in {begun.parent} was begun with")
+        raise ConfigError(
+            f"--steps must be above {warmup}, the warm-up that the run in {earlier.parent} was begun with"
+        )
     return warmup
 
 
 def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list[str]:
-    """The captions of the pieces, each once, after a manifest of the pieces with their captions is at `path`.
+    """Writes a manifest of the pieces with their captions to `path`, and returns the distinct captions.
 
-    Pieces whose metadata cannot be read are for `build` to leave out, unless they have their captions from elsewhere.
-    Segments are of `longest` seconds where `tuning` does not say; 0 where any length will do.
+    Pieces whose metadata cannot be read, and that need it for their captions, are left to `build` to skip. Segments
+    have `longest` seconds if `tuning` does not say; 0 allows pieces of any length.
 
     Raises:
-      ConfigError: There are pieces without one, or all are too short.
+      ConfigError: There are pieces without a caption, or all are too short.
       CorpusError, FileNotFoundError: There is no music.
     """
-    rows, without, notes, texts = [], [], assembly.Notes(), {}
-    found = sources.find(tuning.music)
-    for source in found:
+    rows, without, paths = [], [], []
+    notes, texts = assembly.Notes(), dict[str, None]()
+    for source in sources.find(tuning.music):
         if not isinstance(source, sources.FileSource):
             raise ConfigError(f"{tuning.music}: give a folder of sound files, or a table of them (.csv, .jsonl)")
-        row, unused = {"path": source.path}, []
+        paths.append(source.path)
+        row: dict[str, Any] = {"path": source.path}
+        unused: list[str] = []
         text = tuning.caption or (spoken(Path(source.path).stem) if tuning.captions == "names" else None)
         try:
-            known = source.metadata(unused)
+            metadata = source.metadata(unused)
         except (ValueError, OSError) as error:
             if text:
                 notes.add(f"metadata that cannot be read is left aside: {error}", source.path)
                 row["info_path"] = False
             else:
                 own = {**row, "info_path": source.sidecar}
-                row = own | json.loads(source.row or "{}") | own  # in the order that lets our own path be read
+                row = own | json.loads(source.row or "{}") | own  # our own keys first, where `build` looks for paths
         else:
-            text = text or _told(known)
-            row |= known.to_dict()
+            text = text or _description(metadata)
+            row |= metadata.to_dict()
             if not text:
                 without.append(source.path)
         for key in unused:
@@ -224,7 +231,7 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
             row["description"] = text
             texts[text] = None
         rows.append(row)
-    notes.tell()
+    notes.warn()
     if without:
         raise ConfigError(
             f"{len(without)} of {len(rows)} pieces have no caption, {without[0]} among them. Put a JSON file beside "
@@ -235,27 +242,27 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
         raise ConfigError(
             f"{tuning.music}: there must be two pieces or more, of which some are kept to validate: cut it"
         )
-    _check_lengths(found, tuning.segment_seconds or longest)
+    _check_lengths(paths, tuning.segment_seconds or longest)
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return list(texts)
 
 
-def _check_lengths(found: list[sources.Source], segment: float) -> None:
-    """Raises ConfigError where all pieces are too short for a segment, as far as their headers tell."""
-    most = 0.0
-    for source in found:
+def _check_lengths(paths: list[str], segment: float) -> None:
+    """Raises ConfigError where all pieces are too short for a segment, by the headers of their files."""
+    longest = 0.0
+    for path in paths:
         with contextlib.suppress(OSError, ValueError):
-            sound = audio_files.info(source.path)
-            most = max(most, sound.num_samples / sound.sample_rate)
-        if most >= DataConfig.min_segment_ratio * segment:
+            info = audio_files.info(path)
+            longest = max(longest, info.num_samples / info.sample_rate)
+        if longest >= DataConfig.min_segment_ratio * segment:
             return
     raise ConfigError(
-        f"no piece is long enough for segments of {segment:g} s: the longest has {most:g} s. Set --segment lower"
+        f"no piece is long enough for segments of {segment:g} s: the longest has {longest:g} s. Set --segment lower"
     )
 
 
 def spoken(name: str) -> str:
-    """The name of a file as a caption: without the number of a track before it, its words apart.
+    """A file name as a caption: its words, without a track number.
 
     "03 - Slow_waltz-on-accordion" is "Slow waltz on accordion".
     """
@@ -264,7 +271,7 @@ def spoken(name: str) -> str:
 
 
 def run_of(tuning: Finetuning, base: ModelConfig, corpus: str, prompts: list[str], warmup: int) -> LMRun:
-    """The training that `tuning` asks for, of a model that is `base`, on `corpus`."""
+    """The training run of a fine-tuning of a model (`base`) on the folder `corpus`, with `prompts` for its clips."""
     every = max(1, tuning.steps // 5)
     on_cpu = jax.default_backend() == "cpu"
     return LMRun(
@@ -300,7 +307,7 @@ def run_of(tuning: Finetuning, base: ModelConfig, corpus: str, prompts: list[str
 
 
 def _make_corpus(tuning: Finetuning, base: ModelConfig, corpus: Path, stage: Stage, replace: bool) -> None:
-    """Makes the corpus to train on: of codes, or of sound where the model has to hear it."""
+    """Makes the corpus to train on: of codes, or of audio where conditions are computed from it."""
     sound = corpus.with_name("sound")
     with stage("read the music") as progress:
         report = build.build(
@@ -331,21 +338,21 @@ def _make_corpus(tuning: Finetuning, base: ModelConfig, corpus: Path, stage: Sta
         )
 
 
-def _told(known: Metadata) -> str | None:
-    """The description of a piece, or one of all else that is known of how it sounds."""
-    if known.description:
-        return known.description
-    values = {field: getattr(known, field) for field in FIELDS}
+def _description(metadata: Metadata) -> str | None:
+    """The description of a piece, or else its other fields about the music as a text."""
+    if metadata.description:
+        return metadata.description
+    values = {field: getattr(metadata, field) for field in FIELDS}
     return ". ".join(rendered(field, value) for field, value in values.items() if value) or None
 
 
-def _compare(tuning: Finetuning, directory: Path, texts: list[str], seconds: float) -> None:
-    """Writes what the model made of `texts` before, and what it makes of them now, from the same chances."""
+def _write_clips(tuning: Finetuning, directory: Path, texts: list[str], seconds: float) -> None:
+    """Writes music for `texts` by the model before and after the fine-tuning, with the same seed."""
     clips = directory / "clips"
     clips.mkdir(exist_ok=True)
-    after = {"source": directory} if tuning.full else {"source": tuning.model, "adapter": directory}
-    for name, given in (("before", {"source": tuning.model}), ("after", after)):
-        model = api.load(**given)
-        for number, sound in enumerate(model.generate(texts, seconds=seconds, seed=tuning.seed), 1):
-            sound = loudness.normalized(sound, model.sample_rate, _LOUDNESS)
-            audio_files.write(clips / f"{number} {name}.wav", sound, model.sample_rate)
+    source, adapter = (directory, None) if tuning.full else (tuning.model, directory)
+    for name, (weights, lora) in {"before": (tuning.model, None), "after": (source, adapter)}.items():
+        model = api.load(weights, adapter=lora)
+        for number, audio in enumerate(model.generate(texts, seconds=seconds, seed=tuning.seed), 1):
+            audio = loudness.normalized(audio, model.sample_rate, _LOUDNESS)
+            audio_files.write(clips / f"{number} {name}.wav", audio, model.sample_rate)

@@ -1,10 +1,11 @@
-"""What a run reads besides its settings, told apart by hashes: it goes on with the same, or not at all."""
+"""The inputs of a run by their hashes: a run goes on only with the corpora and weights that it started with."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mgjax.data.corpus import Corpus
 from mgjax.errors import ConfigError
@@ -12,11 +13,11 @@ from mgjax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run reads.
+    """The inputs of a run.
 
     Attributes:
-      hashes: Of each input by its name; of a corpus one for each shard.
-      may_grow: Whether corpora may have more shards than they had, behind those that they had.
+      hashes: The hash of each input by its name; of a corpus, a hash for each shard.
+      may_grow: Whether shards may have been appended to corpora.
     """
 
     hashes: Mapping[str, str | list[str]]
@@ -24,22 +25,21 @@ class Inputs:
 
     @classmethod
     def of(cls, corpora: Iterable[Corpus], may_grow: bool, **hashes: str | None) -> Inputs:
-        """Those of a run that reads `corpora`, and what these hashes are of."""
-        found = {f"{corpus.split} split of {corpus.directory}": corpus.hashes() for corpus in corpora}
-        return cls(found | {name: value for name, value in hashes.items() if value}, may_grow)
+        """The inputs of a run that reads `corpora`, and weights with these `hashes`."""
+        inputs: dict[str, Any] = {f"{corpus.split} split of {corpus.directory}": corpus.hashes() for corpus in corpora}
+        return cls(inputs | {name: value for name, value in hashes.items() if value}, may_grow)
 
     def check(self, before: Mapping[str, str | list[str]] | None, workdir: Path) -> str:
-        """What is to be said where a run in `workdir` goes on that was begun with `before` (None if that is not known).
+        """Compares with the inputs that the run in `workdir` started with, and returns a remark to log, or "".
 
         Raises:
-          ConfigError: It was begun with something else.
+          ConfigError: It started with other inputs.
         """
         if before is None:
             return ", which says nothing of what it was begun with: corpora and weights are not compared"
         shared = sorted(set(before) & set(self.hashes))
         differing = [name for name in shared if before[name] != self.hashes[name]]
-        now = {name: self.hashes[name] for name in differing}
-        grown = [name for name in now if isinstance(now[name], list) and now[name][: len(before[name])] == before[name]]
+        grown = [name for name in differing if _has_grown(before[name], self.hashes[name])]
         others = [name for name in differing if name not in grown]
         if others:
             raise ConfigError(
@@ -52,6 +52,10 @@ class Inputs:
                 "data.may_grow to go on with all that is there now, or give another folder"
             )
         return "".join(f"; the {name} has grown" for name in grown)
+
+
+def _has_grown(before: str | list[str], now: str | list[str]) -> bool:
+    return isinstance(now, list) and now[: len(before)] == before
 
 
 NONE = Inputs({})

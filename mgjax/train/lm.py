@@ -20,7 +20,8 @@ from mgjax.conditioning.condition import Condition
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config.model import LMConfig
 from mgjax.data.conditions import BatchConditions
-from mgjax.data.corpus import SPLITS, Corpus
+from mgjax.data.corpus import Corpus
+from mgjax.data.description import SPLITS
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError

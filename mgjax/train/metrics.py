@@ -1,4 +1,4 @@
-"""What a run reports: numbers that are averaged over batches, and sounds to listen to."""
+"""Metrics of a run, which are accumulated over batches, and sounds to listen to."""
 
 from __future__ import annotations
 
@@ -12,48 +12,50 @@ from jaxtyping import Array, Bool, Float
 
 @flax.struct.dataclass
 class Mean:
-    """A mean in two parts that can be summed over batches, so that rows count alike whatever batch they are in."""
+    """A mean as a total and a count, which can be summed over batches so that all rows have equal weight."""
 
     total: Float[Array, ""]
     count: Float[Array, ""]
 
     @classmethod
     def of(cls, values: Float[Array, "..."], where: Bool[Array, "..."] | None = None) -> Mean:
-        """The mean of `values`, of those alone where `where` (of the same shape) is True."""
+        """The mean of `values`, or of those where the mask `where` (of the same shape) is True."""
         if where is None:
             where = jnp.ones(values.shape, bool)
         total = jnp.sum(jnp.where(where, values.astype(jnp.float32), 0.0))
         return cls(total, jnp.sum(where, dtype=jnp.float32))
 
     def value(self) -> float | None:
-        """The mean; None of nothing."""
+        """The mean; None if the count is 0."""
         return float(self.total / self.count) if self.count > 0 else None
 
 
 @flax.struct.dataclass
 class CrossEntropy:
-    """Cross-entropies in nats, summed over batches. The value is the mean over the codebooks of their means."""
+    """Cross-entropies of the codebooks in nats, summed over batches."""
 
     sums: Float[Array, " k"]
     counts: Float[Array, " k"]
 
     def value(self) -> float:
+        """The mean over the codebooks of their mean cross-entropies."""
         return float(np.mean(self.sums / np.maximum(self.counts, 1.0)))
 
 
 @flax.struct.dataclass
 class Perplexity:
-    """The exponential of a mean cross-entropy in nats, whose total and count are summed over batches."""
+    """The exponential of a mean cross-entropy in nats, as a total and a count that are summed over batches."""
 
     total: Float[Array, ""]
     count: Float[Array, ""]
 
     def value(self) -> float | None:
+        """The perplexity; None if the count is 0."""
         return float(np.exp(self.total / self.count)) if self.count > 0 else None
 
 
 class Sound(NamedTuple):
-    """Audio float32 [n, c] from -1 to 1, and its samples per second."""
+    """Audio float32 [n, c] from -1 to 1, and its sample rate in hertz."""
 
     audio: Float[np.ndarray, "n c"]
     sample_rate: int

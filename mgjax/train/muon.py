@@ -1,7 +1,7 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): updates of orthogonalised momentum.
+"""The parameters that Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) trains: hidden matrices.
 
-A matrix moves equally far in all directions in which its gradient points, rather than mostly in the few strongest. It
-is for matrices between hidden states; Adam takes the rest.
+Muon orthogonalises the momentum, so that a matrix is updated equally in all directions of its gradient. It is for
+matrices between hidden states; Adam takes the rest.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import optax
 from jaxtyping import Array, Float
+from optax.contrib import MuonDimensionNumbers
 
 from mgjax.lm.matrices import matrix
 
-Axes = optax.contrib.MuonDimensionNumbers
-
 
 def matrices(params: Any) -> Any:
-    """What Muon takes: the kernels of the language model's layers. The axes of each as a matrix, None for all else."""
+    """The axes of each kernel of the language model's layers as a matrix, for Muon; None for all other parameters."""
 
-    def axes(path: tuple[Any, ...], leaf: Float[Array, "..."]) -> Axes | None:
+    def axes(path: tuple[Any, ...], leaf: Float[Array, "..."]) -> MuonDimensionNumbers | None:
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         if names[:1] != ["lm"] or names[-1] != "kernel" or not names[1].startswith("layer"):
             return None
-        found = matrix(tuple(names[1:]))
-        return Axes(*(tuple(axis + leaf.ndim for axis in axes) for axes in found))
+        sides = matrix(tuple(names[1:]))
+        assert sides is not None, "every kernel of a layer is a matrix"
+        return MuonDimensionNumbers(*(tuple(axis + leaf.ndim for axis in side) for side in sides))
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,4 +1,4 @@
-"""Runs as ml_collections ConfigDicts, which the command line overrides, and back as the dataclasses that code reads."""
+"""Converts runs between dataclasses, which the code reads, and ml_collections ConfigDicts, which flags override."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ Run = TypeVar("Run")
 
 
 def to_config_dict(run: Any) -> ConfigDict:
-    """Every setting of the dataclass `run` as a ConfigDict, locked: an unknown key is an error.
+    """The dataclass `run` as a locked ConfigDict, to which no keys can be added.
 
-    A setting that is None keeps the type that its annotation names, so that the command line can set it.
+    A setting that is None has the type of its annotation, so that flags can set it.
     """
     values = {}
     for name, hint in typing.get_type_hints(type(run)).items():
         value = getattr(run, name)
         if dataclasses.is_dataclass(value):
             value = to_config_dict(value)
-        elif isinstance(hint, types.UnionType) and typing.get_origin(_given(hint)) is None:
-            kind = ConfigDict if dataclasses.is_dataclass(_given(hint)) else _given(hint)
+        elif isinstance(hint, types.UnionType) and typing.get_origin(_not_none(hint)) is None:
+            kind = ConfigDict if dataclasses.is_dataclass(_not_none(hint)) else _not_none(hint)
             value = config_dict.placeholder(kind) if value is None else value
         values[name] = value
     return ConfigDict(values).lock()
 
 
 def from_config_dict(cls: type[Run], config: ConfigDict) -> Run:
-    """The `cls` that `config` describes.
+    """The dataclass `cls` from `config`, the inverse of `to_config_dict`.
 
     Raises:
-      ConfigError: A key is unknown, or a value does not fit; the message names the path to it.
+      ConfigError: A key is unknown, or a value is invalid; the message has the path to it.
     """
     return from_dict(cls, config.to_dict(), "config")
 
@@ -72,7 +72,7 @@ def _config_dict(file: str, settings: list[str]) -> ConfigDict:
                 raise ConfigError(f"there is no setting {name}; the nearest names are {', '.join(near) or known}")
         return _parsed([*words, *settings])
     except (flags.Error, OSError, SyntaxError, AttributeError) as error:
-        # It may hold a whole traceback of the file, whose last line says what is wrong.
+        # The message may be a traceback of the file, whose last line is the error.
         raise ConfigError(str(error).strip().splitlines()[-1].strip()) from error
 
 
@@ -96,14 +96,14 @@ def _with_underscores(setting: str) -> str:
 
 
 def _names(config: ConfigDict) -> list[str]:
-    """The settings by their paths, such as "loop.steps"."""
-    found = []
+    """The paths of all settings, such as "loop.steps"."""
+    names = []
     for name, value in config.items():
         inner = _names(value) if isinstance(value, ConfigDict) else []
-        found += [name, *(f"{name}.{one}" for one in inner)]
-    return found
+        names += [name, *(f"{name}.{path}" for path in inner)]
+    return names
 
 
-def _given(hint: types.UnionType) -> Any:
-    """What a setting is where it is not None."""
+def _not_none(hint: types.UnionType) -> Any:
+    """The first type of a union apart from None."""
     return next(option for option in typing.get_args(hint) if option is not types.NoneType)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: lines at the terminal, `metrics.jsonl`, and TensorBoard's curves."""
+"""Reports a run at the terminal, in `metrics.jsonl` and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from mgjax.train.metrics import Sound
 
 
 class Report:
-    """Everything that a run tells, apart from errors.
+    """The report of a run; process 0 writes it.
 
     Args:
-      name: What is trained.
-      workdir: Where `metrics.jsonl` and the folder `tensorboard` are.
-      step: The updates that were done before. Lines of later ones, of a process that was killed, are dropped.
-      steps: The updates of the whole run.
+      name: The name of the task.
+      workdir: The folder for `metrics.jsonl` and the folder `tensorboard`.
+      step: The training step to go on from. Lines of a killed process about later ones are dropped.
+      steps: The training steps of the whole run.
     """
 
     def __init__(self, name: str, workdir: Path, step: int, steps: int):
-        self._steps, self._rows, self._flops = steps, 0, None
-        self._writes = jax.process_index() == 0  # the others know the same
+        self._steps, self._rows = steps, 0
+        self._flops: tuple[float, float] | None = None
+        self._writes = jax.process_index() == 0
         self._clock = _Clock(step)
         if self._writes:
             self._lines = _Lines(workdir / "metrics.jsonl", step)
@@ -36,57 +37,58 @@ class Report:
             self._terminal = _Terminal(name, step, steps)
 
     def work(self, rows: int, flops: tuple[float, float] | None) -> None:
-        """Says what an update is.
+        """Sets the work of a training step, which speed and utilisation are computed from.
 
         Args:
-          rows: The rows of its batch, of all processes together.
-          flops: The operations that it takes on one device, and that a device can do in a second; None where either is
-            not known.
+          rows: The global batch size.
+          flops: The operations of a step on one device, and those that a device can do per second; None if either is
+            unknown.
         """
         self._rows, self._flops = rows, flops
 
     def trained(self, step: int, values: Mapping[str, float] | None) -> None:
-        """Says that `step` updates are done, and with which metrics where they are to be written down."""
+        """Reports `step` finished training steps, and writes `values` if they are to be logged."""
         self._clock.reach(step)
         if not self._writes:
             return
-        told = ""
+        summary = ""
         if values is not None:
             speed = self._speed()
             self._lines.add(step, "train", values, speed)
             self._board.curves(step, {f"train/{name}": value for name, value in {**values, **speed}.items()})
-            told = self._tell(step, values, speed)
-        self._terminal.reach(step, told)
+            summary = self._summary(step, values, speed)
+        self._terminal.reach(step, summary)
 
     def validated(self, step: int, values: Mapping[str, float], best: str) -> None:
-        """Writes down the metrics of a validation, and says that named `best`."""
+        """Writes the metrics of a validation, and prints the one that is called `best`."""
         if self._writes:
             self._lines.add(step, "valid", values, {})
             self._board.curves(step, {f"valid/{name}": value for name, value in values.items()})
             self._terminal.say(f"step {step}: {best} {values[best]:.4g} on the validation split")
 
     def sounds(self, step: int, sounds: Mapping[str, Sound]) -> None:
-        """Writes sounds for TensorBoard."""
+        """Writes sounds to TensorBoard."""
         if self._writes:
             self._board.sounds(step, sounds)
 
     def say(self, message: str) -> None:
-        """One line at the terminal."""
+        """Prints a line at the terminal."""
         if self._writes:
             self._terminal.say(message)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done in here does not count as time of training."""
+        """Excludes its block from the time of training."""
         with self._clock.aside():
             yield
 
     def sync(self) -> None:
-        """Puts the lines on the disk, so that a checkpoint that follows is never ahead of them."""
+        """Flushes `metrics.jsonl` to disk, so that no checkpoint is ahead of it."""
         if self._writes:
             self._lines.sync()
 
     def close(self) -> None:
+        """Closes the bar and all files."""
         if self._writes:
             self._terminal.close()
             self._lines.close()
@@ -101,7 +103,7 @@ class Report:
             speed["utilization"] = self._flops[0] / seconds / self._flops[1]
         return speed
 
-    def _tell(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> str:
+    def _summary(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> str:
         parts = [f"loss {values['loss']:.4g}"] if "loss" in values else []
         if "examples_per_second" in speed:
             parts.append(f"{speed['examples_per_second']:.4g} examples/s")
@@ -114,10 +116,12 @@ class Report:
 
 
 class _Clock:
-    """Seconds per update, apart from what is done aside. The first update counts for nothing: it compiles."""
+    """Measures seconds per training step. The first step of the process, which compiles, does not count."""
 
     def __init__(self, step: int):
-        self._step, self._first, self._lap = step, None, None
+        self._step = step
+        self._first: tuple[int, float] | None = None  # step and time
+        self._lap: tuple[int, float] | None = None
 
     def reach(self, step: int) -> None:
         self._step = step
@@ -134,28 +138,29 @@ class _Clock:
                 self._lap = (self._lap[0], self._lap[1] + time.monotonic() - before)
 
     def lap(self) -> float | None:
-        """Seconds per update since the last call; None where there was none since."""
-        seconds, self._lap = _each(self._lap, self._step), (self._step, time.monotonic())
+        """Seconds per step since the last call; None if there was no step since."""
+        seconds, self._lap = self._seconds_since(self._lap), (self._step, time.monotonic())
         return seconds
 
     def average(self) -> float | None:
-        """Seconds per update since the beginning, all that is done aside included."""
-        return _each(self._first, self._step)
+        """Seconds per step since the first one, validations and checkpoints included."""
+        return self._seconds_since(self._first)
 
-
-def _each(since: tuple[int, float], step: int) -> float | None:
-    return (time.monotonic() - since[1]) / (step - since[0]) if step > since[0] else None
+    def _seconds_since(self, start: tuple[int, float] | None) -> float | None:
+        if start is None or self._step <= start[0]:
+            return None
+        return (time.monotonic() - start[1]) / (self._step - start[0])
 
 
 class _Lines:
-    """`metrics.jsonl`: one object a line, with step, split, values, and apart from them whatever depends on time."""
+    """`metrics.jsonl`: an object per line, with step, split and values, and in "clock" all that depends on time."""
 
     def __init__(self, path: Path, step: int):
         self._file = path.open("a+b")
         self._file.seek(0)
         end = 0
         for line in self._file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:  # torn, or of a time that is lived again
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:  # incomplete, or about to be repeated
                 break
             end += len(line)
         self._file.truncate(end)
@@ -173,20 +178,20 @@ class _Lines:
 
 
 class _Terminal:
-    """A bar where somebody watches, else a line for each report."""
+    """A progress bar at a terminal, and lines elsewhere."""
 
     def __init__(self, name: str, step: int, steps: int):
         from tqdm import tqdm
 
-        self._name, self._steps, self._watched = name, steps, sys.stderr.isatty()
+        self._name, self._steps, self._is_terminal = name, steps, sys.stderr.isatty()
         form = "{desc}: {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}{postfix}]"
-        self._bar = tqdm(desc=name, initial=step, total=steps, disable=not self._watched, bar_format=form)
+        self._bar = tqdm(desc=name, initial=step, total=steps, disable=not self._is_terminal, bar_format=form)
 
-    def reach(self, step: int, told: str) -> None:
-        if told and self._watched:
-            self._bar.set_postfix_str(told, refresh=False)
-        elif told:
-            self.say(f"{self._name}: step {step} of {self._steps}, {told}")
+    def reach(self, step: int, summary: str) -> None:
+        if summary and self._is_terminal:
+            self._bar.set_postfix_str(summary, refresh=False)
+        elif summary:
+            self.say(f"{self._name}: step {step} of {self._steps}, {summary}")
         self._bar.update(step - self._bar.n)
 
     def say(self, message: str) -> None:

@@ -1,10 +1,10 @@
-"""The checkpoints of a run: the whole state and the position in the data, kept together, on any mesh.
+"""Checkpoints of a run: the training state with the position in the data, on any mesh.
 
-A run's directory holds `config.json`, what the run is, and `checkpoints/<step>/`, each written beside its place and
-renamed to it once it is complete. A process that is killed at any moment leaves the checkpoints before it as they were.
+A run's directory holds `config.json`, the settings of the run, and `checkpoints/<step>/`, each written to a temporary
+folder and renamed once it is complete, so that a killed process leaves the earlier checkpoints intact.
 
-All hosts write their own parts of a checkpoint at once, and read what their devices hold, into and out of one directory
-that all of them see. Which checkpoint is read is for the first of them to say: the others may see an older listing.
+All hosts write their own shards of a checkpoint, and read those of their devices, in one shared directory. Process 0
+decides which checkpoint is read, as others may see an older listing of the directory.
 """
 
 from __future__ import annotations
@@ -32,31 +32,30 @@ from mgjax.train.state import TrainState
 
 log = logging.getLogger("mgjax")
 
-# What went wrong with the machine, not with a checkpoint: an older checkpoint would not help. Of damaged ones, orbax
-# makes errors of any kind, bare `Exception` among them.
+# Errors that an older checkpoint would not help against. For damaged ones, orbax raises errors of any kind, bare
+# `Exception` among them.
 _NOT_DAMAGE = (ConfigError, ImportError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held: the state after `step` updates, and what `get_state` of the data said then; and what the
-    run was begun with, None where an older version wrote it."""
+    """The content of a checkpoint."""
 
     step: int
     state: TrainState
-    position: Any
-    inputs: dict[str, Any] | None = None
+    position: Any  # `get_state` of the data iterator
+    inputs: dict[str, Any] | None = None  # that the run started with; None in checkpoints of older versions
 
 
 class Checkpoints:
-    """The checkpoints in a directory, written in the background while training goes on.
+    """The checkpoints in a directory, which are written in the background.
 
     Args:
-      directory: Where they are; it is made where it is missing.
-      best: The validation metric that says which checkpoint is best, and whether its "min" or its "max" is.
-      keep_last: The newest ones that are kept.
-      keep_best: The best ones that are kept besides.
-      inputs: Is kept in each, as JSON can hold it.
+      directory: Their folder, which is created if missing.
+      best: The validation metric by which the best checkpoint is chosen, and whether "min" or "max" is best.
+      keep_last: The number of newest checkpoints to keep.
+      keep_best: The number of best checkpoints to keep in addition.
+      inputs: JSON values to store in each.
     """
 
     def __init__(
@@ -72,31 +71,31 @@ class Checkpoints:
         self._metric, self._sign = best[0], {"min": -1.0, "max": 1.0}[best[1]]
         self._keep_last, self._keep_best = keep_last, keep_best
         self._open()
-        self._merits = {step: self._read_merit(step) for step in self.steps()}
+        self._scores = {step: self._read_score(step) for step in self.steps()}
 
     def save(self, step: int, state: TrainState, position: Any, metrics: Mapping[str, float]) -> None:
-        """Begins to write a checkpoint; returns once the arrays are copied, so that they may be donated.
+        """Starts to write a checkpoint; returns once the arrays are copied, so that they may be donated.
 
         Args:
-          step: The updates that are done; there is no checkpoint of it yet.
-          state: The state after them.
-          position: What `get_state` of the data says after the last batch of them, as JSON can hold it.
-          metrics: Of the validation of this very state; empty where there was none.
+          step: The training steps that are done; there must be no checkpoint of it yet.
+          state: The training state after them.
+          position: `get_state` of the data iterator after them, as JSON values.
+          metrics: The metrics of a validation of this state; empty where there was none.
 
         Raises:
-          OSError: This checkpoint, or the one before in the background, could not be written.
+          OSError: This checkpoint, or the previous one in the background, could not be written.
         """
         record = {"position": position, "metrics": dict(metrics), "checksum": int(_checksum(state))}
         record["inputs"] = self._inputs
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record))
-        self._merits[step] = self._merit(metrics)
+        self._scores[step] = self._score(metrics)
         try:
             self._manager.save(step, args=items)
         except Exception as error:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Returns when all checkpoints are written.
+        """Waits until all checkpoints are written.
 
         Raises:
           OSError: One could not be written.
@@ -107,33 +106,32 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are on the disk, complete, in order."""
+        """The steps of the complete checkpoints on disk, in order."""
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
     def best(self) -> int | None:
         """The step of the best checkpoint, the first of equals; None where none was validated."""
-        validated = [step for step in self.steps() if self._merits[step] > -math.inf]
-        return next(iter(_as_the_first_has(sorted(validated, key=self._merits.get, reverse=True)[:1])), None)
+        return next(iter(_of_process_0(self._best_first(self.steps())[:1])), None)
 
     def latest(self, like: TrainState) -> Restored | None:
-        """What the newest checkpoint that can be read holds; None where there are no checkpoints.
+        """Restores the newest checkpoint that can be read; None where there are no checkpoints.
 
-        Newer ones that cannot be read are told of and renamed to "broken-<step>".
+        Newer ones that cannot be read are logged, and renamed to "broken-<step>".
 
         Args:
-          like: The shapes, types and shardings (`jax.ShapeDtypeStruct`) that the state is to have.
+          like: The shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of the state.
 
         Raises:
           ConfigError: They are of another model.
           CheckpointError: None can be read.
         """
         broken = []
-        for step in reversed(_as_the_first_has(self.steps())):
+        for step in reversed(_of_process_0(self.steps())):
             try:
                 restored = self.restore(step, like)
             except _NOT_DAMAGE:
                 raise
-            except Exception as error:  # what a damaged file makes of its reader, which has many kinds of errors
+            except Exception as error:  # damaged files raise errors of many kinds
                 log.warning("%s cannot be read (%s)", self._directory / str(step), _first_line(error))
                 broken.append(step)
             else:
@@ -146,23 +144,24 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, like: TrainState) -> Restored:
-        """What the checkpoint of `step` holds; see `latest`.
+        """Restores the checkpoint of `step`; the arguments are those of `latest`.
 
         Raises:
           ConfigError: It is of another model.
           Exception: It is damaged.
         """
-        failure, state, record = None, None, None
+        content: tuple[TrainState, dict[str, Any]] | Exception
         try:
-            state, record = self._read(step, like)
+            content = self._read(step, like)
         except Exception as error:
-            failure = error
-        # What one process cannot read, none goes on from. Orbax's manager would wait here for the one that failed.
-        failures = multihost_utils.process_allgather(np.array(failure is not None))
-        if failure is not None:
-            raise failure
+            content = error
+        # If one process cannot read it, all fail. Orbax's manager would wait here for the one that failed.
+        failures = multihost_utils.process_allgather(np.array(isinstance(content, Exception)))
+        if isinstance(content, Exception):
+            raise content
         if np.any(failures):
             raise CheckpointError(f"{self._directory / str(step)}: process {np.argmax(failures)} cannot read its part")
+        state, record = content
         if int(_checksum(state)) != record["checksum"]:
             raise CheckpointError(f"{self._directory / str(step)}: the numbers are not those that were written")
         return Restored(step, state, record["position"], record.get("inputs"))
@@ -175,7 +174,7 @@ class Checkpoints:
             self._manager.close()
 
     def _open(self) -> None:
-        # Cutting replicated arrays up among their devices compiles a program for each; only large ones are worth it.
+        # Splitting the writing of a replicated array compiles a program for it, which only large ones are worth.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
         types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         self._state = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
@@ -189,38 +188,43 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=handlers)
 
     def _keep(self, steps: Sequence[int]) -> set[int]:
-        best = sorted((step for step in steps if self._merits[step] > -math.inf), key=lambda step: -self._merits[step])
-        return {*sorted(steps)[-self._keep_last :], *best[: self._keep_best]}
+        """Of these steps, the ones whose checkpoints are kept."""
+        return {*sorted(steps)[-self._keep_last :], *self._best_first(steps)[: self._keep_best]}
 
-    def _merit(self, metrics: Mapping[str, float]) -> float:
+    def _best_first(self, steps: Sequence[int]) -> list[int]:
+        """The validated ones of `steps`, the best first."""
+        validated = [step for step in steps if self._scores[step] > -math.inf]
+        return sorted(validated, key=lambda step: -self._scores[step])
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """The higher, the better; minus infinity without a validation."""
         return self._sign * metrics[self._metric] if metrics else -math.inf
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The arrays of a checkpoint, and what is recorded of it, without a word to other processes."""
+        """The arrays and the record of a checkpoint, without communication between processes."""
         self._check(step, like)
         arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
         folder = self._directory / str(step)
         return self._state.restore(folder / "state", args=arrays), self._record.restore(folder / "record")
 
-    def _read_merit(self, step: int) -> float:
+    def _read_score(self, step: int) -> float:
         try:
-            return self._merit(self._record.restore(self._directory / str(step) / "record")["metrics"])
+            return self._score(self._record.restore(self._directory / str(step) / "record")["metrics"])
         except (LookupError, OSError, TypeError, ValueError):  # damaged, or half deleted when the process was killed
             return -math.inf
 
     def _check(self, step: int, like: TrainState) -> None:
-        """Whether the checkpoint has the arrays of `like`."""
-        found = _shapes(self._manager.item_metadata(step)["state"].tree)
-        wanted = _shapes(like)
-        if found != wanted:
-            differing = sorted(path for path in found | wanted if found.get(path) != wanted.get(path))
+        """Raises ConfigError unless the checkpoint has the arrays of `like`."""
+        stored, expected = _shapes(self._manager.item_metadata(step)["state"].tree), _shapes(like)
+        if stored != expected:
+            differing = sorted(path for path in stored | expected if stored.get(path) != expected.get(path))
             raise ConfigError(
                 f"{self._directory / str(step)}: has other arrays than this model and optimiser; different are "
                 f"{', '.join(differing[:6])}. Give another folder, or the settings and the version that it began with"
             )
 
     def _set_aside(self, steps: Sequence[int]) -> None:
-        """Renames checkpoints that cannot be read, so that new ones can take their places."""
+        """Renames unreadable checkpoints, so that new ones can have their names."""
         if not steps:
             return
         self._manager.close()
@@ -241,33 +245,34 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept(PreservationPolicy):
-    """Which checkpoints orbax does not delete: those whose steps `keep` gives of all steps."""
+    """The policy of orbax by which checkpoints are deleted unless their steps are in `keep(steps)`."""
 
     keep: Callable[[Sequence[int]], set[int]]
 
     def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: Any) -> Sequence[bool]:
+        """Whether each of the checkpoints is kept."""
         kept = self.keep([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _as_the_first_has(steps: list[int]) -> list[int]:
-    """What the first process calls this with, on all of them."""
+def _of_process_0(steps: list[int]) -> list[int]:
+    """The `steps` of process 0, on all processes."""
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-    mine = np.array(steps if jax.process_index() == 0 else [0] * count, np.int32)
-    return multihost_utils.broadcast_one_to_all(mine).tolist()
+    own = np.array(steps if jax.process_index() == 0 else [0] * count, np.int32)
+    return multihost_utils.broadcast_one_to_all(own).tolist()
 
 
 def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
-    """Raises ConfigError where `write_run` has written other settings to `path` than those of the dataclass `run`.
+    """Raises ConfigError if `write_run` stored other settings at `path` than those of the dataclass `run`.
 
-    Settings whose paths, such as "loop.log_every", are in `may_change` may differ.
+    Settings in `may_change`, such as "loop.log_every", may differ.
     """
-    theirs, ours = _flat(files.read_json(path, error=ConfigError)), _flat(_plain(run))
-    differing = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key) and key not in may_change)
+    stored, current = _flat(files.read_json(path, error=ConfigError)), _flat(_plain(run))
+    differing = sorted(key for key in stored | current if stored.get(key) != current.get(key) and key not in may_change)
     if differing:
-        said = ", ".join(f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here" for key in differing[:6])
+        listed = ", ".join(f"{key} is {stored.get(key)!r} there and {current.get(key)!r} here" for key in differing[:6])
         raise ConfigError(
-            f"{path.parent} holds a run with other settings: {said}. Give another folder, or the settings in {path}"
+            f"{path.parent} holds a run with other settings: {listed}. Give another folder, or the settings in {path}"
         )
 
 
@@ -277,7 +282,7 @@ def write_run(path: Path, run: Any) -> None:
 
 
 def _plain(run: Any) -> Any:
-    """The settings as JSON gives them back."""
+    """The settings after a round trip through JSON."""
     return json.loads(json.dumps(dataclasses.asdict(run)))
 
 
@@ -291,7 +296,7 @@ def _flat(settings: Any, path: str = "") -> dict[str, Any]:
 
 @jax.jit
 def _checksum(state: TrainState) -> UInt32[Array, ""]:
-    """The sum of all bits of all numbers, by words: the same however the arrays lie on devices."""
+    """The sum of all arrays as unsigned integers, which does not depend on their sharding."""
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(state):
         bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
@@ -300,8 +305,8 @@ def _checksum(state: TrainState) -> UInt32[Array, ""]:
     return total
 
 
-def _shapes(tree: Any) -> dict[str, tuple]:
-    """The shapes and types of a tree's arrays by their paths, of metadata and of arrays alike."""
+def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shapes and dtypes of a tree's arrays (or of their metadata) by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
 

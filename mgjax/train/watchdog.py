@@ -1,5 +1,4 @@
-"""Ends a process that hangs, so that whoever started it can start it again, and says where it hung; tells what a start
-that takes long is waiting for."""
+"""Ends a process that hangs, with the stacks of its threads, so that it can be started again."""
 
 from __future__ import annotations
 
@@ -14,47 +13,50 @@ from typing import Any
 
 log = logging.getLogger("mgjax")
 
-_PATIENCE = 60.0  # seconds until it is said for the first time what takes so long; then twice as many, and so on
+_FIRST_WARNING = 60.0  # seconds until the first warning about something slow; each pause is twice the one before
 
 
 class Watchdog(contextlib.AbstractContextManager):
-    """Within its block, `again` has to be called every `seconds`, or the stacks of all threads are written to stderr
-    and the process ends with status 1. It works where Python itself is stuck in a call that never returns.
+    """Ends the process with status 1 unless `again` is called every `seconds` within its block.
+
+    The stacks of all threads are written to stderr before. It works even where Python is stuck in a call that never
+    returns.
 
     Args:
-      seconds: 0 for no watch.
+      seconds: The timeout; 0 for none.
     """
 
     def __init__(self, seconds: float):
-        self._seconds = seconds if sys.__stderr__ is not None else 0
+        self._seconds = seconds
 
     def again(self) -> None:
-        """Says that the process is alive; the first call begins the watch."""
-        if self._seconds:
+        """Restarts the timeout; the first call starts it."""
+        if self._seconds and sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
 
     @contextlib.contextmanager
     def waiting(self, what: str, *, may_last: bool = False) -> Iterator[None]:
-        """Says now and then, as long as its block runs, that the process is still `what` ("reading the first batch").
+        """Warns at growing intervals while its block runs: "still {what}, after 60 s".
 
         Args:
-          may_last: That it may take longer than `seconds`, as downloads and compiling do.
+          what: What is being done, such as "reading the first batch".
+          may_last: Whether it may take longer than the timeout, as downloads and compiling do.
         """
-        over, begun = threading.Event(), time.monotonic()
+        done, start = threading.Event(), time.monotonic()
 
-        def tell() -> None:
-            pause = _PATIENCE
-            while not over.wait(pause):
+        def warn() -> None:
+            pause = _FIRST_WARNING
+            while not done.wait(pause):
                 pause *= 2
-                log.warning("still %s, after %.0f s", what, time.monotonic() - begun)
+                log.warning("still %s, after %.0f s", what, time.monotonic() - start)
 
         self.__exit__() if may_last else self.again()
-        thread = threading.Thread(target=tell, daemon=True)
+        thread = threading.Thread(target=warn, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            done.set()
             thread.join()
 
     def __exit__(self, *_: Any) -> None:

@@ -331,9 +331,9 @@ def test_sound_beyond_full_scale(tmp_path):
         read(tmp_path / "quiet.wav")
         with pytest.raises(ValueError, match=r"huge\.wav: has a peak of 29\d\d\d.*divide it by"):
             read(tmp_path / "huge.wav")
-        with pytest.warns(UserWarning, match=r"loud\.wav: has a peak of 1\.8") as told:
+        with pytest.warns(UserWarning, match=r"loud\.wav: has a peak of 1\.8") as caught:
             found, _ = read(tmp_path / "loud.wav")
-        assert len(told) == 1
+        assert len(caught) == 1
         assert np.abs(found).max() > 1.79
     with pytest.raises(ValueError, match=r"the audio for .*has a peak of"):
         audio_files.write(tmp_path / "a.wav", sound, 32_000)
@@ -357,9 +357,9 @@ def test_surround_is_mixed_down_as_the_standard_has_it(tmp_path):
     soundfile.write(tmp_path / "a.wav", sound, 8000, subtype="FLOAT")
     half = np.sqrt(0.5)
     expected = np.array([[1, 0], [0, 1], [half, half], [0, 0], [half, 0], [0, half]]) / (1 + 2 * half)
-    with pytest.warns(UserWarning, match=r"a\.wav: 6 channels are mixed down to 2") as told:
+    with pytest.warns(UserWarning, match=r"a\.wav: 6 channels are mixed down to 2") as caught:
         stereo = np.concatenate(list(audio_files.blocks(tmp_path / "a.wav", 0.1, channels=2)))
-    assert len(told) == 1
+    assert len(caught) == 1
     np.testing.assert_allclose(stereo[::2000], expected, atol=1e-7)
     with pytest.warns(UserWarning, match="6 channels are mixed down to 1"):
         np.testing.assert_allclose(to_channels(sound, 1)[::2000, 0], expected.mean(axis=1), atol=1e-7)

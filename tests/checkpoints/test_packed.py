@@ -65,7 +65,7 @@ def test_int8_keeps_what_stands_out():
     assert np.abs(found - array).max() < 5
 
 
-def test_scales_that_are_missing_are_told():
+def test_scales_that_are_missing_are_reported():
     array = np.ones((8, 16), np.float32)
     packed = compact.pack({"lm/kernel": Tensor(array.shape, array.dtype, "file", lambda: array)}, "int8")
     scale = packed["lm/kernel:scale"]

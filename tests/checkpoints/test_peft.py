@@ -102,13 +102,13 @@ def test_adapters_of_peft_are_read(theirs, tmp_path):
         ({"lora_alpha": -1}, "alpha must be above 0"),
     ],
 )
-def test_adapters_that_are_not_supported_are_told(folder, changes, message):
+def test_adapters_that_are_not_supported_are_reported(folder, changes, message):
     change(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         files.read(folder, DEBUG.lm)
 
 
-def test_what_would_be_left_out_is_told(folder):
+def test_what_would_be_left_out_is_reported(folder):
     tensors = load_file(folder / files.WEIGHTS)
     extra = {"base_model.model.text_encoder.block.0.q.lora_A.weight": np.zeros((4, 8), np.float32)}
     save_file(tensors | extra, folder / files.WEIGHTS)

@@ -180,7 +180,7 @@ def test_paths_that_no_file_can_have_are_left_out(folder, tmp_path):
     assert len(report.skipped) == 4
 
 
-def test_the_loser_of_two_builds_is_told(folder, tmp_path):
+def test_the_loser_of_two_builds_is_reported(folder, tmp_path):
     with claims.claimed(tmp_path), pytest.raises(FileExistsError, match="another run is at work in it"):
         _build(folder, tmp_path)
 
@@ -390,7 +390,7 @@ def test_all_music_is_found_and_each_folder_once(tmp_path, monkeypatch):
     }
 
 
-def test_folders_that_cannot_be_read_are_told_of(tmp_path, monkeypatch):
+def test_folders_that_cannot_be_read_are_reported(tmp_path, monkeypatch):
     _write(tmp_path / "a.wav", 4000, 1, 2)
     (tmp_path / "shut").mkdir()
     scan = os.scandir
@@ -688,7 +688,7 @@ def test_a_corpus_is_replaced_only_on_request(folder, songs, tmp_path, monkeypat
             _build(folder, tmp_path / "other", **options)
 
 
-def test_workers_that_fail_are_told_of(tmp_path, monkeypatch):
+def test_workers_that_fail_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_run_process", lambda make, jobs, workers, log: log.write_text("a\nno space\n"))
     _write(tmp_path / "a.wav", 4000, 1, 2)
     with pytest.raises(CorpusError, match=r"the workers failed: no space. All they said is in .*workers.log"):

@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 
 from mgjax.audio.metadata import Metadata
 from mgjax.data import corpus_writing, records
-from mgjax.data.corpus import Corpus, CorpusError, Description, describe_audio, shard_path
+from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import Description, describe_audio, shard_path
 
 RATE = 1000  # a record holds 2000 samples
 LENGTHS = [1, 1999, 2000, 2001, 7345]
@@ -238,7 +239,7 @@ def test_a_hostile_corpus_is_not_opened(copy, damage):
         Corpus.open(copy)
 
 
-def test_a_name_that_is_none_is_told(copy):
+def test_a_name_that_is_none_is_reported(copy):
     for directory, split in ((f"{copy}\0", "train"), (copy, "/"), (copy, "a\0b")):
         with pytest.raises(CorpusError):
             Corpus.open(directory, split)

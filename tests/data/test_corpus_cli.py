@@ -12,9 +12,10 @@ from mgjax.audio import files as audio_files
 from mgjax.audio.metadata import Metadata
 from mgjax.data import build, corpus_writing, processes, tokenize
 from mgjax.data.assembly import Report
-from mgjax.data.corpus import Corpus, Description, describe_audio
+from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.datasets import Fields
+from mgjax.data.description import Description, describe_audio
 
 REPORT = Report({"train": 3, "valid": 1}, {"train": 7200.0, "valid": 90.0}, (("a.wav", "silent"),))
 

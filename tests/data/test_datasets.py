@@ -1,4 +1,4 @@
-"""Descriptions of prepared datasets that are damaged: told in one sentence, without much work."""
+"""Descriptions of prepared datasets that are damaged: reported in one sentence, without much work."""
 
 import json
 
@@ -58,6 +58,6 @@ def test_what_is_whole_is_found(tmp_path):
         {"features": {"featuresDict": {"features": {"sound": {}}}}},
     ],
 )
-def test_damage_is_told(tmp_path, damage):
+def test_damage_is_reported(tmp_path, damage):
     with pytest.raises(CorpusError):
         datasets.find(str(write(tmp_path / "a", **damage)))

@@ -19,8 +19,9 @@ from mgjax.conditioning.text import Tokenizer
 from mgjax.config.serialization import ConfigError, from_dict
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import BatchConditions, Dropout
-from mgjax.data.corpus import Corpus, Description, describe_audio, shard_path
+from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import Description, describe_audio, shard_path
 from mgjax.data.pipeline import DataConfig, DataError, batches, validation_batches
 from mgjax.data.prompts import TextConfig
 

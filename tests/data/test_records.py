@@ -40,7 +40,7 @@ def write(path, contents):
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "short", "other", "beyond"])
-def test_damage_is_told(tmp_path, damage):
+def test_damage_is_reported(tmp_path, damage):
     path = tmp_path / "file"
     write(path, [bytes(50_000)] * 2)
     content = path.read_bytes()

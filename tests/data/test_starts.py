@@ -18,8 +18,8 @@ pytest.importorskip("array_record")
 
 from mgjax.audio.metadata import Metadata
 from mgjax.data import corpus_writing
-from mgjax.data.corpus import describe_audio
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import describe_audio
 
 STARTS = int(os.environ.get("MGJAX_STARTS", 3))
 AT_ONCE = 16
@@ -54,10 +54,10 @@ def test_starts(tmp_path):
             running[process] = time.monotonic()
             waiting -= 1
         time.sleep(0.05)
-        for process, begun in list(running.items()):
+        for process, start in list(running.items()):
             if process.poll() is not None:
                 failed += [process.stderr.read()] if process.returncode else []
-            elif time.monotonic() - begun > SECONDS:
+            elif time.monotonic() - start > SECONDS:
                 process.kill()
                 hung.append(process.wait())
             else:

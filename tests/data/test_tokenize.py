@@ -13,8 +13,9 @@ from mgjax.codec.codec import Codec
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.model import CodecConfig
 from mgjax.data import corpus_writing, processes, tokenize
-from mgjax.data.corpus import Corpus, CorpusError, describe_audio
+from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import describe_audio
 
 CONFIG = CodecConfig(
     sample_rate=800,
@@ -71,17 +72,17 @@ def test_codes_are_those_of_the_codec(sound, stereo, codec_source):
     directory, _ = stereo
     codec = Codec(*sources.read_codec(codec_source), channels=2)
     for split, count in (("train", 3), ("valid", 1)):
-        heard, codes = Corpus.open(sound, split), Corpus.open(directory, split)
+        audio, codes = Corpus.open(sound, split), Corpus.open(directory, split)
         assert len(codes) == count
         assert (codes.rate, codes.width, codes.codebook_size, codes.sample_rate) == (100.0, 4, 16, 800)
         assert (codes.codec_hash, codes.codec_source) == (codec.hash, codec_source)
         for i in range(count):
-            pieces = list(codec.encode_blocks([heard.read(i)], one_size=True))
+            pieces = list(codec.encode_blocks([audio.read(i)], one_size=True))
             expected = np.concatenate(pieces, axis=1)[0]
             np.testing.assert_array_equal(codes.read(i), expected)
-            assert codes.lengths[i] == -(-heard.lengths[i] // 8)
-            assert codes.metadata(i) == heard.metadata(i)
-            assert codes.name(i) == heard.name(i)
+            assert codes.lengths[i] == -(-audio.lengths[i] // 8)
+            assert codes.metadata(i) == audio.metadata(i)
+            assert codes.name(i) == audio.name(i)
     assert len(np.unique(expected)) > 4  # the codec tells sounds apart
     whole = codec.encode(Corpus.open(sound).read(1))[0]
     # The codec sums in another order for a whole piece than for windows: a code on the edge may tip over.

@@ -10,8 +10,9 @@ from mgjax import cli
 from mgjax.audio.metadata import Metadata
 from mgjax.conditioning.text import Tokenizer
 from mgjax.data import corpus_writing, vocabulary
-from mgjax.data.corpus import Corpus, Description
+from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import Description
 from mgjax.data.prompts import TextConfig, assemble
 from mgjax.inputs import claims
 
@@ -97,7 +98,7 @@ def test_long_and_strange_texts_count(tmp_path):
         (TEXTS, 270, r"270 pieces are too few: \d{3} is the least"),
     ],
 )
-def test_what_cannot_be_learned_is_told(texts, size, message, tmp_path):
+def test_what_cannot_be_learned_is_reported(texts, size, message, tmp_path):
     with pytest.raises(vocabulary.VocabularyError, match=message):
         vocabulary.train(texts, size, tmp_path / "new")
     assert not (tmp_path / "new").exists()

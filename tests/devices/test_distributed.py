@@ -61,7 +61,7 @@ def test_a_process_that_is_alone_starts_as_ever():
         ({"num_processes": "four"}, r"--num-processes \(JAX_NUM_PROCESSES\) must be a whole number, got 'four'"),
     ],
 )
-def test_what_is_no_run_is_told(changes, message):
+def test_what_is_no_run_is_reported(changes, message):
     with pytest.raises(ValueError, match=message):
         find(**(FLAGS | changes))
 
@@ -92,7 +92,7 @@ def test_the_only_task_of_a_node_takes_all_its_gpus():
     assert find(SLURM | alone)["local_device_ids"] == [0, 1, 2, 3]
 
 
-def test_gpus_that_cannot_be_shared_out_are_told():
+def test_gpus_that_cannot_be_shared_out_are_reported():
     with pytest.raises(ValueError, match="2 tasks on this node see 3 GPUs"):
         find(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
 
@@ -109,13 +109,13 @@ def test_slices_on_gke_are_found(environ):
     assert find(environ) == {"cluster_detection_method": "gketpu"}
 
 
-def test_a_process_0_that_is_not_there_is_told(monkeypatch):
+def test_a_process_0_that_is_not_there_is_reported(monkeypatch):
     monkeypatch.setattr(distributed, "CONNECT_SECONDS", 0)
     with pytest.raises(ValueError, match=r"cannot be reached at localhost:1 for 0 s .*see whether it is running"):
         distributed.start("localhost:1", 2, 1, heeds_sigterm=True)
 
 
-def test_a_folder_that_other_hosts_do_not_see_is_told(monkeypatch, tmp_path):
+def test_a_folder_that_other_hosts_do_not_see_is_reported(monkeypatch, tmp_path):
     """As process 0 of two, the other of which has a folder of its own."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda number: number)

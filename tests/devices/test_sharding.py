@@ -179,7 +179,7 @@ def test_the_slow_network_between_slices_is_for_data_and_then_fsdp(sizes, slices
     assert sorted(device.id for device in mesh.devices.flat) == list(range(8 * slices))
 
 
-def test_a_mesh_that_does_not_fit_the_slices_is_told():
+def test_a_mesh_that_does_not_fit_the_slices_is_reported():
     devices = [Device(i) for i in range(16)]
     with pytest.raises(ValueError, match=r"1 x 1 x 16 does not fit 2 slices of 8 devices: model has to stay within"):
         sharding.make_mesh(1, 1, 16, devices=devices)

@@ -14,7 +14,8 @@ import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import batch as command
-from mgjax.data.corpus import Corpus, describe_audio
+from mgjax.data.corpus import Corpus
+from mgjax.data.description import describe_audio
 from mgjax.generation import batch
 
 SIZE = 4

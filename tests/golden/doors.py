@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mgjax import cli
-from mgjax.data.conditions import Told
+from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.data.prompts import TextConfig
@@ -86,7 +86,7 @@ def sources(folder: Path) -> None:
 def first_batches(corpus: Path, model: Any) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Batches of a golden corpus by name: the first of its training split, and all of its validation split."""
     config = DataConfig(batch_size=4, segment_seconds=0.5, num_threads=0, prefetch=1)
-    what = Told(
+    what = BatchConditions(
         text=TextConfig(max_tokens=16),
         tokenize=model.tokenizer.encode,
         melody=model.config.melody if corpus.name == "tokens" else None,
@@ -94,11 +94,11 @@ def first_batches(corpus: Path, model: Any) -> Iterator[tuple[str, dict[str, np.
         labels=(*model.config.labels, *model.config.numbers),
     )
     split = {name: Corpus.open(corpus, name) for name in ("train", "valid")}
-    training = batches(split["train"], config, seed=3, told=what)
+    training = batches(split["train"], config, seed=3, conditions=what)
     for number in range(3):
         yield f"train {number}", next(training)
     training.close()
-    for number, batch in enumerate(validation_batches(split["valid"], config, told=what)):
+    for number, batch in enumerate(validation_batches(split["valid"], config, conditions=what)):
         yield f"valid {number}", batch
 
 

@@ -8,8 +8,9 @@ from fuzzing import Door
 from mgjax.audio.metadata import Metadata
 from mgjax.config.conditioning import MelodyConfig
 from mgjax.data import corpus_writing, datasets, sources
-from mgjax.data.corpus import Corpus, Description, describe_audio, shard_path
+from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
+from mgjax.data.description import Description, describe_audio, shard_path
 
 TOKENS = Description(
     "tokens", 1000, 1, frame_rate=50.0, num_codebooks=2, codebook_size=64, tokenizer="bytes", melody=MelodyConfig()

@@ -82,7 +82,7 @@ def test_only_what_numpy_uses_is_unpacked(tmp_path):
         read(path)
 
 
-def test_damage_is_told_in_one_way(tmp_path):
+def test_damage_is_reported_in_one_way(tmp_path):
     """Whatever bytes are changed, cut off or put in."""
     path, rng = tmp_path / "a.npz", random.Random(0)
     for save in (np.savez, np.savez_compressed):

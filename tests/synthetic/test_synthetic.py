@@ -55,11 +55,11 @@ def test_the_table_of_a_style_can_be_read(style):
     letters = {"chords": "Xxo", "arpeggio": "0123456789", "bass": "R35678ca", "melody": "x", "drums": "Xxo"}
     for part in style.parts:
         assert set(part.instruments) <= set(INSTRUMENTS)
-        for rhythm in part.rhythms:
-            for one in rhythm.values() if part.role == "drums" else [rhythm]:
-                assert len(one) % steps == 0, one
-                assert {letter for _, _, letter in parse_rhythm(one)} <= set(letters[part.role]), one
-            assert part.role != "drums" or set(rhythm) <= set(DRUMS)
+        assert part.patterns and not part.rhythms if part.role == "drums" else part.rhythms and not part.patterns
+        for rhythm in [*part.rhythms, *(rhythm for pattern in part.patterns for rhythm in pattern.values())]:
+            assert len(rhythm) % steps == 0, rhythm
+            assert {letter for _, _, letter in parse_rhythm(rhythm)} <= set(letters[part.role]), rhythm
+        assert all(set(pattern) <= set(DRUMS) for pattern in part.patterns)
     for progressions in style.progressions.values():
         for progression in progressions:
             for name in progression.replace("-", " ").split():
@@ -564,7 +564,7 @@ def test_a_folder_is_finished_where_it_was_left(folder, tmp_path):
 
 SCRIPT = """
 import sys
-from mgjax.data import synthetic
+from mgjax import synthetic
 if __name__ == "__main__":
     synthetic.write_folder(sys.argv[1], {hours}, seed=4, sample_rate={rate}, workers=2)
 """

@@ -159,7 +159,7 @@ def test_what_is_half_written_or_half_deleted_is_not_in_the_way(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
 
 
-def test_where_nothing_can_be_read_nothing_is_begun_anew(tmp_path, caplog):
+def test_where_nothing_can_be_read_nothing_is_started_anew(tmp_path, caplog):
     fill(tmp_path)
     for step in (1, 2, 3):
         truncate(tmp_path / str(step))

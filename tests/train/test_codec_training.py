@@ -18,7 +18,7 @@ from mgjax.codec.rvq_training import QuantizerConfig
 from mgjax.config.model import CodecConfig
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing
-from mgjax.data.corpus import describe_audio
+from mgjax.data.description import describe_audio
 from mgjax.data.pipeline import DataConfig
 from mgjax.devices import sharding
 from mgjax.train import codec, flops

@@ -24,7 +24,8 @@ from mgjax.config.model import Fused
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing, tokenize
 from mgjax.data.conditions import BatchConditions, ConditionReader, Dropout, Segment, stored_melody
-from mgjax.data.corpus import Corpus, describe_audio
+from mgjax.data.corpus import Corpus
+from mgjax.data.description import describe_audio
 from mgjax.data.pieces import Pieces
 from mgjax.data.pipeline import DataConfig, batches
 from mgjax.lm.stack import stack_layers
@@ -157,7 +158,7 @@ def test_what_is_stored_is_the_chromagram_of_the_whole_piece(corpora, monkeypatc
     for piece in (0, 7):
         config = codes.description.melody
         expected = np.asarray(chroma.chromagram(sound.read(piece).T, config))[0]
-        assert np.abs(tokenize.strengths(sound, piece, config) - expected).max() < 1e-5  # measured 0
+        assert np.abs(tokenize.chromagram(sound, piece, config) - expected).max() < 1e-5  # measured 0
         found = codes.melody(piece, 0, 100)
         assert np.abs(found - expected).max() < 1e-3  # measured 2.4e-4: 16 bits
         np.testing.assert_array_equal(codes.melody(piece, 4, 5), found[4:9])

@@ -44,8 +44,8 @@ def test_a_folder_of_music_becomes_an_adapter(music, tmp_path, capfd):
     command = ["finetune", str(music), "--out", str(out), "--model", "debug", "--captions", "names", "--rank", "2"]
     command += ["--steps", "4", "--segment", "1", "--learning-rate", "0.05", "--cache", "off"]
     assert cli.main(command) == 0
-    told = capfd.readouterr().err
-    assert f"--model debug --adapter {out}" in told
+    output = capfd.readouterr().err
+    assert f"--model debug --adapter {out}" in output
     captions = [json.loads(line)["description"] for line in (out / "run" / "music.jsonl").read_text().splitlines()]
     assert captions == ["slow tone a", "slow tone b", "slow tone c", "slow tone d"]
     clips = {clip.name: audio_files.read(clip)[0] for clip in (out / "clips").iterdir()}
@@ -58,10 +58,10 @@ def test_a_folder_of_music_becomes_an_adapter(music, tmp_path, capfd):
     assert "step 4 of 4" not in capfd.readouterr().err
     (out / "notes.txt").write_text("mine")
     assert cli.main([*command, "--steps", "500", "--seed", "1", "--rank", "3"]) == 2
-    told = capfd.readouterr().err
-    assert "--seed is 0 there and 1 here" in told
-    assert "--rank is 2 there and 3 here" in told
-    assert "steps" not in told  # a run may be made longer
+    output = capfd.readouterr().err
+    assert "--seed is 0 there and 1 here" in output
+    assert "--rank is 2 there and 3 here" in output
+    assert "steps" not in output  # a run may be made longer
     assert sorted(path.name for path in out.iterdir()) == [
         *("adapter_config.json", "adapter_model.safetensors", "clips", "notes.txt", "provenance.json", "run"),
     ]
@@ -98,9 +98,9 @@ def test_metadata_that_cannot_be_read(music, tmp_path, caplog, monkeypatch):
     pieces[2].with_suffix(".json").write_bytes(b'{"description": "caf\xe9"}')
     with caplog.at_level(logging.WARNING, "mgjax"):
         assert write_captions(Finetuning(str(music), "debug", caption="a note"), manifest) == ["a note"]
-    [told] = caplog.messages
-    assert f"the key 'weight' is not used (3x, first in {pieces[0]})" in told
-    assert f"is not text in UTF-8 (invalid continuation byte at byte 20) (1x, first in {pieces[2]})" in told
+    [output] = caplog.messages
+    assert f"the key 'weight' is not used (3x, first in {pieces[0]})" in output
+    assert f"is not text in UTF-8 (invalid continuation byte at byte 20) (1x, first in {pieces[2]})" in output
     report = build.build(manifest, tmp_path / "a", sample_rate=4000)
     assert (sum(report.pieces.values()), report.skipped) == (4, ())
     # Where the caption would have to come from there, the piece is one of those that cannot be used.
@@ -110,7 +110,7 @@ def test_metadata_that_cannot_be_read(music, tmp_path, caplog, monkeypatch):
     assert "is not text in UTF-8" in report.skipped[0][1]
 
 
-def test_pieces_that_are_too_short_are_told_of_at_once(music, tmp_path):
+def test_pieces_that_are_too_short_are_reported_at_once(music, tmp_path):
     tuning = Finetuning(str(music), "debug", caption="a tone", segment_seconds=2.0)
     with pytest.raises(ConfigError, match=r"segments of 2 s: the longest has 1\.5 s\. Set --segment lower"):
         write_captions(tuning, tmp_path / "music.jsonl")
@@ -143,23 +143,23 @@ def test_settings_go_by_the_names_of_options():
     assert str(error.value) == expected
 
 
-def test_the_warm_up_is_that_which_a_run_was_begun_with(tmp_path):
+def test_the_warm_up_is_that_which_a_run_started_with(tmp_path):
     assert [finetune._warmup(steps, None) for steps in (4, 100, 500, 5000)] == [0, 20, 50, 50]
-    base, begun = sources.read_config("debug"), tmp_path / "config.json"
+    base, earlier = sources.read_config("debug"), tmp_path / "config.json"
 
     def run(steps, warmup):
         return finetune.run_of(Finetuning("music", "debug", steps=steps), base, "corpus", ["a tone"], warmup)
 
-    write_run(begun, run(100, finetune._warmup(100, None)))
-    assert finetune._warmup(5000, begun) == 20
-    check_run(begun, run(5000, 20), MAY_CHANGE)
+    write_run(earlier, run(100, finetune._warmup(100, None)))
+    assert finetune._warmup(5000, earlier) == 20
+    check_run(earlier, run(5000, 20), MAY_CHANGE)
     with pytest.raises(ConfigError, match="warmup_steps is 20 there and 50 here"):
-        check_run(begun, run(5000, 50), MAY_CHANGE)
+        check_run(earlier, run(5000, 50), MAY_CHANGE)
     with pytest.raises(ConfigError, match="--steps must be above 20, the warm-up"):
-        finetune._warmup(20, begun)
-    begun.write_text("[]")
+        finetune._warmup(20, earlier)
+    earlier.write_text("[]")
     with pytest.raises(ConfigError, match="does not hold the settings of a run"):
-        finetune._warmup(20, begun)
+        finetune._warmup(20, earlier)
 
 
 def _tune(music, directory, **options):

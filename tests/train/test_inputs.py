@@ -1,4 +1,4 @@
-"""A run goes on with what it was begun with, or says what is different."""
+"""A run goes on with what it started with, or says what is different."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def test_the_same_goes_on():
     assert check(dict(BEFORE)) == ""
 
 
-def test_what_is_not_known_is_told():
+def test_what_is_not_known_is_reported():
     assert "are not compared" in check(None)
     assert check({}) == ""  # of a part that no checkpoint knows nothing can be said
 

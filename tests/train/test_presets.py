@@ -1,4 +1,4 @@
-"""Every run of configs/ can be made, and settings that do not exist or do not fit are told."""
+"""Every run of configs/ can be made, and settings that do not exist or do not fit are errors."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ def test_every_variant_is_a_run(module, run, name):
     assert doc, "say what it needs and gives, or that it has not been run"
 
 
-def test_an_unknown_variant_is_told():
+def test_an_unknown_variant_is_reported():
     with pytest.raises(ValueError, match="has 32khz, 24khz"):
         CODEC.get_config("huge")
     with pytest.raises(ValueError, match="has small, medium"):

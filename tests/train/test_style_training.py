@@ -26,7 +26,7 @@ from mgjax.config.model import Fused
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import Dropout
-from mgjax.data.corpus import Description, describe_audio
+from mgjax.data.description import Description, describe_audio
 from mgjax.data.pipeline import DataConfig
 from mgjax.train import conditions, lm
 from mgjax.train.optim import OptimConfig

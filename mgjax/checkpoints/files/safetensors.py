@@ -1,7 +1,7 @@
-"""Weight files: safetensors read and written tensor by tensor, and which files of a directory hold the weights.
+"""Reads and writes safetensors files tensor by tensor, and finds the files of a directory that hold the weights.
 
-Safetensors is a header (JSON: type, shape and place of each tensor) and then the numbers. It is read with plain file
-reads: a memory map would count as memory in use next to the arrays made of it.
+A safetensors file is a header (JSON: dtype, shape and offsets of each tensor) and then the data. It is read by plain
+file reads: a memory map would count as memory in use next to the arrays made from it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 def find(directory: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face style directory, by name.
 
-    Safetensors come before torch's files, and the names that every library writes (`model.safetensors`, or its index
-    with all of its shards) before variants such as `model.fp32.safetensors`, which count only where they are alone.
+    Safetensors are preferred to torch's files, and the names that every library writes (`model.safetensors`, or its
+    index with all shards) to a variant such as `model.fp32.safetensors`, which is read if it is the only file.
 
     Raises:
       CheckpointError: There are no weights, or shards are missing.
@@ -65,15 +65,15 @@ def find(directory: Path) -> dict[str, Tensor]:
     variants = sorted([*directory.glob("model.*.safetensors"), *directory.glob("pytorch_model.*.bin")])
     if len(variants) == 1:
         return read(variants[0])
-    found = "; ".join(incomplete + [f"found the variants {[path.name for path in variants]}"] * bool(variants))
+    present = "; ".join(incomplete + [f"found the variants {[path.name for path in variants]}"] * bool(variants))
     raise CheckpointError(
         f"{directory}: no weights. Expected model.safetensors, pytorch_model.bin, or one of their .index.json with all "
-        f"of its shards{'; ' + found if found else ''}. Fetch the missing files"
+        f"of its shards{'; ' + present if present else ''}. Fetch the missing files"
     )
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, safetensors or torch's, by name."""
+    """The tensors of a file of safetensors or torch, by name."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     content = torch_file.read(path)
@@ -83,7 +83,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name. The numbers are read when a tensor's `read()` is called."""
+    """The tensors of a safetensors file, by name. The data is read when a tensor's `read()` is called."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; fetch it")
     with path.open("rb") as file:
@@ -99,14 +99,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         entries.pop("__metadata__", None)
         tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
-        places = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+        offsets = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: its header is damaged ({error!r}); fetch the file again") from None
-    # As the safetensors library has it: one after the other to the end of the file, none over another.
-    ends = [0, *(end for _, end in places)]
-    if ends[:-1] != [begin for begin, _ in places] or 8 + length + ends[-1] != size:
+    # As in the safetensors library, tensors are contiguous up to the end of the file, and do not overlap.
+    ends = [0, *(end for _, end in offsets)]
+    if ends[:-1] != [start for start, _ in offsets] or 8 + length + ends[-1] != size:
         raise CheckpointError(
             f"{path}: was cut off or altered: {size} bytes, of which its header describes {8 + length + ends[-1]}, or "
             "tensors overlap; fetch the file again"
@@ -114,16 +114,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], start: int) -> Tensor:
-    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+def _tensor(path: Path, name: str, entry: dict[str, Any], data_start: int) -> Tensor:
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
         raise CheckpointError(f"{path}: {name[:200]} has the type {entry['dtype']!r:.200}; known are {sorted(_DTYPES)}")
-    if len(shape) > torch_file.MOST_AXES or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+    if len(shape) > torch_file.MOST_AXES or any(type(n) is not int or n < 0 for n in (*shape, start, end)):
         raise CheckpointError(f"{path}: {name[:200]} has an impossible shape or place; fetch the file again")
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise CheckpointError(f"{path}: {name[:200]} of shape {shape} does not fit its {end - begin} bytes")
-    return Tensor(shape, dtype, path.name, lambda: torch_file.read_array(path, start + begin, shape, dtype))
+    if end - start != math.prod(shape) * dtype.itemsize:
+        raise CheckpointError(f"{path}: {name[:200]} of shape {shape} does not fit its {end - start} bytes")
+    return Tensor(shape, dtype, path.name, lambda: torch_file.read_array(path, data_start + start, shape, dtype))
 
 
 def _shards(index: Path) -> dict[str, str]:
@@ -139,9 +139,9 @@ def _shards(index: Path) -> dict[str, str]:
 
 
 def _read_shards(index: Path, shards: dict[str, str]) -> dict[str, Tensor]:
-    found = {shard: read(index.parent / shard) for shard in sorted(set(shards.values()))}
-    tensors = {name: tensor for shard in found.values() for name, tensor in shard.items()}
-    absent = [f"{name} ({shard})" for name, shard in shards.items() if name not in found[shard]]
+    contents = {shard: read(index.parent / shard) for shard in sorted(set(shards.values()))}
+    tensors = {name: tensor for content in contents.values() for name, tensor in content.items()}
+    absent = [f"{name} ({shard})" for name, shard in shards.items() if name not in contents[shard]]
     if absent:
         raise CheckpointError(f"{index}: names tensors that its shards do not hold: {', '.join(absent[:10])[:2000]}")
     return tensors
@@ -160,7 +160,7 @@ def write(directory: Path, tensors: Mapping[str, Tensor], largest_shard: int = L
     if len(shards) == 1:
         write_safetensors(directory / "model.safetensors", tensors)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(directory / file, shard)

@@ -1,8 +1,8 @@
-"""Torch's `.bin` and `.pt` files, read and written without torch.
+"""Reads and writes torch's `.bin` and `.pt` files without torch.
 
-Such a file is a zip archive: `data.pkl` says what there is, `data/0`, `data/1`, ... hold the numbers. A pickle can hold
-any code, so it is read here by an allow-list: it may build dictionaries, lists and tensors, and nothing else. Numbers
-are read from the file only when a tensor's `read()` is called.
+Such a file is a zip archive: `data.pkl` describes the object, `data/0`, `data/1`, ... hold the data of its tensors. A
+pickle can run any code, so an allow-list applies: it may build dictionaries, lists and tensors, and nothing else. Data
+is read from the file only when a tensor's `read()` is called.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _LARGEST_PICKLE = 4 << 20
 _MOST_INSTRUCTIONS = 500_000
 MOST_AXES = 32
 
-# What torch's pickles are made of, and after what they keep a value to be used again. Other instructions could double a
-# value again and again, or look one up for ever.
+# The instructions of torch's pickles, and those whose results they memoize. Others could double a value repeatedly, or
+# take for ever to look one up.
 _INSTRUCTIONS = re.compile(
     "PROTO|FRAME|MARK|STOP|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BINUNICODE|EMPTY_(DICT|LIST|TUPLE)|"
     "TUPLE[123]?|APPENDS?|SETITEMS?|(LONG_)?BIN(PUT|GET)|MEMOIZE|(STACK_)?GLOBAL|REDUCE|BUILD|BINPERSID"
 )
-_KEPT = re.compile("(SHORT_)?BINUNICODE|EMPTY_(DICT|LIST)|TUPLE[123]?|(STACK_)?GLOBAL|REDUCE")
+_MEMOIZED = re.compile("(SHORT_)?BINUNICODE|EMPTY_(DICT|LIST)|TUPLE[123]?|(STACK_)?GLOBAL|REDUCE")
 
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -57,7 +57,7 @@ _STORAGE_OF = {dtype: name for name, dtype in _STORAGES.items()}
 
 
 class _Inert:
-    """Something a pickle may hold but not alter: a pickle's BUILD instruction would otherwise set its attributes."""
+    """An object that a pickle cannot modify: its BUILD instruction would otherwise set attributes."""
 
     def __setstate__(self, state: Any) -> None:
         raise CheckpointError("the pickle sets attributes of an object that has none")
@@ -65,7 +65,7 @@ class _Inert:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor(_Inert):
-    """One array of a file: its shape and type are known, its numbers are read by `read()`."""
+    """An array in a file, whose data is read by `read()`."""
 
     shape: Shape
     dtype: np.dtype
@@ -74,10 +74,10 @@ class Tensor(_Inert):
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What `torch.save` wrote to `path`, with a `Tensor` for each tensor. Nothing in the file is run.
+    """The object that `torch.save` wrote to `path`, with a `Tensor` for each tensor. No code in the file is run.
 
     Raises:
-      CheckpointError: The file is not a zip archive of torch, is damaged, or asks for anything but plain tensors.
+      CheckpointError: The file is not a zip archive of torch, is damaged, or holds other objects than plain tensors.
       FileNotFoundError: There is no such file.
     """
     try:
@@ -100,27 +100,28 @@ def read(path: str | os.PathLike) -> Any:
 
 
 def _check(data: bytes) -> None:
-    """Raises CheckpointError for a pickle whose instructions could take more time or memory than its length tells."""
-    memo: dict[int, bool] = {}  # of each value that is kept, whether it is a tuple
+    """Raises CheckpointError for a pickle that could take much more time or memory than its size suggests."""
+    memo: dict[int, bool] = {}  # of each memoized value, whether it is a tuple
     before = ""
+    argument: Any
     for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         name = opcode.name
         fits = number <= _MOST_INSTRUCTIONS and _INSTRUCTIONS.fullmatch(name) is not None
         if name == "LONG1":
             fits &= abs(argument) < 2**63
         elif name.endswith("PUT") or name == "MEMOIZE":
-            place = len(memo) if argument is None else argument
-            memo[place] = before.startswith("TUPLE")
-            fits &= place <= len(data) and _KEPT.fullmatch(before) is not None  # room is made up to this place
+            index = len(memo) if argument is None else argument
+            memo[index] = before.startswith("TUPLE")
+            fits &= index <= len(data) and _MEMOIZED.fullmatch(before) is not None  # the memo is that large
         elif name.endswith("GET"):
-            fits &= not memo.get(argument)  # tuples of tuples, each used twice, could be hashed for ever
+            fits &= not memo.get(argument)  # hashing nested tuples, each used twice, could take for ever
         if not fits:
             raise CheckpointError(f"its pickle is not one that torch writes (instruction {number}: {name})")
         before = name
 
 
 def read_array(path: str | os.PathLike, offset: int, shape: Shape, dtype: np.dtype, *, swap: bool = False) -> Any:
-    """The array of `shape` whose bytes start at `offset` of a file; `swap` turns the bytes of each number around."""
+    """The array of `shape` whose data starts at byte `offset` of a file; `swap` reverses the byte order."""
     count = math.prod(shape) * dtype.itemsize
     raw = np.fromfile(path, np.uint8, count=count, offset=offset)
     if raw.size != count:
@@ -131,7 +132,7 @@ def read_array(path: str | os.PathLike, offset: int, shape: Shape, dtype: np.dty
 
 
 class _Archive:
-    """The zip archive: where each member's bytes lie. Members are stored, not compressed, so nothing can inflate."""
+    """The zip archive of a torch file. Members are stored uncompressed, so that none can inflate."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -141,7 +142,7 @@ class _Archive:
         if not head.startswith(b"PK\x03\x04"):
             raise CheckpointError(diagnosis(head))
         try:
-            with _Limited(path) as file, zipfile.ZipFile(file) as archive:
+            with _Limited(path) as limited, zipfile.ZipFile(limited) as archive:
                 self.members = {info.filename: info for info in archive.infolist()}
         except (zipfile.BadZipFile, ValueError, EOFError, struct.error, NotImplementedError, OSError) as error:
             raise CheckpointError(f"is damaged or was cut off ({error}); fetch the file again") from None
@@ -152,7 +153,7 @@ class _Archive:
         self.big_endian = self.root + "byteorder" in self.members and self._bytes("byteorder", 16) == b"big"
 
     def locate(self, name: str) -> tuple[int, int]:
-        """Offset and length in bytes of a member."""
+        """Offset and size of a member in bytes."""
         info = self.members.get(self.root + name)
         if info is None:
             raise CheckpointError(f"has no member {name!r}; it was cut off or altered, fetch the file again")
@@ -169,6 +170,7 @@ class _Archive:
         return offset, info.file_size
 
     def pickle(self) -> bytes:
+        """The content of `data.pkl`."""
         return self._bytes("data.pkl", _LARGEST_PICKLE)
 
     def _bytes(self, name: str, limit: int) -> bytes:
@@ -179,16 +181,16 @@ class _Archive:
 
 
 class _Limited(io.FileIO):
-    """A file that is not read in large pieces: an archive's directory can be made of millions of entries."""
+    """A file that refuses large reads: the directory of a hostile archive can have millions of entries."""
 
-    def read(self, size: int = -1) -> bytes:
-        if size > _LARGEST_PICKLE:
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _LARGEST_PICKLE:
             raise zipfile.BadZipFile(f"its directory has {size} bytes")
         return super().read(size)
 
 
 def diagnosis(head: bytes) -> str:
-    """What a file that starts with `head` (512 bytes) is instead of weights, and what to do."""
+    """What a file is that starts with `head` (512 bytes) and holds no weights, and what to do about it."""
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself; run `git lfs pull` or fetch the file from the Hub"
     if head[257:262] == b"ustar" or head.startswith(b"\x80"):
@@ -212,7 +214,7 @@ class _Storage(_Inert):
 
 
 class _State(dict):
-    """Stands for `collections.OrderedDict`, without the attributes (`_metadata`) that torch puts on it."""
+    """Replaces `collections.OrderedDict`, and ignores the attributes (`_metadata`) that torch sets on it."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -227,6 +229,8 @@ class _Function(_Inert):
 
 
 class _Unpickler(pickle.Unpickler):
+    """The allow-list, as `find_class` and `persistent_load`."""
+
     def __init__(self, file: io.BytesIO, archive: _Archive):
         super().__init__(file, encoding="utf-8")
         self.archive = archive
@@ -267,7 +271,7 @@ class _Unpickler(pickle.Unpickler):
             raise CheckpointError("holds a tensor without numbers")
         count = math.prod(shape)
         span = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1 if count else 0
-        # An expanded tensor would be more numbers than the file has: a small file could fill the memory.
+        # An expanded tensor has more numbers than the file, so that a small file could fill the memory.
         if offset + span > storage.count or count > storage.count:
             raise CheckpointError(
                 f"holds a tensor of shape {shape}, strides {strides} and offset {offset} in {storage.count} numbers"
@@ -318,7 +322,7 @@ def write(path: str | os.PathLike, value: dict[str, Any]) -> None:
 
 
 def _pickled(value: Any, tensors: list[Tensor]) -> bytes:
-    """Pickle instructions (protocol 2) that leave `value` on the stack; its tensors are added to `tensors`."""
+    """Pickle instructions (protocol 2) that push `value`; its tensors are appended to `tensors`."""
     match value:
         case Tensor():
             if value.dtype not in _STORAGE_OF:

@@ -1,4 +1,4 @@
-"""`xp.cfg`, the YAML of an audiocraft run: read within limits, its references filled in."""
+"""Reads `xp.cfg`, the YAML config of an audiocraft run, within limits, and resolves its references."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import yaml
 from mgjax.errors import CheckpointError
 from mgjax.inputs import files
 
-# Those of the published models have some 400 values in 10 kB.
+# The published models have some 400 values in 10 kB.
 _LONGEST = 256 << 10  # characters
 _MOST_VALUES = 5_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML within limits, and without aliases: a few of them stand for more than any memory holds."""
+    """YAML within limits, and without aliases, a few of which could expand to more than the memory."""
 
     num_nodes = depth = 0
 
@@ -27,14 +27,14 @@ class _Loader(yaml.SafeLoader):
         if self.num_nodes > _MOST_VALUES or self.depth > files.DEEPEST or self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"more than {_MOST_VALUES} values or {files.DEEPEST} levels, or aliases such as *name")
         node = super().compose_node(parent, index)
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 18:
+        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int" and len(node.value) > 18:
             raise yaml.YAMLError(f"the integer {node.value[:18]}... has more than 18 digits")
         self.depth -= 1
         return node
 
 
 def parse(path: Path, text: Any) -> dict[str, Any]:
-    """The run that an xp.cfg describes; CheckpointError where it is no YAML mapping, or larger than any honest one."""
+    """The config of a run from the text of its xp.cfg; CheckpointError if it is no YAML mapping or too large."""
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise CheckpointError(f"{path}: its xp.cfg is not a text of at most {_LONGEST} characters")
     try:
@@ -47,7 +47,7 @@ def parse(path: Path, text: Any) -> dict[str, Any]:
 
 
 def _resolved(value: Any, root: Any) -> Any:
-    """`value` with references ("${sample_rate}") replaced, but for those in what is referred to: they multiply."""
+    """`value` with references ("${sample_rate}") replaced, except within replacements, which could multiply."""
     if isinstance(value, dict):
         return {key: _resolved(item, root) for key, item in value.items()}
     if isinstance(value, list):
@@ -59,7 +59,7 @@ def _resolved(value: Any, root: Any) -> Any:
 
 
 def at(values: Any, path: str, default: Any = None) -> Any:
-    """The value at a dotted path, or the default where there is none."""
+    """The value at a dotted path, or `default` where there is none."""
     for key in path.split("."):
         if not isinstance(values, Mapping) or key not in values:
             return default

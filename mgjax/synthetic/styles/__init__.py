@@ -1,4 +1,4 @@
-"""The styles of the synthetic music, by name."""
+"""The styles of synthetic music by name."""
 
 from mgjax.synthetic.styles import electronic, popular, traditional
 

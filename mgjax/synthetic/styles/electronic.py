@@ -39,7 +39,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drum machine", "electronic drums"),
-                (
+                patterns=(
                     {"kick": FOUR_ON_THE_FLOOR, "open hat": "..x...x...x...x.", "clap": "....x.......x..."},
                     {
                         "kick": FOUR_ON_THE_FLOOR,
@@ -98,7 +98,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drum machine", "electronic drums"),
-                (
+                patterns=(
                     {
                         "kick": FOUR_ON_THE_FLOOR,
                         "clap": "....X.......X...",
@@ -157,7 +157,7 @@ STYLES = (
             Part(
                 "drums",
                 ("electronic drums", "drum machine"),
-                (
+                patterns=(
                     {"kick": "X...X...X...X...", "snare": "....X.......X...", "hat": "x.x.x.x.x.x.x.x."},
                     {"kick": "X.......X.......", "snare": "....X.......X...", "hat": "xoxoxoxoxoxoxoxo"},
                 ),
@@ -250,7 +250,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums", "drum machine"),
-                (
+                patterns=(
                     {"kick": "X......x..X.....", "snare": "....X.......X...", "hat": "x.x.x.xxx.x.x.x."},
                     {"kick": "X..x......X.....", "snare": "....X.......X..o", "hat": "x.o.x.o.x.o.x.o."},
                 ),
@@ -298,7 +298,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums", "electronic drums"),
-                (
+                patterns=(
                     {"kick": "X.........X.....", "snare": "....X..o.o..X..o", "hat": "x.x.x.x.x.x.x.x."},
                     {"kick": "X.x.......x.....", "snare": "....X.......X.o.", "ride": "x.x.x.x.x.x.x.x."},
                 ),

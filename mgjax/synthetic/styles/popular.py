@@ -38,7 +38,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                (
+                patterns=(
                     {"kick": "X.......X.x.....", "snare": "....X.......X...", "hat": "x.o.x.o.x.o.x.o."},
                     {"kick": "X.....x.X.......", "snare": "....X.......X..o", "hat": "xoxoxoxoxoxoxoxo"},
                     {"kick": "X..x....X.x.....", "snare": "....X.......X...", "tambourine": "..x...x...x...x."},
@@ -81,7 +81,7 @@ STYLES = (
             Part(
                 "drums",
                 ("rock drums", "drums"),
-                (
+                patterns=(
                     {"kick": "X.......X.X.....", "snare": "....X.......X...", "hat": "X.x.X.x.X.x.X.x."},
                     {"kick": "X.x.....X.......", "snare": "....X.......X...", "ride": "X.x.X.x.X.x.X.x."},
                     {"kick": "X.....X...X.....", "snare": "....X.......X...", "open hat": "X...X...X...X..."},
@@ -125,7 +125,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                (
+                patterns=(
                     {"kick": "X.......X.......", "snare": "....X.......X...", "ride": "X.x.X.x.X.x.X.x."},
                     {"kick": "X.....x.X.......", "snare": "....X.......X...", "hat": "X.o.X.o.X.o.X.o."},
                 ),
@@ -167,7 +167,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                (
+                patterns=(
                     {"kick": "........X.......", "rim": "........X.......", "hat": "x.o.x.o.x.o.x.oo"},
                     {"kick": "X...X...X...X...", "rim": "........X.......", "hat": "..x...x...x...x."},
                 ),
@@ -214,7 +214,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                (
+                patterns=(
                     {"kick": "X.x....x..x..x..", "snare": "....X..o.o..X..o", "hat": "x.x.x.x.x.x.x.x."},
                     {"kick": "X..x..x...x.....", "snare": "....X..o....X.o.", "hat": "xoxoxoxoxoxoxoxo"},
                 ),
@@ -259,7 +259,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                (
+                patterns=(
                     {
                         "high conga": "....o.......o...",
                         "low conga": "......xx......xx",
@@ -308,7 +308,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                (
+                patterns=(
                     {
                         "kick": FOUR_ON_THE_FLOOR,
                         "snare": "....X.......X...",
@@ -355,7 +355,7 @@ STYLES = (
             Part(
                 "drums",
                 ("brushed drums", "drums"),
-                (
+                patterns=(
                     {"kick": "X.......X.......", "snare": "o.o.X.o.o.o.X.oo"},
                     {"kick": "X.......X.......", "rim": "....X.......X...", "hat": "x.x.x.x.x.x.x.x."},
                 ),

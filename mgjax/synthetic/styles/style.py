@@ -1,13 +1,13 @@
-"""What a style of the synthetic music is: harmony, rhythm and instruments, as tables.
+"""The tables of a style of synthetic music: harmony, rhythms and instruments.
 
-Rhythms are strings with one letter a step, a step being a quarter of a beat in 4/4 and 3/4 and a sixth of a beat in
-6/8, so that a bar has 16 steps in 4/4 and 12 in 3/4 and 6/8. A letter begins a note, `-` holds it, `.` is a rest.
-What the letters mean depends on the role:
+Rhythms are strings with a letter for each step, which is a quarter of a beat in 4/4 and 3/4 and a sixth of a beat in
+6/8: a bar has 16 steps in 4/4 and 12 in 3/4 and 6/8. A letter starts a note, `-` holds it, `.` is a rest. The meaning
+of the letters depends on the role:
 
     chords    X loud, x, o soft: the whole chord
-    arpeggio  0 1 2 ...: that tone of the chord, counted from below, going on in the next octave
+    arpeggio  0 1 2 ...: that tone of the chord, counted from below, and on in the next octave
     bass      R root, 3, 5, 7 chord tones, 6 the sixth, 8 the octave, c any chord tone nearby, a a step to the next root
-    melody    x: a note; which one is composed
+    melody    x: a note, whose pitch is composed
     drums     X loud, x, o soft
 """
 
@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BEATS = {"4/4": 4, "3/4": 3, "6/8": 2}  # beats in a bar: what bpm counts
+BEATS = {"4/4": 4, "3/4": 3, "6/8": 2}  # beats in a bar, the unit of bpm
 STEPS = {"4/4": 16, "3/4": 12, "6/8": 12}  # steps in a bar
 
-
-# How drummers end a section.
+# Drum fills at the end of a section.
 FILLS = {
     "4/4": (
         {"snare": "........x.x.xxXX"},
@@ -34,23 +33,25 @@ FILLS = {
 
 @dataclass(frozen=True)
 class Part:
-    """What one player does: a role, the instruments to choose from and the rhythms.
+    """A part in the musical sense: a role with its instruments and rhythms, one of which a piece chooses.
 
     Attributes:
       role: "chords", "arpeggio", "bass", "melody" or "drums".
       instruments: Names in `instruments.INSTRUMENTS`.
-      rhythms: Strings of one bar or more; for drums a dict of such, drum by drum.
-      level: Decibels above or below the usual loudness of the role.
+      rhythms: Strings of one bar or more; empty for drums.
+      patterns: For drums, a rhythm for each drum.
+      level: Decibels relative to the usual level of the role.
       chance: Probability that a piece has this part.
       centre: The pitch in the middle of its chords.
-      spread: How chords are laid out, see `harmony.voicings`.
+      spread: The spacing of chords, as of `harmony.voicings`.
       strum: Seconds from one string to the next.
-      fills: Drums only: a fill ends most sections.
+      fills: For drums, whether a fill ends most sections.
     """
 
     role: str
     instruments: tuple[str, ...]
-    rhythms: tuple[str | dict[str, str], ...]
+    rhythms: tuple[str, ...] = ()
+    patterns: tuple[dict[str, str], ...] = ()
     level: float = 0.0
     chance: float = 1.0
     centre: int = 60
@@ -64,16 +65,16 @@ class Style:
     """A style of music.
 
     Attributes:
-      name: As captions call it.
+      name: Its name in captions.
       metre: "4/4", "3/4" or "6/8".
       bpm: Slowest and fastest tempo in beats per minute; a beat of 6/8 is a dotted quarter.
-      progressions: For each mode, chord progressions to choose from: a bar each, `-` between the chords of one bar.
-      parts: The players. The first melody leads.
-      swing: Where in its pair the second of two notes falls, 0.5 is even; and the steps of a pair.
-      looseness: Standard deviation of the players' timing, in seconds.
-      room: Share of reverberation in the sound, and the seconds in which it dies by 60 dB.
-      moods: For major and minor keys (dorian counts as minor, the others as major): words to choose from.
-      words: Other names and descriptions that are true of the style.
+      progressions: For each mode, chord progressions to choose from: bars of chords, with `-` between those of one bar.
+      parts: Its parts.
+      moods: Words to choose from for major and minor keys (dorian counts as minor, the others as major).
+      words: Other names and descriptions of the style.
+      swing: The position of the second note of a pair, 0.5 is even; and the steps of a pair.
+      looseness: Standard deviation of the timing, in seconds.
+      room: Share of reverberation in the sound, and its decay time by 60 dB in seconds.
     """
 
     name: str
@@ -103,8 +104,8 @@ FOUR_ON_THE_FLOOR = "X...X...X...X..."
 
 
 def parse_rhythm(rhythm: str) -> list[tuple[int, int, str]]:
-    """Each note of a rhythm: the step where it begins, its length in steps and its letter."""
-    notes = []
+    """The notes of a rhythm as (first step, length in steps, letter)."""
+    notes: list[tuple[int, int, str]] = []
     for step, letter in enumerate(rhythm):
         if letter == "-" and notes and sum(notes[-1][:2]) == step:
             start, steps, name = notes[-1]

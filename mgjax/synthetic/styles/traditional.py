@@ -42,7 +42,7 @@ STYLES = (
             Part(
                 "drums",
                 ("jazz drums", "brushed drums"),
-                (
+                patterns=(
                     {"ride": "X...x.o.X...x.o.", "hat": "....x.......x...", "kick": "o...o...o...o..."},
                     {
                         "ride": "X...x.o.X...x.o.",
@@ -92,7 +92,7 @@ STYLES = (
             Part(
                 "drums",
                 ("brushed drums", "drums"),
-                (
+                patterns=(
                     {"rim": "x.....x.....x.......x.....x.....", "hat": "o.x.o.x.o.x.o.x.", "kick": "x.....xox.....xo"},
                     {
                         "rim": "x.....x.....x.......x.....x.....",
@@ -171,7 +171,10 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                ({"tambourine": "....x.......x...", "kick": "x.......x......."}, {"shaker": "x.xox.xox.xox.xo"}),
+                patterns=(
+                    {"tambourine": "....x.......x...", "kick": "x.......x......."},
+                    {"shaker": "x.xox.xox.xox.xo"},
+                ),
                 level=-6,
                 chance=0.4,
                 fills=False,
@@ -231,7 +234,7 @@ STYLES = (
             Part(
                 "drums",
                 ("marching drums", "drums"),
-                (
+                patterns=(
                     {"kick": "X.......X.......", "snare": "X..oX.xxX..oX.x."},
                     {"kick": "X...x...X...x...", "snare": "x.xxx.xxx.xxx.xx"},
                     {"kick": "X.......X.......", "snare": "..x...x...x.xxx.", "crash": "........o......."},
@@ -308,7 +311,7 @@ STYLES = (
             Part(
                 "drums",
                 ("drums",),
-                ({"low tom": "X...o.x...o.", "tambourine": "....x.....x."}, {"low tom": "X.o.x.x.o.x."}),
+                patterns=({"low tom": "X...o.x...o.", "tambourine": "....x.....x."}, {"low tom": "X.o.x.x.o.x."}),
                 level=-3,
                 chance=0.6,
                 fills=False,
