@@ -26,6 +26,8 @@ from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus
 from mgjax.data.pipeline import DataConfig, batches, validation_batches
 from mgjax.data.prompts import TextConfig
+from mgjax.train import codec, lm
+from mgjax.train.overrides import from_config_dict
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -46,14 +48,15 @@ def script(path: str) -> Any:
 
 
 def train(kind: str, name: str, settings: dict[str, Any], workdir: str) -> Any:
-    """Does what `launch/train_KIND.py --config=configs/KIND.py:NAME --workdir=...` with these settings does."""
+    """Does what `mgjax train KIND --config=configs/KIND.py:NAME --workdir=...` with these settings does."""
     config = script(f"configs/{kind}.py").get_config(name)
     with config.unlocked(), config.ignore_type():
         for path, value in settings.items():
             *parents, last = path.split(".")
             part = functools.reduce(lambda inner, parent: inner[parent], parents, config)
             part[last] = ConfigDict(value) if isinstance(value, dict) else _settled(value)
-    return script(f"launch/train_{kind}.py").train(config.lock(), workdir)
+    cls, run = {"codec": (codec.CodecRun, codec.run), "lm": (lm.LMRun, lm.run)}[kind]
+    return run(from_config_dict(cls, config.lock()), workdir)
 
 
 def _settled(value: Any) -> Any:
