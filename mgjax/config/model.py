@@ -180,6 +180,11 @@ class LMConfig:
         """How the condition of that name enters; None where the model has no such condition."""
         return next((condition for condition in self.conditions if condition.name == name), None)
 
+    def stereo(self) -> LMConfig:
+        """The stereo model's of this mono model: every codebook once for the left and once for the right channel."""
+        delays = tuple(delay for delay in self.delays for _ in range(2))
+        return dataclasses.replace(self, num_codebooks=2 * self.num_codebooks, delays=delays)
+
 
 _STRONGEST = 1000.0  # guidance beyond this is a slip of the hand, and would overflow
 
