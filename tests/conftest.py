@@ -33,7 +33,20 @@ CHECKED = [
     "generation",
     "lm",
     "nn",
+    "plan",
     "synthetic",
+    "train.finetune",
+    "train.flops",
+    "train.lm",
+    "train.loop",
+    "train.memory",
+    "train.optim",
+    "train.presets",
+    "train.programs",
+    "train.state",
+    "train.task",
+    "train.trainable",
+    "train.training_state",
 ]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"mgjax.{name}" for name in CHECKED], CHECKER)

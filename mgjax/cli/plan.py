@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgjax.cli import corpus, terminal
+from mgjax.config.model import ModelConfig
 from mgjax.inputs import files
 
 _DESCRIPTION = """\
@@ -120,24 +121,25 @@ def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
 
 def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
     """As `_training`, of generation."""
-    from mgjax.plan import decoding, shapes
+    from mgjax.plan import decoding
     from mgjax.plan.roofline import DoesNotFitError
+    from mgjax.train.lm import resolver
 
     if ":" in args.model:
-        model = shapes.begin(_run(args.model, args.set, None)).config
+        model = resolver.resolve(_run(args.model, args.set, None), resolver.known_config)
     else:
-        model = shapes.model_config(args.model)
-    asked = decoding.Asked(args.batch, args.seconds, args.dtype, not args.unguided)
+        model = resolver.known_config(ModelConfig, args.model)
+    workload = decoding.Workload(args.batch, args.seconds, args.dtype, not args.unguided)
     title = (
         f"a step of {args.model}, {args.batch} x {args.seconds:g} s in {args.dtype}, on {args.topology}: "
         f"{len(devices)} x {chip.kind}"
     )
     try:
-        plan = decoding.of_model(model, asked, devices, chip, **(args.mesh or {}))
+        plan = decoding.of_model(model, workload, devices, chip, **(args.mesh or {}))
     except DoesNotFitError as error:
         terminal.say(f"it does not fit: {error}")
         return None, title, decoding.advice(None)
-    return plan, f"{title}\n  {'speed':<16}{decoding.speed(model, asked, plan)}", decoding.advice(plan)
+    return plan, f"{title}\n  {'speed':<16}{decoding.speed(model, workload, plan)}", decoding.advice(plan)
 
 
 def _run(name: str, settings: list[str], mesh: dict[str, int] | None) -> Any:
@@ -145,7 +147,7 @@ def _run(name: str, settings: list[str], mesh: dict[str, int] | None) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
-    from mgjax.train.lm_run import LMRun
+    from mgjax.train.lm.config import LMRun
     from mgjax.train.overrides import from_config_dict, parse_flags
 
     asked = [*settings, *(f"loop.{axis}={size}" for axis, size in (mesh or {}).items())]

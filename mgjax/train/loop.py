@@ -105,18 +105,18 @@ def fit(
         stop = stack.enter_context(_Stop())
         checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best, inputs.hashes)
         stack.callback(checkpoints.close)
-        _claim(workdir / "config.json", _Alone(config) if run is None else run, bool(checkpoints.steps()))
+        _claim(workdir / "config.json", _LoopOnly(config) if run is None else run, bool(checkpoints.steps()))
         watchdog = stack.enter_context(Watchdog(config.hang_seconds))
         with watchdog.waiting("reading the newest checkpoint"):
-            begun = checkpoints.latest(programs.like)
-        if begun is None:
+            restored = checkpoints.latest(programs.like)
+        if restored is None:
             with watchdog.waiting("making the first weights", may_last=True):
                 done, state = 0, programs.init()
         else:
-            said = inputs.check(begun.inputs, workdir)
-            done, state = begun.step, begun.state
-            train_data.set_state(begun.position)
-            del begun  # the state is donated
+            remark = inputs.check(restored.inputs, workdir)
+            done, state = restored.step, restored.state
+            train_data.set_state(restored.position)
+            del restored  # the state is donated
         if done > config.steps:
             raise ConfigError(
                 f"the run in {workdir} has done {done} updates, loop.steps is {config.steps}: make it more"
@@ -124,8 +124,8 @@ def fit(
         report = Report(task.name, workdir, done, config.steps)
         stack.callback(report.close)
         if done:
-            report.say(f"goes on from the checkpoint of step {done}{said}")
-        late = _OneLate(report, config, checkpoints)
+            report.say(f"goes on from the checkpoint of step {done}{remark}")
+        metrics_reader = _LateMetrics(report, config, checkpoints)
         for step in range(done + 1, config.steps + 1):
             if step > done + 1:
                 watchdog.again()
@@ -141,27 +141,27 @@ def fit(
                     multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
                 watchdog.again()
             state, metrics = programs.train_step(state, programs.frozen, batch)
-            late.push(step, metrics)
+            metrics_reader.push(step, metrics)
 
             stopping = stop.agreed(step)
             validating = step == config.steps or _due(config.eval_every, step)
             showing = task.show is not None and _due(config.show_every, step) and not stopping
             saving = validating or stopping or _due(config.save_every, step)
             if showing or saving:
-                late.flush()
+                metrics_reader.flush()
                 with report.aside():
                     values = {}
                     if validating:
                         watchdog.again()
                         values = programs.validate(state, valid_data)
-                        late.check(step, _not_finite(values))
+                        metrics_reader.check(step, _not_finite(values))
                         report.validated(step, values, task.best[0])
                     if showing:
                         watchdog.again()
                         report.sounds(step, task.show(state, programs.example(valid_data)))
                     if saving:
                         watchdog.again()
-                        late.check(step, programs.not_finite(state))
+                        metrics_reader.check(step, programs.not_finite(state))
                         report.sync()
                         checkpoints.save(step, state, train_data.get_state(), values)
             if stopping and step < config.steps:
@@ -185,13 +185,13 @@ def fit(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Alone:
+class _LoopOnly:
     """The settings of a run that has no others than the loop's."""
 
     loop: LoopConfig
 
 
-class _OneLate:
+class _LateMetrics:
     """Reads the metrics of an update while the device works on the next one, and stops the run where one is not finite.
 
     So that the device never waits, and no state is kept whose metrics are not known.
@@ -199,19 +199,19 @@ class _OneLate:
 
     def __init__(self, report: Report, config: LoopConfig, checkpoints: Checkpoints):
         self._report, self._config, self._checkpoints = report, config, checkpoints
-        self._waiting: tuple[int, dict[str, Array]] | None = None
+        self._pending: tuple[int, dict[str, Array]] | None = None
         self._skipped, self._in_a_row = 0, 0
 
     def push(self, step: int, metrics: dict[str, Array]) -> None:
         """Takes the metrics of `step`, which are not there yet, and reads those before."""
         self.flush()
-        self._waiting = (step, metrics)
+        self._pending = (step, metrics)
 
     def flush(self) -> None:
         """Reads what is waiting, and waits for it."""
-        if self._waiting is None:
+        if self._pending is None:
             return
-        (step, metrics), self._waiting = self._waiting, None
+        (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         wrong = _not_finite(values)
         self._in_a_row = self._in_a_row + 1 if wrong else 0
@@ -273,13 +273,13 @@ class _Stop(contextlib.AbstractContextManager):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _claim(path: Path, run: Any, begun: bool) -> None:
-    """Makes sure that the directory is that of `run`, where a run has `begun` in it, and writes `run` there."""
-    if begun and path.exists():
+def _claim(path: Path, run: Any, has_checkpoints: bool) -> None:
+    """Makes sure that the directory is that of `run`, where it holds a run with checkpoints, and writes `run` there."""
+    if has_checkpoints and path.exists():
         check_run(path, run, MAY_CHANGE)
     elif path.exists() and "loop" not in files.read_json(path, error=ConfigError):
         raise FileExistsError(f"{path} is not of a run of mgjax, so it is not replaced: give another folder")
-    for name in ("model", "best") if not begun else ():  # better now than when it is done
+    for name in ("model", "best") if not has_checkpoints else ():  # better now than when it is done
         check_replaceable(path.with_name(name))
     if jax.process_index() == 0:
         write_run(path, run)

@@ -105,8 +105,10 @@ def check_numbers(config: Any, path: str = "") -> None:
     """Raises ConfigError where a number in the dataclass `config`, or in one in it, is NaN or infinite, or is whole and
     takes more than 32 bits."""
     for name, value in vars(config).items():
-        for one in value if isinstance(value, tuple) else (value,):
-            if dataclasses.is_dataclass(one):
-                check_numbers(one, f"{path}{name}.")
-            elif (isinstance(one, float) and not math.isfinite(one)) or (isinstance(one, int) and abs(one) >= 2**32):
-                raise ConfigError(f"{path}{name} must be finite, and within 32 bits where it is whole, got {one}")
+        for item in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(item):
+                check_numbers(item, f"{path}{name}.")
+            elif (isinstance(item, float) and not math.isfinite(item)) or (
+                isinstance(item, int) and abs(item) >= 2**32
+            ):
+                raise ConfigError(f"{path}{name} must be finite, and within 32 bits where it is whole, got {item}")

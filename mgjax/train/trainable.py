@@ -17,8 +17,7 @@ Filter = Callable[[str], bool]
 
 def matching(*patterns: str) -> Filter:
     """Accepts the paths whose beginning one of the regular expressions matches, as `"text/"` does those of "text"."""
-    compiled = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
-    return lambda path: compiled.match(path) is not None
+    return lambda path: any(re.match(pattern, path) for pattern in patterns)
 
 
 def partition(params: Mapping[str, Any], trainable: Filter) -> tuple[dict[str, Any], dict[str, Any]]:

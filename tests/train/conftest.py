@@ -11,14 +11,14 @@ from mgjax.audio.metadata import Metadata
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Description
 from mgjax.devices import sharding
-from mgjax.train import lm
+from mgjax.train.lm import training
 
 
 @pytest.fixture
 def one_device(monkeypatch):
     """Has runs of language models use one of the devices, for which programs are compiled in half the time."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(lm, "fit", functools.partial(lm.fit, mesh=mesh))
+    monkeypatch.setattr(training, "fit", functools.partial(training.fit, mesh=mesh))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a run that trains a language model is: its settings."""
+"""The settings of a run that trains a language model."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig, check_numbers
+from mgjax.train.trainable import Filter, matching
 
 DTYPES = ("float32", "bfloat16")
 
@@ -130,6 +131,15 @@ class LMRun:
             raise ConfigError(
                 f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
             )
+
+    @property
+    def trainable(self) -> Filter:
+        """Which weights train, by their paths in the model's variables; an adapter's are those of "lora".
+
+        Of a style those of its encoder do not, and of CLAP those of its codebooks alone do.
+        """
+        parts = ["lora/" if self.lora else "lm/", r"style/(?!features/)", "clap/codebooks/"]
+        return matching(*parts, *(["text/"] if self.train_text else []))
 
     def _check_text(self) -> None:
         if self.new_text is None:
