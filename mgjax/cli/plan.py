@@ -126,9 +126,9 @@ def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
     from mgjax.train.lm import resolver
 
     if ":" in args.model:
-        model = resolver.resolve(_run(args.model, args.set, None), resolver.known_config)
+        model = resolver.resolve(_run(args.model, args.set, None), fetch=False)
     else:
-        model = resolver.known_config(ModelConfig, args.model)
+        model = resolver.read_config(ModelConfig, args.model, fetch=False)
     workload = decoding.Workload(args.batch, args.seconds, args.dtype, not args.unguided)
     title = (
         f"a step of {args.model}, {args.batch} x {args.seconds:g} s in {args.dtype}, on {args.topology}: "
@@ -150,7 +150,7 @@ def _run(name: str, settings: list[str], mesh: dict[str, int] | None) -> Any:
     from mgjax.train.lm.config import LMRun
     from mgjax.train.overrides import from_config_dict, parse_flags
 
-    asked = [*settings, *(f"loop.{axis}={size}" for axis, size in (mesh or {}).items())]
+    asked = [*settings, *(f"mesh.{axis}={size}" for axis, size in (mesh or {}).items())]
     words = ["plan", f"--config={name}", *(f"--config.{one}" for one in asked)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)

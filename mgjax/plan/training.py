@@ -27,7 +27,7 @@ from mgjax.train.task import LoopConfig, Task
 
 def spread(run: LMRun, devices: Sequence[Any]) -> LMRun:
     """The run with a batch that can be spread over `devices`: the next larger one where its own cannot."""
-    multiple = _batch_multiple(run, _mesh(run, devices))
+    multiple = _batch_multiple(run, run.mesh.make(devices))
     size = -(-run.data.batch_size // multiple) * multiple
     return dataclasses.replace(run, data=dataclasses.replace(run.data, batch_size=size))
 
@@ -46,7 +46,7 @@ def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
     """
     run = dataclasses.replace(run, codes_as_heard=False)  # which weights it begins with makes no difference
     start = lm.pretrained_shapes(run)
-    mesh = _mesh(run, devices)
+    mesh = run.mesh.make(devices)
     multiple = _batch_multiple(run, mesh)
     if run.data.batch_size % multiple:
         raise ConfigError(
@@ -88,10 +88,6 @@ def batch_shapes(run: LMRun, model: ModelConfig) -> dict[str, jax.ShapeDtypeStru
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
 
-def _mesh(run: LMRun, devices: Sequence[Any]) -> Mesh:
-    return sharding.make_mesh(run.loop.data, run.loop.fsdp, run.loop.model, devices)
-
-
 def _batch_multiple(run: LMRun, mesh: Mesh) -> int:
     """What the rows of a batch have to be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * run.optim.accumulate
@@ -119,13 +115,13 @@ def advice(run: LMRun, plan: Plan | None) -> list[str]:
     """
     changes = []
     if plan is None or plan.free < 0.1:
-        splits = f"loop.fsdp={2 * run.loop.fsdp}" if run.loop.fsdp > 0 else "more devices"
+        splits = f"mesh.fsdp={2 * run.mesh.fsdp}" if run.mesh.fsdp > 0 else "more devices"
         if plan is None or plan.memory.temporaries > plan.memory.arguments:
             if run.remat != "full":
                 changes.append("set remat=full: layers are computed again rather than stored, a quarter more work")
             if run.data.batch_size > 1:
                 changes.append(f"set optim.accumulate={2 * run.optim.accumulate}: a batch in more parts, one by one")
-            changes.append(f"set {splits}, or loop.model={2 * run.loop.model}: activations are split too")
+            changes.append(f"set {splits}, or mesh.model={2 * run.mesh.model}: activations are split too")
         if plan is None or plan.memory.arguments > plan.chip.memory / 4:
             changes.append(f"set {splits}: weights and the optimiser's state are split among more devices")
     elif plan.utilization < 0.5:

@@ -30,7 +30,7 @@ from mgjax.lm.lora import LoraConfig
 from mgjax.train import lm
 from mgjax.train.lm.config import LMRun
 from mgjax.train.lm.resolver import corpus_kind
-from mgjax.train.lm.training import told
+from mgjax.train.lm.training import batch_conditions
 from mgjax.train.loop import MAY_CHANGE
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig
@@ -138,7 +138,8 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
         if begun:
             check_run(begun, config, MAY_CHANGE)
         elif replace or not (corpus / "corpus.json").is_file():
-            told(config, lm.pretrained(config))  # what is wrong with the model is better known before the work begins
+            # What is wrong with the model is better known before the work begins.
+            batch_conditions(config, lm.pretrained(config))
         _make_corpus(tuning, base, corpus, stage, replace)
         state = lm.run(config, work)
         if int(state.step) < tuning.steps:

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -43,6 +43,7 @@ __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 MAY_CHANGE = (
     *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
     *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
+    *(f"mesh.{name}" for name in ("data", "fsdp", "model")),
     *(f"loop.{name}" for name in ("max_skipped", "hang_seconds")),
     *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch", "max_bad", "may_grow")),
     *("prompts", "prompt_seconds", "sampling"),
@@ -52,6 +53,7 @@ MAY_CHANGE = (
 _COMPILING_SECONDS = 3600  # that the processes of a run may need one after the other
 
 
+@runtime_checkable
 class DataIterator(Protocol):
     """Batches without end, and the position in them as JSON can hold it."""
 
@@ -84,10 +86,10 @@ def fit(
       task: What is trained.
       train_data: Batches of numpy arrays, of each the rows that belong to this process.
       valid_data: Gives the validation split's batches from the beginning, as an iterator that can be closed.
-      config: How long, and on what.
+      config: How long, and what is kept.
       workdir: The directory of the run.
       run: The dataclass of all settings of the run, `config` as its `loop`; None where there are no others.
-      mesh: The devices; None for those that `config` names.
+      mesh: The devices; None for all that there are, each with a whole copy.
       inputs: What the run reads besides its settings, which its checkpoints remember.
 
     Raises:
@@ -100,7 +102,7 @@ def fit(
     workdir = Path(workdir).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     distributed.check_shared(workdir)
-    programs = Programs(task, config, mesh or sharding.make_mesh(config.data, config.fsdp, config.model))
+    programs = Programs(task, config, mesh or sharding.make_mesh())
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_Stop())
         checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best, inputs.hashes)

@@ -71,7 +71,7 @@ class Programs:
         self._compiled = self.lowered(batch).compile()
         return Memory.of(self._compiled)
 
-    def lowered(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Lowered:
+    def lowered(self, batch: Mapping[str, Array | jax.ShapeDtypeStruct]) -> Lowered:
         """The training step for global batches of such shapes, ready to be compiled; no weight is needed."""
         rows = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.rows(leaf.shape[0], self._mesh))

@@ -26,7 +26,7 @@ from mgjax.plan import roofline, topology, training
 from mgjax.train import lm
 from mgjax.train.lm import LMRun, resolver
 from mgjax.train.optim import OptimConfig
-from mgjax.train.task import LoopConfig
+from mgjax.train.task import LoopConfig, MeshConfig
 
 CHIP = chips.find("h100")
 RUN = LMRun(
@@ -35,7 +35,8 @@ RUN = LMRun(
     text_encoder="debug",
     data=DataConfig(batch_size=16, segment_seconds=1.0),
     optim=OptimConfig(name="adamw"),
-    loop=LoopConfig(data=2, fsdp=2, model=2),
+    loop=LoopConfig(),
+    mesh=MeshConfig(data=2, fsdp=2, model=2),
     remat="dots",
 )
 
@@ -196,7 +197,7 @@ def test_what_does_not_fit_is_told_with_what_to_change(plan):
     with pytest.raises(roofline.DoesNotFitError, match=r"needs 17.19G of memory on each device, which has 15.75G"):
         roofline.of(Lowered(), sharding.make_mesh(8), CHIP, needed=1.0, computed=1.0)
     changes = " ".join(training.advice(RUN, None))
-    assert all(word in changes for word in ("remat=full", "optim.accumulate=2", "loop.fsdp=4"))
+    assert all(word in changes for word in ("remat=full", "optim.accumulate=2", "mesh.fsdp=4"))
     tight = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, temporaries=0.95 * CHIP.memory))
     assert "remat=full" in " ".join(training.advice(RUN, tight))
     idle = dataclasses.replace(plan, moved=1e12)

@@ -26,7 +26,7 @@ from mgjax.lm.model import LM
 from mgjax.train import lm
 from mgjax.train.lm import export, resolver
 from mgjax.train.optim import OptimConfig
-from mgjax.train.task import LoopConfig
+from mgjax.train.task import LoopConfig, MeshConfig
 
 RUN = lm.LMRun(
     lm=dataclasses.replace(DEBUG.lm, conditions=()),
@@ -94,7 +94,7 @@ def on(corpus, **changes):
 
 def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
     """On a mesh of 2 x 2 x 2: better than what does not look back, on pieces that it has not seen."""
-    state = lm.run(on(corpus, loop=dataclasses.replace(RUN.loop, data=2, fsdp=2, model=2)), tmp_path)
+    state = lm.run(on(corpus, mesh=MeshConfig(data=2, fsdp=2, model=2)), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     valid = lines[-1]["values"]
     counts = [token_counts(Corpus.open(corpus, split)) for split in ("train", "valid")]

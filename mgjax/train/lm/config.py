@@ -22,7 +22,7 @@ from mgjax.errors import ConfigError
 from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
 from mgjax.train.optim import OptimConfig
-from mgjax.train.task import LoopConfig, check_numbers
+from mgjax.train.task import LoopConfig, MeshConfig, check_numbers, take_old_mesh
 from mgjax.train.trainable import Filter, matching
 
 DTYPES = ("float32", "bfloat16")
@@ -73,7 +73,8 @@ class LMRun:
       optim: How the weights are updated.
       sampling: How the model draws codes where nothing else is asked for; None for how `init` does, or the published
         models.
-      loop: How long, and on what.
+      loop: How long, and what is reported and kept.
+      mesh: How the devices are laid out.
       dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
       scan_layers: Compile one layer for all, which saves minutes, rather than each.
       remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights
@@ -109,6 +110,7 @@ class LMRun:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sampling: Sampling | None = None
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000_000))
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
@@ -116,6 +118,7 @@ class LMRun:
     prompt_seconds: float = 8.0
 
     def __post_init__(self):
+        take_old_mesh(self)
         check_numbers(self)
         one_of("dtype", self.dtype, DTYPES)
         one_of("remat", self.remat, tuple(REMAT))

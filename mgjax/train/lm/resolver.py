@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,39 +39,35 @@ from mgjax.train.text import TextEncoder
 from mgjax.train.trainable import matching as paths_matching
 from mgjax.train.trainable import partition
 
-ReadConfig = Callable[..., Any]
-"""(kind, source) -> the config of that kind at the source, as `read_config`."""
+Config = TypeVar("Config")
 
 
-def read_config(kind: type, source: str, **encoders: str | None) -> Any:
-    """The config of what is at `source`, which is fetched where it is not here; no weight is read.
+def read_config(kind: type[Config], source: str, *, fetch: bool = True, **encoders: str | None) -> Config:
+    """The config of what is at `source`, without reading its weights.
 
     Args:
-      kind: Of part: ModelConfig, CodecConfig, TextEncoder (then without weights), HubertConfig or ClapConfig.
+      kind: Of part: ModelConfig, CodecConfig, TextEncoder (without weights then), HubertConfig or ClapConfig.
       source: A directory, a Hub id or "debug".
+      fetch: Whether it may be fetched from the Hub; else published names are known by `mgjax.config.published`.
       encoders: `text_encoder` and `style_encoder` of a model that comes without its own.
 
     Raises:
       CheckpointError: There is nothing of that kind.
+      ConfigError: It would have to be fetched.
     """
-    if kind is ModelConfig:
-        return sources.read_config(source, **encoders)
-    if kind is CodecConfig:
-        return sources.read_codec_config(source)
-    if kind is TextEncoder:
-        return text_encoders.read(source, with_weights=False)
-    match = {HubertConfig: match_hubert, ClapConfig: match_clap}[kind]
-    return match(hub.fetch(source))[0]
+    if not fetch and source != "debug" and source not in hub.BUNDLED and not os.path.isdir(source):
+        return _published(kind, source)
+    readers: dict[type, Callable[..., Any]] = {
+        ModelConfig: sources.read_config,
+        CodecConfig: sources.read_codec_config,
+        TextEncoder: functools.partial(text_encoders.read, with_weights=False),
+        HubertConfig: lambda source: match_hubert(hub.fetch(source))[0],
+        ClapConfig: lambda source: match_clap(hub.fetch(source))[0],
+    }
+    return readers[kind](source, **encoders)
 
 
-def known_config(kind: type, source: str, **encoders: str | None) -> Any:
-    """As `read_config`, but nothing is fetched: published names are known by `mgjax.config.published`.
-
-    Raises:
-      ConfigError: The source is neither here nor a published name.
-    """
-    if source == "debug" or source in hub.BUNDLED or os.path.isdir(source):
-        return read_config(kind, source, **encoders)
+def _published(kind: type, source: str) -> Any:
     wanted = T5Config if kind is TextEncoder else kind
     known = {name: config for name, config in published.CONFIGS.items() if isinstance(config, wanted)}
     if source not in known:
@@ -81,12 +77,12 @@ def known_config(kind: type, source: str, **encoders: str | None) -> Any:
     return TextEncoder(known[source]) if kind is TextEncoder else known[source]
 
 
-def resolve(run: LMRun, read: ReadConfig = read_config) -> ModelConfig:
+def resolve(run: LMRun, *, fetch: bool = True) -> ModelConfig:
     """What `run` trains, from the configs of its sources; all that can be wrong with it is checked here.
 
     Args:
       run: The run.
-      read: Reads configs: `read_config`, or `known_config` for a plan.
+      fetch: Whether sources may be fetched from the Hub; see `read_config`.
 
     Raises:
       CheckpointError: There is nothing readable at a source.
@@ -94,6 +90,7 @@ def resolve(run: LMRun, read: ReadConfig = read_config) -> ModelConfig:
     """
     if run.lora and run.init is None:
         raise ConfigError("lora adapts a model that is there: set init to it")
+    read = functools.partial(read_config, fetch=fetch)
     model = _new_model(run, read) if run.init is None else _continued_model(run, read)
     if run.codebook_weights and len(run.codebook_weights) != model.lm.num_codebooks:
         raise ConfigError(
@@ -112,7 +109,7 @@ def resolve(run: LMRun, read: ReadConfig = read_config) -> ModelConfig:
     return model
 
 
-def _new_model(run: LMRun, read: ReadConfig) -> ModelConfig:
+def _new_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
     """A model with new weights, on a codec and encoders from elsewhere."""
     if run.lm is None or run.codec is None:
         raise ConfigError("give lm and codec, what to train and on which codes; or init, a model to go on from")
@@ -140,7 +137,7 @@ def _new_model(run: LMRun, read: ReadConfig) -> ModelConfig:
     return model if run.sampling is None else dataclasses.replace(model, sampling=run.sampling)
 
 
-def _style(run: LMRun, read: ReadConfig) -> StyleConfig | None:
+def _style(run: LMRun, read: Callable[..., Any]) -> StyleConfig | None:
     """A new model's style, whose features are those of the `style_encoder`."""
     if run.style is None or run.style.features is None:
         if run.style_encoder is not None:
@@ -158,7 +155,7 @@ def _style(run: LMRun, read: ReadConfig) -> StyleConfig | None:
     return dataclasses.replace(run.style, features=features)
 
 
-def _continued_model(run: LMRun, read: ReadConfig) -> ModelConfig:
+def _continued_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
     """The model `init`, which goes on to learn: as it is, on another codec, or from mono to stereo."""
     encoders = {"text_encoder": run.text_encoder, "style_encoder": run.style_encoder}
     base = read(ModelConfig, run.init, **encoders)
@@ -258,7 +255,7 @@ def pretrained_shapes(run: LMRun) -> Checkpoint:
     Raises:
       ConfigError: A source is neither here nor published, or the parts do not fit together.
     """
-    model = resolve(run, known_config)
+    model = resolve(run, fetch=False)
     not_new = ["codec/", "style/features/", "clap/(text|audio)/", *([] if run.new_text else ["text/"])]
     variables, _ = partition(_shaped(model_shapes(model)), paths_matching("" if run.init else "|".join(not_new)))
     return Checkpoint(model, variables)

@@ -40,18 +40,18 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
             inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, **resolver.hashes(start))
     kinds = {corpus.kind for corpus in corpora["train"]}
     _check_corpora(corpora["train"] + corpora["valid"], start.config, resolver.codec_of(start))
-    mesh = sharding.make_mesh(config.loop.data, config.loop.fsdp, config.loop.model)
-    options = {"rows": sharding.rows_here(config.data.batch_size, mesh), "told": told(config, start)}
+    mesh = config.mesh.make()
+    options = {"rows": sharding.rows_here(config.data.batch_size, mesh), "told": batch_conditions(config, start)}
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, **options)
 
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
         return validation_batches(corpora["valid"], config.data, **options)
 
     training = task(config, start, kinds.pop())
-    return fit(training, train_data, valid_data, config.loop, workdir, run=config, inputs=inputs)
+    return fit(training, train_data, valid_data, config.loop, workdir, run=config, mesh=mesh, inputs=inputs)
 
 
-def told(config: LMRun, start: Checkpoint) -> Told:
+def batch_conditions(config: LMRun, start: Checkpoint) -> Told:
     """What the batches bring for the conditions of the model.
 
     Raises:

@@ -40,7 +40,7 @@ def recipe(config: ConfigDict) -> None:
     config.codec = published.ENCODEC
     config.text_encoder = "t5-base"
     config.dtype = "bfloat16"
-    config.loop.fsdp = 64
+    config.mesh.fsdp = 64
     config.remat = "weights"
 
 
