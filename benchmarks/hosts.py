@@ -30,13 +30,13 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 3600  # seconds that any of it may take
 
 LM = """
---config.data.batch_size=8 --config.data.segment_seconds=1.0 --config.loop.fsdp=2 --config.loop.steps=24
+--config.data.batch_size=8 --config.data.segment_seconds=1.0 --config.mesh.fsdp=2 --config.loop.steps=24
 --config.loop.log_every=2 --config.loop.eval_every=12 --config.loop.show_every=24 --config.loop.save_every=5
 --config.prompt_seconds=0.5
 """
 CODEC = """
 --config.data.batch_size=4 --config.data.segment_seconds=0.2 --config.discriminator.stft_sizes=(256,)
---config.loop.fsdp=2 --config.loop.steps=6 --config.loop.log_every=1 --config.loop.eval_every=6
+--config.mesh.fsdp=2 --config.loop.steps=6 --config.loop.log_every=1 --config.loop.eval_every=6
 --config.loop.show_every=6 --config.loop.save_every=6
 """
 

@@ -24,9 +24,10 @@ from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
 from mgjax.checkpoints.tables import clap, hubert, matching, musicgen, shapes
 from mgjax.checkpoints.tables.audiocraft_clap import clap_config
-from mgjax.checkpoints.tables.audiocraft_style import IGNORED, MERT, PREFIX, style_config
+from mgjax.checkpoints.tables.audiocraft_style import IGNORED, PREFIX, style_config
 from mgjax.config.conditioning import StyleConfig
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.config.published import MERT, T5
 from mgjax.errors import CheckpointError, ConfigError
 
 LM_FILE = "state_dict.bin"
@@ -65,20 +66,7 @@ def read_model(
       ConfigError: An encoder is given of what the model has no condition for.
     """
     path = Path(directory) / LM_FILE
-    state, run, lm_config = _read_lm(path)
-    if text_encoder is not None and not (lm_config.condition("text") or lm_config.condition("clap")):
-        raise ConfigError(f"{path}: the model reads no text: leave text_encoder out")
-    if style_encoder is not None and not lm_config.condition("style"):
-        raise ConfigError(f"{path}: the model hears no style: leave style_encoder out")
-    codec_config, codec = _match_codec(Path(directory), fetch)
-    found = _Encoders({("codec",): codec})
-    if fused := lm_config.condition("text"):
-        found.add_text(path, fused, audiocraft_config.named_text_encoder(run), text_encoder, fetch)
-    if fused := lm_config.condition("clap"):
-        found.add_clap(path, fused, run, text_encoder, fetch)
-    if lm_config.condition("style"):
-        found.add_style(path, style_config(run), state, style_encoder or MERT, fetch)
-    config = audiocraft_config.model_config(path, run, lm_config, codec_config, **found.configs)
+    state, config, found = _match_parts(path, text_encoder, style_encoder, fetch)
     wanted = shapes.model_shapes(config)
     match = matching.match(musicgen.audiocraft(config), state, wanted, where=str(path), ignored=_IGNORED)
     flat = flatten_dict(matching.load(match, dtype=dtype, place=place))
@@ -89,6 +77,26 @@ def read_model(
         part = flatten_dict(matching.load(match, dtype=kind, place=inside))
         flat |= {(*prefix, *path): array for path, array in part.items()}
     return Checkpoint(config, unflatten_dict(flat), found.tokenizer, found.clap_tokenizer)
+
+
+def _match_parts(
+    path: Path, text_encoder: str | os.PathLike | None, style_encoder: str | os.PathLike | None, fetch: Fetch
+) -> tuple[dict[str, Tensor], ModelConfig, _Encoders]:
+    """The language model's state dict, the whole model's config, and what is needed to read the other parts."""
+    state, run, lm_config = _read_lm(path)
+    if text_encoder is not None and not (lm_config.condition("text") or lm_config.condition("clap")):
+        raise ConfigError(f"{path}: the model reads no text: leave text_encoder out")
+    if style_encoder is not None and not lm_config.condition("style"):
+        raise ConfigError(f"{path}: the model hears no style: leave style_encoder out")
+    codec_config, codec = match_codec(path.parent, fetch=fetch)
+    found = _Encoders({("codec",): codec})
+    if fused := lm_config.condition("text"):
+        found.add_text(path, fused, audiocraft_config.named_text_encoder(run), text_encoder, fetch)
+    if fused := lm_config.condition("clap"):
+        found.add_clap(path, fused, run, text_encoder, fetch)
+    if lm_config.condition("style"):
+        found.add_style(path, style_config(run), state, style_encoder or MERT, fetch)
+    return state, audiocraft_config.model_config(path, run, lm_config, codec_config, **found.configs), found
 
 
 @dataclasses.dataclass(eq=False)
@@ -151,15 +159,23 @@ class _Encoders:
         self.configs["style"] = dataclasses.replace(config, features=features)
 
 
-def read_config(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> ModelConfig:
-    """What the model in `directory` is, without reading its weights; its encoders are known by name."""
+def read_config(
+    directory: str | os.PathLike,
+    *,
+    text_encoder: str | os.PathLike | None = None,
+    style_encoder: str | os.PathLike | None = None,
+    fetch: Fetch = hub.fetch,
+) -> ModelConfig:
+    """What the model in `directory` is, without reading its weights; encoders that are not given are known by name."""
     path = Path(directory) / LM_FILE
+    if text_encoder is not None or style_encoder is not None:
+        return _match_parts(path, text_encoder, style_encoder, fetch)[1]
     _, run, lm_config = _read_lm(path)
-    codec_config, _ = _match_codec(Path(directory), fetch)
+    codec_config, _ = match_codec(path.parent, fetch=fetch)
     configs: dict[str, Any] = {}
     if lm_config.condition("text"):
         named = audiocraft_config.named_text_encoder(run)
-        configs["text"] = audiocraft_config.T5.get(named) or huggingface.match_text_encoder(fetch(named))[0]
+        configs["text"] = T5.get(named) or huggingface.match_text_encoder(fetch(named))[0]
     if lm_config.condition("clap"):
         configs["clap"] = clap_config(run)
     if lm_config.condition("style"):
@@ -174,15 +190,9 @@ def _read_lm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], LMConfig]:
     return state, run, audiocraft_config.lm_config(path, state, run)
 
 
-def read_codec(
-    directory: str | os.PathLike, *, place: matching.Place | None = None, fetch: Fetch = hub.fetch
-) -> tuple[CodecConfig, dict[str, Any]]:
-    """The codec in `directory`, which holds `compression_state_dict.bin`."""
-    return matching.read(_match_codec(Path(directory), fetch), place=place)
-
-
-def _match_codec(directory: Path, fetch: Fetch) -> tuple[CodecConfig, matching.Match]:
-    path = directory / CODEC_FILE
+def match_codec(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> tuple[CodecConfig, matching.Match]:
+    """The config of the codec in `directory`, in `compression_state_dict.bin`, and what `matching.read` needs."""
+    path = Path(directory) / CODEC_FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; fetch it from the repository that {LM_FILE} came from")
     content = torch_file.read(path)

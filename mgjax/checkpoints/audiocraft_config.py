@@ -20,6 +20,7 @@ from mgjax.checkpoints.tables.audiocraft_clap import clap_run
 from mgjax.checkpoints.tables.audiocraft_style import style_run
 from mgjax.config.conditioning import MelodyConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
+from mgjax.config.published import T5
 from mgjax.config.serialization import from_dict
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.lm import pattern as patterns
@@ -112,15 +113,6 @@ _CODEC_FIELDS = {
     "pad_mode": "seanet.pad_mode",
     "trim_right_ratio": "seanet.decoder.trim_right_ratio",
     "normalize": "encodec.renormalize",
-}
-# The text encoders that audiocraft knows and fits beside a MusicGen model.
-T5 = {
-    "t5-small": T5Config(dim=512, ffn_dim=2048, num_layers=6, num_heads=8),
-    "t5-base": T5Config(),
-    "t5-large": T5Config(dim=1024, ffn_dim=4096, num_layers=24, num_heads=16),
-    "google/flan-t5-small": T5Config(dim=512, ffn_dim=1024, num_layers=8, num_heads=6, activation="gated-gelu"),
-    "google/flan-t5-base": T5Config(ffn_dim=2048, activation="gated-gelu"),
-    "google/flan-t5-large": T5Config(dim=1024, ffn_dim=2816, num_layers=24, num_heads=16, activation="gated-gelu"),
 }
 
 

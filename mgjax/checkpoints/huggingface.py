@@ -122,13 +122,10 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place 
     return Checkpoint(config, matching.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
 
-def read_codec(directory: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
-    """The codec of a directory that holds an EncodecModel or a whole MusicGen model."""
-    return matching.read(match_codec(Path(directory)), place=place)
-
-
-def match_codec(directory: Path) -> tuple[CodecConfig, matching.Match]:
-    """The codec's config and what `table.load` needs to read it."""
+def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Match]:
+    """The codec of a directory that holds an EncodecModel or a whole MusicGen model: its config, and what
+    `matching.read` needs."""
+    directory = Path(directory)
     values, prefix = _part_of_model(directory, "encodec", "audio_encoder")
     config = _codec_config(values, directory / "config.json")
     return config, matching.match(

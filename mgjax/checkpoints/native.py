@@ -99,8 +99,9 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str 
             _copy(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
 
 
-def read_codec(directory: str | os.PathLike, *, place: Place | None = None) -> tuple[CodecConfig, dict[str, Any]]:
-    """The codec of a directory in mgjax form that holds a codec alone or a whole model."""
+def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Match]:
+    """The codec of a directory in mgjax form that holds a codec alone or a whole model: its config, and what
+    `matching.read` needs."""
     directory = Path(directory)
     tensors = packed.unpack(safetensors.find(directory))
     if "model" in read_json(directory / "config.json"):
@@ -108,7 +109,7 @@ def read_codec(directory: str | os.PathLike, *, place: Place | None = None) -> t
         tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
     else:
         config = _read_config(directory, "codec", CodecConfig)
-    return config, matching.load(_match(directory, tensors, shapes.codec_shapes(config)), place=place)
+    return config, _match(directory, tensors, shapes.codec_shapes(config))
 
 
 def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:

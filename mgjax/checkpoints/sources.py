@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from mgjax.checkpoints import audiocraft, hub, huggingface, native, peft
 from mgjax.checkpoints.native import Checkpoint
 from mgjax.checkpoints.random_weights import DEBUG, random_variables
+from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.config.model import CodecConfig, ModelConfig
 from mgjax.config.serialization import one_of
@@ -80,15 +82,22 @@ def _refuse_encoders(source: str | os.PathLike, text_encoder: Any, style_encoder
         raise ConfigError(f"{source} is not in audiocraft's form and comes whole: leave style_encoder out")
 
 
-def read_config(source: str | os.PathLike) -> ModelConfig:
-    """Reads the config of the model at `source`, without its weights where the config is a file of its own."""
+def read_config(
+    source: str | os.PathLike, *, text_encoder: str | None = None, style_encoder: str | None = None
+) -> ModelConfig:
+    """Reads the config of the model that `read` gives, without its weights where the config is a file of its own."""
     if source == "debug":
+        _refuse_encoders(source, text_encoder, style_encoder)
         return DEBUG
     directory = hub.fetch(source, allow=["*.json"])
     if not (directory / "config.json").is_file():
         directory = hub.fetch(source)  # audiocraft stores the config in the file of the weights
     form = native.detect(directory)
-    config = FORMATS[form].read_config(directory)
+    if form == "audiocraft":
+        config = audiocraft.read_config(directory, text_encoder=text_encoder, style_encoder=style_encoder)
+    else:
+        _refuse_encoders(source, text_encoder, style_encoder)
+        config = FORMATS[form].read_config(directory)
     return dataclasses.replace(config, license=_license(config.license, source))
 
 
@@ -98,7 +107,16 @@ def read_codec(source: str | os.PathLike, *, place: Place | None = None) -> tupl
         return DEBUG.codec, random_variables(DEBUG, place=place)["codec"]
     directory = hub.fetch(source)
     _warn(_license("unknown", source), str(source))
-    return FORMATS[native.detect(directory)].read_codec(directory, place=place)
+    return matching.read(_match_codec(directory), place=place)
+
+
+def read_codec_config(source: str | os.PathLike) -> CodecConfig:
+    """Reads the config of the codec at `source`, without its weights."""
+    return DEBUG.codec if source == "debug" else _match_codec(hub.fetch(source))[0]
+
+
+def _match_codec(directory: Path) -> tuple[CodecConfig, matching.Match]:
+    return FORMATS[native.detect(directory)].match_codec(directory)
 
 
 def write(

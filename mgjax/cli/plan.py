@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgjax.cli import corpus, terminal
+from mgjax.config.model import ModelConfig
 from mgjax.inputs import files
 
 _DESCRIPTION = """\
@@ -99,7 +100,7 @@ def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
     from mgjax.plan import training
     from mgjax.plan.roofline import DoesNotFitError
 
-    asked = _run(args.config, _settings(args) + [f"--config.loop.{axis}={n}" for axis, n in (args.mesh or {}).items()])
+    asked = _run(args.config, _settings(args) + [f"--config.mesh.{axis}={n}" for axis, n in (args.mesh or {}).items()])
     made = training.spread(asked, devices)
     data = made.data
     title = (
@@ -120,24 +121,25 @@ def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
 
 def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
     """As `_training`, of generation."""
-    from mgjax.plan import decoding, shapes
+    from mgjax.plan import decoding
     from mgjax.plan.roofline import DoesNotFitError
+    from mgjax.train.lm import resolver
 
     if ":" in args.model:
-        model = shapes.begin(_run(args.model, _settings(args))).config
+        model = resolver.resolve(_run(args.model, _settings(args)), fetch=False)
     else:
-        model = shapes.model_config(args.model)
-    asked = decoding.Asked(args.batch, args.seconds, args.dtype, not args.unguided)
+        model = resolver.read_config(ModelConfig, args.model, fetch=False)
+    workload = decoding.Workload(args.batch, args.seconds, args.dtype, not args.unguided)
     title = (
         f"a step of {args.model}, {args.batch} x {args.seconds:g} s in {args.dtype}, on {args.topology}: "
         f"{len(devices)} x {chip.kind}"
     )
     try:
-        plan = decoding.of_model(model, asked, devices, chip, **(args.mesh or {}))
+        plan = decoding.of_model(model, workload, devices, chip, **(args.mesh or {}))
     except DoesNotFitError as error:
         terminal.say(f"it does not fit: {error}")
         return None, title, decoding.advice(None)
-    return plan, f"{title}\n  {'speed':<16}{decoding.speed(model, asked, plan)}", decoding.advice(plan)
+    return plan, f"{title}\n  {'speed':<16}{decoding.speed(model, workload, plan)}", decoding.advice(plan)
 
 
 def _settings(args: argparse.Namespace) -> list[str]:

@@ -183,6 +183,11 @@ class LMConfig:
         """The condition of that name; None where the model has no such condition."""
         return next((condition for condition in self.conditions if condition.name == name), None)
 
+    def stereo(self) -> LMConfig:
+        """The stereo model's of this mono model: every codebook once for the left and once for the right channel."""
+        delays = tuple(delay for delay in self.delays for _ in range(2))
+        return dataclasses.replace(self, num_codebooks=2 * self.num_codebooks, delays=delays)
+
 
 _LARGEST_SCALE = 1000.0  # of guidance; beyond it lie mistakes, and overflows
 

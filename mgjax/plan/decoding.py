@@ -40,7 +40,7 @@ _STEPS = 50  # of a call, over which what is done once for each call is spread
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Workload:
     """What is to be generated.
 
     Attributes:
@@ -58,7 +58,7 @@ class Asked:
 
 def of_model(
     config: ModelConfig,
-    asked: Asked,
+    workload: Workload,
     devices: Sequence[Any],
     chip: Chip,
     *,
@@ -70,7 +70,7 @@ def of_model(
 
     Args:
       config: What generates.
-      asked: What is generated.
+      workload: What is generated.
       devices: What it is compiled for.
       chip: What they are.
       data, fsdp, model: The sizes of the mesh.
@@ -79,30 +79,30 @@ def of_model(
       DoesNotFitError: It needs more memory than a device has.
     """
     mesh = sharding.make_mesh(data, fsdp, model, devices)
-    module, num_sets = LM(config.lm), 1 + asked.is_guided
-    weights = _weights(config, asked.dtype, mesh)
-    params, rows = weights.pop("lm"), num_sets * asked.batch
+    module, num_sets = LM(config.lm), 1 + workload.is_guided
+    weights = _weights(config, workload.dtype, mesh)
+    params, rows = weights.pop("lm"), num_sets * workload.batch
     made = make_context.lower(module, params, _conditions(config, rows, mesh), rows)
     context = jax.tree.map(_on, made.out_info, made.compile().output_shardings)
-    shardings = state_shardings(config.lm, asked.batch, num_sets, mesh)
+    shardings = state_shardings(config.lm, workload.batch, num_sets, mesh)
 
-    num_frames = round(min(asked.seconds, config.window_seconds) * config.codec.frame_rate)
+    num_frames = round(min(workload.seconds, config.window_seconds) * config.codec.frame_rate)
     capacity = capacity_for(patterns.from_config(config.lm).num_steps(num_frames))
     h, e, k = config.lm.num_heads, config.lm.head_dim, config.lm.num_codebooks
     slots = jax.ShapeDtypeStruct(
-        (rows, h, context.prefix_mask.shape[1] + capacity, e), jnp.dtype(asked.dtype), sharding=shardings.cache
+        (rows, h, context.prefix_mask.shape[1] + capacity, e), jnp.dtype(workload.dtype), sharding=shardings.cache
     )
     everywhere = NamedSharding(mesh, P())
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     state = DecodeState(
-        tokens=jax.ShapeDtypeStruct((asked.batch, capacity, k), jnp.int32, sharding=shardings.tokens),
+        tokens=jax.ShapeDtypeStruct((workload.batch, capacity, k), jnp.int32, sharding=shardings.tokens),
         cache=tuple(KeyValue(slots, slots) for _ in range(config.lm.num_layers)),
         step=number,
-        non_finite_step=jax.ShapeDtypeStruct((asked.batch,), jnp.int32, sharding=everywhere),
+        non_finite_step=jax.ShapeDtypeStruct((workload.batch,), jnp.int32, sharding=everywhere),
     )
     sampled = jax.ShapeDtypeStruct((capacity, k), jnp.bool_)
-    scales = jax.ShapeDtypeStruct((capacity, num_sets - 1, asked.batch), jnp.float32)
-    sampling = jax.eval_shape(lambda: SamplingParams.of([Sampling()] * asked.batch, range(asked.batch), k))
+    scales = jax.ShapeDtypeStruct((capacity, num_sets - 1, workload.batch), jnp.float32)
+    sampling = jax.eval_shape(lambda: SamplingParams.of([Sampling()] * workload.batch, range(workload.batch), k))
     lowered = decode_steps.lower(module, params, context, state, sampled, sampling, scales, number, number, shardings)
 
     tokens = jax.ShapeDtypeStruct((rows, 1, k), jnp.int32)
@@ -114,16 +114,18 @@ def of_model(
         memory=dataclasses.replace(plan.memory, beside=_bytes_each(weights)),
         moved=plan.moved / _STEPS,
         traffic=tuple(
-            dataclasses.replace(one, times=one.times / _STEPS, bytes=one.bytes / _STEPS, seconds=one.seconds / _STEPS)
-            for one in plan.traffic
+            dataclasses.replace(
+                item, times=item.times / _STEPS, bytes=item.bytes / _STEPS, seconds=item.seconds / _STEPS
+            )
+            for item in plan.traffic
         ),
     )
 
 
-def speed(config: ModelConfig, asked: Asked, plan: Plan) -> str:
+def speed(config: ModelConfig, workload: Workload, plan: Plan) -> str:
     """How much music that is in a second, in words."""
     each = 1 / (plan.step * config.codec.frame_rate)
-    return f"at most {asked.batch * each:.3g} s of music in a second, {each:.3g} of each piece"
+    return f"at most {workload.batch * each:.3g} s of music in a second, {each:.3g} of each piece"
 
 
 def advice(plan: Plan | None) -> list[str]:
@@ -135,12 +137,12 @@ def advice(plan: Plan | None) -> list[str]:
 
 def _weights(config: ModelConfig, dtype: str, mesh: Mesh) -> dict[str, Any]:
     """Shapes of the model's weights, where `mgjax.load` puts them."""
-    found = {}
+    shapes = {}
     for path, shape in model_shapes(config).items():
         kind = jnp.float32 if is_exact(tuple(path.split("/"))) else jnp.dtype(dtype)
         where = NamedSharding(mesh, sharding.spec(path, shape, mesh))
-        found[path] = jax.ShapeDtypeStruct(shape, kind, sharding=where)
-    return unflatten_dict(found, sep="/")
+        shapes[path] = jax.ShapeDtypeStruct(shape, kind, sharding=where)
+    return unflatten_dict(shapes, sep="/")
 
 
 def _conditions(config: ModelConfig, rows: int, mesh: Mesh) -> dict[str, Condition]:
@@ -149,14 +151,14 @@ def _conditions(config: ModelConfig, rows: int, mesh: Mesh) -> dict[str, Conditi
     if config.style is not None:
         rate = config.codec.frame_rate if config.style.features is None else config.style.features.frame_rate
         lengths["style"] = round(config.style.seconds * rate) // config.style.downsample
-    found = {}
+    conditions = {}
     for fused in config.lm.conditions:
         where, length = sharding.rows(rows, mesh), lengths.get(fused.name, 1)
         mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_, sharding=where)
         tokens = jax.ShapeDtypeStruct((rows, length, fused.dim), jnp.float32, sharding=where)
         rate = config.melody.frame_rate / config.codec.frame_rate if fused.name == "melody" else None
-        found[fused.name] = Condition(tokens, mask, mask if fused.fuse == "prefix" else None, rate)
-    return found
+        conditions[fused.name] = Condition(tokens, mask, mask if fused.fuse == "prefix" else None, rate)
+    return conditions
 
 
 def _on(info: Any, where: Any) -> jax.ShapeDtypeStruct:

@@ -47,8 +47,8 @@ class Instruction:
 
     def called(self, role: str) -> str | None:
         """The computation that it names as `role`."""
-        found = re.search(rf"\b{role}=%?([\w.\-]+)", self.rest)
-        return found and found[1]
+        match = re.search(rf"\b{role}=%?([\w.\-]+)", self.rest)
+        return match and match[1]
 
 
 Computation = dict[str, Instruction]
@@ -99,13 +99,13 @@ class Program:
 
     def collectives(self) -> list[Collective]:
         """All that devices send each other, in the order of the program."""
-        found, known = [], set()
+        collectives, seen = [], set()
         for instruction, _, times in self._run():
             for one in self._sent_by(instruction):
                 channel = re.search(r"channel_id=(\d+)", one.rest)
-                if one.kind.endswith("-done") or (channel and channel[1] in known):
+                if one.kind.endswith("-done") or (channel and channel[1] in seen):
                     continue
-                known.add(channel and channel[1])
+                seen.add(channel and channel[1])
                 kind = one.kind.removesuffix("-start")
                 sizes = [_size(bits, dims) for bits, dims, _ in one.shapes]
                 # What starts asynchronously holds its operands and its result side by side.
@@ -116,8 +116,8 @@ class Program:
                 elif one.is_root is False and self._is_scattered(instruction):
                     kind = "reduce-scatter"
                 if groups.shape[1] > 1:
-                    found.append(Collective(kind, size, groups, times))
-        return found
+                    collectives.append(Collective(kind, size, groups, times))
+        return collectives
 
     def _sent_by(self, instruction: Instruction) -> list[Instruction]:
         """The collectives that an instruction is, or holds."""
@@ -151,9 +151,9 @@ class Program:
 
     def _passes(self, loop: Instruction) -> int:
         """How often a loop runs: what its counter is compared with."""
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
-        if known:
-            return int(known[1])
+        count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
+        if count:
+            return int(count[1])
         condition = self._computations[loop.called("condition")]
         root = next(one for one in condition.values() if one.is_root)
         bounds = [
@@ -231,17 +231,17 @@ class Program:
         """Bytes that a computation writes of each of its results, which it may only update in a place."""
         inner = self._computations[name]
         root = next(one for one in inner.values() if one.is_root)
-        found = []
+        written = []
         for result in [inner[name] for name in root.operands] if root.kind == "tuple" else [root]:
             while result.kind in ("bitcast", "reshape", "copy"):
                 result = inner[result.operands[0]]
             if result.kind == "fusion" and len(result.shapes) == 1:
-                found += self._results(result.called("calls"))
+                written += self._results(result.called("calls"))
             elif result.kind == "dynamic-update-slice":
-                found.append(_whole(inner[result.operands[1]]))
+                written.append(_whole(inner[result.operands[1]]))
             else:
-                found.append(0.0 if result.kind == "parameter" else math.inf)
-        return found
+                written.append(0.0 if result.kind == "parameter" else math.inf)
+        return written
 
 
 def _whole(instruction: Instruction) -> float:
@@ -286,22 +286,22 @@ def _instruction(line: str) -> Instruction | None:
 def _closing(text: str) -> int:
     """Where the parenthesis closes that `text` begins with."""
     depth = 0
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return found.start()
+            return match.start()
     raise ValueError(f"a parenthesis is not closed: {text[:80]}")
 
 
 @functools.cache
 def _shapes(text: str) -> tuple[tuple[int, tuple[int, ...], bool], ...]:
-    found = []
+    parts = []
     for kind, dims, layout in re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text):
         bits = _BITS.get(kind) or int((re.match(r"[a-z]+?(\d+)", kind) or [0, "0"])[1])
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(size.removeprefix("<=")) for size in dims.split(",") if size)
-        found.append((bits, sizes, space is None or space[1] == "0"))
-    return tuple(found)
+        parts.append((bits, sizes, space is None or space[1] == "0"))
+    return tuple(parts)
 
 
 def _groups(rest: str, num_devices: int) -> np.ndarray:

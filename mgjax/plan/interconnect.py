@@ -40,8 +40,8 @@ def traffic(collectives: Sequence[Collective], mesh: Mesh, chip: Chip | None) ->
         key = one.kind, _axes(one.groups[0], mesh)
         took = 0.0 if chip is None else _seconds(one, mesh, chip)
         sums[key] = sums.get(key, 0) + one.times * np.array([1, one.sent, took])
-    found = [Traffic(kind, axes, *map(float, values)) for (kind, axes), values in sums.items()]
-    return sorted(found, key=lambda one: -one.seconds)
+    totals = [Traffic(kind, axes, *map(float, values)) for (kind, axes), values in sums.items()]
+    return sorted(totals, key=lambda item: -item.seconds)
 
 
 def _axes(group: np.ndarray, mesh: Mesh) -> tuple[str, ...]:

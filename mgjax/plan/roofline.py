@@ -105,7 +105,7 @@ def of(
       DoesNotFitError: It needs more memory than a device has, and cannot be compiled.
       ValueError: It cannot be read once it is compiled.
     """
-    with _heard() as lines:
+    with _captured_stderr() as lines:
         compiled = _compiled(lowered, chip)
     program = hlo.Program(_text(compiled), mesh.size, open_loops)
     return Plan(
@@ -144,7 +144,7 @@ def _text(compiled: Compiled) -> str:
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[list[str]]:
+def _captured_stderr() -> Iterator[list[str]]:
     """The lines that are written to the standard error meanwhile, by the compiler too; Python is not the only one."""
     lines: list[str] = []
     sys.stderr.flush()

@@ -1,35 +1,39 @@
-"""The plan of a training run: one update, compiled as the loop compiles it, from shapes alone."""
+"""The plan of a training run: one training step, compiled as the loop compiles it, from shapes alone."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from mgjax.config.model import ModelConfig
 from mgjax.devices import sharding
 from mgjax.devices.chips import Chip
 from mgjax.errors import ConfigError
-from mgjax.plan import roofline, shapes
+from mgjax.plan import roofline
 from mgjax.plan.roofline import Plan
 from mgjax.train import lm
 from mgjax.train.flops import products
-from mgjax.train.lm_run import LMRun
+from mgjax.train.lm.config import LMRun
+from mgjax.train.lm.resolver import corpus_kind
 from mgjax.train.programs import Programs
 from mgjax.train.task import LoopConfig, Task
 
 
 def spread(run: LMRun, devices: Sequence[Any]) -> LMRun:
     """The run with a batch that can be spread over `devices`: the next larger one where its own cannot."""
-    groups = _groups(run, _mesh(run, devices))
-    size = -(-run.data.batch_size // groups) * groups
+    multiple = _batch_multiple(run, run.mesh.make(devices))
+    size = -(-run.data.batch_size // multiple) * multiple
     return dataclasses.replace(run, data=dataclasses.replace(run.data, batch_size=size))
 
 
 def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
-    """The plan of one update of a run.
+    """The plan of one training step of a run.
 
     Args:
       run: What it trains and how. Of what it goes on from, nothing is read but the configs.
@@ -38,32 +42,59 @@ def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
 
     Raises:
       ConfigError: The parts do not fit together, or a source would have to be fetched.
-      DoesNotFitError: The update needs more memory than a device has.
+      DoesNotFitError: The step needs more memory than a device has.
     """
     run = dataclasses.replace(run, codes_as_heard=False)  # which weights it begins with makes no difference
-    begun = shapes.begin(run)
-    mesh = _mesh(run, devices)
-    groups = _groups(run, mesh)
-    if run.data.batch_size % groups:
+    start = lm.pretrained_shapes(run)
+    mesh = run.mesh.make(devices)
+    multiple = _batch_multiple(run, mesh)
+    if run.data.batch_size % multiple:
         raise ConfigError(
             f"a batch of {run.data.batch_size} in {run.optim.accumulate} parts cannot be spread over data x fsdp of "
-            f"this mesh, {dict(mesh.shape)}: make data.batch_size a multiple of {groups}, or model larger"
+            f"this mesh, {dict(mesh.shape)}: make data.batch_size a multiple of {multiple}, or model larger"
         )
-    task = lm.task(run, begun, shapes.kind_of(begun.config))
-    return of_task(task, run.loop, mesh, shapes.batch(run, begun.config), chip)
+    task = lm.task(run, start, corpus_kind(start.config))
+    return of_task(task, run.loop, mesh, batch_shapes(run, start.config), chip)
 
 
-def _mesh(run: LMRun, devices: Sequence[Any]) -> Mesh:
-    return sharding.make_mesh(run.loop.data, run.loop.fsdp, run.loop.model, devices)
+def batch_shapes(run: LMRun, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the run's global batches, as `data.pipeline.batches` gives them."""
+    kind = corpus_kind(model)
+    rate = model.codec.sample_rate if kind == "audio" else model.codec.frame_rate
+    length = math.floor(round(run.data.segment_seconds * rate, 6))
+    rows: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {}
+    if kind == "audio":
+        rows |= {"audio": ((length, model.channels), np.float32), "num_samples": ((), np.int32)}
+    else:
+        rows |= {"codes": ((length, model.lm.num_codebooks), np.int32), "num_frames": ((), np.int32)}
+    if model.text is not None:
+        tokens = (run.text.max_tokens,)
+        rows |= {"text_ids": (tokens, np.int32), "text_mask": (tokens, np.bool_)}
+    if model.melody is not None:
+        frames = (model.melody.num_frames,)
+        rows["melody_mask"] = (frames, np.bool_)
+        if kind == "tokens":
+            rows["melody"] = ((*frames, model.melody.num_bins), np.float32)
+    if model.style is not None:
+        rows |= {"style_start": ((), np.int32), "style_mask": ((), np.bool_)}
+    if model.clap is not None:
+        rows["clap_mask"] = ((), np.bool_)
+    for label in (*model.labels, *model.numbers):
+        rows |= {
+            f"label_{label.name}": ((1, label.dim), np.float32),
+            f"label_{label.name}_mask": ((1,), np.bool_),
+        }
+    size = run.data.batch_size
+    return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
 
-def _groups(run: LMRun, mesh: Mesh) -> int:
+def _batch_multiple(run: LMRun, mesh: Mesh) -> int:
     """What the rows of a batch have to be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * run.optim.accumulate
 
 
 def of_task(task: Task, config: LoopConfig, mesh: Mesh, batch: dict[str, jax.ShapeDtypeStruct], chip: Chip) -> Plan:
-    """The plan of one update of a task on global batches of such shapes; its weights may be shapes alone."""
+    """The plan of one training step of a task on global batches of such shapes; its weights may be shapes alone."""
     programs = Programs(task, config, mesh)
     step = sharding.over(mesh, task.train_step)
     return roofline.of(
@@ -82,19 +113,19 @@ def advice(run: LMRun, plan: Plan | None) -> list[str]:
       run: What was planned.
       plan: Its plan; None where it could not even be compiled.
     """
-    found = []
+    changes = []
     if plan is None or plan.free < 0.1:
-        splits = f"loop.fsdp={2 * run.loop.fsdp}" if run.loop.fsdp > 0 else "more devices"
+        splits = f"mesh.fsdp={2 * run.mesh.fsdp}" if run.mesh.fsdp > 0 else "more devices"
         if plan is None or plan.memory.temporaries > plan.memory.arguments:
             if run.remat != "full":
-                found.append("set remat=full: layers are computed again rather than stored, a quarter more work")
+                changes.append("set remat=full: layers are computed again rather than stored, a quarter more work")
             if run.data.batch_size > 1:
-                found.append(f"set optim.accumulate={2 * run.optim.accumulate}: a batch in more parts, one by one")
-            found.append(f"set {splits}, or loop.model={2 * run.loop.model}: activations are split too")
+                changes.append(f"set optim.accumulate={2 * run.optim.accumulate}: a batch in more parts, one by one")
+            changes.append(f"set {splits}, or mesh.model={2 * run.mesh.model}: activations are split too")
         if plan is None or plan.memory.arguments > plan.chip.memory / 4:
-            found.append(f"set {splits}: weights and the optimiser's state are split among more devices")
+            changes.append(f"set {splits}: weights and the optimiser's state are split among more devices")
     elif plan.utilization < 0.5:
-        found.append(
+        changes.append(
             {
                 "computing": "less is computed twice with remat=dots or remat=none, if it fits",
                 "memory": "a larger data.batch_size shares what is read of the weights",
@@ -102,4 +133,4 @@ def advice(run: LMRun, plan: Plan | None) -> list[str]:
                 "once, if they fit",
             }[plan.limit]
         )
-    return found
+    return changes

@@ -36,7 +36,7 @@ from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.optim import Average, OptimConfig
 from mgjax.train.state import TrainState
-from mgjax.train.task import LoopConfig, Task, check_numbers
+from mgjax.train.task import LoopConfig, MeshConfig, Task, check_numbers, take_old_mesh
 from mgjax.train.watchdog import Watchdog
 
 Batch = dict[str, Array]
@@ -64,7 +64,8 @@ class CodecRun:
       quantizer: How the codebooks learn.
       discriminator: What judges the audio.
       optim: How the weights are updated, the codec's and the discriminators' alike.
-      loop: How long, and on what.
+      loop: How long, and what is reported and kept.
+      mesh: How the devices are laid out.
     """
 
     model: CodecConfig | None = field(default_factory=CodecConfig)
@@ -76,8 +77,10 @@ class CodecRun:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optim: OptimConfig = field(default_factory=lambda: PUBLISHED)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=400_000))
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self):
+        take_old_mesh(self)
         check_numbers(self)
         if self.model is None and self.init is None:
             raise ConfigError("a codec needs a model, or an init that has one")
@@ -146,14 +149,15 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
             inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, init=begun)
     for corpus in corpora["train"] + corpora["valid"]:
         _check(corpus, config.model)
-    mesh = sharding.make_mesh(config.loop.data, config.loop.fsdp, config.loop.model)
+    mesh = config.mesh.make()
     rows = sharding.rows_here(config.data.batch_size, mesh)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows)
 
     def valid_data() -> Iterator[dict[str, np.ndarray]]:
         return validation_batches(corpora["valid"], config.data, rows=rows)
 
-    return fit(task(config, pretrained), train_data, valid_data, config.loop, workdir, run=config, inputs=inputs)
+    options = {"run": config, "mesh": mesh, "inputs": inputs}
+    return fit(task(config, pretrained), train_data, valid_data, config.loop, workdir, **options)
 
 
 def _begun(config: CodecRun) -> tuple[CodecRun, dict[str, Any] | None]:

@@ -28,7 +28,9 @@ from mgjax.errors import ConfigError, DataError
 from mgjax.inputs import claims, files
 from mgjax.lm.lora import LoraConfig
 from mgjax.train import lm
-from mgjax.train.lm_run import LMRun
+from mgjax.train.lm.config import LMRun
+from mgjax.train.lm.resolver import corpus_kind
+from mgjax.train.lm.training import batch_conditions
 from mgjax.train.loop import MAY_CHANGE
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig
@@ -134,13 +136,12 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
         if replace:
             shutil.rmtree(work / "checkpoints", ignore_errors=True)
         earlier = work / "config.json" if any((work / "checkpoints").glob("[0-9]*")) else None
-        needs_audio = base.clap is not None or (base.style is not None and base.style.features is not None)
-        corpus = work / ("sound" if needs_audio else "codes")
+        corpus = work / ("sound" if corpus_kind(base) == "audio" else "codes")
         config = run_of(tuning, base, str(corpus), texts[:_NUM_CLIPS], _warmup(tuning.steps, earlier))
         if earlier:
             check_run(earlier, config, MAY_CHANGE)
         elif replace or not (corpus / "corpus.json").is_file():
-            lm.begin(config).tokenizer()  # raises the model's errors before the long work
+            batch_conditions(config, lm.pretrained(config))  # raises the model's errors before the long work
         _make_corpus(tuning, base, corpus, stage, replace)
         state = lm.run(config, work)
         if int(state.step) < tuning.steps:

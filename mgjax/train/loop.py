@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -43,6 +43,7 @@ __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 MAY_CHANGE = (
     *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
     *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
+    *(f"mesh.{name}" for name in ("data", "fsdp", "model")),
     *(f"loop.{name}" for name in ("max_skipped", "hang_seconds")),
     *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch", "max_bad", "may_grow")),
     *("prompts", "prompt_seconds", "sampling"),
@@ -52,6 +53,7 @@ MAY_CHANGE = (
 _COMPILING_SECONDS = 3600  # that the processes of a run may need one after the other
 
 
+@runtime_checkable
 class DataIterator(Protocol):
     """Batches without end, and the position in them as JSON can hold it."""
 
@@ -84,10 +86,10 @@ def fit(
       task: What is trained.
       train_data: Batches of numpy arrays, of each the rows that belong to this process.
       valid_data: Gives the validation split's batches from the beginning, as an iterator that can be closed.
-      config: How long, and on what.
+      config: How long, and what is kept.
       workdir: The directory of the run.
       run: The dataclass of all settings of the run, `config` as its `loop`; None where there are no others.
-      mesh: The devices; None for those that `config` names.
+      mesh: The devices; None for all that there are, each with a whole copy.
       inputs: What the run reads besides its settings, which its checkpoints remember.
 
     Raises:
@@ -100,23 +102,23 @@ def fit(
     workdir = Path(workdir).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     distributed.check_shared(workdir)
-    programs = Programs(task, config, mesh or sharding.make_mesh(config.data, config.fsdp, config.model))
+    programs = Programs(task, config, mesh or sharding.make_mesh())
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_Stop())
         checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best, inputs.hashes)
         stack.callback(checkpoints.close)
-        _claim(workdir / "config.json", _Alone(config) if run is None else run, bool(checkpoints.steps()))
+        _claim(workdir / "config.json", _LoopOnly(config) if run is None else run, bool(checkpoints.steps()))
         watchdog = stack.enter_context(Watchdog(config.hang_seconds))
         with watchdog.waiting("reading the newest checkpoint"):
-            begun = checkpoints.latest(programs.like)
-        if begun is None:
+            restored = checkpoints.latest(programs.like)
+        if restored is None:
             with watchdog.waiting("making the first weights", may_last=True):
                 done, state = 0, programs.init()
         else:
-            said = inputs.check(begun.inputs, workdir)
-            done, state = begun.step, begun.state
-            train_data.set_state(begun.position)
-            del begun  # the state is donated
+            remark = inputs.check(restored.inputs, workdir)
+            done, state = restored.step, restored.state
+            train_data.set_state(restored.position)
+            del restored  # the state is donated
         if done > config.steps:
             raise ConfigError(
                 f"the run in {workdir} has done {done} updates, loop.steps is {config.steps}: make it more"
@@ -124,8 +126,8 @@ def fit(
         report = Report(task.name, workdir, done, config.steps)
         stack.callback(report.close)
         if done:
-            report.say(f"goes on from the checkpoint of step {done}{said}")
-        late = _OneLate(report, config, checkpoints)
+            report.say(f"goes on from the checkpoint of step {done}{remark}")
+        metrics_reader = _LateMetrics(report, config, checkpoints)
         for step in range(done + 1, config.steps + 1):
             if step > done + 1:
                 watchdog.again()
@@ -141,27 +143,27 @@ def fit(
                     multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
                 watchdog.again()
             state, metrics = programs.train_step(state, programs.frozen, batch)
-            late.push(step, metrics)
+            metrics_reader.push(step, metrics)
 
             stopping = stop.agreed(step)
             validating = step == config.steps or _due(config.eval_every, step)
             showing = task.show is not None and _due(config.show_every, step) and not stopping
             saving = validating or stopping or _due(config.save_every, step)
             if showing or saving:
-                late.flush()
+                metrics_reader.flush()
                 with report.aside():
                     values = {}
                     if validating:
                         watchdog.again()
                         values = programs.validate(state, valid_data)
-                        late.check(step, _not_finite(values))
+                        metrics_reader.check(step, _not_finite(values))
                         report.validated(step, values, task.best[0])
                     if showing:
                         watchdog.again()
                         report.sounds(step, task.show(state, programs.example(valid_data)))
                     if saving:
                         watchdog.again()
-                        late.check(step, programs.not_finite(state))
+                        metrics_reader.check(step, programs.not_finite(state))
                         report.sync()
                         checkpoints.save(step, state, train_data.get_state(), values)
             if stopping and step < config.steps:
@@ -185,13 +187,13 @@ def fit(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Alone:
+class _LoopOnly:
     """The settings of a run that has no others than the loop's."""
 
     loop: LoopConfig
 
 
-class _OneLate:
+class _LateMetrics:
     """Reads the metrics of an update while the device works on the next one, and stops the run where one is not finite.
 
     So that the device never waits, and no state is kept whose metrics are not known.
@@ -199,19 +201,19 @@ class _OneLate:
 
     def __init__(self, report: Report, config: LoopConfig, checkpoints: Checkpoints):
         self._report, self._config, self._checkpoints = report, config, checkpoints
-        self._waiting: tuple[int, dict[str, Array]] | None = None
+        self._pending: tuple[int, dict[str, Array]] | None = None
         self._skipped, self._in_a_row = 0, 0
 
     def push(self, step: int, metrics: dict[str, Array]) -> None:
         """Takes the metrics of `step`, which are not there yet, and reads those before."""
         self.flush()
-        self._waiting = (step, metrics)
+        self._pending = (step, metrics)
 
     def flush(self) -> None:
         """Reads what is waiting, and waits for it."""
-        if self._waiting is None:
+        if self._pending is None:
             return
-        (step, metrics), self._waiting = self._waiting, None
+        (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         wrong = _not_finite(values)
         self._in_a_row = self._in_a_row + 1 if wrong else 0
@@ -273,13 +275,13 @@ class _Stop(contextlib.AbstractContextManager):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _claim(path: Path, run: Any, begun: bool) -> None:
-    """Makes sure that the directory is that of `run`, where a run has `begun` in it, and writes `run` there."""
-    if begun and path.exists():
+def _claim(path: Path, run: Any, has_checkpoints: bool) -> None:
+    """Makes sure that the directory is that of `run`, where it holds a run with checkpoints, and writes `run` there."""
+    if has_checkpoints and path.exists():
         check_run(path, run, MAY_CHANGE)
     elif path.exists() and "loop" not in files.read_json(path, error=ConfigError):
         raise FileExistsError(f"{path} is not of a run of mgjax, so it is not replaced: give another folder")
-    for name in ("model", "best") if not begun else ():  # better now than when it is done
+    for name in ("model", "best") if not has_checkpoints else ():  # better now than when it is done
         check_replaceable(path.with_name(name))
     if jax.process_index() == 0:
         write_run(path, run)

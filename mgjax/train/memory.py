@@ -28,12 +28,12 @@ class Memory:
     @staticmethod
     def of(compiled: Compiled) -> Memory:
         """What a compiled program needs on each device."""
-        found = compiled.memory_analysis()
+        sizes = compiled.memory_analysis()
         return Memory(
-            arguments=found.argument_size_in_bytes,
-            outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
-            temporaries=found.temp_size_in_bytes,
-            code=found.generated_code_size_in_bytes,
+            arguments=sizes.argument_size_in_bytes,
+            outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+            temporaries=sizes.temp_size_in_bytes,
+            code=sizes.generated_code_size_in_bytes,
         )
 
     @property

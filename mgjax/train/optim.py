@@ -7,6 +7,7 @@ section 4.3, for that of the codec.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from mgjax.train import muon
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
 
-_FINDS_ITS_RATE = ("dadapt_adamw", "prodigy")
+_ADAPTIVE_RATE = ("dadapt_adamw", "prodigy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class OptimConfig:
         ranged(self, "from 0 to 1", "min_ratio")
         if self.name == "adam" and self.weight_decay:
             raise ConfigError(f"adam has no weight decay, got {self.weight_decay}: set it to 0, or take adamw")
-        if self.name in _FINDS_ITS_RATE and self.learning_rate < 0.01:
+        if self.name in _ADAPTIVE_RATE and self.learning_rate < 0.01:
             raise ConfigError(
                 f"{self.name} finds the learning rate itself, and learning_rate is a factor on it: set it to 1, got "
                 f"{self.learning_rate}"
@@ -118,13 +119,13 @@ def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     rate = schedule(config, total_steps)
     betas = (config.b1, config.b2)
     if config.name == "dadapt_adamw":
-        found = optax.contrib.dadapt_adamw(rate, betas, config.eps, config.d0, config.weight_decay)
-        update = _ready_to_rest(found)
-    elif config.name == "prodigy":
-        found = optax.contrib.prodigy(
-            rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=config.weight_decay
+        update = _idle_until_gradients(
+            optax.contrib.dadapt_adamw(rate, betas, config.eps, config.d0, config.weight_decay)
         )
-        update = _ready_to_rest(found)
+    elif config.name == "prodigy":
+        update = _idle_until_gradients(
+            optax.contrib.prodigy(rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=config.weight_decay)
+        )
     elif config.name == "muon":
         share = config.adam_learning_rate / config.learning_rate
         update = optax.contrib.muon(
@@ -148,7 +149,7 @@ def learning_rate(config: OptimConfig, total_steps: int, state: Any, step: Array
     return schedule(config, total_steps)(step) * optax.tree.get(state, "estim_lr", jnp.float32(1))
 
 
-def _ready_to_rest(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def _idle_until_gradients(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same D-Adaptation or Prodigy, for schedules that begin at 0.
 
     As long as no gradient has counted, its estimate of the learning rate is 0 / 0: then nothing moves, and the estimate
@@ -181,13 +182,13 @@ def gradients(
         (value, rest), gradient = differentiate(weights, batch)
         return value, rest, gradient
 
-    def one(total: Any, part: Any) -> tuple[Any, None]:
+    def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, differentiate(weights, part)), None
 
     split = _split(batch, parts)
     shapes = jax.eval_shape(differentiate, weights, jax.tree.map(lambda x: x[0], split))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    ((value, rest), gradient), _ = jax.lax.scan(one, nothing, split)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    ((value, rest), gradient), _ = jax.lax.scan(add, zeros, split)
     return value, rest, gradient
 
 
@@ -209,6 +210,7 @@ def _split(batch: Any, parts: int) -> Any:
 
 
 @struct.dataclass
+@typing.no_type_check  # such trees are also made of shapes and of shardings
 class Average:
     """A moving average of weights, unbiased from the start: it never holds anything of the first, random weights.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.stages import Lowered
+from jax.stages import Compiled, Lowered
 from jaxtyping import Array
 
 from mgjax.devices import chips, sharding
@@ -33,12 +33,13 @@ class Programs:
     def __init__(self, task: Task, config: LoopConfig, mesh: Mesh):
         self._task, self._config, self._mesh = task, config, mesh
         self._key = jax.random.key(config.seed)
-        given = () if task.pretrained is None else (task.pretrained,)
-        self.like = self._placed(jax.eval_shape(task.init, self._key, *given))
+        pretrained = () if task.pretrained is None else (task.pretrained,)
+        self.like = self._placed(jax.eval_shape(task.init, self._key, *pretrained))
         self.frozen_like = self._placed(task.frozen)
         placed, everywhere = _shardings(self.like), NamedSharding(mesh, P())
         inputs = (placed, _shardings(self.frozen_like), None)
         step = _skipping(task.train_step) if config.max_skipped else task.train_step
+        self._compiled: Compiled | None = None
         self._train_step = jax.jit(
             sharding.over(mesh, step),
             donate_argnums=0,
@@ -57,16 +58,20 @@ class Programs:
 
     def init(self) -> TrainState:
         """The state before the first update."""
-        pretrained = self._task.pretrained
-        given = () if pretrained is None else (sharding.place(pretrained, self._mesh),)
-        return jax.jit(self._task.init, out_shardings=_shardings(self.like))(self._key, *given)
+        weights = self._task.pretrained
+        pretrained = () if weights is None else (sharding.place(weights, self._mesh),)
+        return jax.jit(self._task.init, out_shardings=_shardings(self.like))(self._key, *pretrained)
+
+    def train_step(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """One training step: the state after it, and its metrics; `state` is donated."""
+        return (self._compiled or self._train_step)(state, frozen, batch)
 
     def compile(self, batch: Batch) -> Memory:
-        """Makes `train_step`, the program of an update on batches of such shapes; what it needs."""
-        self.train_step = self.lowered(batch).compile()
-        return Memory.of(self.train_step)
+        """Compiles `train_step` for batches of such shapes, and no others from then on; the memory that it needs."""
+        self._compiled = self.lowered(batch).compile()
+        return Memory.of(self._compiled)
 
-    def lowered(self, batch: Mapping[str, jax.ShapeDtypeStruct]) -> Lowered:
+    def lowered(self, batch: Mapping[str, Array | jax.ShapeDtypeStruct]) -> Lowered:
         """The training step for global batches of such shapes, ready to be compiled; no weight is needed."""
         rows = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.rows(leaf.shape[0], self._mesh))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import flax.struct
@@ -9,6 +10,7 @@ from jaxtyping import Array, Int
 
 
 @flax.struct.dataclass
+@typing.no_type_check  # such trees are also made of shapes, of shardings and of flags
 class TrainState:
     """What one update reads and replaces, what a checkpoint holds, and what the table of `sharding.py` places.
 

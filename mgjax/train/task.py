@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from mgjax.config.serialization import ranged
+from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
@@ -52,8 +55,28 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each axis of the mesh has; one may have -1, as many as there are.
+
+    Attributes:
+      data: Devices (groups of them, with fsdp and model) that hold a whole copy.
+      fsdp: Devices among which parameters are split, each working on its own rows; where `data` is -1 and there are
+        fewer, all of them.
+      model: Devices among which heads and wide layers are split, working on the same rows.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+    def make(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """The mesh of all devices, or of `devices`; raises ValueError where there are not as many."""
+        return sharding.make_mesh(self.data, self.fsdp, self.model, devices)
+
+
+@dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is, what it reports and keeps, and on how many devices it runs.
+    """How long a run is, and what it reports and keeps.
 
     Attributes:
       steps: Updates in all.
@@ -65,10 +88,9 @@ class LoopConfig:
       save_every: Updates between two checkpoints. One is also written after each evaluation, and at the end.
       keep_last: The newest checkpoints that are kept.
       keep_best: The best checkpoints that are kept besides.
-      data: Devices (groups of them, with fsdp and model) that hold a whole copy; -1 for as many as there are.
-      fsdp: Devices among which parameters are split, each working on its own rows; where `data` is -1 and there are
-        fewer, all of them.
-      model: Devices among which heads and wide layers are split, working on the same rows.
+      data: The old name of the mesh's `data`; None where it is not used.
+      fsdp: That of its `fsdp`.
+      model: That of its `model`.
       max_skipped: Updates in a row that may be left out because a number in them was NaN or infinite; one more stops
         the run. More than 0 needs memory for a second state.
       hang_seconds: An update, a validation, a round of sounds or the copying of a checkpoint that takes longer than
@@ -87,9 +109,9 @@ class LoopConfig:
     save_every: int = 1000
     keep_last: int = 2
     keep_best: int = 1
-    data: int = -1
-    fsdp: int = 1
-    model: int = 1
+    data: int | None = None
+    fsdp: int | None = None
+    model: int | None = None
     max_skipped: int = 0
     hang_seconds: float = 1800.0
     peak_flops: float | None = None
@@ -101,12 +123,25 @@ class LoopConfig:
         ranged(self, "above 0", "peak_flops", "loop.")
 
 
+def take_old_mesh(run: Any) -> None:
+    """Moves sizes that a run has by their old names, in its `loop`, into its `mesh`, and warns of that."""
+    old = {axis: size for axis in sharding.AXES if (size := getattr(run.loop, axis)) is not None}
+    if not old:
+        return
+    settings = ", ".join(f"loop.{axis} is now mesh.{axis} ({size})" for axis, size in old.items())
+    warnings.warn(f"{settings}: the old names will go", stacklevel=4)  # where the run is made
+    object.__setattr__(run, "mesh", dataclasses.replace(run.mesh, **old))
+    object.__setattr__(run, "loop", dataclasses.replace(run.loop, **dict.fromkeys(old)))
+
+
 def check_numbers(config: Any, path: str = "") -> None:
     """Raises ConfigError where a number in the dataclass `config`, or in one in it, is NaN or infinite, or is whole and
     takes more than 32 bits."""
     for name, value in vars(config).items():
-        for one in value if isinstance(value, tuple) else (value,):
-            if dataclasses.is_dataclass(one):
-                check_numbers(one, f"{path}{name}.")
-            elif (isinstance(one, float) and not math.isfinite(one)) or (isinstance(one, int) and abs(one) >= 2**32):
-                raise ConfigError(f"{path}{name} must be finite, and within 32 bits where it is whole, got {one}")
+        for item in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(item):
+                check_numbers(item, f"{path}{name}.")
+            elif (isinstance(item, float) and not math.isfinite(item)) or (
+                isinstance(item, int) and abs(item) >= 2**32
+            ):
+                raise ConfigError(f"{path}{name} must be finite, and within 32 bits where it is whole, got {item}")

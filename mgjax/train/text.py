@@ -34,11 +34,12 @@ class TextEncoder:
     tokenizer: str = "sentencepiece"
 
 
-def read(source: str | None) -> TextEncoder:
+def read(source: str | None, with_weights: bool = True) -> TextEncoder:
     """Reads a pretrained text encoder.
 
     Args:
       source: A directory or the Hub id of a T5 or of a model that has one; "debug"; or None for no text encoder.
+      with_weights: Whether its weights are read, rather than its config alone.
 
     Raises:
       CheckpointError: There is nothing readable.
@@ -49,15 +50,17 @@ def read(source: str | None) -> TextEncoder:
     if source == "debug":
         config = random_weights.DEBUG
         weights = random_weights.random_variables(config, place=lambda path, array: array)["text"]
-        return TextEncoder(config.text, weights, None, config.tokenizer)
+        return TextEncoder(config.text, weights if with_weights else None, None, config.tokenizer)
     directory = hub.fetch(source)
     if native.read_json(directory / "config.json").get("format") != "mgjax":
-        config, weights = matching.read(huggingface.match_text_encoder(directory), place=lambda path, array: array)
+        config, match = huggingface.match_text_encoder(directory)
+        weights = matching.load(match, place=lambda path, array: array) if with_weights else None
         return TextEncoder(config, weights, native.find_tokenizer(directory))
-    model = native.read_model(directory, place=lambda path, array: array)
-    if model.config.text is None:
+    model = native.read_config(directory)
+    if model.text is None:
         raise ConfigError(f"{source} reads no text: give a model that does, or a T5, as text_encoder")
-    return TextEncoder(model.config.text, model.variables["text"], model.tokenizer, model.config.tokenizer)
+    weights = native.read_model(directory, place=lambda path, array: array).variables["text"] if with_weights else None
+    return TextEncoder(model.text, weights, native.find_tokenizer(directory), model.tokenizer)
 
 
 def new(config: T5Config, vocabulary: str | None) -> TextEncoder:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import math
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -249,6 +250,7 @@ class _Kept(PreservationPolicy):
 
     keep: Callable[[Sequence[int]], set[int]]
 
+    @typing.no_type_check  # orbax's protocol cannot be checked while a program runs
     def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: Any) -> Sequence[bool]:
         """Whether each of the checkpoints is kept."""
         kept = self.keep([checkpoint.step for checkpoint in checkpoints])

@@ -16,7 +16,8 @@ from mgjax.checkpoints import audiocraft, audiocraft_config, huggingface, random
 from mgjax.checkpoints.files import xp_cfg
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import Checkpoint
-from mgjax.checkpoints.tables import shapes
+from mgjax.checkpoints.tables import matching, shapes
+from mgjax.config import published
 from mgjax.config.conditioning import MelodyConfig
 from mgjax.config.model import CodecConfig, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError, ConfigError
@@ -56,6 +57,7 @@ def same_but_for_bandwidths(ours, theirs):
 def test_round_trip(written, theirs, saved):
     ours = read(written, saved)
     assert same_but_for_bandwidths(ours.config, theirs.config)
+    assert audiocraft.read_config(written, text_encoder=saved) == ours.config
     assert ours.tokenizer == saved
     assert_same(ours.variables, theirs.variables)
 
@@ -198,14 +200,14 @@ def test_a_codec_by_pointer(written, theirs, saved, tmp_path):
 
     ours = audiocraft.read_model(written, place=as_numpy, fetch=fetch)
     assert fetched == ["facebook/encodec_tiny", "t5-tiny"]
-    assert_same(ours.variables["codec"], huggingface.read_codec(directory, place=as_numpy)[1])
+    assert_same(ours.variables["codec"], matching.read(huggingface.match_codec(directory), place=as_numpy)[1])
     assert_same(ours.variables["lm"], theirs.variables["lm"])
-    assert_same(audiocraft.read_codec(written, place=as_numpy, fetch=fetch)[1], ours.variables["codec"])
+    assert_same(matching.read(audiocraft.match_codec(written, fetch=fetch), place=as_numpy)[1], ours.variables["codec"])
 
 
 def test_codec_alone(theirs, tmp_path):
     audiocraft.write_codec(tmp_path / "codec", theirs.config.codec, theirs.variables["codec"])
-    config, variables = audiocraft.read_codec(tmp_path / "codec", place=as_numpy)
+    config, variables = matching.read(audiocraft.match_codec(tmp_path / "codec"), place=as_numpy)
     assert dataclasses.replace(config, bandwidths=(0.8,)) == theirs.config.codec
     assert_same(variables, theirs.variables["codec"])
     with pytest.raises(CheckpointError, match=r"state_dict.bin: there is no such file"):
@@ -253,7 +255,7 @@ def test_encoders_that_a_model_has_no_use_for_are_refused(written, saved, tmp_pa
 def test_names_of_text_encoders(theirs, tmp_path):
     with pytest.raises(CheckpointError, match=r"none of.*t5-base.*give text_encoder="):
         audiocraft.write_model(tmp_path / "model", theirs)
-    assert audiocraft_config.t5_name(audiocraft_config.T5["t5-large"]) == "t5-large"
+    assert audiocraft_config.t5_name(published.T5["t5-large"]) == "t5-large"
 
 
 def test_missing_codec(written, saved):

@@ -6,29 +6,22 @@ import math
 import pytest
 
 from mgjax.checkpoints.tables import musicgen, shapes
-from mgjax.config.conditioning import ClapConditionConfig, MelodyConfig, StyleConfig, T5Config
+from mgjax.config.conditioning import ClapConditionConfig, StyleConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.config.published import MUSICGEN
 
-SIZES = {
-    "small": dict(dim=1024, num_layers=24, num_heads=16, ffn_dim=4096),
-    "medium": dict(dim=1536, num_layers=48, num_heads=24, ffn_dim=6144),
-    "large": dict(dim=2048, num_layers=48, num_heads=32, ffn_dim=8192),
-}
-MELODY = dict(conditions=(Fused("melody", 12, "prefix"), Fused("text", 768, "prefix")))
-STEREO = dict(num_codebooks=8, delays=(0, 0, 1, 1, 2, 2, 3, 3))
-
-# Name -> fields, parameters in millions of the whole and of its decoder, tensors of a file of transformers 5.23.
+# Name -> parameters in millions of the whole and of its decoder, tensors of a file of transformers 5.23.
 PUBLISHED = {
-    "small": (SIZES["small"], 586.9, 419.6, 612),
-    "medium": (SIZES["medium"], 2005.3, 1837.6, 996),
-    "large": (SIZES["large"], 3423.5, 3255.4, 996),
-    "stereo-small": (SIZES["small"] | STEREO, 603.7, 436.4, 620),
-    "stereo-medium": (SIZES["medium"] | STEREO, 2030.4, 1862.7, 1004),
-    "stereo-large": (SIZES["large"] | STEREO, 3457.0, 3288.9, 1004),
-    "melody": (SIZES["medium"] | MELODY, 1552.1, 1384.4, 710),
-    "melody-large": (SIZES["large"] | MELODY, 2618.0, 2449.9, 710),
-    "stereo-melody": (SIZES["medium"] | MELODY | STEREO, 1577.3, 1409.6, 718),
-    "stereo-melody-large": (SIZES["large"] | MELODY | STEREO, 2651.6, 2483.4, 718),
+    "small": (586.9, 419.6, 612),
+    "medium": (2005.3, 1837.6, 996),
+    "large": (3423.5, 3255.4, 996),
+    "stereo-small": (603.7, 436.4, 620),
+    "stereo-medium": (2030.4, 1862.7, 1004),
+    "stereo-large": (3457.0, 3288.9, 1004),
+    "melody": (1552.1, 1384.4, 710),
+    "melody-large": (2618.0, 2449.9, 710),
+    "stereo-melody": (1577.3, 1409.6, 718),
+    "stereo-melody-large": (2651.6, 2483.4, 718),
 }
 
 
@@ -36,16 +29,10 @@ def count(tree, *, skip=()):
     return sum(math.prod(shape) for path, shape in tree.items() if not path.startswith(skip))
 
 
-def config_of(fields):
-    lm = LMConfig(**fields)
-    melody = MelodyConfig() if lm.condition("melody") else None
-    return ModelConfig(lm, channels=fields.get("num_codebooks", 4) // 4, melody=melody)
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name):
-    fields, whole, decoder, tensors = PUBLISHED[name]
-    config = config_of(fields)
+    whole, decoder, tensors = PUBLISHED[name]
+    config = MUSICGEN[f"facebook/musicgen-{name}"]
     tree = shapes.model_shapes(config)
     # The codebooks are state, not parameters; the projections stand outside of the decoder.
     assert round(count(tree, skip=("codec/codebooks",)) / 1e6, 1) == whole
@@ -58,7 +45,7 @@ def test_exact_counts():
     small = shapes.model_shapes(ModelConfig())
     assert count(small, skip=("codec/codebooks",)) == 586_884_674
     assert count(small) + 32_128 * 768 == 613_664_326  # with the second name of T5's embedding
-    melody = shapes.model_shapes(config_of(SIZES["medium"] | MELODY))
+    melody = shapes.model_shapes(MUSICGEN["facebook/musicgen-melody"])
     assert count(melody, skip=("codec/codebooks",)) == 1_552_138_818
     codec = shapes.codec_shapes(CodecConfig())
     assert count({path: shape for path, shape in codec.items() if path.startswith("params/encoder")}) == 28_441_984
@@ -91,7 +78,7 @@ TABLES = {
     for table in (musicgen.huggingface_codec, musicgen.audiocraft_codec)
 }
 TABLES |= {
-    f"{table.__name__}-{name}": (table, shapes.lm_shapes, LMConfig(**PUBLISHED[name][0]))
+    f"{table.__name__}-{name}": (table, shapes.lm_shapes, MUSICGEN[f"facebook/musicgen-{name}"].lm)
     for name in PUBLISHED
     for table in (musicgen.huggingface_lm, musicgen.audiocraft_lm)
 }

@@ -14,17 +14,19 @@ import pytest
 from mgjax import cli
 from mgjax.checkpoints.random_weights import DEBUG
 from mgjax.checkpoints.tables.shapes import lm_shapes, model_shapes
+from mgjax.config import published
 from mgjax.config.conditioning import StyleConfig
 from mgjax.config.model import Fused
 from mgjax.config.serialization import ConfigError
 from mgjax.data.pipeline import DataConfig
 from mgjax.devices import chips, sharding
+from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
-from mgjax.plan import roofline, shapes, topology, training
+from mgjax.plan import roofline, topology, training
 from mgjax.train import lm
-from mgjax.train.lm_run import LMRun
+from mgjax.train.lm import LMRun, resolver
 from mgjax.train.optim import OptimConfig
-from mgjax.train.task import LoopConfig
+from mgjax.train.task import LoopConfig, MeshConfig
 
 CHIP = chips.find("h100")
 RUN = LMRun(
@@ -33,7 +35,8 @@ RUN = LMRun(
     text_encoder="debug",
     data=DataConfig(batch_size=16, segment_seconds=1.0),
     optim=OptimConfig(name="adamw"),
-    loop=LoopConfig(data=2, fsdp=2, model=2),
+    loop=LoopConfig(),
+    mesh=MeshConfig(data=2, fsdp=2, model=2),
     remat="dots",
 )
 
@@ -45,8 +48,8 @@ def plan():
 
 def test_memory_of_a_device_is_what_lies_there(plan):
     """The state, the text encoder and the rows of each device, to the byte."""
-    begun = shapes.begin(RUN)
-    task = lm.task(RUN, begun, "tokens")
+    start = lm.pretrained_shapes(RUN)
+    task = lm.task(RUN, start, "tokens")
     mesh = sharding.make_mesh(2, 2, 2)
     held = {"state": jax.eval_shape(task.init, jax.random.key(0)), **task.frozen}
     parts = jax.tree.map(
@@ -54,7 +57,7 @@ def test_memory_of_a_device_is_what_lies_there(plan):
         held,
         sharding.shardings(held, mesh),
     )
-    rows = sum(leaf.dtype.itemsize * leaf.size // 4 for leaf in shapes.batch(RUN, begun.config).values())
+    rows = sum(leaf.dtype.itemsize * leaf.size // 4 for leaf in training.batch_shapes(RUN, start.config).values())
     assert plan.memory.arguments == sum(jax.tree.leaves(parts)) + rows
     assert plan.memory.temporaries > 0
     assert plan.free == pytest.approx(1 - plan.memory.total / CHIP.memory)
@@ -65,7 +68,7 @@ def test_what_is_sent_are_the_weights_twice_and_their_gradients(plan):
     the gradients no device gets the whole."""
     mesh = sharding.make_mesh(2, 2, 2)
     gathered = 0
-    for path, shape in model_shapes(shapes.begin(RUN).config).items():
+    for path, shape in model_shapes(lm.pretrained_shapes(RUN).config).items():
         split = sharding.spec(path, shape, mesh)
         if "fsdp" in split and path.startswith(("lm", "text")):
             times = 2 if path.startswith("lm/layer") else 1
@@ -76,13 +79,13 @@ def test_what_is_sent_are_the_weights_twice_and_their_gradients(plan):
 
 
 def test_operations_are_those_of_the_task(plan):
-    begun = shapes.begin(RUN)
-    needed = lm.task(RUN, begun, "tokens").flops(shapes.batch(RUN, begun.config))
+    start = lm.pretrained_shapes(RUN)
+    needed = lm.task(RUN, start, "tokens").flops(training.batch_shapes(RUN, start.config))
     assert plan.needed == needed / 8
     assert needed < 8 * plan.computed < 1.3 * needed  # the scores of attention are computed again
     parts = dataclasses.replace(RUN.optim, accumulate=2)
     for other in (dataclasses.replace(RUN, optim=parts), *(dataclasses.replace(RUN, remat=how) for how in REMAT)):
-        assert lm.task(other, begun, "tokens").flops(shapes.batch(other, begun.config)) == needed
+        assert lm.task(other, start, "tokens").flops(training.batch_shapes(other, start.config)) == needed
 
 
 def test_the_longest_time_is_the_step(plan):
@@ -124,25 +127,58 @@ def test_every_published_run_begins_from_shapes(name):
     from mgjax.train.overrides import from_config_dict
 
     run = from_config_dict(LMRun, configs().get_config(name))
-    begun = shapes.begin(run)
-    kind, batch = shapes.kind_of(begun.config), shapes.batch(run, begun.config)
-    task = lm.task(run, begun, kind)
+    start = lm.pretrained_shapes(run)
+    kind, batch = resolver.corpus_kind(start.config), training.batch_shapes(run, start.config)
+    task = lm.task(run, start, kind)
     given = () if task.pretrained is None else (task.pretrained,)
     state = jax.eval_shape(task.init, jax.random.key(0), *given)
     after, metrics = jax.eval_shape(task.train_step, state, task.frozen, batch)
     assert jax.tree.map(jax.numpy.shape, after) == jax.tree.map(jax.numpy.shape, state)
     assert {leaf.shape for leaf in metrics.values()} == {()}
     assert kind == ("audio" if name == "style" else "tokens")
-    assert begun.config.lm.num_codebooks == (8 if name == "stereo" else 4)
+    assert start.config.lm.num_codebooks == (8 if name == "stereo" else 4)
 
 
 def test_what_would_have_to_be_fetched_is_refused():
     with pytest.raises(ConfigError, match="a plan fetches nothing, and this is neither a folder here nor one of"):
-        shapes.begin(dataclasses.replace(RUN, codec="somebody/codec"))
+        lm.pretrained_shapes(dataclasses.replace(RUN, codec="somebody/codec"))
     fused = (Fused("style", 512, "prefix"), Fused("text", 16, "prefix"))
     own = dataclasses.replace(DEBUG.lm, conditions=fused)
-    begun = shapes.begin(dataclasses.replace(RUN, lm=own, style=StyleConfig(), style_encoder="m-a-p/MERT-v1-95M"))
-    assert not begun.config.style.features.normalize
+    start = lm.pretrained_shapes(
+        dataclasses.replace(RUN, lm=own, style=StyleConfig(seconds=0.5), style_encoder=published.MERT)
+    )
+    assert not start.config.style.features.normalize
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": None}, "give lm and codec"),
+        ({"codebook_weights": (1.0, 0.5)}, "must be 4 numbers, one for each codebook, got 2"),
+        ({"lm": dataclasses.replace(DEBUG.lm, conditions=())}, "reads the conditions {}, the model's encoders give"),
+        ({"style_encoder": published.MERT}, "style_encoder hears the excerpts of a style with features"),
+        (
+            {"lm": None, "init": "facebook/musicgen-small", "codec": None, "channels": 2, "lora": LoraConfig()},
+            "leave lora out",
+        ),
+        (
+            {"lm": None, "init": published.MERT, "codec": None},
+            "neither a folder here nor one of facebook/musicgen-large",
+        ),
+    ],
+)
+def test_what_training_refuses_a_plan_refuses_too(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        lm.pretrained_shapes(dataclasses.replace(RUN, **changes))
+
+
+def test_an_adapter_of_a_published_model_is_planned_from_shapes():
+    run = LMRun(lm=None, init="facebook/musicgen-small", lora=LoraConfig(), dtype="bfloat16", prompts=())
+    task = lm.task(run, lm.pretrained_shapes(run), "tokens")
+    assert task.pretrained is None
+    assert set(task.frozen) == {"lm", "text"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(task.frozen["lm"])} == {"bfloat16"}
+    assert set(jax.eval_shape(task.init, jax.random.key(0)).params) == {"lora"}
 
 
 def test_rows_that_cannot_be_spread_are_told():
@@ -161,7 +197,7 @@ def test_what_does_not_fit_is_told_with_what_to_change(plan):
     with pytest.raises(roofline.DoesNotFitError, match=r"needs 17.19G of memory on each device, which has 15.75G"):
         roofline.of(Lowered(), sharding.make_mesh(8), CHIP, needed=1.0, computed=1.0)
     changes = " ".join(training.advice(RUN, None))
-    assert all(word in changes for word in ("remat=full", "optim.accumulate=2", "loop.fsdp=4"))
+    assert all(word in changes for word in ("remat=full", "optim.accumulate=2", "mesh.fsdp=4"))
     tight = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, temporaries=0.95 * CHIP.memory))
     assert "remat=full" in " ".join(training.advice(RUN, tight))
     idle = dataclasses.replace(plan, moved=1e12)

@@ -1,7 +1,5 @@
 """What tests of training share."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -11,14 +9,14 @@ from mgjax.audio.metadata import Metadata
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Description
 from mgjax.devices import sharding
-from mgjax.train import lm
+from mgjax.train.task import MeshConfig
 
 
 @pytest.fixture
 def one_device(monkeypatch):
     """Has runs of language models use one of the devices, for which programs are compiled in half the time."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(lm, "fit", functools.partial(lm.fit, mesh=mesh))
+    monkeypatch.setattr(MeshConfig, "make", lambda config: mesh)
 
 
 @pytest.fixture(scope="module")

@@ -71,9 +71,9 @@ def told(*ways, **changes):
 
 def made(config, weights=None):
     """A run's task, and a state of random weights."""
-    begun = lm.begin(config)
-    weights = weights or random_variables(begun.config)["lm"]
-    task = lm.task(config, begun, "tokens")
+    start = lm.pretrained(config)
+    weights = weights or random_variables(start.config)["lm"]
+    task = lm.task(config, start, "tokens")
     return task, TrainState(jnp.int32(0), {"lm": stack_layers(weights)}, (), None, {}), weights
 
 
@@ -199,17 +199,17 @@ def on(corpus, config, **changes):
 def test_a_style_is_learned_along(tmp_path):
     """Its weights by gradient, its codebooks besides; of its excerpt nothing counts, and without it nothing is told."""
     config = told("style")
-    begun = lm.begin(config)
-    task = lm.task(config, begun, "tokens")
-    begun = jax.jit(task.init)(jax.random.key(0), {"lm": random_variables(begun.config)["lm"]})
+    start = lm.pretrained(config)
+    task = lm.task(config, start, "tokens")
+    first = jax.jit(task.init)(jax.random.key(0), {"lm": random_variables(start.config)["lm"]})
     excerpts = {"style_start": np.array([0, 9, 15], np.int32), "style_mask": np.array([True, False, True])}
     batch = batch_of(rows=3) | excerpts
     train, evaluate = jax.jit(task.train_step), jax.jit(task.eval_step)
-    state, _ = train(begun, {}, batch)
-    assert not np.any(begun.extra["style"]["codebooks"]["inited"])
+    state, _ = train(first, {}, batch)
+    assert not np.any(first.extra["style"]["codebooks"]["inited"])
     assert np.all(state.extra["style"]["codebooks"]["inited"])
     assert np.abs(state.extra["style"]["batch_stats"]["mean"]).max() > 1e-3
-    for old, new in zip(*(jax.tree.leaves(one.params["style"]) for one in (begun, state)), strict=True):
+    for old, new in zip(*(jax.tree.leaves(one.params["style"]) for one in (first, state)), strict=True):
         assert np.abs(new - old).max() > 1e-4
 
     def found(**changes):
@@ -344,7 +344,7 @@ def test_batches_are_functions_of_the_seed_and_their_number(corpora):
 )
 def test_styles_that_cannot_be_trained_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        lm.begin(dataclasses.replace(told("style"), **changes))
+        lm.resolve(dataclasses.replace(told("style"), **changes))
 
 
 @pytest.mark.parametrize(

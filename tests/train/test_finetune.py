@@ -34,7 +34,7 @@ def music(tmp_path):
 @pytest.mark.parametrize("place", [".", "mine", "mine/more"])
 def test_what_it_makes_does_not_become_a_part_of_the_music(music, place):
     with pytest.raises(ConfigError, match="lies in the music that is learned from"):
-        finetune.finetune(Finetuning(str(music), "debug", caption="a tone"), music / place, None)
+        finetune.finetune(Finetuning(str(music), "debug", caption="a tone"), music / place, contextlib.nullcontext)
     assert len(list(music.iterdir())) == 4
 
 
@@ -180,8 +180,15 @@ def _tune(music, directory, **options):
         )
 
 
-def test_what_others_wrote_is_not_touched(music, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune.lm, "begin", lambda config: Tokenized())
+@pytest.fixture
+def unread(monkeypatch):
+    """Neither the model's weights nor its tokenizer are read."""
+    monkeypatch.setattr(finetune.lm, "pretrained", lambda config: None)
+    monkeypatch.setattr(finetune, "batch_conditions", lambda config, start: None)
+
+
+@pytest.mark.usefixtures("unread")
+def test_what_others_wrote_is_not_touched(music, tmp_path):
     for number, name in enumerate(("run/thesis.txt", "run/sound/a.wav", "clips/1 before.wav", "adapter_config.json")):
         for replace in (False, True):
             path = tmp_path / str(number) / name
@@ -207,13 +214,8 @@ def test_what_others_wrote_is_not_touched(music, tmp_path, monkeypatch):
         _tune(music, out, segment_seconds=1.0)
 
 
-class Tokenized:
-    def tokenizer(self):
-        pass
-
-
+@pytest.mark.usefixtures("unread")
 def test_how_much_may_be_bad(music, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune.lm, "begin", lambda config: Tokenized())
     monkeypatch.setattr(build, "build", lambda *_, **options: seen.append(options["max_bad"]) or 1 / 0)
     seen = []
     command = ["finetune", str(music), "--out", str(tmp_path / "mine"), "--model", "debug", "--captions", "names"]

@@ -9,6 +9,7 @@ from test_loop import CONFIG, Rows, line, valid
 from mgjax.config.serialization import ConfigError
 from mgjax.train import lm
 from mgjax.train.inputs import Inputs
+from mgjax.train.lm import training
 from mgjax.train.loop import fit
 from mgjax.train.training_state import Checkpoints
 
@@ -67,7 +68,7 @@ def test_checkpoints_keep_it(tmp_path, capfd, monkeypatch):
 def test_a_run_knows_its_inputs(corpus, monkeypatch):
     """By what they are: the parts of a model that is gone on from, and the corpora."""
     given = []
-    monkeypatch.setattr(lm, "fit", lambda *_, **named: given.append(named["inputs"]))
+    monkeypatch.setattr(training, "fit", lambda *_, **named: given.append(named["inputs"]))
     lm.run(on(corpus), "never")
     lm.run(on(corpus, lm=DEBUG.lm, text_encoder="debug"), "never")
     first, second = (inputs.hashes for inputs in given)

@@ -13,16 +13,20 @@ import mgjax
 from mgjax.audio.metadata import Metadata
 from mgjax.checkpoints.native import Checkpoint, write_model
 from mgjax.checkpoints.random_weights import DEBUG, random_variables
+from mgjax.conditioning.provider import tokenizer_of
 from mgjax.config.model import Fused, Sampling
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing
 from mgjax.data.corpus import Corpus, Description
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
+from mgjax.devices import sharding
+from mgjax.lm.lora import LoraConfig
 from mgjax.lm.model import LM
-from mgjax.train import lm, lm_model, start
+from mgjax.train import lm
+from mgjax.train.lm import export, resolver
 from mgjax.train.optim import OptimConfig
-from mgjax.train.task import LoopConfig
+from mgjax.train.task import LoopConfig, MeshConfig
 
 RUN = lm.LMRun(
     lm=dataclasses.replace(DEBUG.lm, conditions=()),
@@ -43,10 +47,12 @@ def codes(rows=3, frames=25, books=4, seed=0):
 
 def made(config, kind="tokens"):
     """The parts of a model, its task, and a state with random weights, on one device."""
-    begun = lm.begin(config)
-    task = lm.task(config, begun, kind)
-    weights = begun.lm or random_variables(begun.config)["lm"]  # the published initialisation takes long to compile
-    return begun, task, jax.jit(task.init)(jax.random.key(0), {"lm": weights})
+    start = lm.pretrained(config)
+    task = lm.task(config, start, kind)
+    weights = (
+        start.variables.get("lm") or random_variables(start.config)["lm"]
+    )  # the published initialisation takes long to compile
+    return start, task, jax.jit(task.init)(jax.random.key(0), {"lm": weights})
 
 
 def validated(task, state, batch):
@@ -58,9 +64,9 @@ def validated(task, state, batch):
 def test_what_is_loaded_predicts_as_what_was_validated(fuse, tmp_path):
     """The validation's numbers, from the logits of the model that was saved, codebook by codebook in numpy."""
     text_lm = dataclasses.replace(DEBUG.lm, conditions=(Fused("text", 16, fuse),))
-    begun, task, state = made(dataclasses.replace(RUN, lm=text_lm, text_encoder="debug"))
+    start, task, state = made(dataclasses.replace(RUN, lm=text_lm, text_encoder="debug"))
     batch = {"codes": codes(), "num_frames": np.array(LENGTHS, np.int32)}
-    batch["text_ids"], batch["text_mask"] = begun.tokenizer().encode(TEXTS)
+    batch["text_ids"], batch["text_mask"] = tokenizer_of(start.config, start.tokenizer).encode(TEXTS)
     found = validated(task, state, batch)
     task.save(state, tmp_path / "model")
     model = mgjax.load(tmp_path / "model")
@@ -79,7 +85,7 @@ def test_what_is_loaded_predicts_as_what_was_validated(fuse, tmp_path):
     assert found["cross_entropy"] == pytest.approx(np.mean([np.mean(one) for one in lost]), rel=1e-5)
     home = json.loads((tmp_path / "model" / "provenance.json").read_text())
     assert home["codec"]["hash"] == model.codec.hash
-    assert home["text_encoder"]["hash"] == begun.text_hash
+    assert home["text_encoder"]["hash"] == resolver.hashes(start)["text_encoder"]
 
 
 def on(corpus, **changes):
@@ -88,7 +94,7 @@ def on(corpus, **changes):
 
 def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
     """On a mesh of 2 x 2 x 2: better than what does not look back, on pieces that it has not seen."""
-    state = lm.run(on(corpus, loop=dataclasses.replace(RUN.loop, data=2, fsdp=2, model=2)), tmp_path)
+    state = lm.run(on(corpus, mesh=MeshConfig(data=2, fsdp=2, model=2)), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     valid = lines[-1]["values"]
     counts = [token_counts(Corpus.open(corpus, split)) for split in ("train", "valid")]
@@ -96,7 +102,7 @@ def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
     assert np.abs(known - uniform(64)).max() < 0.01  # each code is as likely as any other
     for k in range(4):
         assert valid[f"cross_entropy_{k + 1}"] < 0.9 * known[k]
-    trained = lm_model.weights_of(state)["lm"]
+    trained = export.weights_of(state)["lm"]
     assert trained["layers"]["ffn"]["up"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "model")
     saved = mgjax.load(tmp_path / "model")
     assert saved.config.window_seconds == 0.5
@@ -125,21 +131,44 @@ def test_parts_of_a_batch_are_weighed_by_what_they_hold():
 def test_training_on_stereo_audio_is_training_on_its_codes():
     """With the codec in the step, left and right coded apart; a mono model to go on from becomes a stereo model."""
     config = dataclasses.replace(RUN, lm=None, init="debug", codec=None, channels=2)
-    begun, task, state = made(config, "audio")
+    start, task, state = made(config, "audio")
     audio = np.random.default_rng(0).normal(size=(3, 15_700, 2)).astype(np.float32) / 8
-    texts = dict(zip(("text_ids", "text_mask"), begun.tokenizer().encode(TEXTS), strict=True))
+    texts = dict(zip(("text_ids", "text_mask"), tokenizer_of(start.config, start.tokenizer).encode(TEXTS), strict=True))
     lengths = np.array([15_700, 6_000, 1], np.int32)
     heard = validated(task, state, {"audio": audio, "num_samples": lengths} | texts)
     frames = np.array([25, 10, 1], np.int32)
-    read = validated(task, state, {"codes": begun.codec.encode(audio), "num_frames": frames} | texts)
+    read = validated(task, state, {"codes": resolver.codec_of(start).encode(audio), "num_frames": frames} | texts)
     assert heard == pytest.approx(read, rel=1e-6)
     assert "cross_entropy_8" in read
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lm": DEBUG.lm, "text_encoder": "debug"},
+        {"lm": None, "codec": None, "init": "debug"},
+        {"lm": None, "codec": None, "init": "debug", "channels": 2, "train_text": True},
+        {"lm": None, "codec": None, "init": "debug", "lora": LoraConfig()},
+    ],
+)
+def test_what_a_run_starts_from_has_the_shapes_that_a_plan_has(changes):
+    """The same config, the same variables; and one filter parts them into what trains and what does not."""
+    run = dataclasses.replace(RUN, **changes)
+    weights, shapes = lm.pretrained(run), lm.pretrained_shapes(run)
+    assert weights.config == shapes.config
+    assert jax.tree.map(np.shape, weights.variables) == jax.tree.map(np.shape, shapes.variables)
+    task = lm.task(run, shapes, "audio")
+    pretrained = () if task.pretrained is None else (task.pretrained,)
+    state = jax.eval_shape(task.init, jax.random.key(0), *pretrained)
+    for tree, trains in ((state.params, True), (task.frozen, False)):
+        paths = {sharding.path_of(path) for path, _ in jax.tree.leaves_with_path(tree)}
+        assert {run.trainable(path) for path in paths} == {trains}, paths
 
 
 def test_a_mono_model_becomes_a_stereo_model():
     """Left and right are predicted alike. With embeddings of half the size, left equal to right is heard as mono."""
     variables = random_variables(DEBUG, place=lambda path, array: array)["lm"]
-    config, params = start.to_stereo(DEBUG.lm, variables)
+    config, params = DEBUG.lm.stereo(), resolver.to_stereo(variables)
     assert config.delays == (0, 0, 1, 1, 2, 2, 3, 3)
     half = params | {"embed": {"embedding": params["embed"]["embedding"] / 2}}
 
@@ -163,15 +192,15 @@ def test_codes_can_begin_as_they_are_heard(corpus):
         name="muon", learning_rate=0.02, adam_learning_rate=0.01, schedule="constant", warmup_steps=0, average_every=1
     )
     run = dataclasses.replace(RUN, codes_as_heard=True, optim=optimizer)
-    begun = lm.begin(run)
-    books = begun.codec.variables["codebooks"]["embed"]
+    start = lm.pretrained(run)
+    books = start.variables["codec"]["codebooks"]["embed"]
     heard = np.linalg.norm(books[0][:, None] - books[0][None], axis=-1).ravel()
 
     def alike(embedding):
         apart = np.linalg.norm(embedding[:64, None] - embedding[None, :64], axis=-1).ravel()
         return np.corrcoef(heard, apart)[0, 1]
 
-    task = lm.task(run, begun, "tokens")
+    task = lm.task(run, start, "tokens")
     state = jax.jit(task.init)(jax.random.key(0))
     assert alike(state.params["lm"]["embed"]["embedding"][0]) > 0.7  # measured 0.84
     batch = {"codes": codes(), "num_frames": np.array(LENGTHS, np.int32)}
@@ -185,7 +214,7 @@ def test_codes_can_begin_as_they_are_heard(corpus):
     stereo = dataclasses.replace(
         run, channels=2, lm=dataclasses.replace(run.lm, num_codebooks=8, delays=tuple(range(8)))
     )
-    task = lm.task(stereo, lm.begin(stereo), "tokens")
+    task = lm.task(stereo, lm.pretrained(stereo), "tokens")
     both = jax.jit(task.init)(jax.random.key(0)).params["lm"]["embed"]["embedding"]
     assert alike(both[0]) > 0.7  # measured 0.82
     assert alike(both[1]) > 0.7  # the other channel's first codebook
@@ -194,12 +223,12 @@ def test_codes_can_begin_as_they_are_heard(corpus):
 def test_how_codes_are_drawn_is_saved_with_the_model(tmp_path):
     """What the run says, and otherwise what the model did that it goes on from."""
     safer = Sampling(temperature=0.8, top_k=50, guidance=4.0)
-    begun = lm.begin(dataclasses.replace(RUN, sampling=safer))
-    assert begun.config.sampling == safer
-    write_model(tmp_path / "given", Checkpoint(begun.config, random_variables(begun.config)))
+    start = lm.pretrained(dataclasses.replace(RUN, sampling=safer))
+    assert start.config.sampling == safer
+    write_model(tmp_path / "given", Checkpoint(start.config, random_variables(start.config)))
     further = dataclasses.replace(RUN, lm=None, codec=None, init=str(tmp_path / "given"))
-    assert lm.begin(further).config.sampling == safer
-    assert lm.begin(dataclasses.replace(further, sampling=Sampling())).config.sampling == Sampling()
+    assert lm.resolve(further).sampling == safer
+    assert lm.resolve(dataclasses.replace(further, sampling=Sampling())).sampling == Sampling()
 
 
 def test_prompts_are_played():
@@ -211,12 +240,12 @@ def test_prompts_are_played():
 
 def test_model_operations():
     """6 for each weight of a product and each code step, and for each pair of steps that attention compares."""
-    begun, task, _ = made(RUN)
+    start, task, _ = made(RUN)
     found = task.flops({"codes": codes(rows=3), "num_frames": np.array([25, 25, 25], np.int32)})
     d, f, steps = 32, 64, 25
     weights = 2 * (4 * d * d + 2 * d * f) + d * 4 * 64
     assert found == 3 * (6 * weights * steps + 2 * 12 * d * steps * steps)
-    assert begun.config.lm.num_layers == 2
+    assert start.config.lm.num_layers == 2
 
 
 @pytest.mark.parametrize(
@@ -234,7 +263,7 @@ def test_model_operations():
 )
 def test_parts_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        lm.begin(dataclasses.replace(RUN, **changes))
+        lm.resolve(dataclasses.replace(RUN, **changes))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 import mgjax
 from mgjax.checkpoints import peft
+from mgjax.conditioning.provider import tokenizer_of
 from mgjax.config.serialization import ConfigError
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
@@ -48,11 +49,11 @@ def test_only_the_adapter_learns_and_it_loads(corpus, tmp_path, scan):
     assert all(jax.tree.leaves([same["text"], same["lm"]["embed"], same["lm"]["head"], same["lm"]["out_norm"]]))
 
     # What is loaded predicts as what was validated.
-    begun = lm.begin(config)
-    task = lm.task(config, begun, "tokens")
+    start = lm.pretrained(config)
+    task = lm.task(config, start, "tokens")
     codes = np.random.default_rng(0).integers(0, 64, (2, 10, 4)).astype(np.int32)
     texts = ["a scale", None]
-    told = dict(zip(("text_ids", "text_mask"), begun.tokenizer().encode(texts), strict=True))
+    told = dict(zip(("text_ids", "text_mask"), tokenizer_of(start.config, start.tokenizer).encode(texts), strict=True))
     batch = {"codes": codes, "num_frames": np.array([10, 10], np.int32)} | told
     validated = jax.device_get(jax.jit(task.eval_step)(state, task.frozen, batch))["cross_entropy"].value()
     logits = np.asarray(adapted.logits(codes, texts), np.float64)
@@ -64,7 +65,7 @@ def test_only_the_adapter_learns_and_it_loads(corpus, tmp_path, scan):
 
 def test_the_base_is_kept_in_the_type_of_the_activations():
     config = dataclasses.replace(RUN, dtype="bfloat16")
-    task = lm.task(config, lm.begin(config), "tokens")
+    task = lm.task(config, lm.pretrained(config), "tokens")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(task.frozen["lm"])} == {"bfloat16"}
     assert task.pretrained is None
     state = jax.eval_shape(task.init, jax.random.key(0))
@@ -89,7 +90,7 @@ def test_models_that_an_adapter_cannot_hold_are_refused():
         ({"channels": 2}, "cannot make a model of 2 channels of debug"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            lm.begin(dataclasses.replace(RUN, **changes))
+            lm.resolve(dataclasses.replace(RUN, **changes))
 
 
 def test_an_update_beside_an_adapter_takes_two_thirds():
@@ -97,5 +98,5 @@ def test_an_update_beside_an_adapter_takes_two_thirds():
     rows = {"codes": np.zeros((8, 25, 4), np.int32), "num_frames": np.full(8, 25, np.int32)}
     batch = rows | {"text_ids": np.zeros((8, 16), np.int32), "text_mask": np.ones((8, 16), bool)}
     whole = dataclasses.replace(RUN, lora=None)
-    needed, full = (lm.task(config, lm.begin(config), "tokens").flops(batch) for config in (RUN, whole))
+    needed, full = (lm.task(config, lm.pretrained(config), "tokens").flops(batch) for config in (RUN, whole))
     assert 0.65 < needed / full < 0.8  # more than 2/3: the narrow matrices, and texts, which are read either way

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 CHILD = """
 import hashlib
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from mgjax import sharding
 from mgjax.codec.discriminator import DiscriminatorConfig
 from mgjax.codec.losses import LossConfig
 from mgjax.config.model import Fused, LMConfig
+from mgjax.checkpoints.native import Checkpoint
 from mgjax.checkpoints.random_weights import DEBUG, random_variables
 from mgjax.train import codec, lm
 from mgjax.train.programs import Programs
@@ -28,7 +28,7 @@ codec_run = codec.CodecRun(
 )
 lm_config = LMConfig(dim=32, num_layers=1, num_heads=8, ffn_dim=64, codebook_size=64, conditions=(Fused("text", 16),))
 model = dataclasses.replace(DEBUG, lm=lm_config, text=dataclasses.replace(DEBUG.text, num_layers=1))
-begun = SimpleNamespace(config=model, lm=None, text=random_variables(model)["text"], features=None)
+start = Checkpoint(model, {"text": random_variables(model)["text"]})
 
 
 def row(*shape, dtype=np.int32):
@@ -38,7 +38,7 @@ def row(*shape, dtype=np.int32):
 tasks = {
     "codec": (codec.task(codec_run), {"audio": row(400, 1, dtype=np.float32), "num_samples": row()}),
     "lm": (
-        lm.task(lm.LMRun(lm=lm_config, codec="any"), begun, "tokens"),
+        lm.task(lm.LMRun(lm=lm_config, codec="any"), start, "tokens"),
         {
             "codes": row(12, 4),
             "num_frames": row(),

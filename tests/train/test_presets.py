@@ -1,6 +1,7 @@
 """Every run of configs/ can be made, and settings that do not exist or do not fit are errors."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mgjax.config.serialization import ConfigError
+from mgjax.config.serialization import ConfigError, from_dict
 from mgjax.train.codec import CodecRun
 from mgjax.train.lm import LMRun
+from mgjax.train.loop import MAY_CHANGE
 from mgjax.train.overrides import from_config_dict, read, to_config_dict
 from mgjax.train.presets import codec as CODEC
 from mgjax.train.presets import lm as LM
-from mgjax.train.task import LoopConfig
+from mgjax.train.task import LoopConfig, MeshConfig
+from mgjax.train.training_state import check_run, write_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -175,3 +178,47 @@ def test_numbers_that_cannot_be_are_refused_at_once(changes, message):
 
 def test_the_largest_seed_is_one():
     assert LoopConfig(seed=2**32 - 1).seed == 2**32 - 1
+
+
+OLD_MESH = pytest.mark.filterwarnings(r"ignore:loop\.\w+ is now mesh\.")
+
+
+@OLD_MESH
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_old_names_of_the_mesh_still_work():
+    """On the command line, in a config, and in the JSON of a run of before; they win over what a config has."""
+    config = parsed(
+        f"--config={CONFIGS / 'lm.py'}:small", "--workdir=a", "--config.loop.fsdp=8", "--config.mesh.model=2"
+    )
+    run = from_config_dict(LMRun, config)
+    assert (run.mesh, run.loop.fsdp) == (MeshConfig(fsdp=8, model=2), None)
+    assert run == from_config_dict(
+        LMRun,
+        parsed(f"--config={CONFIGS / 'lm.py'}:small", "--workdir=a", "--config.mesh.fsdp=8", "--config.mesh.model=2"),
+    )
+    config = CODEC.get_config("debug")
+    config.loop.data = 4
+    assert from_config_dict(CodecRun, config).mesh == MeshConfig(data=4)
+    before = dataclasses.asdict(LMRun())
+    del before["mesh"]
+    before["loop"] |= {"data": -1, "fsdp": 4, "model": 1}
+    assert from_dict(LMRun, before).mesh == MeshConfig(fsdp=4)
+
+
+def test_old_names_of_the_mesh_are_told_once():
+    both = r"loop.fsdp is now mesh.fsdp \(4\), loop.model is now mesh.model \(2\): the old names will go"
+    with pytest.warns(UserWarning, match=both) as caught:
+        run = LMRun(loop=LoopConfig(fsdp=4, model=2))
+    assert len(caught) == 1
+    assert dataclasses.replace(run, channels=2).mesh == MeshConfig(fsdp=4, model=2)  # no more is said
+
+
+def test_a_run_of_before_goes_on_over_its_devices(tmp_path):
+    """Its config.json has no mesh, and its loop has the old names."""
+    path = tmp_path / "config.json"
+    write_run(path, LMRun())
+    stored = json.loads(path.read_text())
+    del stored["mesh"]
+    stored["loop"] |= {"data": -1, "fsdp": 4, "model": 1}
+    path.write_text(json.dumps(stored))
+    check_run(path, LMRun(mesh=MeshConfig(fsdp=8)), MAY_CHANGE)

@@ -91,7 +91,7 @@ def batch_of(rows=4):
 
 def test_the_encoder_hears_in_training_what_it_hears_at_generation(mert):
     """The same seconds of the same mix, but for the filter that resamples; and no others."""
-    config = lm.begin(dataclasses.replace(RUN, style_encoder=mert)).config
+    config = lm.resolve(dataclasses.replace(RUN, style_encoder=mert))
     assert (config.style.features.sample_rate, config.style.features.normalize) == (24_000, False)
     features, weights = matching.read(match_hubert(Path(mert)))
     assert features.normalize
@@ -122,8 +122,8 @@ def test_the_encoder_hears_in_training_what_it_hears_at_generation(mert):
 
 
 def test_the_style_learns_and_its_encoder_does_not(mert):
-    begun = lm.begin(dataclasses.replace(RUN, style_encoder=mert))
-    model, batch = begun.config, jax.tree.map(jnp.asarray, batch_of())
+    start = lm.pretrained(dataclasses.replace(RUN, style_encoder=mert))
+    model, batch = start.config, jax.tree.map(jnp.asarray, batch_of())
     params, extra = jax.jit(lambda key: conditions.initial(model, None, key))(jax.random.key(0))
     assert set(params) == {"style"}
 
@@ -134,7 +134,7 @@ def test_the_style_learns_and_its_encoder_does_not(mert):
         told, moved = conditions.conditions(model, params, pieces, extra, jax.random.key(1))
         return jnp.sum(told["style"].tokens ** 3), (told["style"], moved)
 
-    found = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, begun.features)
+    found = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, start.variables["style"]["features"])
     gradients, (told, moved) = found
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients[0]):
         assert np.abs(leaf).max() > 1e-6, path
@@ -174,12 +174,12 @@ def test_a_run_saves_a_whole_model_that_follows_a_style(mert, sound, tmp_path):
     made = model.generate(None, seconds=0.2, style=music(0.4, 3), style_sample_rate=RATE)
     assert made.shape == (1, 6400, 1)
 
-    again = lm.begin(
+    again = lm.pretrained(
         dataclasses.replace(config, init=str(tmp_path / "model"), lm=None, codec=None, style=None, style_encoder=None)
     )
     assert again.config == model.config
-    assert jax.tree.all(jax.tree.map(np.array_equal, again.features, saved["features"]))
-    assert set(again.style) == {"params", "batch_stats", "codebooks"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.variables["style"]["features"], saved["features"]))
+    assert set(again.variables["style"]) == {"features", "params", "batch_stats", "codebooks"}
 
 
 CODES = StyleConfig(features=None, num_code_streams=2, code_size=64, dim=8, num_heads=2, seconds=SECONDS)
@@ -198,7 +198,7 @@ CODES = StyleConfig(features=None, num_code_streams=2, code_size=64, dim=8, num_
 )
 def test_styles_that_cannot_be_trained_are_refused(mert, changes, message):
     with pytest.raises(ConfigError, match=message):
-        lm.begin(dataclasses.replace(RUN, **{"style_encoder": mert} | changes))
+        lm.resolve(dataclasses.replace(RUN, **{"style_encoder": mert} | changes))
 
 
 def test_an_encoder_does_not_hear_codes(mert, tmp_path):

@@ -16,6 +16,7 @@ from mgjax.audio.metadata import Metadata
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.native import hash_of
 from mgjax.checkpoints.random_weights import random_variables
+from mgjax.conditioning.provider import tokenizer_of
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.conditioning import T5Config
@@ -27,6 +28,7 @@ from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
 from mgjax.devices import sharding
 from mgjax.train import lm, text
+from mgjax.train.lm import resolver
 from mgjax.train.optim import OptimConfig
 from mgjax.train.overrides import from_config_dict, to_config_dict
 from mgjax.train.task import LoopConfig
@@ -92,10 +94,16 @@ def flan(words, tmp_path_factory):
     return directory, ids, mask, hidden
 
 
-def batch_of(begun):
+def batch_of(start):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 64, (3, 10, 4)).astype(np.int32)
-    texts = dict(zip(("text_ids", "text_mask"), begun.tokenizer().encode([*CAPTIONS[:2], None]), strict=True))
+    texts = dict(
+        zip(
+            ("text_ids", "text_mask"),
+            tokenizer_of(start.config, start.tokenizer).encode([*CAPTIONS[:2], None]),
+            strict=True,
+        )
+    )
     return {"codes": codes, "num_frames": np.array([10, 10, 10], np.int32)} | texts
 
 
@@ -114,11 +122,11 @@ def predicted(model, codes, texts):
 
 def test_an_encoder_can_learn_more_slowly_than_the_rest(words):
     config = dataclasses.replace(RUN, vocabulary=str(words), optim=dataclasses.replace(RUN.optim, name="muon"))
-    begun = lm.begin(config)
-    batch = batch_of(begun)
+    start = lm.pretrained(config)
+    batch = batch_of(start)
     moved = {}
     for rate in (1.0, 0.1):
-        task = lm.task(dataclasses.replace(config, text_rate=rate), begun, "tokens")
+        task = lm.task(dataclasses.replace(config, text_rate=rate), start, "tokens")
         before = jax.jit(task.init)(jax.random.key(0))
         after, _ = jax.jit(task.train_step)(before, task.frozen, batch)
         moved[rate] = jax.tree.map(lambda new, old: np.asarray(new - old), after.params, before.params)
@@ -134,7 +142,7 @@ def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
     state = lm.run(config, tmp_path)
     assert state.params["text"]["embed"]["embedding"].shape == (284, 8)
     assert not all(same(state.params["text"], state.average.value()["text"]))
-    task = lm.task(config, lm.begin(config), "tokens")
+    task = lm.task(config, lm.pretrained(config), "tokens")
     before = jax.jit(task.init)(jax.random.key(config.loop.seed)).params["text"]
     assert not any(same(before, state.params["text"]))
     moved = np.any(np.asarray(before["embed"]["embedding"] != state.params["text"]["embed"]["embedding"]), axis=1)
@@ -145,7 +153,7 @@ def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
     model = mgjax.load(tmp_path / "model")
     assert all(same(model._params["text"], state.average.value()["text"]))
     assert model.config.text == dataclasses.replace(NEW, vocab_size=284)
-    batch = batch_of(lm.begin(config))
+    batch = batch_of(lm.pretrained(config))
     sums = jax.device_get(jax.jit(task.eval_step)(jax.tree.map(np.asarray, state), task.frozen, batch))
     found = sums["cross_entropy"].value()
     assert found == pytest.approx(predicted(model, batch["codes"], [*CAPTIONS[:2], None]), rel=1e-5)  # measured 2e-8
@@ -166,7 +174,7 @@ def test_a_trained_encoder_is_split_among_devices():
     """The weights, their averages and what the optimiser keeps of them: nothing of two axes lies whole everywhere."""
     mesh = sharding.make_mesh(2, 2, 2)
     config = dataclasses.replace(RUN, new_text=dataclasses.replace(NEW, vocab_size=320))
-    state = jax.eval_shape(lm.task(config, lm.begin(config), "tokens").init, jax.random.key(0))
+    state = jax.eval_shape(lm.task(config, lm.pretrained(config), "tokens").init, jax.random.key(0))
     placed = {
         sharding.path_of(path): where.spec
         for path, where in jax.tree_util.tree_leaves_with_path(sharding.shardings(state, mesh))
@@ -182,20 +190,20 @@ def test_a_trained_encoder_is_split_among_devices():
 def test_an_encoder_from_elsewhere_is_trained_if_asked_to(is_trained, flan, tmp_path):
     directory, ids, mask, hidden = flan
     config = dataclasses.replace(RUN, new_text=None, text_encoder=str(directory), train_text=is_trained)
-    begun = lm.begin(config)
-    task = lm.task(config, begun, "tokens")
-    given = random_variables(begun.config)["lm"]  # the published initialisation takes long to compile
+    start = lm.pretrained(config)
+    task = lm.task(config, start, "tokens")
+    given = random_variables(start.config)["lm"]  # the published initialisation takes long to compile
     state = task.init(jax.random.key(0), {**(task.pretrained or {}), "lm": given})
     learned, read = set(state.params), set(task.frozen)
     assert (learned, read) == (({"lm", "text"}, set()) if is_trained else ({"lm"}, {"text"}))
     weights = {**task.frozen, **state.params}["text"]
-    assert hash_of(begun.config.text, weights) == begun.text_hash
+    assert hash_of(start.config.text, weights) == resolver.hashes(start)["text_encoder"]
     if is_trained:
         moved = jax.tree.map(lambda leaf: jnp.asarray(leaf) + 1, weights)
         state = state.replace(params=state.params | {"text": moved}, average=None)
     else:
         moved = weights
-        made = jax.jit(T5Encoder(begun.config.text).apply)({"params": weights}, ids, mask)
+        made = jax.jit(T5Encoder(start.config.text).apply)({"params": weights}, ids, mask)
         assert np.abs(np.asarray(made) - hidden)[mask].max() < 1e-5  # measured 7e-7
     task.save(state, tmp_path / "model")
     assert all(same(mgjax.load(tmp_path / "model")._params["text"], moved))
@@ -204,17 +212,17 @@ def test_an_encoder_from_elsewhere_is_trained_if_asked_to(is_trained, flan, tmp_
         "source": str(directory),
         "vocabulary": None,
         "trained": is_trained,
-        "hash": hash_of(begun.config.text, jax.device_get(moved)),
+        "hash": hash_of(start.config.text, jax.device_get(moved)),
     }
 
 
 def test_operations_of_a_trained_encoder_count_three_times(flan):
     """Forward and twice as much backward, where a frozen one goes forward only."""
     config = dataclasses.replace(RUN, new_text=None, text_encoder=str(flan[0]))
-    begun = lm.begin(config)
-    batch = batch_of(begun)
+    start = lm.pretrained(config)
+    batch = batch_of(start)
     trained, frozen = (
-        lm.task(dataclasses.replace(config, train_text=choice), begun, "tokens").flops(batch)
+        lm.task(dataclasses.replace(config, train_text=choice), start, "tokens").flops(batch)
         for choice in (True, False)
     )
     length, rows = batch["text_ids"].shape[1], len(batch["codes"])
@@ -232,7 +240,7 @@ def test_a_new_encoder_fits_its_vocabulary(words, tmp_path):
     with pytest.raises(CheckpointError, match="mgjax corpus vocabulary CORPUS"):
         text.new(NEW, str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"reads the conditions \{'text': 8\}, the model's encoders give"):
-        lm.begin(dataclasses.replace(RUN, new_text=dataclasses.replace(NEW, dim=12)))
+        lm.resolve(dataclasses.replace(RUN, new_text=dataclasses.replace(NEW, dim=12)))
 
 
 @pytest.mark.parametrize(
@@ -254,12 +262,12 @@ def test_a_model_without_text_has_no_encoder_to_train(tmp_path):
     deaf = dataclasses.replace(
         RUN, lm=dataclasses.replace(RUN.lm, conditions=()), new_text=None, train_text=False, scan_layers=True
     )
-    task = lm.task(deaf, lm.begin(deaf), "tokens")
-    given = random_variables(lm.begin(deaf).config)["lm"]
+    task = lm.task(deaf, lm.pretrained(deaf), "tokens")
+    given = random_variables(lm.resolve(deaf))["lm"]
     task.save(task.init(jax.random.key(0), {"lm": given}), tmp_path / "model")
     config = dataclasses.replace(RUN, init=str(tmp_path / "model"), lm=None, codec=None, new_text=None)
     with pytest.raises(ConfigError, match="reads no text, so there is no text encoder to train"):
-        lm.begin(config)
+        lm.resolve(config)
 
 
 def test_a_new_encoder_can_be_asked_for_on_the_command_line():

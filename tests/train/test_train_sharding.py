@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import pytest
 import toy_task
 from jax.sharding import PartitionSpec as P
 
+from mgjax.checkpoints.native import Checkpoint
 from mgjax.checkpoints.random_weights import DEBUG, random_variables
 from mgjax.codec.discriminator import DiscriminatorConfig
 from mgjax.config.model import Fused, LMConfig, ModelConfig
@@ -64,10 +64,10 @@ def shapes(task):
 
 
 def small(name="adamw"):
-    begun = SimpleNamespace(config=ModelConfig(), lm=None, text=None, features=None)
+    start = Checkpoint(ModelConfig(), {})
     rate = 1.0 if name == "prodigy" else 1e-4
     optim = OptimConfig(name=name, learning_rate=rate, average_decay=0.99)
-    return lm.task(lm.LMRun(codec="any", optim=optim), begun, "tokens")
+    return lm.task(lm.LMRun(codec="any", optim=optim), start, "tokens")
 
 
 def test_the_state_of_a_language_model_is_split_as_written_down():
@@ -137,8 +137,8 @@ def test_many_devices_learn_a_language_model_as_one_does():
     optim = OptimConfig(
         name="muon", learning_rate=0.02, adam_learning_rate=3e-3, schedule="constant", warmup_steps=0, average_decay=0.9
     )
-    begun = SimpleNamespace(config=model, lm=None, text=random_variables(model)["text"], features=None)
-    task = lm.task(lm.LMRun(lm=lm_config, codec="any", optim=optim), begun, "tokens")
+    start = Checkpoint(model, {"text": random_variables(model)["text"]})
+    task = lm.task(lm.LMRun(lm=lm_config, codec="any", optim=optim), start, "tokens")
     rng = np.random.default_rng(0)
     batches = [
         {

@@ -15,7 +15,6 @@ PREFIX = "condition_provider.conditioners.self_wav."
 # A count of batches, which means nothing with a constant momentum.
 IGNORED = (r"^condition_provider\.conditioners\.self_wav\.batch_norm\.num_batches_tracked$",)
 
-MERT = "m-a-p/MERT-v1-95M"  # on the Hub: the encoder that audiocraft knows as "mert"
 
 _TRANSFORMERS = {
     "xsmall": {"dim": 256, "num_heads": 8, "num_layers": 4},

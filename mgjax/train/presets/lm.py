@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mgjax.checkpoints import random_weights
+from mgjax.config import published
 from mgjax.config.conditioning import MelodyConfig, StyleConfig, T5Config
 from mgjax.config.model import Fused, LMConfig, Sampling
 from mgjax.lm.lora import LoraConfig
@@ -31,41 +32,35 @@ def get_config(name: str = "small") -> ConfigDict:
     return config
 
 
-def published(config: ConfigDict) -> None:
+def recipe(config: ConfigDict) -> None:
     """What all the published models share. T5 and the codec come from the Hugging Face Hub, or from folders.
 
     Weights are split among 64 devices, or among all where there are fewer, and gathered once in an update.
     """
-    config.codec = "facebook/encodec_32khz"
+    config.codec = published.ENCODEC
     config.text_encoder = "t5-base"
     config.dtype = "bfloat16"
-    config.loop.fsdp = 64
+    config.mesh.fsdp = 64
     config.remat = "weights"
 
 
 def small(config: ConfigDict) -> None:
     """musicgen-small, 420 million weights. Its recipe finds the learning rate itself (D-Adaptation). Not run here."""
-    published(config)
+    recipe(config)
     config.optim.name = "dadapt_adamw"
     config.optim.learning_rate = 1.0
 
 
 def medium(config: ConfigDict) -> None:
     """musicgen-medium, 1.8 billion weights. Not run here."""
-    published(config)
-    config.lm.dim = 1536
-    config.lm.num_layers = 48
-    config.lm.num_heads = 24
-    config.lm.ffn_dim = 6144
+    recipe(config)
+    config.lm = to_config_dict(published.MEDIUM)
 
 
 def large(config: ConfigDict) -> None:
     """musicgen-large, 3.3 billion weights. Not run here."""
-    published(config)
-    config.lm.dim = 2048
-    config.lm.num_layers = 48
-    config.lm.num_heads = 32
-    config.lm.ffn_dim = 8192
+    recipe(config)
+    config.lm = to_config_dict(published.LARGE)
     config.dropout.conditions = 0.2
     config.text.word_dropout = 0.2
     config.optim.max_grad_norm = 3.0
@@ -78,7 +73,7 @@ def melody(config: ConfigDict) -> None:
     drums and bass.
     """
     medium(config)
-    config.lm.conditions = (Fused("melody", 12, "prefix"), Fused("text", 768, "prefix"))
+    config.lm.conditions = published.MELODY_CONDITIONS
     settle(config, "melody", MelodyConfig())
     config.dropout.conditions = 0.2
     config.text.word_dropout = 0.2
@@ -90,9 +85,9 @@ def style(config: ConfigDict) -> None:
     MERT hears the style, so the corpora are of sound. It comes from the Hugging Face Hub, or from a folder.
     """
     medium(config)
-    config.lm.conditions = (Fused("style", 512, "prefix"), Fused("text", 768, "prefix"))
+    config.lm.conditions = published.STYLE_CONDITIONS
     settle(config, "style", StyleConfig())
-    config.style_encoder = "m-a-p/MERT-v1-95M"
+    config.style_encoder = published.MERT
     config.dropout.conditions = 0.1
     config.dropout.text = 0.4
     config.dropout.style = 0.4

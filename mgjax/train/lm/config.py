@@ -1,4 +1,4 @@
-"""What a run that trains a language model is: its settings."""
+"""The settings of a run that trains a language model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from mgjax.errors import ConfigError
 from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
 from mgjax.train.optim import OptimConfig
-from mgjax.train.task import LoopConfig, check_numbers
+from mgjax.train.task import LoopConfig, MeshConfig, check_numbers, take_old_mesh
+from mgjax.train.trainable import Filter, matching
 
 DTYPES = ("float32", "bfloat16")
 
@@ -60,7 +61,7 @@ class LMRun:
         codes (`features` None), or of what the `style_encoder` hears in it; None for none, or that of `init`.
       style_encoder: A MERT or HuBERT of transformers, which `style.features` is made to be, but for `normalize`. It
         is not trained. None for that of `init`, or none.
-      clap: The condition that learns from sound and is told by text, where there is a `clap_encoder`.
+      clap: The condition on CLAP embeddings, of audio in training and of text in generation; with a `clap_encoder`.
       clap_encoder: A CLAP of transformers, which `clap.clap` is made to be. It is not trained. None for that of `init`,
         or none.
       labels: Closed vocabularies that `lm` reads, found in the metadata by their names; () for none, or for those of
@@ -68,11 +69,12 @@ class LMRun:
       numbers: Quantities, in the same way.
       lora: An adapter of low rank that is trained in the place of the weights of `init`, which stay as they are; None
         to train these.
-      dropout: How often examples are told less than is known.
+      dropout: How often conditions are dropped.
       optim: How the weights are updated.
       sampling: How the model draws codes where nothing else is asked for; None for how `init` does, or the published
         models.
-      loop: How long, and on what.
+      loop: How long, and what is reported and kept.
+      mesh: How the devices are laid out.
       dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
       scan_layers: Compile one layer for all, which saves minutes, rather than each.
       remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights
@@ -108,6 +110,7 @@ class LMRun:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sampling: Sampling | None = None
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1_000_000))
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
@@ -115,6 +118,7 @@ class LMRun:
     prompt_seconds: float = 8.0
 
     def __post_init__(self):
+        take_old_mesh(self)
         check_numbers(self)
         one_of("dtype", self.dtype, DTYPES)
         one_of("remat", self.remat, tuple(REMAT))
@@ -130,6 +134,15 @@ class LMRun:
             raise ConfigError(
                 f"optim.accumulate must divide data.batch_size, got {self.optim.accumulate} and {self.data.batch_size}"
             )
+
+    @property
+    def trainable(self) -> Filter:
+        """Which weights train, by their paths in the model's variables; an adapter's are those of "lora".
+
+        Of a style those of its encoder do not, and of CLAP those of its codebooks alone do.
+        """
+        parts = ["lora/" if self.lora else "lm/", r"style/(?!features/)", "clap/codebooks/"]
+        return matching(*parts, *(["text/"] if self.train_text else []))
 
     def _check_text(self) -> None:
         if self.new_text is None:

@@ -1,0 +1,101 @@
+"""Training of a language model on corpora of codes or of audio, from start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mgjax.checkpoints.native import Checkpoint
+from mgjax.codec.codec import Codec
+from mgjax.conditioning import tokenizers
+from mgjax.config.model import ModelConfig
+from mgjax.data.conditions import BatchConditions
+from mgjax.data.corpus import Corpus
+from mgjax.data.description import SPLITS
+from mgjax.data.pipeline import batches, validation_batches
+from mgjax.devices import sharding
+from mgjax.errors import ConfigError
+from mgjax.train.inputs import Inputs
+from mgjax.train.lm import resolver
+from mgjax.train.lm.config import LMRun
+from mgjax.train.lm.step import task
+from mgjax.train.loop import fit
+from mgjax.train.state import TrainState
+from mgjax.train.watchdog import Watchdog
+
+
+def run(config: LMRun, workdir: str | Path) -> TrainState:
+    """Trains a language model on the corpora of `config.data`, and goes on where a run in `workdir` was stopped.
+
+    Raises:
+      CheckpointError: There is nothing readable at a source.
+      ConfigError: The parts or the corpora do not fit together.
+    """
+    with Watchdog(config.loop.hang_seconds) as watchdog:
+        with watchdog.waiting("opening the corpora"):
+            corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
+        with watchdog.waiting("reading what the run begins with", may_last=True):
+            start = resolver.pretrained(config)
+            inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, **resolver.hashes(start))
+    kinds = {corpus.kind for corpus in corpora["train"]}
+    _check_corpora(corpora["train"] + corpora["valid"], start.config, resolver.codec_of(start))
+    mesh = config.mesh.make()
+    options = {"rows": sharding.rows_here(config.data.batch_size, mesh), "conditions": batch_conditions(config, start)}
+    train_data = batches(corpora["train"], config.data, seed=config.loop.seed, **options)
+
+    def valid_data() -> Iterator[dict[str, np.ndarray]]:
+        return validation_batches(corpora["valid"], config.data, **options)
+
+    training = task(config, start, kinds.pop())
+    return fit(training, train_data, valid_data, config.loop, workdir, run=config, mesh=mesh, inputs=inputs)
+
+
+def batch_conditions(config: LMRun, start: Checkpoint) -> BatchConditions:
+    """What the batches bring for the conditions of the model.
+
+    Raises:
+      CheckpointError: The model came without the files of a tokenizer.
+    """
+    model = start.config
+    return BatchConditions(
+        text=None if model.text is None else config.text,
+        tokenize=None if model.text is None else tokenizers.load(model, start.tokenizer).encode,
+        melody=model.melody,
+        style=model.style and model.style.seconds,
+        clap=model.clap and tokenizers.load_clap(model.clap.clap, start.clap_tokenizer).encode,
+        labels=(*model.labels, *model.numbers),
+        dropout=config.dropout,
+    )
+
+
+def _check_corpora(corpora: list[Corpus], model: ModelConfig, codec: Codec) -> None:
+    """Raises ConfigError unless the model can be trained on all of the corpora."""
+    for corpus in corpora:
+        if corpus.kind == "audio":
+            found, expected = (corpus.sample_rate, corpus.width), (codec.sample_rate, codec.channels)
+            if found != expected:
+                raise ConfigError(
+                    f"{corpus.directory} holds audio of {found[0]} Hz with {found[1]} channels, the model is of "
+                    f"{expected[0]} Hz with {expected[1]}: build the corpus again with these"
+                )
+        elif corpus.codec_hash != codec.hash:
+            raise ConfigError(
+                f"the codes in {corpus.directory} were made with another codec ({corpus.codec_source}, hash "
+                f"{corpus.codec_hash}) than that of this run (hash {codec.hash}): set codec to that one, or tokenize "
+                "the corpus anew"
+            )
+        elif corpus.width != codec.num_codebooks:
+            raise ConfigError(
+                f"{corpus.directory} holds {corpus.width} codebooks, the model has {codec.num_codebooks} for "
+                f"{codec.channels} channels: set channels to that of the corpus, or tokenize the corpus anew"
+            )
+    if resolver.corpus_kind(model) == "tokens" or all(corpus.kind == "audio" for corpus in corpora):
+        return
+    if model.clap is not None:
+        raise ConfigError("CLAP hears music, and codes are none: train with it on a corpus of sound")
+    raise ConfigError(
+        "the style's encoder hears music, and codes are none: it needs a corpus of sound. Train on one, or set "
+        "style.features to None for a style of codes"
+    )

@@ -1,0 +1,41 @@
+"""What a run trains: one filter over the paths of parameters, by which weights are split, masked and updated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mgjax.devices.sharding import path_of
+
+Filter = Callable[[str], bool]
+"""Whether it accepts the parameter at a path, such as "lm/layer0/ffn/up/kernel"."""
+
+
+def matching(*patterns: str) -> Filter:
+    """Accepts the paths whose beginning one of the regular expressions matches, as `"text/"` does those of "text"."""
+    return lambda path: any(re.match(pattern, path) for pattern in patterns)
+
+
+def partition(params: Mapping[str, Any], trainable: Filter) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters that `trainable` accepts, and the others; each without what is empty then."""
+    leaves = flatten_dict(params, sep="/")
+    trained = {path: leaf for path, leaf in leaves.items() if trainable(path)}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
+    return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def combine(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of all `parts`, which have no path in common: undoes `partition`."""
+    leaves: dict[str, Any] = {}
+    for part in parts:
+        leaves |= flatten_dict(part, sep="/")
+    return unflatten_dict(leaves, sep="/")
+
+
+def mask(params: Any, accepted: Filter) -> Any:
+    """A tree like `params` of whether `accepted` accepts each of them, as `optax.masked` takes it."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: accepted(path_of(path)), params)

@@ -1,0 +1,42 @@
+"""The filter over the paths of parameters that says what trains."""
+
+import jax
+import numpy as np
+import optax
+
+from mgjax.train.trainable import combine, mask, matching, partition
+
+PARAMS = {
+    "lm": {"layer0": {"kernel": np.ones(2)}, "head": {"kernel": np.ones(3)}},
+    "text": {"embed": {"embedding": np.ones(4)}},
+    "texture": {"kernel": np.ones(5)},
+    "style": {"features": {"kernel": np.ones(6)}, "layer0": {"kernel": np.ones(7)}},
+}
+
+
+def paths(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)}
+
+
+def test_parameters_are_split_by_their_paths_and_put_together_again():
+    trained, frozen = partition(PARAMS, matching("text/", r"style/(?!features/)"))
+    assert paths(trained) == {"text/embed/embedding", "style/layer0/kernel"}
+    assert set(frozen) == {"lm", "texture", "style"}
+    assert paths(frozen["style"]) == {"features/kernel"}
+    whole = combine(trained, frozen)
+    assert jax.tree.structure(whole) == jax.tree.structure(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, whole, PARAMS)
+    assert partition(PARAMS, matching("lm/", "te", "style"))[1] == {}
+
+
+def test_a_filter_of_nothing_accepts_nothing():
+    assert not matching("lora/")("lm/layer0/kernel")
+    assert not matching("layer0/")("lm/layer0/kernel")  # from the beginning
+    assert partition(PARAMS, matching("nothing/"))[0] == {}
+
+
+def test_a_mask_tells_optimisers_what_to_change():
+    slow = optax.masked(optax.scale(0.1), lambda params: mask(params, matching("text/")))
+    updates, _ = slow.update(PARAMS, slow.init(PARAMS))
+    np.testing.assert_allclose(updates["text"]["embed"]["embedding"], 0.1)
+    np.testing.assert_array_equal(updates["texture"]["kernel"], 1.0)
