@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _without_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words that are not settings of a run, and those that are: --config.NAME=VALUE, or --config.NAME VALUE."""
-    rest, settings, words = [], [], list(words)
+    rest: list[str] = []
+    settings: list[str] = []
+    words = list(words)
     while words:
         word = words.pop(0)
         if word == "--":

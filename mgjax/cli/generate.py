@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
     plan = _plan_again(args) if "again" in args else _plan(args)
     paths = _outputs(args, plan)
     first = plan[0].recipe
-    audio_prompt = _AudioPrompt.read(first) if first.continued else None
+    audio_prompt = _AudioPrompt.read(first.continued, first) if first.continued else None
 
     terminal.prepare(args)
     model = loaded(first)
@@ -203,6 +203,8 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
     conditions.check_options(args, [line for _, line in lines])
     names = ("trim_prompt", "window", "stride", "dtype", "loudness")
     common = {name: getattr(args, name) for name in names if name in args}
+    parts = ("adapter", "text_encoder", "style_encoder")
+    common |= {name: settled(getattr(args, name)) for name in parts if getattr(args, name, None)}
     if "continued" in args:
         common["continued"] = os.path.abspath(args.continued)
         common["continued_sha256"] = sha256(args.continued)
@@ -215,9 +217,6 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
                 seconds=getattr(args, "seconds", 8.0) if line.seconds is None else line.seconds,
                 seed=seed if line.seed is None else line.seed,
                 model=settled(getattr(args, "model", "mini")),
-                adapter=settled(getattr(args, "adapter", None)),
-                text_encoder=settled(getattr(args, "text_encoder", None)),
-                style_encoder=settled(getattr(args, "style_encoder", None)),
                 format=form,
                 **common,
                 **conditions.recipe_fields(args, line, i, len(lines)),
@@ -361,14 +360,14 @@ class _AudioPrompt:
     sample_rate: int
 
     @classmethod
-    def read(cls, recipe: Recipe) -> _AudioPrompt:
-        audio_prompt = cls(*audio_files.read(terminal.rereadable(recipe.continued)))
-        if recipe.continued_sha256 != sha256(recipe.continued):
-            warnings.warn(f"{recipe.continued} has changed since; the piece will differ", stacklevel=2)
+    def read(cls, path: str, recipe: Recipe) -> _AudioPrompt:
+        audio_prompt = cls(*audio_files.read(terminal.rereadable(path)))
+        if recipe.continued_sha256 != sha256(path):
+            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
         if audio_prompt.seconds >= recipe.seconds and not recipe.trim_prompt:
             raise ValueError(
-                f"{recipe.continued} lasts {audio_prompt.seconds:.1f} s, and --seconds is the length of the whole "
-                f"piece: ask for more than {audio_prompt.seconds:.1f}"
+                f"{path} lasts {audio_prompt.seconds:.1f} s, and --seconds is the length of the whole piece: ask for "
+                f"more than {audio_prompt.seconds:.1f}"
             )
         return audio_prompt
 

@@ -59,7 +59,7 @@ class Recipe:
     jax: str | None = None
     device: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.seconds <= _LONGEST:
             raise ValueError(f"seconds must be above 0 and at most {_LONGEST} (a day), got {self.seconds}")
         if not 0 <= self.seed < 2**32:
@@ -97,7 +97,7 @@ class PromptLine:
     style: str | None = None
     labels: dict[str, str | float | tuple[str, ...]] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name is None:
             return
         if not re.fullmatch(r"[^\W_][^/\\:\0]{0,99}", self.name) or len(self.name.encode()) > _LONGEST_NAME:
@@ -151,11 +151,11 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def settled(name: str | None) -> str | None:
+def settled(name: str) -> str:
     """`name` of a model: absolute where it is a folder, so that it can be found from elsewhere."""
     if name in ("mini", "debug"):  # these are never folders, whatever there is here
         return name
-    return os.path.abspath(name) if name and os.path.isdir(name) else name
+    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def _prompt_line(line: str, where: str) -> PromptLine:

@@ -51,9 +51,12 @@ def run(args: argparse.Namespace) -> None:
     from mgjax.train import codec, lm, overrides
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step that it takes
-    kind, train = (codec.CodecRun, codec.run) if args.task == "codec" else (lm.LMRun, lm.run)
-    config = overrides.read(kind, args.config, args.settings)
+    config: codec.CodecRun | lm.LMRun
+    if args.task == "codec":
+        config = overrides.read(codec.CodecRun, args.config, args.settings)
+    else:
+        config = overrides.read(lm.LMRun, args.config, args.settings)
     distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=True)
-    state = train(config, args.workdir)
+    state = codec.run(config, args.workdir) if isinstance(config, codec.CodecRun) else lm.run(config, args.workdir)
     if int(state.step) < config.loop.steps:
         raise SystemExit(UNFINISHED)

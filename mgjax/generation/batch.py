@@ -106,8 +106,8 @@ def make(
     with _claimed(folder, batches, settings):
         # As the first host sees it, and before any of them begins.
         missing = np.array([first and not _is_done(folder, number) for number in range(len(batches))])
-        missing = np.flatnonzero(multihost_utils.broadcast_one_to_all(missing)).tolist()
-        mine, failed = missing[jax.process_index() :: jax.process_count()], 0
+        numbers = np.flatnonzero(multihost_utils.broadcast_one_to_all(missing)).tolist()
+        mine, failed = numbers[jax.process_index() :: jax.process_count()], 0
         for count, number in enumerate(mine, 1):
             batch = batches[number]
             made = played(play, batch, size)
@@ -124,8 +124,8 @@ def make(
             parts = [_read(path) for path in paths]
             if failed < len(jobs):
                 form.finish(folder, parts)
-            lines = {line["name"]: line for part in parts for line in part}
-            _write(folder / "manifest.jsonl", [lines[job.name] for job in jobs])
+            by_name = {line["name"]: line for part in parts for line in part}
+            _write(folder / "manifest.jsonl", [by_name[job.name] for job in jobs])
     return failed
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, codebooks, linear, norm, one, stacked
 from mgjax.config.conditioning import HubertConfig, StyleConfig
+from mgjax.config.published import MERT
 from mgjax.config.serialization import from_dict
 from mgjax.errors import CheckpointError, ConfigError
 
