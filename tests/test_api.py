@@ -383,7 +383,7 @@ def test_caches_are_spread_over_the_mesh(monkeypatch):
     advance = sampling.advance
 
     def watched(*args):
-        states.extend(state.cache[0].key.sharding.spec for state in (args[3], advance(*args)))
+        states.extend(state.cache.layers[0].key.sharding.spec for state in (args[3], advance(*args)))
         raise StopIteration
 
     monkeypatch.setattr("mgjax.generation.windows.advance", watched)

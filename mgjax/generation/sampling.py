@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mgjax.config.model import Sampling
 from mgjax.lm.model import LM, Cache, Context
-from mgjax.lm.transformer import KeyValue
 
 # Lengths that caches come in. Decoding reads the whole cache at every step, so it starts short and grows; each length
 # is compiled once.
@@ -98,10 +97,10 @@ def start(
     `num_read`, at least `step` and at most the capacity, is how many steps are read in one go. What it reads beyond
     `step` does no harm, because those slots are written again before any step may look at them.
     """
-    cache = module.apply({"params": params}, context, tokens.shape[1], method="begin")
+    cache = module.apply({"params": params}, context, tokens.shape[1], method="prefill")
     if num_read:
         rows = _rows(tokens[:, :num_read], context)
-        _, cache = module.apply({"params": params}, rows, context, cache, 0, method="extend")
+        _, cache = module.apply({"params": params}, rows, context, cache, 0, method="decode")
     return _laid_out(State(tokens, cache, step, jnp.full(len(tokens), _NEVER, jnp.int32)), layout)
 
 
@@ -130,7 +129,7 @@ def advance(
     def one_step(state: State) -> State:
         tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
         rows = _rows(tokens, context)
-        logits, cache = module.apply({"params": params}, rows, context, state.cache, state.step, method="extend")
+        logits, cache = module.apply({"params": params}, rows, context, state.cache, state.step, method="decode")
         step = state.step + 1
         # Seen here, before guidance and top-k can hide it.
         finite = jnp.isfinite(logits).all(axis=(1, 2, 3)).reshape(-1, len(tokens)).all(axis=0)
@@ -149,9 +148,7 @@ def advance(
 def grow(state: State, tokens: Int[Array, "b s k"], layout: Layout | None = None) -> State:
     """The same state with `tokens`, which are more than it had, and a cache that has room for them."""
     more = tokens.shape[1] - state.tokens.shape[1]
-    pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
-    cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
-    return _laid_out(state.replace(tokens=tokens, cache=cache), layout)
+    return _laid_out(state.replace(tokens=tokens, cache=state.cache.grown(more)), layout)
 
 
 def _laid_out(state: State, layout: Layout | None) -> State:

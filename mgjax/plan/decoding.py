@@ -23,7 +23,7 @@ from mgjax.devices import sharding
 from mgjax.devices.chips import Chip
 from mgjax.generation.sampling import Draws, State, advance, capacity_for
 from mgjax.lm import pattern as patterns
-from mgjax.lm.model import LM
+from mgjax.lm.model import LM, Cache
 from mgjax.lm.transformer import KeyValue
 from mgjax.plan import roofline
 from mgjax.plan.roofline import Plan
@@ -83,14 +83,18 @@ def of_model(
     num_frames = round(min(asked.seconds, config.window_seconds) * config.codec.frame_rate)
     capacity = capacity_for(patterns.from_config(config.lm).num_steps(num_frames))
     h, e, k = config.lm.num_heads, config.lm.head_dim, config.lm.num_codebooks
-    slots = jax.ShapeDtypeStruct(
-        (rows, h, context.prefix_mask.shape[1] + capacity, e), jnp.dtype(asked.dtype), sharding=place.cache
-    )
+
+    def cached(num_slots: int) -> KeyValue:
+        slots = jax.ShapeDtypeStruct((rows, h, num_slots, e), jnp.dtype(asked.dtype), sharding=place.cache)
+        return KeyValue(slots, slots)
+
+    cross_length = context.cross.shape[1]
+    layer = cached(context.prefix.shape[1] + capacity), cached(cross_length) if cross_length else None
     everywhere = NamedSharding(mesh, P())
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     state = State(
         tokens=jax.ShapeDtypeStruct((asked.batch, capacity, k), jnp.int32, sharding=place.tokens),
-        cache=tuple(KeyValue(slots, slots) for _ in range(config.lm.num_layers)),
+        cache=Cache(*((part,) * config.lm.num_layers for part in layer)),
         step=number,
         bad=jax.ShapeDtypeStruct((asked.batch,), jnp.int32, sharding=everywhere),
     )
@@ -100,8 +104,8 @@ def of_model(
     lowered = advance.lower(module, params, context, state, free, draws, strengths, number, number, place)
 
     tokens = jax.ShapeDtypeStruct((rows, 1, k), jnp.int32)
-    extend = functools.partial(module.apply, method="extend")
-    operations = products(extend, {"params": params}, tokens, context, state.cache, number)
+    decode = functools.partial(module.apply, method="decode")
+    operations = products(decode, {"params": params}, tokens, context, state.cache, number)
     plan = roofline.of(lowered, mesh, chip, needed=operations, computed=operations, open_loops=_STEPS)
     return dataclasses.replace(
         plan,
