@@ -85,7 +85,7 @@ class Dense(nn.Module):
         return y
 
     def _adapted(self, rows: Float[Array, "n i"]) -> Float[Array, "n o"]:
-        """What an adapter (lm/lora.py) that lies beside the kernel adds: a product of two narrow matrices."""
+        """What the adapter (lm/lora.py) beside the kernel adds: a product of two narrow matrices."""
         down, up = (self.get_variable("params", f"lora_{name}").astype(rows.dtype) for name in ("down", "up"))
         if self.has_variable("params", "lora_key"):
             keep = self.get_variable("params", "lora_keep").astype(rows.dtype)
@@ -147,7 +147,7 @@ def attention(
 ) -> Float[Array, "b q h e"]:
     """Softmax attention with the scores in float32.
 
-    `mask` is True where a query may look. A query that may look nowhere gets zeros, not NaN: that is what a null
+    `mask` is True where a query attends to a key. A query that attends to none gets zeros, not NaN: that is what a null
     condition means.
     """
     scores = jnp.einsum("bqhe,bmhe->bhqm", query, key, precision=_EXACT, preferred_element_type=jnp.float32) * scale
@@ -163,7 +163,7 @@ def attention(
 
 @functools.partial(jax.jit, static_argnames="module")
 def applied(module: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Any:
-    """What a module with these variables makes of its inputs, as one compiled program."""
+    """`module.apply(variables, *inputs)` as one compiled program."""
     return module.apply(variables, *inputs)
 
 
@@ -200,7 +200,7 @@ def norm_shapes(path: str, dim: int) -> Shapes:
 
 
 def codebook_shapes(k: int, v: int, d: int) -> Shapes:
-    """Those of a residual vector quantizer of k codebooks of v codes: the codewords, and what their training keeps."""
+    """Those of a residual vector quantizer of k codebooks of v codes: the codewords, and their moving averages."""
     return {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
 
 

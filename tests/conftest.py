@@ -36,6 +36,7 @@ CHECKED = [
     "nn",
     "plan",
     "synthetic",
+    "train.codec",
     "train.clap",
     "train.conditions",
     "train.finetune",

@@ -417,7 +417,7 @@ def test_caches_are_spread_over_the_mesh(monkeypatch):
     decode_steps = sampling.decode_steps
 
     def watched(*args):
-        states.extend(state.cache[0].key.sharding.spec for state in (args[3], decode_steps(*args)))
+        states.extend(state.cache.layers[0].key.sharding.spec for state in (args[3], decode_steps(*args)))
         raise StopIteration
 
     monkeypatch.setattr("mgjax.generation.windows.decode_steps", watched)

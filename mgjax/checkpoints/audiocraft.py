@@ -2,7 +2,7 @@
 
 Each is a torch file of a state dict and of `xp.cfg`, the YAML of the run that made it. Encoders that are not trained
 are not inside: the text's is a T5 or a CLAP, the style's MERT, each in a directory of its own. The arrays' names are in
-names.py, the configs in xp_cfg.py, audiocraft_run.py, style.py and joint.py.
+tables/, the configs in audiocraft_config.py and files/xp_cfg.py.
 """
 
 from __future__ import annotations
@@ -54,29 +54,29 @@ def read_model(
 
     Args:
       directory: Holds `state_dict.bin` and `compression_state_dict.bin`.
-      text_encoder: The directory or Hub id of the T5; None for the one that the model names. Of a model that hears its
-        texts through CLAP, that of a ClapModel of transformers, which has to be given.
+      text_encoder: The directory or Hub id of the T5; None for the one that the model names. Of a model with a CLAP
+        condition, that of a ClapModel of transformers, which has to be given.
       style_encoder: The directory or Hub id of the MERT of a style model; None for the published one.
-      dtype: As in `table.load`.
-      place: As in `table.load`.
+      dtype: As in `matching.load`.
+      place: As in `matching.load`.
       fetch: Finds the directory of an encoder or of a codec that the files only name.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
-      ConfigError: An encoder is given of what the model has no condition for.
+      ConfigError: An encoder is given that the model has no condition for.
     """
     path = Path(directory) / LM_FILE
-    state, config, found = _match_parts(path, text_encoder, style_encoder, fetch)
+    state, config, encoders = _match_parts(path, text_encoder, style_encoder, fetch)
     wanted = shapes.model_shapes(config)
     match = matching.match(musicgen.audiocraft(config), state, wanted, where=str(path), ignored=_IGNORED)
     flat = flatten_dict(matching.load(match, dtype=dtype, place=place))
-    for prefix, match in found.matches.items():
+    for prefix, match in encoders.matches.items():
         inside = (lambda path, array, prefix=prefix: place((*prefix, *path), array)) if place else None
         # Of the style's encoder nothing is rounded, as of the style conditioner itself.
         kind = None if prefix[0] == "style" else dtype
         part = flatten_dict(matching.load(match, dtype=kind, place=inside))
         flat |= {(*prefix, *path): array for path, array in part.items()}
-    return Checkpoint(config, unflatten_dict(flat), found.tokenizer, found.clap_tokenizer)
+    return Checkpoint(config, unflatten_dict(flat), encoders.tokenizer, encoders.clap_tokenizer)
 
 
 def _match_parts(
@@ -104,7 +104,7 @@ class _Encoders:
     """The parts of a model that are in directories of their own.
 
     Attributes:
-      matches: What `table.load` needs to read each, by where it stands among the variables.
+      matches: What `matching.load` needs to read each, by where it stands among the variables.
       configs: Of the encoders, by their names in `ModelConfig`.
       tokenizer: The folder of the text encoder's tokenizer.
       clap_tokenizer: The folder of CLAP's.

@@ -22,7 +22,7 @@ from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import Checkpoint, copy_tokenizer, find_tokenizer, parsed, read_json, replacing, require
 from mgjax.checkpoints.tables import matching, musicgen, shapes
 from mgjax.checkpoints.tables.matching import Place
-from mgjax.checkpoints.tables.weight_norm import unfold
+from mgjax.codec import weight_norm
 from mgjax.config.conditioning import MelodyConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError
@@ -103,7 +103,7 @@ _NOT_DONE = {
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place | None = None) -> Checkpoint:
-    """The MusicGen model in `directory`; `dtype` and `place` are those of `table.load`.
+    """The MusicGen model in `directory`; `dtype` and `place` are those of `matching.load`.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
@@ -139,7 +139,7 @@ def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Mat
 
 def match_text_encoder(directory: Path) -> tuple[T5Config, matching.Match]:
     """The text encoder of a directory that holds a T5 (the encoder or all of it) or a whole MusicGen model: its config,
-    and what `table.read` needs."""
+    and what `matching.read` needs."""
     values, prefix = _part_of_model(directory, "t5", "text_encoder")
     config = parsed(directory / "config.json", T5Config, values, _T5_FIELDS)
     return config, matching.match(
@@ -259,7 +259,7 @@ def write_model(
     Raises:
       CheckpointError: transformers has no such model (another pattern, no text, a projection that it leaves out).
     """
-    codec_config, codec = unfold(checkpoint.config.codec, checkpoint.variables["codec"])
+    codec_config, codec = weight_norm.unfold(checkpoint.config.codec, checkpoint.variables["codec"])
     config = dataclasses.replace(checkpoint.config, codec=codec_config)
     variables = checkpoint.variables | {"codec": codec}
     values = _model_values(config) | {"dtype": str(variables["lm"]["head"]["kernel"].dtype)}
@@ -277,7 +277,7 @@ def write_model(
 
 def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
     """Writes a codec alone, as an EncodecModel of transformers."""
-    config, variables = unfold(config, variables)
+    config, variables = weight_norm.unfold(config, variables)
     values = {"architectures": ["EncodecModel"]} | _codec_values(config)
     with replacing(directory) as temporary:
         _write_json(temporary / "config.json", values)

@@ -1,4 +1,4 @@
-"""The gradient balancer (Défossez et al. 2022, section 3.4): weights that say which share of the gradient a loss gets.
+"""The loss balancer (Défossez et al. 2022, section 3.4): weights that say which share of the gradient a loss gets.
 
 Each loss has a gradient with respect to the generated audio. Divided by a moving average of its own norm, it no longer
 depends on the scale of the loss, so that the weights mean the same whatever the losses are.
@@ -16,7 +16,7 @@ _TINY = 1e-12
 State = dict[str, dict[str, Float[Array, ""]]]
 
 
-def begin(names: Iterable[str]) -> State:
+def init(names: Iterable[str]) -> State:
     """The state before the first batch: for each loss the decayed sum of its norms, and the weight of that sum."""
     return {name: {"total": jnp.float32(0), "weight": jnp.float32(0)} for name in names}
 
@@ -37,15 +37,15 @@ def combine(
     Args:
       gradients: Of each loss, with respect to the generated audio.
       weights: Of each loss.
-      state: From `begin`, or from the call before.
+      state: From `init`, or from the call before.
       decay: Of the moving average.
       total_norm: The norm that a row of the result would have on average if the gradients were parallel.
     """
-    everything = sum(weights[name] for name in gradients)
-    combined, following = jnp.float32(0), {}
+    total_weight = sum(weights[name] for name in gradients)
+    combined, new_state = jnp.float32(0), {}
     for name, gradient in gradients.items():
         norm = jnp.mean(jnp.sqrt(jnp.sum(jnp.square(gradient), axis=(1, 2))))
         total, weight = decay * state[name]["total"] + norm, decay * state[name]["weight"] + 1
-        following[name] = {"total": total, "weight": weight}
-        combined += gradient * (total_norm * weights[name] / everything / (_TINY + total / weight))
-    return combined, following
+        new_state[name] = {"total": total, "weight": weight}
+        combined += gradient * (total_norm * weights[name] / total_weight / (_TINY + total / weight))
+    return combined, new_state

@@ -6,18 +6,19 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from mgjax.config.model import CodecConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """What `Codec.encode` returns where chunks are coded apart, and `Codec.decode` reads.
+    """What `Codec.encode` returns where chunks are coded apart, and `Codec.decode` takes.
 
     Attributes:
-      codes: Codes of each chunk. A chunk that the end of the audio cuts short is filled up with zeros.
+      codes: Codes of each chunk. A chunk that the end of the audio cuts short is padded with zeros.
       scales: What each chunk's audio was divided by.
       num_samples: The length of the audio.
     """
@@ -28,7 +29,7 @@ class Chunks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ChunkLayout:
     """Where the chunks lie: chunk i begins at sample i * stride and is at most `length` samples long."""
 
     length: int
@@ -36,7 +37,7 @@ class Layout:
     hop_length: int
 
     @classmethod
-    def of(cls, config: CodecConfig) -> Layout:
+    def of(cls, config: CodecConfig) -> ChunkLayout:
         length = int(config.chunk_seconds * config.sample_rate)
         return cls(length, max(1, int((1.0 - config.chunk_overlap) * length)), config.hop_length)
 
@@ -45,7 +46,14 @@ class Layout:
         return math.ceil(num_samples / self.hop_length)
 
 
-def split(blocks: Iterable[np.ndarray], layout: Layout) -> Iterator[tuple[np.ndarray, int]]:
+def volume(audio: Float[Array | np.ndarray, "b n c"]) -> Float[Array | np.ndarray, " b"]:
+    """The root mean square of each row's mean over channels, and a little more: what a codec that renormalises divides
+    by. In numpy where the audio is in numpy."""
+    numbers = np if isinstance(audio, np.ndarray) else jnp
+    return numbers.sqrt(numbers.mean(numbers.square(numbers.mean(audio, axis=2)), axis=1)) + np.float32(1e-8)
+
+
+def split(blocks: Iterable[np.ndarray], layout: ChunkLayout) -> Iterator[tuple[np.ndarray, int]]:
     """The chunks [b, n, c] of a signal that arrives in blocks, each with how many samples it is ahead of the next."""
     held = None
     for block in blocks:
@@ -70,10 +78,10 @@ def merge(pieces: Iterable[Chunks]) -> Chunks:
     )
 
 
-def unfilled(pieces: Iterable[Chunks], layout: Layout) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """(codes [b, t, k], scale [b], samples ahead of the next) of each chunk, without what it was filled up with.
+def unpadded(pieces: Iterable[Chunks], layout: ChunkLayout) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """(codes [b, t, k], scale [b], samples ahead of the next) of each chunk, without its padding.
 
-    A chunk may reach into the next one, so its length is known once the next one is there.
+    A chunk overlaps the next one, so its length is known once the next one has come.
     """
     waiting = []
     for piece in pieces:
@@ -92,7 +100,7 @@ def unfilled(pieces: Iterable[Chunks], layout: Layout) -> Iterator[tuple[np.ndar
         yield _first(waiting, layout)
 
 
-def _first(waiting: list, layout: Layout) -> tuple[np.ndarray, np.ndarray, int]:
+def _first(waiting: list, layout: ChunkLayout) -> tuple[np.ndarray, np.ndarray, int]:
     samples = min(layout.length, sum(ahead for *_, ahead in waiting))
     codes, scale, ahead = waiting.pop(0)
     return codes[:, : layout.frames(samples)], scale, ahead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import Float32, Int, Int32
 
 from mgjax.audio import waveform
-from mgjax.codec import chunks, stream
+from mgjax.codec import chunks, layers, stream, weight_norm
 from mgjax.codec.chunks import Chunks
-from mgjax.codec.conv import fold_weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.codec.lstm import zero_state
 from mgjax.config.model import CodecConfig
@@ -28,7 +27,7 @@ from mgjax.nn import why_not_finite
 Audio = Any  # [n], [n, c] or [b, n, c], of numpy, JAX or torch, or a list of rows
 Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]
 
-_WHOLE = 512  # frames that are coded in one piece; a longer signal goes through windows
+_WHOLE = 512  # frames that are coded at once; a longer signal goes through windows
 _WINDOW = 256  # frames in a window
 
 
@@ -70,13 +69,13 @@ class Codec:
         self._groups = self.channels // config.channels
         if self.channels % config.channels:
             raise ValueError(f"{self.channels} channels cannot be coded by a codec of {config.channels}")
-        self._layout = None if config.chunk_seconds is None else chunks.Layout.of(config)
+        self._layout = None if config.chunk_seconds is None else chunks.ChunkLayout.of(config)
         if config.normalize and self._layout is None:
             raise ValueError("a codec that renormalises (normalize) needs the length of its chunks (chunk_seconds)")
         if self._layout and self._groups > 1:
             raise ValueError(f"a codec that codes chunks apart codes its own {config.channels} channels only")
         # Folded once: the runtime would otherwise normalise every kernel in every call.
-        self.folded_config, params = fold_weight_norm(config, variables["params"])
+        self.folded_config, params = weight_norm.fold(config, variables["params"])
         self.variables = jax.device_put({"params": params, "codebooks": dict(variables["codebooks"])})
 
     @property
@@ -164,12 +163,7 @@ class Codec:
             yield from self._encode_chunks(rows, count)
             return
         self._check_streaming()
-        last = stream.conv_reach(self.config, self.config.last_kernel_size)
-        chain = stream.Chain(
-            self._windows("encoder_downsample", stream.downsample_reach(self.config), self.hop_length, 1, one_size),
-            stream.Recurrence(functools.partial(self._recur, "encoder_recur"), _WINDOW, one_size),
-            self._windows("encoder_codes", last, 1, 1, one_size, num_codebooks=count),
-        )
+        chain = self._chain("encoder", layers.encoder(self.config), one_size, num_codebooks=count)
         for codes in _pushed(chain, rows):
             yield self._interleaved(codes)
 
@@ -183,27 +177,26 @@ class Codec:
             yield from chunks.overlap_add(self._decode_chunks(blocks))
             return
         self._check_streaming()
-        chain = stream.Chain(
-            self._windows("decoder_project", stream.conv_reach(self.config, self.config.kernel_size), 1, 1),
-            stream.Recurrence(functools.partial(self._recur, "decoder_recur"), _WINDOW),
-            self._windows("decoder_upsample", stream.upsample_reach(self.config), 1, self.hop_length),
-        )
+        chain = self._chain("decoder", layers.decoder(self.config))
         rows = _filled((self._code_rows(block) for block in blocks), "there are no codes to decode: they have 0 frames")
         for audio in _pushed(chain, rows):
             yield self._joined(audio)
 
-    def _windows(
-        self, method: str, reach: stream.Reach, unit_in: int, unit_out: int, one_size: bool = False, **options
-    ) -> stream.Windows:
-        """A part of the model over windows."""
-        run = functools.partial(self._run, method, **options)
-        return stream.Windows(run, reach, unit_in, unit_out, _WINDOW, one_size)
+    def _chain(self, name: str, half: layers.Half, one_size: bool = False, **options) -> stream.Chain:
+        """The three stages of the encoder or the decoder; `options` are those of the last."""
+
+        def windows(part: Sequence[layers.Layer], stage: str, **options) -> stream.Windows:
+            run = functools.partial(self._run, f"{name}_{stage}", **options)
+            return stream.Windows(run, stream.receptive_field(self.config, part), _WINDOW, one_size)
+
+        recurrence = stream.Recurrence(functools.partial(self._recur, f"{name}_recur"), _WINDOW, one_size)
+        return stream.Chain(windows(half.before, "before"), recurrence, windows(half.after, "after", **options))
 
     def _run(self, method: str, x: np.ndarray, length: int, **options) -> jax.Array:
         return _apply(self.folded_config, method, self.variables, self._spread(x), np.int32(length), **options)
 
     def _spread(self, rows: np.ndarray) -> np.ndarray | jax.Array:
-        """The rows over the devices that the weights are on; each would do all of the work otherwise."""
+        """Spreads the rows over the devices that the weights are on; else each would do all of the work."""
         where = self.variables["codebooks"]["embed"].sharding
         if not isinstance(where, NamedSharding):
             return rows
@@ -226,7 +219,7 @@ class Codec:
         for chunk, ahead in chunks.split(blocks, self._layout):
             scale = np.ones(chunk.shape[0], np.float32)
             if self.config.normalize:
-                scale = np.sqrt(np.mean(np.square(np.mean(chunk, axis=2)), axis=1)) + np.float32(1e-8)
+                scale = chunks.volume(chunk)
             frames = self._layout.frames(chunk.shape[1])
             codes = self._encode_whole(chunk / scale[:, None, None], frames, num_codebooks)
             yield Chunks(codes[:, None], scale[:, None], ahead)
@@ -240,7 +233,7 @@ class Codec:
                 self._code_rows(block.codes.reshape(b, count * t, k))
                 yield block
 
-        for codes, scale, ahead in chunks.unfilled(checked(), self._layout):
+        for codes, scale, ahead in chunks.unpadded(checked(), self._layout):
             audio = self._decode_whole(codes) * scale[:, None, None]
             self._check(np.isfinite(audio), "decoder")
             yield audio, ahead
@@ -264,7 +257,7 @@ class Codec:
         return np.stack([waveform.resample(row, sample_rate, self.sample_rate) for row in audio])
 
     def _batched(self, audio: Audio, said: set[str]) -> Float32[np.ndarray, "b n c"]:
-        """`audio` in the codec's channels, once it is known to be good; `said` as for `sound.check`."""
+        """`audio` in the codec's channels, checked; `said` as for `waveform.check`."""
         rows = [waveform.check(row, "audio", said) for row in arguments.rows(audio, "audio")]
         rows = [waveform.to_channels(row, self.channels, "audio", said) for row in rows]
         if len({len(row) for row in rows}) != 1:
@@ -290,7 +283,7 @@ class Codec:
         return np.moveaxis(codes.reshape(-1, self._groups, t, k), 1, 3).reshape(-1, t, k * self._groups)
 
     def _code_rows(self, codes: np.ndarray) -> np.ndarray:
-        """The inverse of `_interleaved`, once the codes are known to be good."""
+        """The inverse of `_interleaved`, of checked codes."""
         codes = arguments.array(codes, "codes")
         if codes.ndim != 3 or not codes.shape[0] or not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(f"codes must be whole numbers of shape [b, t, k], got {codes.dtype} {list(codes.shape)}")

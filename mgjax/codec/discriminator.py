@@ -1,4 +1,4 @@
-"""The discriminators that judge the codec's audio.
+"""The discriminators that the codec is trained against.
 
 Over spectrograms (Défossez et al. 2022, section 3.4), and as options over the waveform at several rates (MelGAN, Kumar
 et al. 2019) and folded by several periods (HiFi-GAN, Kong et al. 2020).
@@ -9,21 +9,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mgjax.codec import weight_norm
 from mgjax.codec.spectrogram import stft
 from mgjax.config.serialization import ranged
 from mgjax.errors import ConfigError
+from mgjax.nn import symmetric_uniform
 
 FAMILIES = ("stft", "scale", "period")
 
-# Of one discriminator: its scores, and what each layer before them put out.
-Judgement = tuple[Float[Array, "..."], list[Float[Array, "..."]]]
+# Of one discriminator: its scores, and its feature maps, the outputs of the layers before.
+Output = tuple[Float[Array, "..."], list[Float[Array, "..."]]]
 
 _torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -65,32 +66,32 @@ class DiscriminatorConfig:
 
     @property
     def least_samples(self) -> int:
-        """The shortest audio that all of them can judge."""
+        """The shortest audio that all of them can take."""
         return max(self.stft_sizes) if "stft" in self.families else max(self.periods)
 
 
 class Discriminator(nn.Module):
-    """All discriminators of a configuration: audio `b n c` to the judgements of each family."""
+    """All discriminators of a config: audio `b n c` to the outputs of each family."""
 
     config: DiscriminatorConfig
 
     @nn.compact
-    def __call__(self, audio: Float[Array, "b n c"]) -> dict[str, list[Judgement]]:
-        config, judged = self.config, {}
+    def __call__(self, audio: Float[Array, "b n c"]) -> dict[str, list[Output]]:
+        config, outputs = self.config, {}
         if "stft" in config.families:
-            judged["stft"] = [
+            outputs["stft"] = [
                 SpectralDiscriminator(config, size, name=f"stft{size}")(audio) for size in config.stft_sizes
             ]
         if "scale" in config.families:
-            judged["scale"], heard = [], audio
+            outputs["scale"], scaled = [], audio
             for i in range(config.num_scales):
-                judged["scale"].append(ScaleDiscriminator(config, name=f"scale{i}")(heard))
-                heard = _halved(heard)
+                outputs["scale"].append(ScaleDiscriminator(config, name=f"scale{i}")(scaled))
+                scaled = _halved(scaled)
         if "period" in config.families:
-            judged["period"] = [
+            outputs["period"] = [
                 PeriodDiscriminator(config, period, name=f"period{period}")(audio) for period in config.periods
             ]
-        return judged
+        return outputs
 
 
 class SpectralDiscriminator(nn.Module):
@@ -100,7 +101,7 @@ class SpectralDiscriminator(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, audio: Float[Array, "b n c"]) -> Judgement:
+    def __call__(self, audio: Float[Array, "b n c"]) -> Output:
         b, n, c = audio.shape
         real, imaginary = stft(jnp.moveaxis(audio, 2, 1).reshape(b * c, n), self.size)
         # All channels' real parts, then their imaginary parts.
@@ -126,7 +127,7 @@ class ScaleDiscriminator(nn.Module):
     config: DiscriminatorConfig
 
     @nn.compact
-    def __call__(self, audio: Float[Array, "b n c"]) -> Judgement:
+    def __call__(self, audio: Float[Array, "b n c"]) -> Output:
         config, maps = self.config, []
 
         def layer(x, filters, kernel, **options):
@@ -150,7 +151,7 @@ class PeriodDiscriminator(nn.Module):
     period: int
 
     @nn.compact
-    def __call__(self, audio: Float[Array, "b n c"]) -> Judgement:
+    def __call__(self, audio: Float[Array, "b n c"]) -> Output:
         config, maps = self.config, []
         b, n, c = audio.shape
         x = jnp.pad(audio, ((0, 0), (0, -n % self.period), (0, 0)), mode="reflect")
@@ -182,10 +183,10 @@ class Conv(nn.Module):
         rank = len(self.kernel)
         shape = (*self.kernel, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", _torch_init, shape)
-        bias = self.param("bias", _uniform(math.prod(shape[:-1])), (self.features,))
+        bias = self.param("bias", symmetric_uniform(math.prod(shape[:-1])), (self.features,))
         if self.weight_norm:
-            scale = self.param("scale", lambda _: _norm(kernel))
-            kernel = kernel * jnp.expand_dims(scale / _norm(kernel), range(rank + 1))
+            scale = self.param("scale", lambda _: weight_norm.norm(kernel, axis=-1))
+            kernel = weight_norm.normalized(kernel, scale, axis=-1)
         dilation = (self.dilation, *(1,) * (rank - 1))
         around = tuple((width - 1) * step // 2 * self.pad for width, step in zip(self.kernel, dilation, strict=True))
         y = convolve(x, kernel, self.stride, dilation, around, self.groups)
@@ -256,19 +257,6 @@ def _merged(x: Array, kernel: Array, stride: int, dilation: tuple[int, ...], aro
     )
     kernel = kernel.reshape(*kernel.shape[:-3], taps, stride * channels, features)
     return convolve.fun(x, kernel, 1, dilation, (0,) * len(around))
-
-
-def _uniform(fan_in: int) -> Callable[..., Array]:
-    """Uniform within 1 / sqrt(fan_in) of zero, as torch draws the biases of convolutions."""
-
-    def init(key: Array, shape: tuple[int, ...]) -> Array:
-        return jax.random.uniform(key, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
-
-    return init
-
-
-def _norm(kernel: Float[Array, "..."]) -> Float[Array, " f"]:
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=tuple(range(kernel.ndim - 1))))
 
 
 def _halved(audio: Float[Array, "b n c"]) -> Float[Array, "b m c"]:

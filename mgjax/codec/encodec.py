@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mgjax.codec import rvq
+from mgjax.codec import chunks, layers, rvq, rvq_training
 from mgjax.codec.conv import Length
 from mgjax.codec.lstm import State
-from mgjax.codec.seanet import Decoder, Encoder
+from mgjax.codec.rvq_training import Codebooks, QuantizerConfig
+from mgjax.codec.seanet import Half
 from mgjax.config.model import CodecConfig
 from mgjax.nn import codebook_shapes
 
 
+@struct.dataclass
+class Reconstruction:
+    """What the codec makes of a batch of audio.
+
+    Attributes:
+      audio: After coding and decoding.
+      latents: The encoder's output, before quantization.
+      codes: Of all codebooks.
+      commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword.
+      codebooks: The collection "codebooks" after this batch.
+    """
+
+    audio: Float[Array, "b n c"]
+    latents: Float[Array, "b t d"]
+    codes: Int[Array, "b t k"]
+    commitment: Float[Array, ""]
+    codebooks: Codebooks
+
+
 class EncodecModel(nn.Module):
-    """The codec over buffers of whole frames; `length` says how much of a buffer counts (None: all of it).
+    """The codec over buffers of whole frames, of which the first `length` samples or frames are valid (None: all).
 
     The codebooks are not trained by gradient: they are the collection "codebooks", as `embed`, and beside it
     `embed_avg`, `cluster_size` and `inited` for the moving averages of training.
@@ -25,18 +46,42 @@ class EncodecModel(nn.Module):
 
     def setup(self):
         config = self.config
-        self.encoder = Encoder(config, name="encoder")
-        self.decoder = Decoder(config, name="decoder")
+        self.encoder = Half(config, layers.encoder(config), name="encoder")
+        self.decoder = Half(config, layers.decoder(config), name="decoder")
         shapes = codebook_shapes(config.num_codebooks, config.codebook_size, config.latent_dim)
-        self.embed = self.variable("codebooks", "embed", jnp.zeros, shapes.pop("embed"))
-        for name, shape in shapes.items():
-            self.variable("codebooks", name, jnp.zeros, shape)
+        self.codebooks = {name: self.variable("codebooks", name, jnp.zeros, shape) for name, shape in shapes.items()}
 
-    def __call__(self, audio: Float[Array, "b n c"], length: Length | None = None) -> Float[Array, "b n c"]:
-        """The audio after coding and decoding, by all the codebooks."""
-        codes = self.encode(audio, length)
-        frames = None if length is None else -(-length // self.config.hop_length)
-        return self.decode(codes, frames)
+    def __call__(
+        self,
+        audio: Float[Array, "b n c"],
+        key: PRNGKeyArray | None = None,
+        quantizer: QuantizerConfig | None = None,
+    ) -> Reconstruction:
+        """Codes and decodes audio of any length.
+
+        Args:
+          audio: Samples from -1 to 1.
+          key: Of what is drawn while the codebooks learn.
+          quantizer: How the codebooks learn, in training. The gradient then goes straight through the quantizer, from
+            the decoder to the encoder (van den Oord et al. 2017). None: they stay, the gradient ends at the decoder,
+            and there is no commitment loss.
+        """
+        config, n = self.config, audio.shape[1]
+        scale = jnp.ones((audio.shape[0], 1, 1))
+        if config.normalize:
+            scale = chunks.volume(audio)[:, None, None]
+        num_frames = -(-n // config.hop_length)
+        latents = self.encoder(jnp.pad(audio / scale, ((0, 0), (0, num_frames * config.hop_length - n), (0, 0))), n)
+        codebooks = {name: variable.value for name, variable in self.codebooks.items()}
+        if quantizer is None:
+            codes, commitment = self.quantize(latents), jnp.float32(0)
+            words = self.dequantize(codes)
+        else:
+            quantized = rvq_training.quantize(latents, codebooks, key, quantizer)
+            words, codes, commitment = quantized.latents, quantized.codes, quantized.commitment
+            codebooks = quantized.codebooks
+        generated = self.decoder(words, num_frames)[:, :n] * scale
+        return Reconstruction(generated, latents, codes, commitment, codebooks)
 
     def encode(
         self, audio: Float[Array, "b n c"], length: Length | None = None, num_codebooks: int | None = None
@@ -49,33 +94,35 @@ class EncodecModel(nn.Module):
         return self.decoder(self.dequantize(codes), codes.shape[1] if length is None else length)
 
     def quantize(self, latents: Float[Array, "b t d"], num_codebooks: int | None = None) -> Int[Array, "b t k"]:
-        return rvq.quantize(latents, self.embed.value[:num_codebooks])
+        """The codes of latents, of the first `num_codebooks` codebooks (None: all)."""
+        return rvq.quantize(latents, self.codebooks["embed"].value[:num_codebooks])
 
     def dequantize(self, codes: Int[Array, "b t k"]) -> Float[Array, "b t d"]:
-        return rvq.dequantize(codes, self.embed.value)
+        """The latents of codes."""
+        return rvq.dequantize(codes, self.codebooks["embed"].value)
 
-    # The parts between which a long signal is cut; see codec/codec.py.
+    # The stages between which a long signal is cut; see codec/codec.py.
 
-    def encoder_downsample(self, audio: Float[Array, "b n c"], length: Length) -> Float[Array, "b t h"]:
-        return self.encoder.downsample(audio, length)
+    def encoder_before(self, audio: Float[Array, "b n c"], length: Length) -> Float[Array, "b t h"]:
+        return self.encoder.before(audio, length)[0]
 
     def encoder_recur(
         self, x: Float[Array, "b t h"], length: Length, state: State
     ) -> tuple[Float[Array, "b t h"], State]:
-        return self.encoder.recur(x, length, state)
+        return self.encoder.lstm(x, length, state)
 
-    def encoder_codes(
+    def encoder_after(
         self, x: Float[Array, "b t h"], length: Length, num_codebooks: int | None = None
     ) -> Int[Array, "b t k"]:
-        return self.quantize(self.encoder.project(x, length), num_codebooks)
+        return self.quantize(self.encoder.after(x, length)[0], num_codebooks)
 
-    def decoder_project(self, codes: Int[Array, "b t k"], length: Length) -> Float[Array, "b t h"]:
-        return self.decoder.project(self.dequantize(codes), length)
+    def decoder_before(self, codes: Int[Array, "b t k"], length: Length) -> Float[Array, "b t h"]:
+        return self.decoder.before(self.dequantize(codes), length)[0]
 
     def decoder_recur(
         self, x: Float[Array, "b t h"], length: Length, state: State
     ) -> tuple[Float[Array, "b t h"], State]:
-        return self.decoder.recur(x, length, state)
+        return self.decoder.lstm(x, length, state)
 
-    def decoder_upsample(self, x: Float[Array, "b t h"], length: Length) -> Float[Array, "b n c"]:
-        return self.decoder.upsample(x, length)
+    def decoder_after(self, x: Float[Array, "b t h"], length: Length) -> Float[Array, "b n c"]:
+        return self.decoder.after(x, length)[0]

@@ -1,4 +1,4 @@
-"""What the codec is trained to make small (Défossez et al. 2022, section 3.4, as MusicGen's codecs were trained)."""
+"""The codec's losses (Défossez et al. 2022, section 3.4, as MusicGen's codecs were trained), and its measures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mgjax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The losses and how they are weighed.
+    """The losses and their weights.
 
-    All but `commitment` are weights in the gradient balancer: shares of the gradient, whatever the losses' scales. A
-    loss of weight 0 is left out.
+    All weights but `commitment` are those of the gradient balancer: shares of the gradient, whatever the losses'
+    scales. A loss of weight 0 is left out.
 
     Attributes:
-      adversarial: Of fooling each family of discriminators.
-      feature: Of matching what each family of discriminators sees on its way.
+      adversarial: Weight of the adversarial loss of each family of discriminators.
+      feature: Of feature matching in each family of discriminators.
       l1: Of the difference of the waveforms.
       mel: Of the difference of mel spectrograms at several resolutions.
       commitment: Of the distance of the latents from their codewords; outside the balancer.
@@ -81,7 +81,7 @@ def mel(
 
 
 def discriminator_hinge(real: Sequence[Float[Array, "..."]], fake: Sequence[Float[Array, "..."]]) -> Float[Array, ""]:
-    """The hinge loss of discriminators by their scores of real and of generated audio: the mean over discriminators."""
+    """The discriminators' hinge loss, from their scores of real and generated audio: the mean over discriminators."""
     losses = [
         jnp.mean(jnp.maximum(1 - genuine, 0)) + jnp.mean(jnp.maximum(1 + generated, 0))
         for genuine, generated in zip(real, fake, strict=True)
@@ -90,14 +90,14 @@ def discriminator_hinge(real: Sequence[Float[Array, "..."]], fake: Sequence[Floa
 
 
 def adversarial(fake: Sequence[Float[Array, "..."]]) -> Float[Array, ""]:
-    """How far the generated audio is from being taken for real: minus the mean score, over the discriminators."""
+    """The generator's adversarial loss: minus the mean score of generated audio, over the discriminators."""
     return -sum(jnp.mean(scores) for scores in fake) / len(fake)
 
 
 def feature_matching(
     real: Sequence[Sequence[Float[Array, "..."]]], fake: Sequence[Sequence[Float[Array, "..."]]]
 ) -> Float[Array, ""]:
-    """The mean absolute difference of feature maps: averaged over a discriminator's maps, then over discriminators.
+    """The feature matching loss: the mean absolute difference over a discriminator's maps, then over discriminators.
 
     The paper divides each map's difference by the map's size; its published code does not, nor does this.
     """

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-State = tuple[Float[Array, "l b d"], Float[Array, "l b d"]]  # what each layer puts out, and its cell
+State = tuple[Float[Array, "l b d"], Float[Array, "l b d"]]  # of each layer: its last output, and its cell
 
 _init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(width), as torch does
 _init_transposed = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=1, out_axis=0)
 
 
 class LSTM(nn.Module):
-    """A stack of LSTM layers of the input's width, with the input added to what they put out; no layers: the input."""
+    """A stack of LSTM layers of the input's width, with the input added to their output; no layers: the input."""
 
     num_layers: int
 
@@ -66,8 +66,8 @@ class Layer(nn.Module):
             i, f, g, o = jnp.split(gate + hidden @ hidden_kernel.T, 4, axis=-1)
             new_cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
             new_hidden = jax.nn.sigmoid(o) * jnp.tanh(new_cell)
-            counts = index < length
-            return (jnp.where(counts, new_hidden, hidden), jnp.where(counts, new_cell, cell)), new_hidden
+            valid = index < length
+            return (jnp.where(valid, new_hidden, hidden), jnp.where(valid, new_cell, cell)), new_hidden
 
         state, y = jax.lax.scan(step, state, (jnp.arange(x.shape[1]), gates))
         return jnp.swapaxes(y, 0, 1), state

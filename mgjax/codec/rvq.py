@@ -1,4 +1,4 @@
-"""Residual vector quantisation (Défossez et al. 2022, section 3.2): each codebook codes the rest of the ones before."""
+"""Residual vector quantisation (Défossez et al. 2022, section 3.2): each codebook codes what those before it leave."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def quantize(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> In
         codes = nearest(residual, codebook)
         return residual - jnp.take(codebook, codes, axis=0), codes
 
-    # The nearest codeword to NaN, or among NaN, is one as any other; what is left then is not finite.
-    rest, codes = jax.lax.scan(level, latents.astype(jnp.float32), embed.astype(jnp.float32))
-    return jnp.where(jnp.isfinite(rest).all(axis=-1, keepdims=True), jnp.moveaxis(codes, 0, -1), -1)
+    # The nearest codeword to NaN, or among NaN, is one as any other; the last residual is then not finite.
+    residual, codes = jax.lax.scan(level, latents.astype(jnp.float32), embed.astype(jnp.float32))
+    return jnp.where(jnp.isfinite(residual).all(axis=-1, keepdims=True), jnp.moveaxis(codes, 0, -1), -1)
 
 
 def dequantize(codes: Int[Array, "b t k"], embed: Float[Array, "n v d"]) -> Float[Array, "b t d"]:

@@ -1,4 +1,4 @@
-"""Residual vector quantisation while it learns: codebooks as moving averages of what they code.
+"""Residual vector quantisation in training: codewords are moving averages of the frames that they code.
 
 The codebooks are not trained by gradient (van den Oord et al. 2017, appendix A; Défossez et al. 2022, section 3.2).
 All sums run over the whole batch: under `jax.jit` with rows on many devices these are sums over all devices.
@@ -48,12 +48,13 @@ class QuantizerConfig:
 
 @struct.dataclass
 class Quantized:
-    """What a batch became.
+    """What `quantize` returns.
 
     Attributes:
-      latents: The sum of the codewords; its gradient goes to the latents that came in, as if nothing had been done.
+      latents: The sum of the codewords; its gradient goes straight through, to the latents that came in.
       codes: Of all codebooks, those too that this batch left out.
-      commitment: The mean squared distance of each codebook's input from its codeword, over the codebooks in use.
+      commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword, over the
+        codebooks in use.
       codebooks: For the next batch.
       num_used: How many codebooks this batch went through.
     """
@@ -68,7 +69,7 @@ class Quantized:
 def quantize(
     latents: Float[Array, "b t d"], codebooks: Codebooks, key: PRNGKeyArray, config: QuantizerConfig
 ) -> Quantized:
-    """The latents coded by the codebooks as they are, and the codebooks after they have learned from them.
+    """Quantizes latents by the codebooks as they are, and updates the codebooks by them.
 
     Codebooks that hold nothing yet (`inited` is 0) are first made from the latents by k-means.
     """
@@ -136,15 +137,16 @@ def update(
 def initialize(
     latents: Float[Array, "b t d"], codebooks: Codebooks, key: PRNGKeyArray, config: QuantizerConfig
 ) -> Codebooks:
-    """Codebooks made by k-means of `latents`, each of what the ones before it leave."""
+    """New codebooks by k-means of `latents`, each of the residual that those before it leave."""
     num_codebooks, size = codebooks["cluster_size"].shape
 
     def level(residual, key):
         frames = residual.reshape(-1, residual.shape[-1])
         embed, counts = kmeans(frames, size, key, config.kmeans_iterations)
         words = jnp.take(embed, rvq.nearest(residual, embed), axis=0)
-        made = {"embed": embed, "embed_avg": embed * counts[:, None], "cluster_size": counts, "inited": jnp.float32(1)}
-        return residual - words, made
+        average = embed * counts[:, None]
+        codebook = {"embed": embed, "embed_avg": average, "cluster_size": counts, "inited": jnp.float32(1)}
+        return residual - words, codebook
 
     return jax.lax.scan(level, latents, jax.random.split(key, num_codebooks))[1]
 

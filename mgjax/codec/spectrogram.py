@@ -20,7 +20,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 def frames(x: Float[Array, "b n"], size: int) -> Float[Array, "b t {size}"]:
-    """The stretches of `size` samples that begin every quarter of `size`; what fills none at the end is dropped.
+    """The windows of `size` samples that begin every quarter of `size`; what fills none at the end is dropped.
 
     They are put together from whole hops: gathering them by index would make the gradient a scatter.
     """
@@ -89,8 +89,8 @@ def mel_spectrogram(
     """
     hop = size // 4
     rows = jnp.moveaxis(audio, 2, 1).reshape(-1, audio.shape[1]).astype(jnp.float32)
-    reach = (size - hop) // 2
-    rows = jnp.pad(rows, ((0, 0), (reach, reach)), mode="reflect")
+    padding = (size - hop) // 2
+    rows = jnp.pad(rows, ((0, 0), (padding, padding)), mode="reflect")
     count = math.ceil(audio.shape[1] / hop)
     rows = jnp.pad(rows, ((0, 0), (0, (count + 3) * hop - rows.shape[1])))
     real, imaginary = stft(rows, size)

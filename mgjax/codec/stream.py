@@ -2,96 +2,62 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from mgjax.codec import layers
 from mgjax.codec.conv import paddings, trims
 from mgjax.config.model import CodecConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Reach:
-    """How much of its input a part needs, in frames.
+class ReceptiveField(NamedTuple):
+    """How much of its input a part of the codec sees, in frames.
 
-    `left` and `right` are what a frame needs before and after it, and `start` is what must be there before the first
-    frame: where the start is padded by reflection, it needs what comes later even in a causal codec.
+    Attributes:
+      left: Frames that a frame depends on before it.
+      right: And after it.
+      start: Frames that must be there before the first frame can be computed: where the start is padded by reflection,
+        it depends on what comes later even in a causal codec.
+      unit_in: Input samples per frame.
+      unit_out: Output samples per frame.
     """
 
     left: int
     right: int
     start: int
+    unit_in: int
+    unit_out: int
 
 
-class _Needs:
-    """The samples [low, high) that some output needs, and the first `start` that the signal's start needs.
-
-    Walked from the output back to the input, one layer at a time.
-    """
-
-    def __init__(self, config: CodecConfig, high: int):
-        self.config, self.low, self.high, self.start = config, 0, high, high
-
-    def conv(self, width: int, stride: int = 1, dilation: int = 1) -> None:
-        span = (width - 1) * dilation + 1
-        left, right = paddings(self.config, span, stride)
-        reflect = self.config.pad_mode == "reflect"
-        # At the end of the signal, the samples that are mirrored may lie further back than those of the kernel.
-        self.low = self.low * stride - max(left, right + stride - 1 if reflect else 0)
-        self.high = (self.high - 1) * stride - left + span
-        self.start = max((self.start - 1) * stride - left + span, left + 1 if reflect else 0)
-
-    def transpose(self, width: int, stride: int) -> None:
-        left, _ = trims(self.config, width, stride)
-        self.low = math.ceil((self.low + left - width + 1) / stride)
-        self.high = (self.high - 1 + left) // stride + 1
-        self.start = (self.start - 1 + left) // stride + 1
-
-    def residual(self) -> None:
-        for j in reversed(range(self.config.num_residual_layers)):
-            self.conv(self.config.residual_kernel_size, dilation=self.config.dilation_growth**j)
-
-    def fold(self) -> None:
-        phases = self.config.phases
-        self.low, self.high, self.start = self.low * phases, self.high * phases, self.start * phases
-
-    def unfold(self) -> None:
-        phases = self.config.phases
-        self.low, self.high, self.start = self.low // phases, -(-self.high // phases), -(-self.start // phases)
-
-    def reach(self, unit: int) -> Reach:
-        return Reach(math.ceil(-self.low / unit), math.ceil(self.high / unit) - 1, math.ceil(self.start / unit))
-
-
-def conv_reach(config: CodecConfig, width: int) -> Reach:
-    """The reach of one convolution over frames."""
-    needs = _Needs(config, 1)
-    needs.conv(width)
-    return needs.reach(1)
-
-
-def downsample_reach(config: CodecConfig) -> Reach:
-    """The reach of the encoder before its LSTM."""
-    needs = _Needs(config, 1)
-    for ratio in config.ratios:
-        needs.conv(2 * ratio, ratio)
-        needs.residual()
-    needs.conv(config.kernel_size)
-    needs.fold()
-    return needs.reach(config.hop_length)
-
-
-def upsample_reach(config: CodecConfig) -> Reach:
-    """The reach of the decoder after its LSTM."""
-    needs = _Needs(config, config.hop_length)
-    needs.unfold()
-    needs.conv(config.last_kernel_size)
-    for ratio in reversed(config.ratios):
-        needs.residual()
-        needs.transpose(2 * ratio, ratio)
-    return needs.reach(1)
+def receptive_field(config: CodecConfig, part: Sequence[layers.Layer]) -> ReceptiveField:
+    """That of a part of the codec, such as `layers.encoder(config).before`."""
+    convs = [layer for layer in layers.flat(part) if not isinstance(layer, layers.ELU)]
+    unit_in, unit_out = (math.prod(layer.stride for layer in convs if layer.transposed is up) for up in (False, True))
+    # The samples [low, high) that the last frame depends on, and the first `start` that the first one does, walked from
+    # the output back to the input.
+    low, high, start = 0, unit_out, unit_out
+    for layer in reversed(convs):
+        if isinstance(layer, layers.Fold) and layer.transposed:
+            low, high, start = low // layer.stride, -(-high // layer.stride), -(-start // layer.stride)
+        elif isinstance(layer, layers.Fold):
+            low, high, start = low * layer.stride, high * layer.stride, start * layer.stride
+        elif layer.transposed:
+            left, _ = trims(config, layer.width, layer.stride)
+            low = math.ceil((low + left - layer.width + 1) / layer.stride)
+            high, start = ((end - 1 + left) // layer.stride + 1 for end in (high, start))
+        else:
+            span = (layer.width - 1) * layer.dilation + 1
+            left, right = paddings(config, span, layer.stride)
+            reflects = config.pad_mode == "reflect"
+            # At the end of the signal, the samples that are mirrored may lie further back than those of the kernel.
+            low = low * layer.stride - max(left, right + layer.stride - 1 if reflects else 0)
+            high, start = ((end - 1) * layer.stride - left + span for end in (high, start))
+            start = max(start, left + 1 if reflects else 0)
+    frames = math.ceil(-low / unit_in), math.ceil(high / unit_in) - 1, math.ceil(start / unit_in)
+    return ReceptiveField(*frames, unit_in, unit_out)
 
 
 def bucket(units: int) -> int:
@@ -106,13 +72,11 @@ def padded(x: np.ndarray, size: int) -> np.ndarray:
 
 
 class Windows:
-    """A part with a limited reach, run over windows that hold each stretch and what it needs around it.
+    """A part with a limited receptive field, run over windows that hold some frames and what these depend on.
 
     Args:
-      run: (buffer [b, size * unit_in, ...], length) -> [b, size * unit_out, ...]; `length` of the buffer counts.
-      reach: What `run` needs around each frame.
-      unit_in: Input samples per frame.
-      unit_out: Output samples per frame.
+      run: (buffer [b, size * unit_in, ...], length) -> [b, size * unit_out, ...]; `length` of the buffer is valid.
+      field: The receptive field of `run`.
       most: The most frames in one window.
       one_size: Whether all buffers are as large as the largest, so that one program serves them all.
     """
@@ -120,40 +84,38 @@ class Windows:
     def __init__(
         self,
         run: Callable[[np.ndarray, int], np.ndarray],
-        reach: Reach,
-        unit_in: int,
-        unit_out: int,
+        field: ReceptiveField,
         most: int,
         one_size: bool = False,
     ):
-        self._run, self._reach, self._unit_in, self._unit_out = run, reach, unit_in, unit_out
-        self._most = max(most, 2 * (reach.left + reach.right + reach.start))
+        self._run, self._field = run, field
+        self._most = max(most, 2 * (field.left + field.right + field.start))
         self._least = self._most if one_size else 0
         self._held = None
         self._origin = 0  # the frame at which what is held begins
-        self._done = 0  # frames that were put out
+        self._done = 0  # frames that were returned
 
     def push(self, x: np.ndarray | None, final: bool) -> list[np.ndarray]:
-        """What can be put out now that `x` (None: nothing) follows; all of the rest if `final`."""
+        """The output that is complete once `x` (None: nothing) has followed; all of the rest if `final`."""
         if x is not None:
             self._held = x if self._held is None else np.concatenate([self._held, x], axis=1)
         if self._held is None:
             return []
-        outputs = []
+        outputs, unit_in, unit_out = [], self._field.unit_in, self._field.unit_out
         while True:
             held = self._held.shape[1]
-            last = final and held <= self._most * self._unit_in
-            frames = math.ceil(held / self._unit_in) if last else min(held // self._unit_in, self._most)
+            last = final and held <= self._most * unit_in
+            frames = math.ceil(held / unit_in) if last else min(held // unit_in, self._most)
             end = self._origin + frames
-            ready = end if last else end - self._reach.right
-            if ready <= self._done or (not last and end < self._reach.start):
+            ready = end if last else end - self._field.right
+            if ready <= self._done or (not last and end < self._field.start):
                 return outputs
-            window = self._held[:, : frames * self._unit_in]
-            y = np.asarray(self._run(padded(window, bucket(max(frames, self._least)) * self._unit_in), window.shape[1]))
-            outputs.append(y[:, (self._done - self._origin) * self._unit_out : (ready - self._origin) * self._unit_out])
+            window = self._held[:, : frames * unit_in]
+            y = np.asarray(self._run(padded(window, bucket(max(frames, self._least)) * unit_in), window.shape[1]))
+            outputs.append(y[:, (self._done - self._origin) * unit_out : (ready - self._origin) * unit_out])
             self._done = ready
-            origin = max(0, ready - self._reach.left)
-            self._held = self._held[:, (origin - self._origin) * self._unit_in :]
+            origin = max(0, ready - self._field.left)
+            self._held = self._held[:, (origin - self._origin) * unit_in :]
             self._origin = origin
 
 
@@ -161,7 +123,7 @@ class Recurrence:
     """A part that sees only what came before, through a state that is carried along.
 
     Args:
-      run: (buffer [b, size, ...], length, state or None) -> ([b, size, ...], state).
+      run: (buffer [b, size, ...], length, state or None) -> ([b, size, ...], state); `length` of the buffer is valid.
       most: The most frames in one buffer.
       one_size: As for `Windows`.
     """
@@ -191,7 +153,7 @@ class Chain:
         self._before, self._middle, self._after = before, middle, after
 
     def push(self, x: np.ndarray | None, final: bool) -> list[np.ndarray]:
-        """What can be put out now that `x` (None: nothing) follows; all of the rest if `final`."""
+        """The output that is complete once `x` (None: nothing) has followed; all of the rest if `final`."""
         outputs = []
         for piece in self._before.push(x, final):
             outputs += self._after.push(self._middle.push(piece), False)

@@ -22,7 +22,6 @@ from mgjax.conditioning.condition import Condition
 from mgjax.config.model import LMConfig, Sampling
 from mgjax.devices import sharding
 from mgjax.lm.model import LM, Cache, Context
-from mgjax.lm.transformer import KeyValue
 
 # Cache capacities, in steps. Decoding reads the whole cache at every step, so it starts short and grows; each
 # capacity is compiled once.
@@ -127,9 +126,9 @@ def prefill(
     harm, because their slots are written again before any step may attend to them.
     """
     apply = _applied(module, params)
-    cache = apply(context, tokens.shape[1], method="begin")
+    cache = apply(context, tokens.shape[1], method="prefill")
     if num_read:
-        _, cache = apply(_rows(tokens[:, :num_read], context), context, cache, 0, method="extend")
+        _, cache = apply(_rows(tokens[:, :num_read], context), context, cache, 0, method="decode")
     return _constrained(DecodeState(tokens, cache, step, jnp.full(len(tokens), _NEVER, jnp.int32)), shardings)
 
 
@@ -158,7 +157,7 @@ def decode_steps(
     def one_step(state: DecodeState) -> DecodeState:
         tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
         rows = _rows(tokens, context)
-        logits, cache = _applied(module, params)(rows, context, state.cache, state.step, method="extend")
+        logits, cache = _applied(module, params)(rows, context, state.cache, state.step, method="decode")
         step = state.step + 1
         # Seen here, before guidance and top-k can hide it.
         finite = jnp.isfinite(logits).all(axis=(1, 2, 3)).reshape(-1, len(tokens)).all(axis=0)
@@ -178,9 +177,7 @@ def decode_steps(
 def grow(state: DecodeState, tokens: Int[Array, "b s k"], shardings: StateShardings | None = None) -> DecodeState:
     """The same state with `tokens`, which are more than it had, and a cache of the capacity that they need."""
     more = tokens.shape[1] - state.tokens.shape[1]
-    pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, more), (0, 0)))
-    cache = tuple(KeyValue(pad(memory.key), pad(memory.value)) for memory in state.cache)
-    return _constrained(dataclasses.replace(state, tokens=tokens, cache=cache), shardings)
+    return _constrained(dataclasses.replace(state, tokens=tokens, cache=state.cache.grown(more)), shardings)
 
 
 def _constrained(state: DecodeState, shardings: StateShardings | None) -> DecodeState:

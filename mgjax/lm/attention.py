@@ -1,4 +1,4 @@
-"""Attention of the language model: to a memory, and of a whole sequence to itself by the kernels that platforms have.
+"""Attention of the language model: to cached keys and values, and of a whole sequence by the kernels of each platform.
 
 Written out, the scores of a sequence of 1500 steps are the largest thing that a layer moves through memory; a kernel
 never writes them down. Which one there is is up to the devices that the program is compiled for (`sharding.over`).
@@ -24,55 +24,57 @@ def attend(
     value: Float[Array, "b h m e"],
     mask: Bool[Array, "#b #h #s m"],
 ) -> Float[Array, "b s h e"]:
-    """What each step finds in a memory, where `mask` lets it look."""
-    memory = (jnp.swapaxes(x, 1, 2) for x in (key, value))
-    return attention(query, *memory, mask=mask, scale=query.shape[-1] ** -0.5)
+    """Attention to keys and values, head-major, where `mask` is True."""
+    key, value = (jnp.swapaxes(x, 1, 2) for x in (key, value))
+    return attention(query, key, value, mask=mask, scale=query.shape[-1] ** -0.5)
 
 
-def reach(
-    index: jax.typing.ArrayLike, num_steps: int, num_slots: int, there: Bool[Array, "b m"] | None
+def causal_mask(
+    index: jax.typing.ArrayLike, num_steps: int, num_slots: int, valid: Bool[Array, "b m"] | None
 ) -> Bool[Array, "#b 1 s m"]:
-    """Which slots each of `num_steps` steps may look at, of which the first has the slot `index`: its own and those
-    before it, as far as they are `there` (None: all are)."""
+    """The mask of `num_steps` steps, the first of which has the slot `index`: its own slot and the valid ones before.
+
+    `valid` is False for padding; None where there is none.
+    """
     mask = ((index + jnp.arange(num_steps))[:, None] >= jnp.arange(num_slots)[None, :])[None, None]
-    return mask if there is None else mask & there[:, None, None, :]
+    return mask if valid is None else mask & valid[:, None, None, :]
 
 
-def attend_to_itself(
+def attend_causally(
     query: Float[Array, "b s h e"],
     key: Float[Array, "b h s e"],
     value: Float[Array, "b h s e"],
-    there: Bool[Array, "b s"] | None,
+    valid: Bool[Array, "b s"] | None,
 ) -> Float[Array, "b s h e"]:
-    """What each step of a sequence finds in itself and in those before it, as far as they are `there` (None: all are).
+    """Causal self-attention of a whole sequence, in which `valid` is False for padding (None: there is none).
 
-    In half precision by a kernel, where there is one; in float32 always written out. A step that is not there itself
-    gets something that means nothing.
+    In half precision by a kernel, where the platform has one; in float32 always written out. What padding gets means
+    nothing.
     """
     by_kernel = query.dtype in (jnp.bfloat16, jnp.float16)
     if by_kernel and sharding.platform() == "tpu":
-        return _splash(query, key, value, there)
-    if by_kernel and sharding.platform() == "gpu" and there is None:  # a mask would be a table in memory to cuDNN
+        return _splash(query, key, value, valid)
+    if by_kernel and sharding.platform() == "gpu" and valid is None:  # a mask would be a table in memory to cuDNN
         return _cudnn(query, key, value)
     num_steps = query.shape[1]
-    return attend(query, key, value, reach(0, num_steps, num_steps, there))
+    return attend(query, key, value, causal_mask(0, num_steps, num_steps, valid))
 
 
 def _cudnn(query: Float[Array, "b s h e"], key: Float[Array, "b h s e"], value: Float[Array, "b h s e"]) -> Array:
-    memory = (jnp.swapaxes(x, 1, 2) for x in (key, value))
-    return jax.nn.dot_product_attention(query, *memory, is_causal=True, implementation="cudnn")
+    key, value = (jnp.swapaxes(x, 1, 2) for x in (key, value))
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
 
 
 def _splash(
     query: Float[Array, "b s h e"],
     key: Float[Array, "b h s e"],
     value: Float[Array, "b h s e"],
-    there: Bool[Array, "b s"] | None,
+    valid: Bool[Array, "b s"] | None,
 ) -> Float[Array, "b s h e"]:
     """By the kernel of jax.experimental.pallas, which is for one row and wants whole blocks of steps.
 
-    What is added at the end to fill them comes after every step, so that none looks at it. Steps that are not there
-    are a segment of their own.
+    What is added at the end to fill them comes after every step, so that none attends to it. Padding is a segment of
+    its own.
     """
     query = jnp.swapaxes(query, 1, 2) * query.shape[-1] ** -0.5
     num_steps = query.shape[2]
@@ -83,8 +85,8 @@ def _splash(
         return jnp.pad(x, [(0, missing if axis == 2 else 0) for axis in range(x.ndim)])
 
     operands = [whole(x) for x in (query, key, value)]
-    if there is not None:
-        operands.append(jnp.pad(there, ((0, 0), (0, missing)), constant_values=True))
+    if valid is not None:
+        operands.append(jnp.pad(valid, ((0, 0), (0, missing)), constant_values=True))
     attended = sharding.apart(_splash_rows(num_steps + missing, block), *operands)
     return jnp.swapaxes(attended[:, :, :num_steps], 1, 2)
 
@@ -102,14 +104,14 @@ def _splash_rows(num_steps: int, block: int):
         use_fused_bwd_kernel=True,
     )
 
-    def rows(query: Array, key: Array, value: Array, there: Array | None = None) -> Array:
+    def rows(query: Array, key: Array, value: Array, valid: Array | None = None) -> Array:
         causal = masks.MultiHeadMask([masks.CausalMask((num_steps, num_steps))] * query.shape[1])
         kernel = splash.make_splash_mha(
             causal, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=ATTENDED
         )
-        if there is None:
+        if valid is None:
             return jax.vmap(kernel)(query, key, value)
-        segments = there.astype(jnp.int32)
+        segments = valid.astype(jnp.int32)
         return jax.vmap(kernel)(query, key, value, splash.SegmentIds(segments, segments))
 
     return rows

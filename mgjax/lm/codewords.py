@@ -1,4 +1,4 @@
-"""New weights of a language model that know the codec: codes that sound alike are read and predicted alike.
+"""New weights of a language model from the codec's codebooks: codes that sound alike are read and predicted alike.
 
 An embedding of its own for each of thousands of codes has to be found out code by code, and most codes are rare. The
 codec already places them: here embeddings and heads begin as random projections of its codewords. The sum of a frame's
@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 
 def placed(params: dict[str, Any], codebooks: Float[Array, "k v c"], key: Array) -> dict[str, Any]:
-    """`params` of an LM, new ones, with embeddings and heads made of `codebooks`, one for each of the model's.
+    """New parameters of an LM, with embeddings and heads initialised from `codebooks`, one for each of the model's.
 
-    The projected latents have variance 1, so that they are heard beside the positions. The codebooks share them as they
-    share the latents, the first ones having most. What was drawn for each code alone stays, and so does the special
-    token's. The heads of all codebooks have the deviation that they had, `dim` ** -0.5.
+    The projected latents have variance 1, as large as the positions that they are added to. The codebooks share them
+    as they share the latents, the first ones having most. What was drawn for each code alone stays, and so does the
+    special token's. The heads of all codebooks have the deviation that they had, `dim` ** -0.5.
     """
     embedding = params["embed"]["embedding"]
     dim = embedding.shape[-1]

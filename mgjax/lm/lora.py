@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA, Hu et al. 2021): what is learned is a product of two narrow matrices beside each kernel.
+"""Low-rank adaptation (LoRA, Hu et al. 2021): a product of two narrow matrices is learned beside each kernel.
 
 An adapter is a tree like the language model's, with `{"down", "up"}` in the place of kernels: what goes in is brought
 down to `rank` numbers and up to what comes out. It begins with `up` at zero, so that it changes nothing.
@@ -65,10 +65,10 @@ def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> 
     Raises:
       ConfigError: A target is found nowhere.
     """
-    pairs, found = {}, _targets(config, params)
-    for (path, kernel), one in zip(found.items(), jax.random.split(key, len(found)), strict=True):
+    pairs, kernels = {}, _targets(config, params)
+    for (path, kernel), kernel_key in zip(kernels.items(), jax.random.split(key, len(kernels)), strict=True):
         lead, count, ins, outs = _sizes(matrix((*path, "kernel")), kernel.shape)
-        down = jax.random.uniform(one, (*lead, count, ins, config.rank), minval=-1.0, maxval=1.0) * ins**-0.5
+        down = jax.random.uniform(kernel_key, (*lead, count, ins, config.rank), minval=-1.0, maxval=1.0) * ins**-0.5
         pairs[path] = {"down": down, "up": jnp.zeros((*lead, count, config.rank, outs))}
     return unflatten_dict(pairs)
 
@@ -85,11 +85,11 @@ def insert(
     pairs = pairs_of(adapter)
     keys = jax.random.split(key, len(pairs)) if dropped else [None] * len(pairs)
     joined = params
-    for (path, pair), one in zip(pairs.items(), keys, strict=True):
+    for (path, pair), pair_key in zip(pairs.items(), keys, strict=True):
         beside = {"lora_down": pair["down"], "lora_up": pair["up"] * config.scale}
         if dropped:
             lead = pair["down"].shape[:-3]
-            beside["lora_key"] = jax.random.split(one, lead) if lead else one
+            beside["lora_key"] = jax.random.split(pair_key, lead) if lead else pair_key
             beside["lora_keep"] = jnp.full(lead, 1 - config.dropout)
         joined = _with(joined, path, lambda dense, beside=beside: dense | beside)
     return joined

@@ -1,7 +1,8 @@
 """The language model: embeddings of K codebooks, conditions, transformer, and K heads (Copet et al. 2023, section 2).
 
-Three ways in, all of the same weights: `__call__` predicts a whole sequence at once (training, scoring), `begin` and
-`extend` run it piece by piece over an explicit cache (generation), `context` turns conditions into what both read.
+Three ways in, all of the same weights: `__call__` predicts a whole sequence at once, teacher-forced (training,
+scoring); `prefill` and `decode` run it step by step over an explicit KV cache (generation); `context` projects the
+conditions that both read.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -20,11 +22,27 @@ from mgjax.lm.stack import REMAT, Stack
 from mgjax.lm.transformer import KeyValue, Layer
 from mgjax.nn import Dense, LayerNorm, sinusoidal_positions, symmetric_uniform
 
-Cache = tuple[KeyValue, ...]  # one of each layer; the slots are the prefix, then the steps of the music
+
+@struct.dataclass
+class Cache:
+    """The KV cache of decoding: keys and values of each layer.
+
+    Attributes:
+      layers: Those of self-attention; the slots are the prefix, then the steps of the music.
+      cross: Those of the condition that is attended to, computed once; None for none.
+    """
+
+    layers: tuple[KeyValue, ...]
+    cross: tuple[KeyValue | None, ...]
+
+    def grown(self, num_steps: int) -> Cache:
+        """The cache with room for `num_steps` more steps."""
+        room = ((0, 0), (0, 0), (0, num_steps), (0, 0))
+        return self.replace(layers=jax.tree.map(lambda cached: jnp.pad(cached, room), self.layers))
 
 
 @struct.dataclass
-class Added:
+class AddedCondition:
     """A condition that is added to the steps of the music.
 
     Attributes:
@@ -43,22 +61,21 @@ class Added:
 
 @struct.dataclass
 class Context:
-    """The conditions of a batch, ready to be read at every step.
+    """The conditions of a batch, projected to the model's width.
 
     Attributes:
       prefix: What stands before the music in the sequence (length 0 for none).
-      prefix_mask: Which slots of the prefix are there; the others take no position and are not attended.
-      cross: Keys and values for cross-attention, one pair per layer (empty for none). In training form the vectors that
-        each layer makes them of.
-      cross_mask: Which of them are there. A row without any gets exactly zero from cross-attention.
+      prefix_mask: False for padding, which takes no position and is not attended to.
+      cross: What every layer attends to (length 0 for none).
+      cross_mask: False for padding. A row of nothing but padding gets exactly zero from cross-attention.
       added: What is added to the embedded steps.
     """
 
     prefix: Float[Array, "b p d"]
     prefix_mask: Bool[Array, "b p"]
-    cross: tuple[KeyValue, ...] | Float[Array, "b l d"]
+    cross: Float[Array, "b l d"]
     cross_mask: Bool[Array, "b l"]
-    added: tuple[Added, ...] = ()
+    added: tuple[AddedCondition, ...] = ()
 
 
 class LM(nn.Module):
@@ -99,8 +116,8 @@ class LM(nn.Module):
         """What the last layer makes of each of `s` steps, from which `logits` predicts the next."""
         x = jnp.concatenate([context.prefix.astype(self._dtype), self._embed(tokens, context, 0)], axis=1)
         x = x.at[:, : context.prefix.shape[1]].add(self._prefix_positions(context))
-        there = _slots(context, tokens.shape[1]) if context.prefix.shape[1] else None
-        x, _ = self._transform(x, there, context, None, 0)
+        valid = _valid(context, tokens.shape[1]) if context.prefix.shape[1] else None
+        x, _ = self._transform(x, valid, context, None, 0)
         return x[:, context.prefix.shape[1] :]
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s k v"]:
@@ -108,20 +125,19 @@ class LM(nn.Module):
         return self.head(self.out_norm(sharding.by_rows(hidden)))
 
     def context(self, conditions: Mapping[str, Condition], *, batch: int = 1) -> Context:
-        """Conditions as the transformer reads them.
+        """Projects conditions to the model's width, and joins those that enter it in the same way.
 
         Args:
-          conditions: By name, those of `config.conditions` that there are; without any for cross-attention that is
-            skipped.
-          batch: Number of rows where there is none.
+          conditions: By name, some of `config.conditions`; without any for cross-attention, that is skipped.
+          batch: Number of rows where there are no conditions.
         """
         unknown = conditions.keys() - {fused.name for fused in self.config.conditions}
         if unknown:
             raise ValueError(f"the model has no conditions {sorted(unknown)}")
         rows = next((condition.mask.shape[0] for condition in conditions.values()), batch)
-        # An empty piece, so that there is something to join.
-        nothing = Condition(jnp.zeros((rows, 0, self.config.dim), self._dtype), jnp.zeros((rows, 0), bool))
-        parts = {fuse: [nothing] for fuse in FUSES}
+        # So that there is something to join.
+        empty = Condition(jnp.zeros((rows, 0, self.config.dim), self._dtype), jnp.zeros((rows, 0), bool))
+        parts = {fuse: [empty] for fuse in FUSES}
         for fused in self.config.conditions:
             if fused.name in conditions:
                 parts[fused.fuse].append(self._projected(fused.name, conditions[fused.name]))
@@ -129,10 +145,11 @@ class LM(nn.Module):
         for part in parts["interpolate"][1:]:
             if part.rate is None:
                 raise ValueError("a condition that goes along with the music needs a rate")
-        added = [Added(jnp.sum(part.tokens, axis=1, keepdims=True), jnp.float32(0)) for part in parts["sum"][1:]]
-        added += [Added(part.tokens, jnp.float32(part.rate)) for part in parts["interpolate"][1:]]
-        memories = self._project(cross.tokens) if cross.mask.shape[1] else ()
-        return Context(prefix.tokens, prefix.mask, memories, cross.mask, tuple(added))
+        added = [
+            AddedCondition(jnp.sum(part.tokens, axis=1, keepdims=True), jnp.float32(0)) for part in parts["sum"][1:]
+        ]
+        added += [AddedCondition(part.tokens, jnp.float32(part.rate)) for part in parts["interpolate"][1:]]
+        return Context(prefix.tokens, prefix.mask, cross.tokens, cross.mask, tuple(added))
 
     def _projected(self, name: str, condition: Condition) -> Condition:
         """The condition in the model's width."""
@@ -142,25 +159,27 @@ class LM(nn.Module):
         mask = condition.mask if condition.attention_mask is None else condition.attention_mask
         return Condition(projected, mask, rate=condition.rate)
 
-    def begin(self, context: Context, capacity: int) -> Cache:
-        """A cache with room for `capacity` steps of music, after the prefix has been read."""
+    def prefill(self, context: Context, capacity: int) -> Cache:
+        """A cache with room for `capacity` steps of music, with the conditions in it."""
         rows, prefix_length = context.prefix_mask.shape
         shape = (rows, self.config.num_heads, prefix_length + capacity, self.config.head_dim)
         empty = jnp.zeros(shape, self._dtype)
-        cache = tuple(KeyValue(empty, empty) for _ in range(self.config.num_layers))
+        cross = tuple(self._cross(layer, context) for layer in self._layers)
+        cache = Cache(tuple(KeyValue(empty, empty) for _ in self._layers), cross)
         if prefix_length:
             x = context.prefix.astype(self._dtype) + self._prefix_positions(context)
-            _, cache = self._transform(x, _slots(context, capacity), context, cache, 0)
+            _, layers = self._transform(x, _valid(context, capacity), context, cache, 0)
+            cache = cache.replace(layers=layers)
         return cache
 
-    def extend(
+    def decode(
         self, tokens: Int[Array, "b s k"], context: Context, cache: Cache, step: Int[Array, ""] | int
     ) -> tuple[Float[Array, "b s k v"], Cache]:
         """Logits of the step after each of `s` steps, of which `step` is the first, and the cache with them in it."""
         index = step + context.prefix.shape[1]
-        there = _slots(context, cache[0].key.shape[2] - context.prefix.shape[1])
-        x, cache = self._transform(self._embed(tokens, context, step), there, context, cache, index)
-        return self.logits(x), cache
+        valid = _valid(context, cache.layers[0].key.shape[2] - context.prefix.shape[1])
+        x, layers = self._transform(self._embed(tokens, context, step), valid, context, cache, index)
+        return self.logits(x), cache.replace(layers=layers)
 
     @property
     def _dtype(self) -> jnp.dtype:
@@ -171,33 +190,43 @@ class LM(nn.Module):
         return [getattr(self, f"layer{i}") for i in range(self.config.num_layers)]
 
     def _embed(self, tokens: Array, context: Context, step: Array | int) -> Float[Array, "b s d"]:
-        """Embeddings and positions. Positions count the prefix, slots that are not there excepted."""
+        """Embeddings and positions. Positions count the prefix, but not its padding."""
         offset = jnp.sum(context.prefix_mask, axis=1, dtype=jnp.int32) + step
         positions = offset[:, None] + jnp.arange(tokens.shape[1])[None, :]
         x = self.embed(tokens)
-        for one in context.added:
-            x = x + one.at(step + jnp.arange(tokens.shape[1]))
+        for condition in context.added:
+            x = x + condition.at(step + jnp.arange(tokens.shape[1]))
         return (x + sinusoidal_positions(positions, self.config.dim)).astype(self._dtype)
 
     def _prefix_positions(self, context: Context) -> Float[Array, "b p d"]:
         positions = jnp.maximum(jnp.cumsum(context.prefix_mask, axis=1) - 1, 0)
         return sinusoidal_positions(positions, self.config.dim).astype(self._dtype)
 
-    def _project(self, condition: Float[Array, "b l d"]) -> tuple[KeyValue, ...] | Float[Array, "b l d"]:
-        if self.scan_layers:
-            return condition
-        return tuple(layer.cross_attn.project(condition) for layer in self._layers)
+    def _cross(self, layer: Layer, context: Context) -> KeyValue | None:
+        """The keys and values of the condition that a layer attends to; None where there is none."""
+        return layer.cross_attn.project(context.cross) if context.cross.shape[1] else None
 
-    def _transform(self, x, there, context: Context, cache: Cache | None, index):
-        is_told = context.cross_mask.shape[1] > 0
+    def _transform(
+        self,
+        x: Float[Array, "b s d"],
+        valid: Bool[Array, "b m"] | None,
+        context: Context,
+        cache: Cache | None,
+        index: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "b s d"], tuple[KeyValue, ...]]:
+        """The layers, over `x` itself or over a cache; and the keys and values of their self-attention."""
         if self.scan_layers:
-            return self.layers(x, there, context.cross if is_told else None, context.cross_mask), ()
-        memories = []
+            cross = context.cross if context.cross.shape[1] else None
+            return self.layers(x, valid, cross, context.cross_mask), ()
+        written = []
         for i, layer in enumerate(self._layers):
-            cross = context.cross[i] if is_told else None
-            x, memory = layer(x, there, cross, context.cross_mask, cache[i] if cache else None, index)
-            memories.append(memory)
-        return x, tuple(memories)
+            if cache is None:
+                cached, cross = None, self._cross(layer, context)
+            else:
+                cached, cross = cache.layers[i], cache.cross[i]
+            x, keys_and_values = layer(x, valid, cross, context.cross_mask, cached, index)
+            written.append(keys_and_values)
+        return x, tuple(written)
 
 
 class Embedding(nn.Module):
@@ -232,7 +261,7 @@ def _joined(parts: list[Condition]) -> Condition:
     return Condition(tokens, jnp.concatenate([part.mask for part in parts], axis=1))
 
 
-def _slots(context: Context, num_steps: int) -> Bool[Array, "b m"]:
-    """Which slots of a cache of `num_steps` steps hold something that may be attended to, once written."""
+def _valid(context: Context, num_steps: int) -> Bool[Array, "b m"]:
+    """Which slots of a prefix and `num_steps` steps are not padding."""
     rows = context.prefix_mask.shape[0]
     return jnp.concatenate([context.prefix_mask, jnp.ones((rows, num_steps), bool)], axis=1)

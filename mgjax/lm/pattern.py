@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from mgjax.config.model import LMConfig
 from mgjax.errors import ConfigError
 
-Layout = Int32[np.ndarray, "s k"]
+Frames = Int32[np.ndarray, "s k"]  # the frame that each codebook holds at each step, -1 for none
 
 _FEW_FRAMES = 2000
 
@@ -32,11 +32,11 @@ class Pattern:
         if self.num_codebooks < 1:
             raise ConfigError(f"a pattern needs 1 or more codebooks, got {self.num_codebooks}")
 
-    def _frames(self, num_frames: int) -> Layout:
+    def _frames(self, num_frames: int) -> Frames:
         """`layout` before it is cut: a slow codebook's last steps run past `num_frames` in the fast ones."""
         raise NotImplementedError
 
-    def layout(self, num_frames: int) -> Layout:
+    def layout(self, num_frames: int) -> Frames:
         """The frame that each codebook holds at each step, int32 [s, k], -1 where none.
 
         The first step is all -1: it stands for the start and holds only special tokens (unless the pattern leaves it
@@ -79,12 +79,6 @@ class Pattern:
         pad = np.pad if isinstance(codes, np.ndarray) else jnp.pad
         padded = pad(codes, ((0, 0), (0, 1), (0, 0)), constant_values=special)
         return padded[:, layout, self._codebooks()]  # -1 names the last row, which is special
-
-    def revert(self, tokens: Int[Array, "b s k"], num_frames: int) -> Int[Array, "b {num_frames} k"]:
-        """The codes in a sequence, the inverse of `build`. -1 for codes of steps that the sequence is too short for."""
-        steps = self.steps(num_frames, tokens.shape[1])
-        codes = tokens[:, np.maximum(steps, 0), self._codebooks()]
-        return jnp.where((steps >= 0)[None], codes, -1)
 
     def revert_logits(
         self, logits: Float[Array, "b s k v"], num_frames: int
@@ -134,7 +128,7 @@ class _Delay(Pattern):
         if self.flatten_first < 0:
             raise ConfigError(f"flatten_first must be 0 or more frames, got {self.flatten_first}")
 
-    def _frames(self, num_frames: int) -> Layout:
+    def _frames(self, num_frames: int) -> Frames:
         first = self.flatten_first
         flat = _one_by_one(min(num_frames, first), range(self.num_codebooks), self.num_codebooks)
         rest = np.arange(first, num_frames + max(self.delays), dtype=np.int32)
@@ -162,7 +156,7 @@ class _Flattened(Pattern):
                 f"and delays {self.delays}"
             )
 
-    def _frames(self, num_frames: int) -> Layout:
+    def _frames(self, num_frames: int) -> Frames:
         groups = [
             tuple(codebook for codebook, inner in enumerate(self.flattening) if inner == step)
             for step in range(max(self.flattening) + 1)
@@ -191,7 +185,7 @@ class _CoarseFirst(Pattern):
             raise ConfigError("coarse_first needs 2 or more codebooks, got 1: use parallel")
         _check_delays(self.delays, self.num_codebooks - 1)
 
-    def _frames(self, num_frames: int) -> Layout:
+    def _frames(self, num_frames: int) -> Frames:
         coarse = _one_by_one(num_frames, range(1), self.num_codebooks)
         fine = np.arange(num_frames + max(self.delays), dtype=np.int32)[:, None]
         fine = np.maximum(fine - np.asarray(self.delays, np.int32)[None], -1)
@@ -208,7 +202,7 @@ class _MusicLM(Pattern):
         if self.group_by < 1 or self.num_codebooks % self.group_by:
             raise ConfigError(f"{self.num_codebooks} codebooks cannot be split into groups of {self.group_by}")
 
-    def _frames(self, num_frames: int) -> Layout:
+    def _frames(self, num_frames: int) -> Frames:
         groups = [
             _one_by_one(num_frames, range(first, first + self.group_by), self.num_codebooks)
             for first in range(0, self.num_codebooks, self.group_by)
@@ -290,11 +284,11 @@ def numbers(config: LMConfig) -> dict[str, Any]:
     }[config.pattern]
 
 
-def _empty(num_steps: int, num_codebooks: int) -> Layout:
+def _empty(num_steps: int, num_codebooks: int) -> Frames:
     return np.full((num_steps, num_codebooks), -1, np.int32)
 
 
-def _one_by_one(num_frames: int, codebooks: range, num_codebooks: int) -> Layout:
+def _one_by_one(num_frames: int, codebooks: range, num_codebooks: int) -> Frames:
     """Frame after frame, each codebook of `codebooks` in a step of its own."""
     layout = _empty(num_frames * len(codebooks), num_codebooks)
     for inner, codebook in enumerate(codebooks):

@@ -48,32 +48,36 @@ class Stack(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        there: Bool[Array, "b s"] | None,
+        valid: Bool[Array, "b s"] | None,
         cross: Float[Array, "b l d"] | None,
         cross_mask: Bool[Array, "b l"],
     ) -> Float[Array, "b s d"]:
         """The last layer's output; `cross` is the condition that is attended to, or None."""
 
-        def one(x, params):
-            return self._layer.apply({"params": params}, x, there, cross, cross_mask, None, 0)[0], None
+        def run(layer: Layer, x: Array) -> Array:
+            projected = None if cross is None else layer.cross_attn.project(cross)
+            return layer(x, valid, projected, cross_mask, None, 0)[0]
+
+        def body(x: Array, params: dict[str, Any]) -> tuple[Array, None]:
+            return self._layer.apply({"params": params}, x, method=run), None
 
         if self.remat != "none":
-            one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=False)
-        return jax.lax.scan(one, x, self._params)[0]
+            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
+        return jax.lax.scan(body, x, self._params)[0]
 
     def _initial(self, key: Key[Array, ""]) -> dict[str, Any]:
         """New parameters of all layers, each as it initialises itself, in one program for all."""
-        dim = self.config.dim
+        x = jnp.zeros((1, 1, self.config.dim))
 
-        def touch_all(layer: Layer) -> None:
-            condition = jnp.zeros((1, 1, dim)) if self.config.cross_attention else None
-            layer(jnp.zeros((1, 1, dim)), None, condition, jnp.ones((1, 1), bool), None, 0)
+        def use_all(layer: Layer) -> None:
+            cross = layer.cross_attn.project(x) if self.config.cross_attention else None
+            layer(x, None, cross, jnp.ones((1, 1), bool), None, 0)
 
-        def one(index: Index, key: Key[Array, ""]) -> dict[str, Any]:
-            return Layer(self.config, index, parent=None).init(key, method=touch_all)["params"]
+        def init(index: Index, key: Key[Array, ""]) -> dict[str, Any]:
+            return Layer(self.config, index, parent=None).init(key, method=use_all)["params"]
 
         count = self.config.num_layers
-        return jax.vmap(one)(jnp.arange(count), jax.random.split(key, count))
+        return jax.vmap(init)(jnp.arange(count), jax.random.split(key, count))
 
     @property
     def _layer(self) -> Layer:

@@ -1,7 +1,7 @@
 """The causal transformer of MusicGen: pre-norm layers of self-attention, cross-attention and feed-forward.
 
-Keys and values are kept head-major, `[b, h, m, e]`: decoding reads them once per step, and in this order each head's
-memory is one contiguous run (four times faster than `[b, m, h, e]` on CPU).
+Keys and values are cached head-major, `[b, h, m, e]`: decoding reads them once per step, and in this order those of
+each head are one contiguous run (four times faster than `[b, m, h, e]` on CPU).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.config.model import LMConfig
 from mgjax.devices import sharding
-from mgjax.lm.attention import attend, attend_to_itself, reach
+from mgjax.lm.attention import attend, attend_causally, causal_mask
 from mgjax.nn import Dense, LayerNorm, symmetric_uniform
 
 Index = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer: what a self-attention cache holds, and what a condition turns into."""
+    """Keys and values of one layer: of its self-attention's cache, or of the condition that it attends to."""
 
     key: Float[Array, "b h m e"]
     value: Float[Array, "b h m e"]
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention, over its own input or over a cache that it first writes into."""
+    """Causal self-attention, over its own input or over a cache that it first writes its keys and values into."""
 
     config: LMConfig
     layer: Index
@@ -39,52 +39,52 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        there: Bool[Array, "b m"] | None,
+        valid: Bool[Array, "b m"] | None,
         cache: KeyValue | None,
         index: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
-        """Returns the output and the memory that was attended to.
+        """Returns the output, and the keys and values that were attended to.
 
         Args:
           x: The input of `s` steps.
-          there: Which slots of the cache (steps without a cache) hold something, once written; None for all.
-          cache: Memory of the steps before, into which this input's keys and values are written at `index`.
+          valid: Which slots of the cache (steps, without a cache) are not padding, once written; None for all.
+          cache: Keys and values of the steps before, into which those of this input are written at `index`.
           index: The slot of the cache that the first of the `s` steps takes.
         """
         heads = (self.config.num_heads, self.config.head_dim)
         # The packed projection keeps the uniform initialisation of a bare parameter, as the published recipe did.
         qkv_init = symmetric_uniform(self.config.dim)
         qkv = Dense((self.config.dim,), (3, *heads), kernel_init=qkv_init, name="qkv")(x)
-        memory = KeyValue(*(jnp.swapaxes(qkv[:, :, n], 1, 2) for n in (1, 2)))
+        written = KeyValue(*(jnp.swapaxes(qkv[:, :, n], 1, 2) for n in (1, 2)))
         if cache is None:
-            y = attend_to_itself(qkv[:, :, 0], *memory, there)
+            y = attend_causally(qkv[:, :, 0], *written, valid)
         else:
-            memory = KeyValue(
+            written = KeyValue(
                 *(
                     _packed(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=2))
-                    for old, new in zip(cache, memory, strict=True)
+                    for old, new in zip(cache, written, strict=True)
                 )
             )
-            y = attend(qkv[:, :, 0], *memory, reach(index, x.shape[1], memory.key.shape[2], there))
+            y = attend(qkv[:, :, 0], *written, causal_mask(index, x.shape[1], written.key.shape[2], valid))
         out_init = residual_init(self.layer, in_axis=(0, 1))
-        return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), memory
+        return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), written
 
 
-def _packed(memory: Float[Array, "b h m e"]) -> Float[Array, "b h m e"]:
+def _packed(cached: Float[Array, "b h m e"]) -> Float[Array, "b h m e"]:
     """The same array; on TPUs its slots lie next to each other in memory.
 
     Memory of TPUs is in tiles of 128 numbers. Left alone, XLA puts the width of a head last, because a slot is then
     quickly written, and half of each tile stays empty: the cache takes twice the room and the time to read it.
     """
 
-    def slots_last(memory: Array) -> Array:
-        return with_layout_constraint(memory, Layout(major_to_minor=(0, 1, 3, 2)))
+    def slots_last(cached: Array) -> Array:
+        return with_layout_constraint(cached, Layout(major_to_minor=(0, 1, 3, 2)))
 
-    return jax.lax.platform_dependent(memory, tpu=slots_last, default=lambda memory: memory)
+    return jax.lax.platform_dependent(cached, tpu=slots_last, default=lambda cached: cached)
 
 
 class CrossAttention(nn.Module):
-    """Attention to a condition, whose keys and values are computed once by `project`."""
+    """Attention to the keys and values that `project` makes of a condition, once for all steps."""
 
     config: LMConfig
     layer: Index
@@ -97,11 +97,12 @@ class CrossAttention(nn.Module):
         self.out = Dense(heads, (dim,), kernel_init=residual_init(self.layer, in_axis=(0, 1)))
 
     def project(self, condition: Float[Array, "b l d"]) -> KeyValue:
+        """The keys and values of a condition."""
         kv = self.kv(condition)
         return KeyValue(*(jnp.swapaxes(kv[:, :, n], 1, 2) for n in (0, 1)))
 
-    def __call__(self, x: Float[Array, "b s d"], memory: KeyValue, mask: Bool[Array, "b l"]) -> Float[Array, "b s d"]:
-        return self.out(attend(self.query(x), *memory, mask[:, None, None, :]))
+    def __call__(self, x: Float[Array, "b s d"], cross: KeyValue, mask: Bool[Array, "b l"]) -> Float[Array, "b s d"]:
+        return self.out(attend(self.query(x), *cross, mask[:, None, None, :]))
 
 
 class FeedForward(nn.Module):
@@ -136,20 +137,28 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        there: Bool[Array, "b m"] | None,
-        cross: KeyValue | Float[Array, "b l d"] | None,
+        valid: Bool[Array, "b m"] | None,
+        cross: KeyValue | None,
         cross_mask: Bool[Array, "b l"] | None,
         cache: KeyValue | None,
         index: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
-        """`cross` is a condition, or what `cross_attn.project` made of it."""
+        """Returns the output, and the keys and values of self-attention.
+
+        Args:
+          x: The input of `s` steps.
+          valid: As for `SelfAttention`.
+          cross: What `cross_attn.project` made of the condition; None where there is none.
+          cross_mask: Which of its vectors are attended to.
+          cache: As for `SelfAttention`.
+          index: As for `SelfAttention`.
+        """
         x = sharding.by_rows(x)
-        y, memory = self.self_attn(self.self_norm(x), there, cache, index)
+        y, cache = self.self_attn(self.self_norm(x), valid, cache, index)
         x = x + y
         if cross is not None:
-            projected = cross if isinstance(cross, KeyValue) else self.cross_attn.project(cross)
-            x = x + self.cross_attn(self.cross_norm(x), projected, cross_mask)
-        return x + self.ffn(self.ffn_norm(x)), memory
+            x = x + self.cross_attn(self.cross_norm(x), cross, cross_mask)
+        return x + self.ffn(self.ffn_norm(x)), cache
 
 
 def residual_init(layer: Index, in_axis: int | tuple[int, ...] = 0) -> nn.initializers.Initializer:

@@ -29,7 +29,7 @@ from mgjax.generation.sampling import (
     state_shardings,
 )
 from mgjax.lm import pattern as patterns
-from mgjax.lm.model import LM
+from mgjax.lm.model import LM, Cache
 from mgjax.lm.transformer import KeyValue
 from mgjax.plan import roofline
 from mgjax.plan.roofline import Plan
@@ -89,14 +89,18 @@ def of_model(
     num_frames = round(min(workload.seconds, config.window_seconds) * config.codec.frame_rate)
     capacity = capacity_for(patterns.from_config(config.lm).num_steps(num_frames))
     h, e, k = config.lm.num_heads, config.lm.head_dim, config.lm.num_codebooks
-    slots = jax.ShapeDtypeStruct(
-        (rows, h, context.prefix_mask.shape[1] + capacity, e), jnp.dtype(workload.dtype), sharding=shardings.cache
-    )
+
+    def cached(num_slots: int) -> KeyValue:
+        slots = jax.ShapeDtypeStruct((rows, h, num_slots, e), jnp.dtype(workload.dtype), sharding=shardings.cache)
+        return KeyValue(slots, slots)
+
+    cross_length = context.cross.shape[1]
+    layer = cached(context.prefix.shape[1] + capacity), cached(cross_length) if cross_length else None
     everywhere = NamedSharding(mesh, P())
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     state = DecodeState(
         tokens=jax.ShapeDtypeStruct((workload.batch, capacity, k), jnp.int32, sharding=shardings.tokens),
-        cache=tuple(KeyValue(slots, slots) for _ in range(config.lm.num_layers)),
+        cache=Cache(*((part,) * config.lm.num_layers for part in layer)),
         step=number,
         non_finite_step=jax.ShapeDtypeStruct((workload.batch,), jnp.int32, sharding=everywhere),
     )
@@ -106,8 +110,8 @@ def of_model(
     lowered = decode_steps.lower(module, params, context, state, sampled, sampling, scales, number, number, shardings)
 
     tokens = jax.ShapeDtypeStruct((rows, 1, k), jnp.int32)
-    extend = functools.partial(module.apply, method="extend")
-    operations = products(extend, {"params": params}, tokens, context, state.cache, number)
+    decode = functools.partial(module.apply, method="decode")
+    operations = products(decode, {"params": params}, tokens, context, state.cache, number)
     plan = roofline.of(lowered, mesh, chip, needed=operations, computed=operations, open_loops=_STEPS)
     return dataclasses.replace(
         plan,

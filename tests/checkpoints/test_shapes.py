@@ -3,9 +3,13 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 
 from mgjax.checkpoints.tables import musicgen, shapes
+from mgjax.codec.encodec import EncodecModel
 from mgjax.config.conditioning import ClapConditionConfig, StyleConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.config.published import MUSICGEN
@@ -72,6 +76,16 @@ CODECS = {
     "no-lstm": CodecConfig(num_lstm_layers=0),
     "phases": CodecConfig(phases=8, channels=2, ratios=(5, 6, 4)),
 }
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_shapes_of_the_codec_are_those_of_its_module(name):
+    module = EncodecModel(CODECS[name])
+    audio = jnp.zeros((1, module.config.hop_length, module.config.channels))
+    variables = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), audio), sep="/")
+    assert {path: leaf.shape for path, leaf in variables.items()} == shapes.codec_shapes(module.config)
+
+
 TABLES = {
     f"{table.__name__}-{name}": (table, shapes.codec_shapes, codec)
     for name, codec in CODECS.items()

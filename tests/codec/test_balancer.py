@@ -29,7 +29,7 @@ def _norms(gradient):
 
 
 def test_gradients_are_divided_by_an_unbiased_average_of_their_norms():
-    state = balancer.begin(_WEIGHTS)
+    state = balancer.init(_WEIGHTS)
     history = {name: [] for name in _WEIGHTS}
     for step in range(4):
         gradients = _gradients(step)
@@ -46,14 +46,14 @@ def test_gradients_are_divided_by_an_unbiased_average_of_their_norms():
 
 def test_weights_are_shares_whatever_the_scales_of_the_losses():
     gradients = _gradients(0)
-    found, _ = _combine(gradients, balancer.begin(_WEIGHTS))
-    scaled, _ = _combine({name: 1e3 * value for name, value in gradients.items()}, balancer.begin(_WEIGHTS))
+    found, _ = _combine(gradients, balancer.init(_WEIGHTS))
+    scaled, _ = _combine({name: 1e3 * value for name, value in gradients.items()}, balancer.init(_WEIGHTS))
     np.testing.assert_allclose(found, scaled, rtol=1e-4, atol=1e-7)
     # Of orthogonal gradients, each row's share is its loss's.
     alone = {name: np.zeros((4, 50, 2), np.float32) for name in _WEIGHTS}
     for i, name in enumerate(_WEIGHTS):
         alone[name][:, i] = 7.0**i
-    found, _ = _combine(alone, balancer.begin(_WEIGHTS))
+    found, _ = _combine(alone, balancer.init(_WEIGHTS))
     for i, weight in enumerate(_WEIGHTS.values()):
         np.testing.assert_allclose(_norms(found[:, i : i + 1]), weight / 5.5, rtol=1e-5)
 
@@ -61,6 +61,6 @@ def test_weights_are_shares_whatever_the_scales_of_the_losses():
 def test_a_loss_without_gradient_adds_nothing():
     gradients = _gradients(0)
     gradients["a"] = np.zeros_like(gradients["a"])
-    found, _ = _combine(gradients, balancer.begin(_WEIGHTS))
+    found, _ = _combine(gradients, balancer.init(_WEIGHTS))
     assert np.all(np.isfinite(found))
     assert 0 < _norms(found).mean() < 1.5 / 5.5

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from random_codec import random_variables
 
-from mgjax.checkpoints.tables.weight_norm import unfold
-from mgjax.codec import rvq
-from mgjax.codec.conv import fold_weight_norm
+from mgjax.codec import rvq, weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.config.model import CodecConfig
 
@@ -47,10 +45,10 @@ def test_folding_changes_the_form_but_not_the_sound():
         return decoder.apply({**variables, "params": params}, latents, 6, method=lambda m, x, n: m.decoder(x, n))
 
     expected = sound(_SMALL, scaled)
-    folded_config, folded = fold_weight_norm(_SMALL, scaled)
+    folded_config, folded = weight_norm.fold(_SMALL, scaled)
     assert folded_config.norm == "none"
     np.testing.assert_allclose(sound(folded_config, folded), expected, atol=1e-5)  # measured: 2e-8
-    config, unfolded = unfold(folded_config, {"params": folded})
+    config, unfolded = weight_norm.unfold(folded_config, {"params": folded})
     assert config == _SMALL
     assert jax.tree.map(jnp.shape, unfolded["params"]) == jax.tree.map(jnp.shape, scaled)
     np.testing.assert_allclose(sound(config, unfolded["params"]), expected, atol=1e-5)  # measured: 2e-8

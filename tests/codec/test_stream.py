@@ -7,7 +7,7 @@ import pytest
 from random_codec import random_variables
 
 from mgjax.codec import codec as codec_module
-from mgjax.codec import stream
+from mgjax.codec import layers, stream
 from mgjax.codec.codec import Codec
 from mgjax.config.model import CodecConfig
 
@@ -85,11 +85,12 @@ def test_sound_comes_as_soon_as_it_can(form, frames):
     assert first.shape[1] + sum(piece.shape[1] for piece in pieces) == _FRAMES * codec.hop_length
 
 
-def test_reach_at_the_size_of_musicgen():
+def test_receptive_fields_at_the_size_of_musicgen():
     # checkpoints.md, by float64 derivatives: the decoder looks 3.75 frames ahead, 3 of them by its first convolution.
     config = CodecConfig()
-    assert stream.conv_reach(config, config.kernel_size) == stream.Reach(left=3, right=3, start=4)
-    assert stream.upsample_reach(config) == stream.Reach(left=1, right=1, start=2)
+    decoder = layers.decoder(config)
+    assert stream.receptive_field(config, decoder.before) == (3, 3, 4, 1, 1)
+    assert stream.receptive_field(config, decoder.after) == (1, 1, 2, 1, 640)
 
 
 def test_buffers_are_few_and_little_larger_than_needed():

@@ -17,29 +17,29 @@ STEPS = 150  # more than a block of 128, and no whole number of them
 def drawn(dtype=jnp.bfloat16):
     rng = np.random.default_rng(0)
     query, key, value = (jnp.asarray(rng.normal(size=(1, STEPS, 2, 16)), dtype) for _ in range(3))
-    there = np.ones((1, STEPS), bool)
-    there[:, 2:9] = False  # a prefix that is not all there
-    return query, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), jnp.asarray(there)
+    valid = np.ones((1, STEPS), bool)
+    valid[:, 2:9] = False  # a prefix with padding
+    return query, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), jnp.asarray(valid)
 
 
 def test_the_kernel_finds_and_learns_the_same(monkeypatch):
-    """Interpreted: with a prefix that has gaps, in half precision, the gradient too; only what is there counts."""
+    """Interpreted: with a prefix that has gaps, in half precision, the gradient too; padding does not count."""
     interpreted = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
-    query, key, value, there = drawn()
-    weights = np.random.default_rng(1).normal(size=query.shape) * np.asarray(there)[:, :, None, None]
+    query, key, value, valid = drawn()
+    weights = np.random.default_rng(1).normal(size=query.shape) * np.asarray(valid)[:, :, None, None]
 
     @functools.partial(jax.jit, static_argnames="function")
     def learned(function, *arrays):
         def number(*arrays):
-            found = function(*arrays, there).astype(jnp.float32)
+            found = function(*arrays, valid).astype(jnp.float32)
             return jnp.sum(found * weights), found
 
         return jax.value_and_grad(number, (0, 1, 2), has_aux=True)(*arrays)
 
     (_, found), gradients = learned(attention._splash, query, key, value)
-    (_, expected), others = learned(attention.attend_to_itself, query, key, value)
-    difference = np.abs(found - expected) * np.asarray(there)[:, :, None, None]
+    (_, expected), others = learned(attention.attend_causally, query, key, value)
+    difference = np.abs(found - expected) * np.asarray(valid)[:, :, None, None]
     assert difference.max() < 0.02  # measured 0.0078, the rounding of bfloat16 near 1
     for one, other in zip(gradients, others, strict=True):
         assert np.abs(one - other).max() < 0.02 * np.abs(other).max()  # measured 0.0074
@@ -57,12 +57,12 @@ def test_the_kernel_finds_and_learns_the_same(monkeypatch):
     ],
 )
 def test_kernels_are_for_half_precision_where_they_are(platform, dtype, prefixed, taken, monkeypatch):
-    query, key, value, there = drawn(dtype)
+    query, key, value, valid = drawn(dtype)
     monkeypatch.setattr(sharding, "platform", lambda: platform)
     asked = []
     for name in ("_splash", "_cudnn"):
         monkeypatch.setattr(attention, name, lambda query, *_, name=name: (asked.append(name), query)[1])
-    found = attention.attend_to_itself(query, key, value, there if prefixed else None)
+    found = attention.attend_causally(query, key, value, valid if prefixed else None)
     assert asked == ([taken] if taken else [])
     assert found.shape == query.shape
 
@@ -72,15 +72,15 @@ def test_kernels_run_on_each_device_apart():
     mesh = sharding.make_mesh(2, 2, 2)
     shapes = []
 
-    def kernel(x, there):
-        shapes.append((x.shape, there.shape))
-        return x * there[:, None, :, None]
+    def kernel(x, valid):
+        shapes.append((x.shape, valid.shape))
+        return x * valid[:, None, :, None]
 
-    x, there = np.random.default_rng(0).normal(size=(8, 4, 3, 5)).astype(np.float32), np.ones((8, 3), np.float32)
-    there[3] = 0
-    placed = (jax.device_put(array, sharding.rows(8, mesh)) for array in (x, there))
+    x, valid = np.random.default_rng(0).normal(size=(8, 4, 3, 5)).astype(np.float32), np.ones((8, 3), np.float32)
+    valid[3] = 0
+    placed = (jax.device_put(array, sharding.rows(8, mesh)) for array in (x, valid))
     found = jax.jit(sharding.over(mesh, lambda *arrays: sharding.apart(kernel, *arrays)))(*placed)
     assert shapes == [((2, 2, 3, 5), (2, 3))]
-    np.testing.assert_array_equal(found, x * there[:, None, :, None])
+    np.testing.assert_array_equal(found, x * valid[:, None, :, None])
     assert sharding.platform() is None
     assert jax.jit(sharding.over(mesh, lambda x: x * (sharding.platform() == "cpu")))(1.0) == 1.0

@@ -40,6 +40,13 @@ def sequence(pattern, num_frames, num_steps=None):
     return np.asarray(pattern.build(jnp.asarray(codes, jnp.int32), S, num_steps=num_steps))[0].T.tolist()
 
 
+def revert(pattern, tokens, num_frames):
+    """The codes in a sequence, the inverse of `build`; -1 for codes of steps that the sequence is too short for."""
+    steps = pattern.steps(num_frames, tokens.shape[1])
+    codes = tokens[:, np.maximum(steps, 0), np.arange(pattern.num_codebooks)[None]]
+    return jnp.where((steps >= 0)[None], codes, -1)
+
+
 def test_delay_full():
     assert sequence(patterns.delay(4), 6) == [
         [S, 1, 2, 3, 4, 5, 6, S, S, S],
@@ -175,7 +182,7 @@ def test_delays_of_any_order():
     assert pattern.first_step(3, 1) == 2  # codebook 2 holds frame 1 there
     assert pattern.frames_complete(3).tolist() == [0, 0, 0, 1, 2, 3]
     codes = jnp.arange(9)[None].reshape(1, 3, 3)
-    assert np.array_equal(pattern.revert(pattern.build(codes, S), 3), codes)
+    assert np.array_equal(revert(pattern, pattern.build(codes, S), 3), codes)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +206,7 @@ def test_build_then_revert_gives_the_codes_back(pattern):
     def there_and_back(batches):
         tokens = [pattern.build(codes, S) for codes in batches]
         return tokens, [
-            pattern.revert(sequence, codes.shape[1]) for sequence, codes in zip(tokens, batches, strict=True)
+            revert(pattern, sequence, codes.shape[1]) for sequence, codes in zip(tokens, batches, strict=True)
         ]
 
     numbers = np.random.default_rng(0)
@@ -276,7 +283,7 @@ def test_logits_line_up_with_codes(pattern):
 def test_revert_of_a_short_sequence_marks_what_is_missing():
     pattern = patterns.delay(3)
     tokens = pattern.build(jnp.ones((1, 4, 3), jnp.int32), S, num_steps=pattern.valid_steps(4))
-    assert pattern.revert(tokens, 4)[0].T.tolist() == [[1, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, -1]]
+    assert revert(pattern, tokens, 4)[0].T.tolist() == [[1, 1, 1, 1], [1, 1, 1, -1], [1, 1, -1, -1]]
 
 
 def test_first_step():

@@ -22,7 +22,9 @@ from mgjax.data.description import describe_audio
 from mgjax.data.pipeline import DataConfig
 from mgjax.devices import sharding
 from mgjax.train import codec, flops
-from mgjax.train.codec import CodecRun
+from mgjax.train.codec import CodecRun, training
+from mgjax.train.codec.gan import GAN
+from mgjax.train.codec.training import read_init
 from mgjax.train.optim import Average, OptimConfig
 from mgjax.train.programs import Programs
 from mgjax.train.task import LoopConfig
@@ -73,8 +75,7 @@ def begin(config):
         fan_in = leaf.size / max(leaf.shape[-1], 1) if path[-1].key == "kernel" else min(leaf.shape)
         return jnp.asarray(rng.standard_normal(leaf.shape) / np.sqrt(fan_in), jnp.float32)
 
-    parts = codec._Step(config)
-    shapes = jax.eval_shape(parts.init, jax.random.key(0))
+    shapes = jax.eval_shape(GAN(config).init, jax.random.key(0))
     params = jax.tree_util.tree_map_with_path(draw, shapes.params)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return nothing.replace(params=params, average=Average.begin(params["codec"]))
@@ -120,22 +121,22 @@ def test_the_codecs_gradient_is_the_balanced_one_and_the_commitments(trained):
     task, step, _ = programs(RUN)
     audio = batch()["audio"]
     after, metrics = step(first, task.frozen, batch())
-    weights = RUN.weights
+    weights = RUN.loss_weights
     assert weights == {"l1": 0.1, "mel": 2.0, "adversarial_stft": 4.0, "feature_stft": 4.0}
-    parts = codec._Step(RUN)
+    parts = GAN(RUN)
 
     @jit
     def expected(params, discriminator):
         def forward(weights):
             key = jax.random.fold_in(jax.random.key(0), 0)
-            return parts.generate(weights, first.extra["codebooks"], audio, key)
+            return parts.reconstruct(weights, first.extra["codebooks"], audio, key)
 
-        generated, quantized = forward(params)
+        generated = forward(params).audio
         measures = {
             "l1": lambda x: losses.waveform(x, audio),
             "mel": lambda x: losses.mel(x, audio, 8_000, RUN.loss),
-            "adversarial_stft": lambda x: parts.deceive(discriminator, x, audio)["adversarial_stft"],
-            "feature_stft": lambda x: parts.deceive(discriminator, x, audio)["feature_stft"],
+            "adversarial_stft": lambda x: parts.adversarial_losses(discriminator, x, audio)["adversarial_stft"],
+            "feature_stft": lambda x: parts.adversarial_losses(discriminator, x, audio)["feature_stft"],
         }
         direction = 0
         for name, measure in measures.items():
@@ -144,20 +145,20 @@ def test_the_codecs_gradient_is_the_balanced_one_and_the_commitments(trained):
             direction += gradient * weights[name] / sum(weights.values()) / norm
 
         def total(params):
-            generated, quantized = forward(params)
-            return jnp.sum(generated * direction) + quantized.commitment
+            output = forward(params)
+            return jnp.sum(output.audio * direction) + output.commitment
 
-        return jax.grad(total)(params), quantized
+        return jax.grad(total)(params), forward(params)
 
-    gradient, quantized = expected(first.params["codec"], after.params["discriminator"])
+    gradient, output = expected(first.params["codec"], after.params["discriminator"])
     norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(gradient)))
     assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
     adam = after.optimizer["codec"][1][0]
     for moment, leaf in zip(jax.tree.leaves(adam.mu), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(moment, 0.5 * leaf, rtol=1e-4, atol=1e-6 * norm)
-    for name, leaf in quantized.codebooks.items():
+    for name, leaf in output.codebooks.items():
         np.testing.assert_allclose(after.extra["codebooks"][name], leaf, rtol=1e-5, atol=1e-6)
-    assert float(metrics["commitment"]) == pytest.approx(float(quantized.commitment), rel=1e-5)
+    assert float(metrics["commitment"]) == pytest.approx(float(output.commitment), rel=1e-5)
 
 
 def test_eight_devices_do_as_one(trained):
@@ -204,7 +205,7 @@ def test_a_decoder_goes_on_for_codes_that_stay(trained, tmp_path):
     programs(RUN)[0].save(state, tmp_path / "codec")
     quiet = dataclasses.replace(RUN.loss, adversarial=0.0, feature=0.0)
     config = CodecRun(None, init=str(tmp_path / "codec"), keep_codes=True, data=RUN.data, loss=quiet, optim=RUN.optim)
-    begun, pretrained = codec._begun(config)
+    begun, pretrained = read_init(config)
     assert begun.model == RUN.model
     task = codec.task(begun, pretrained)
     first = task.init(jax.random.key(0))
@@ -220,7 +221,7 @@ def test_a_decoder_goes_on_for_codes_that_stay(trained, tmp_path):
     assert all(changed("decoder"))
     assert jax.tree.all(jax.tree.map(np.array_equal, first.extra["codebooks"], after.extra["codebooks"]))
     with pytest.raises(ConfigError, match="model differs"):
-        codec._begun(dataclasses.replace(config, model=CodecConfig()))
+        read_init(dataclasses.replace(config, model=CodecConfig()))
 
 
 def test_the_averaged_weights_are_validated(trained):
@@ -244,14 +245,13 @@ def test_losses_of_weight_zero_are_left_out():
 
 def test_a_codec_that_renormalises_codes_the_shape_of_the_sound(trained):
     _, state, _ = trained
-    parts = codec._Step(dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, normalize=True)))
+    parts = GAN(dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, normalize=True)))
     through = jit(lambda audio: parts.reconstruct(state.params["codec"], state.extra["codebooks"], audio))
     audio = batch()["audio"][:, :117]  # no whole number of frames
-    generated, codes = through(audio)
-    louder, same = through(4 * audio)
-    assert generated.shape == audio.shape
-    np.testing.assert_array_equal(codes, same)
-    np.testing.assert_allclose(louder, 4 * generated, rtol=1e-4, atol=1e-5)
+    output, louder = through(audio), through(4 * audio)
+    assert output.audio.shape == audio.shape
+    np.testing.assert_array_equal(output.codes, louder.codes)
+    np.testing.assert_allclose(louder.audio, 4 * output.audio, rtol=1e-4, atol=1e-5)
 
 
 def test_operations_are_counted_from_shapes():
@@ -281,7 +281,7 @@ def test_a_run_reads_its_corpora(tmp_path, monkeypatch):
     corpus_writing.write(tmp_path / "corpus", describe_audio(8_000, 1), {"train": pieces, "valid": pieces[:1]})
     config = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, corpora=(str(tmp_path / "corpus"),)))
     given = {}
-    monkeypatch.setattr(codec, "fit", lambda *arguments, **named: given.update(named, arguments=arguments))
+    monkeypatch.setattr(training, "fit", lambda *arguments, **named: given.update(named, arguments=arguments))
     codec.run(config, tmp_path / "run")
     task, train_data, valid_data, loop, workdir = given["arguments"]
     assert (task.name, loop, workdir, given["run"]) == ("codec", config.loop, tmp_path / "run", config)

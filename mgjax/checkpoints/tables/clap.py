@@ -11,7 +11,7 @@ from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.native import parsed, read_json, require
 from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.clap_shapes import clap_shapes
-from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Layout, Rule, linear, norm, one
+from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, Transform, linear, norm, one
 from mgjax.config.conditioning import ClapAudioConfig, ClapConfig, ClapTextConfig
 from mgjax.errors import CheckpointError
 
@@ -21,9 +21,9 @@ _IGNORED = (
     r"^logit_scale_[at]$",
 )
 
-_HEADS = Layout(lambda shape: (math.prod(shape),))
-_FIRST_ROW = Layout(lambda shape: (1, *shape))
-_SQUARES = Layout(lambda shape: (1, *shape), (3, 0, 1, 2))  # (side, side, out) <-> (out, 1, side, side)
+_HEADS = Transform(lambda shape: (math.prod(shape),))
+_FIRST_ROW = Transform(lambda shape: (1, *shape))
+_SQUARES = Transform(lambda shape: (1, *shape), (3, 0, 1, 2))  # (side, side, out) <-> (out, 1, side, side)
 
 # Our field -> their field and the value that transformers takes where a config.json does not say.
 _TEXT_FIELDS = {
@@ -69,7 +69,7 @@ _FEATURE_FIXED = {"truncation": "rand_trunc", "padding": "repeatpad", "top_db": 
 
 
 def match_clap(directory: Path) -> tuple[ClapConfig, matching.Match]:
-    """The config of the ClapModel in `directory`, and what `table.read` needs to read its towers.
+    """The config of the ClapModel in `directory`, and what `matching.read` needs to read its towers.
 
     They are {"text": of ClapText, "audio": of ClapAudio}. The spectrogram is what preprocessor_config.json says, and
     without that file the one of the published models.

@@ -16,12 +16,12 @@ from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import parsed, read_json, require
 from mgjax.checkpoints.tables import matching
-from mgjax.checkpoints.tables.matching import CONV, LINEAR, LINEAR_OUT, Layout, Rule, linear, norm
+from mgjax.checkpoints.tables.matching import CONV, LINEAR, LINEAR_OUT, Rule, Transform, linear, norm
 from mgjax.conditioning.hubert import hubert_shapes
 from mgjax.config.conditioning import HubertConfig
 from mgjax.errors import CheckpointError
 
-_FLAT = Layout(lambda shape: (math.prod(shape),))
+_FLAT = Transform(lambda shape: (math.prod(shape),))
 
 # Our field -> their field and the value that transformers takes where a config.json does not say.
 _FIELDS = {
@@ -54,7 +54,7 @@ _POSITIONS = "encoder.pos_conv_embed.conv"
 
 
 def match_hubert(directory: Path) -> tuple[HubertConfig, matching.Match]:
-    """The config of the HubertModel or MERT in `directory`, and what `table.read` needs; no code in there is run.
+    """The config of the HubertModel or MERT in `directory`, and what `matching.read` needs; no code in there is run.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.

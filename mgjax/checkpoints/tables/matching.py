@@ -32,7 +32,7 @@ FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32,
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Transform:
     """How an array here becomes one of the file: its axes are merged by `fold`, then transposed by `axes`."""
 
     fold: Callable[[Shape], Shape] = lambda shape: shape
@@ -50,34 +50,34 @@ class Layout:
         return (array.transpose(np.argsort(self.axes)) if self.axes else array).reshape(shape)
 
 
-PLAIN = Layout()
+PLAIN = Transform()
 # torch's linear layers hold (out, in); the kernel's first axis (or all but its last) is what goes in.
-LINEAR = Layout(lambda shape: (shape[0], math.prod(shape[1:])), (1, 0))
-LINEAR_OUT = Layout(lambda shape: (math.prod(shape[:-1]), shape[-1]), (1, 0))
-CONV = Layout(axes=(2, 1, 0))  # (width, in, out) <-> (out, in, width)
-CONV_TRANSPOSED = Layout(axes=(1, 2, 0))  # (width, in, out) <-> (in, out, width)
-GAIN = Layout(lambda shape: (*shape, 1, 1))  # weight norm's g
-FLAG = Layout(lambda shape: (1,))
+LINEAR = Transform(lambda shape: (shape[0], math.prod(shape[1:])), (1, 0))
+LINEAR_OUT = Transform(lambda shape: (math.prod(shape[:-1]), shape[-1]), (1, 0))
+CONV = Transform(axes=(2, 1, 0))  # (width, in, out) <-> (out, in, width)
+CONV_TRANSPOSED = Transform(axes=(1, 2, 0))  # (width, in, out) <-> (in, out, width)
+GAIN = Transform(lambda shape: (*shape, 1, 1))  # weight norm's g
+FLAG = Transform(lambda shape: (1,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """`sources` of a file make `targets` here.
 
-    The targets, in the file's layout, joined along the first axis are the sources joined along theirs (q, k and v are
+    The targets, transformed, joined along the first axis are the sources joined along theirs (q, k and v are
     one array here). `stacked`: one target, whose first axis (the codebook) runs over the sources.
     """
 
     targets: tuple[str, ...]
     sources: tuple[str, ...]
-    layout: Layout = PLAIN
+    transform: Transform = PLAIN
     stacked: bool = False
 
     def source_shapes(self, shapes: Shapes) -> list[Shape]:
         """The shapes that the sources must have."""
         if self.stacked:
-            return [self.layout.source_shape(shapes[self.targets[0]][1:])] * len(self.sources)
-        parts = [self.layout.source_shape(shapes[target]) for target in self.targets]
+            return [self.transform.source_shape(shapes[self.targets[0]][1:])] * len(self.sources)
+        parts = [self.transform.source_shape(shapes[target]) for target in self.targets]
         rows = sum(part[0] for part in parts) // len(self.sources)
         return [(rows, *parts[0][1:])] * len(self.sources)
 
@@ -85,16 +85,18 @@ class Rule:
         """The targets, from the sources."""
         wanted = [shapes[target] for target in self.targets]
         if self.stacked:
-            return [np.stack([self.layout.to_target(array, wanted[0][1:]) for array in arrays])]
+            return [np.stack([self.transform.to_target(array, wanted[0][1:]) for array in arrays])]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        ends = np.cumsum([self.layout.source_shape(shape)[0] for shape in wanted])[:-1]
-        return [self.layout.to_target(part, shape) for part, shape in zip(np.split(whole, ends), wanted, strict=True)]
+        ends = np.cumsum([self.transform.source_shape(shape)[0] for shape in wanted])[:-1]
+        return [
+            self.transform.to_target(part, shape) for part, shape in zip(np.split(whole, ends), wanted, strict=True)
+        ]
 
     def to_source(self, arrays: Sequence[np.ndarray], number: int) -> np.ndarray:
         """The source of that number, from the targets."""
         if self.stacked:
-            return self.layout.to_source(arrays[0][number, ...])
-        parts = [self.layout.to_source(array) for array in arrays]
+            return self.transform.to_source(arrays[0][number, ...])
+        parts = [self.transform.to_source(array) for array in arrays]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return np.split(whole, len(self.sources))[number]
 
@@ -104,14 +106,14 @@ class Rule:
         return dataclasses.replace(self, targets=tuple(targets), sources=tuple(sources))
 
 
-def one(target: str, source: str, layout: Layout = PLAIN) -> Rule:
+def one(target: str, source: str, transform: Transform = PLAIN) -> Rule:
     """One array here that is one array there."""
-    return Rule((target,), (source,), layout)
+    return Rule((target,), (source,), transform)
 
 
-def stacked(target: str, source: str, count: int, layout: Layout = PLAIN) -> Rule:
+def stacked(target: str, source: str, count: int, transform: Transform = PLAIN) -> Rule:
     """One array here whose first axis runs over `count` of them there; {k} in their name stands for the number."""
-    return Rule((target,), tuple(source.format(k=k) for k in range(count)), layout, stacked=True)
+    return Rule((target,), tuple(source.format(k=k) for k in range(count)), transform, stacked=True)
 
 
 def codebooks(source: str, count: int) -> Iterator[Rule]:
@@ -120,9 +122,9 @@ def codebooks(source: str, count: int) -> Iterator[Rule]:
         yield stacked(f"codebooks/{name}", f"{source}.{name}", count, FLAG if name == "inited" else PLAIN)
 
 
-def linear(target: str, source: str, layout: Layout = LINEAR) -> Iterator[Rule]:
+def linear(target: str, source: str, transform: Transform = LINEAR) -> Iterator[Rule]:
     """A linear layer of torch with its bias."""
-    yield one(f"{target}/kernel", f"{source}.weight", layout)
+    yield one(f"{target}/kernel", f"{source}.weight", transform)
     yield one(f"{target}/bias", f"{source}.bias")
 
 
@@ -224,12 +226,12 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
     return unflatten_dict(flat)
 
 
-def read(found: tuple[Any, Match], *, dtype: Any = None, place: Place | None = None) -> tuple[Any, dict[str, Any]]:
-    """The config and the arrays of a part of a model, from what a function such as `hubert.match_hubert` has found.
+def read(matched: tuple[Any, Match], *, dtype: Any = None, place: Place | None = None) -> tuple[Any, dict[str, Any]]:
+    """The config and the arrays of a part of a model, from its config and match as `hubert.match_hubert` returns them.
 
     `dtype` and `place` are those of `load`.
     """
-    config, fit = found
+    config, fit = matched
     return config, load(fit, dtype=dtype, place=place)
 
 

@@ -20,7 +20,8 @@ from mgjax.checkpoints.tables.matching import (
     one,
     stacked,
 )
-from mgjax.checkpoints.tables.shapes import LSTM, Conv, codec_modules, gated
+from mgjax.checkpoints.tables.shapes import gated
+from mgjax.codec import layers
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import CodecConfig, LMConfig, ModelConfig
 
@@ -123,39 +124,38 @@ def t5(config: T5Config) -> Iterator[Rule]:
 
 def huggingface_codec(config: CodecConfig) -> Iterator[Rule]:
     """An EncodecModel."""
-    yield from _codec(config, layers="layers", conv=("", ""), codebook="quantizer.layers.{k}.codebook")
+    yield from _codec(config, sequence="layers", conv=("", ""), codebook="quantizer.layers.{k}.codebook")
 
 
 def audiocraft_codec(config: CodecConfig) -> Iterator[Rule]:
     """The codec in audiocraft, whose layers have the same numbers as in transformers."""
     codebook = "quantizer.vq.layers.{k}._codebook"
-    yield from _codec(config, layers="model", conv=("conv.", "convtr."), codebook=codebook)
+    yield from _codec(config, sequence="model", conv=("conv.", "convtr."), codebook=codebook)
 
 
-def _codec(config: CodecConfig, *, layers: str, conv: tuple[str, str], codebook: str) -> Iterator[Rule]:
-    for module in codec_modules(config):
-        here, there = f"params/{module.path}", f"{module.part}.{layers}.{module.number}"
-        if isinstance(module, LSTM):
-            for layer in range(config.num_lstm_layers):
-                for name, theirs, layout in (("input", "ih", LINEAR), ("hidden", "hh", PLAIN)):
-                    yield one(f"{here}/layer{layer}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{layer}", layout)
-                    yield one(f"{here}/layer{layer}/{name}_bias", f"{there}.lstm.bias_{theirs}_l{layer}")
+def _codec(config: CodecConfig, *, sequence: str, conv: tuple[str, str], codebook: str) -> Iterator[Rule]:
+    for path, index, layer in layers.weighted(config):
+        here, there = f"params/{path}", f"{path.split('/')[0]}.{sequence}.{index}"
+        if isinstance(layer, layers.LSTM):
+            for i in range(layer.num_layers):
+                for name, theirs, transform in (("input", "ih", LINEAR), ("hidden", "hh", PLAIN)):
+                    yield one(f"{here}/layer{i}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{i}", transform)
+                    yield one(f"{here}/layer{i}/{name}_bias", f"{there}.lstm.bias_{theirs}_l{i}")
         else:
-            there += f".{module.inside}" * bool(module.inside)
-            yield from _convolution(config, module, here, f"{there}.{conv[module.transposed]}")
+            yield from _convolution(config, layer, here, f"{there}.{conv[layer.transposed]}")
     yield from codebooks(codebook, config.num_codebooks)
 
 
-def _convolution(config: CodecConfig, module: Conv, here: str, there: str) -> Iterator[Rule]:
-    layout = CONV_TRANSPOSED if module.transposed else CONV
+def _convolution(config: CodecConfig, layer: layers.Conv, here: str, there: str) -> Iterator[Rule]:
+    transform = CONV_TRANSPOSED if layer.transposed else CONV
     # audiocraft names the transposed convolution inside of its wrapper by what it is, transformers does not.
     inner = there + ("convtr" if there.endswith("convtr.") else "conv")
     yield one(f"{here}/bias", f"{inner}.bias")
     if config.norm == "weight_norm":
         yield one(f"{here}/scale", f"{inner}.weight_g", GAIN)
-        yield one(f"{here}/kernel", f"{inner}.weight_v", layout)
+        yield one(f"{here}/kernel", f"{inner}.weight_v", transform)
     else:
-        yield one(f"{here}/kernel", f"{inner}.weight", layout)
+        yield one(f"{here}/kernel", f"{inner}.weight", transform)
     if config.norm == "time_group_norm":
         yield one(f"{here}/norm_scale", f"{there}norm.weight")
         yield one(f"{here}/norm_bias", f"{there}norm.bias")
