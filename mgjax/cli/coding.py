@@ -201,7 +201,7 @@ def _blocks(file: CodeFile, codec: Any) -> Iterator[Any]:
         for start in range(0, len(file.codes), frames):
             yield file.codes[None, start : start + frames].astype(np.int32)
         return
-    stride = chunks.Layout.of(codec.config).stride
+    stride = chunks.ChunkLayout.of(codec.config).stride
     for i, (codes, scale) in enumerate(zip(file.codes, file.scales, strict=True)):
         samples = stride if i < len(file.codes) - 1 else file.num_samples - i * stride
         yield chunks.Chunks(codes[None, None].astype(np.int32), scale[None, None], samples)

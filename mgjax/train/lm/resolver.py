@@ -22,8 +22,8 @@ from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.clap import match_clap
 from mgjax.checkpoints.tables.hubert import match_hubert
 from mgjax.checkpoints.tables.shapes import lm_shapes, model_shapes
+from mgjax.codec import weight_norm
 from mgjax.codec.codec import Codec
-from mgjax.codec.conv import fold_weight_norm
 from mgjax.conditioning import tokenizers
 from mgjax.config import published
 from mgjax.config.conditioning import ClapConditionConfig, ClapConfig, HubertConfig, StyleConfig, T5Config
@@ -235,7 +235,7 @@ def _as_numpy(path: matching.Path, array: np.ndarray) -> np.ndarray:
 
 
 def _folded(config: CodecConfig, variables: dict[str, Any]) -> dict[str, Any]:
-    return {"params": fold_weight_norm(config, variables["params"])[1], "codebooks": dict(variables["codebooks"])}
+    return {"params": weight_norm.fold(config, variables["params"])[1], "codebooks": dict(variables["codebooks"])}
 
 
 def to_stereo(params: dict[str, Any]) -> dict[str, Any]:
