@@ -27,6 +27,7 @@ from mgjax.train.codec.gan import GAN
 from mgjax.train.codec.training import read_init
 from mgjax.train.optim import Average, OptimConfig
 from mgjax.train.programs import Programs
+from mgjax.train.state import TrainState
 from mgjax.train.task import LoopConfig
 
 _SAMPLES = 120
@@ -280,8 +281,13 @@ def test_a_run_reads_its_corpora(tmp_path, monkeypatch):
     pieces = [corpus_writing.Piece(f"tone{i}", Metadata(), [tone]) for i, tone in enumerate(tones)]
     corpus_writing.write(tmp_path / "corpus", describe_audio(8_000, 1), {"train": pieces, "valid": pieces[:1]})
     config = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, corpora=(str(tmp_path / "corpus"),)))
-    given = {}
-    monkeypatch.setattr(training, "fit", lambda *arguments, **named: given.update(named, arguments=arguments))
+    given, state = {}, TrainState(jnp.int32(0), {}, {}, None, {})
+
+    def fit(*arguments, **named):
+        given.update(named, arguments=arguments)
+        return state
+
+    monkeypatch.setattr(training, "fit", fit)
     codec.run(config, tmp_path / "run")
     task, train_data, valid_data, loop, workdir = given["arguments"]
     assert (task.name, loop, workdir, given["run"]) == ("codec", config.loop, tmp_path / "run", config)

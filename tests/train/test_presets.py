@@ -187,15 +187,9 @@ OLD_MESH = pytest.mark.filterwarnings(r"ignore:loop\.\w+ is now mesh\.")
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_old_names_of_the_mesh_still_work():
     """On the command line, in a config, and in the JSON of a run of before; they win over what a config has."""
-    config = parsed(
-        f"--config={CONFIGS / 'lm.py'}:small", "--workdir=a", "--config.loop.fsdp=8", "--config.mesh.model=2"
-    )
-    run = from_config_dict(LMRun, config)
+    run = read(LMRun, "lm:small", ["--config.loop.fsdp=8", "--config.mesh.model=2"])
     assert (run.mesh, run.loop.fsdp) == (MeshConfig(fsdp=8, model=2), None)
-    assert run == from_config_dict(
-        LMRun,
-        parsed(f"--config={CONFIGS / 'lm.py'}:small", "--workdir=a", "--config.mesh.fsdp=8", "--config.mesh.model=2"),
-    )
+    assert run == read(LMRun, "lm:small", ["--config.mesh.fsdp=8", "--config.mesh.model=2"])
     config = CODEC.get_config("debug")
     config.loop.data = 4
     assert from_config_dict(CodecRun, config).mesh == MeshConfig(data=4)
