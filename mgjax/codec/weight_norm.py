@@ -17,16 +17,16 @@ from mgjax.config.model import CodecConfig
 
 def norm(kernel: Float[Array, "..."], axis: int) -> Float[Array, " d"]:
     """The Euclidean norm of the kernel at each index of `axis`."""
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=_others(kernel, axis)))
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=_others(kernel.ndim, axis)))
 
 
 def normalized(kernel: Float[Array, "..."], scale: Float[Array, " d"], axis: int) -> Float[Array, "..."]:
     """The kernel in the direction of `kernel` whose norm at each index of `axis` is `scale`."""
-    return kernel * jnp.expand_dims(scale / norm(kernel, axis), _others(kernel, axis))
+    return kernel * jnp.expand_dims(scale / norm(kernel, axis), _others(kernel.ndim, axis))
 
 
-def _others(kernel: Array, axis: int) -> tuple[int, ...]:
-    return tuple(other for other in range(kernel.ndim) if other != axis % kernel.ndim)
+def _others(ndim: int, axis: int) -> tuple[int, ...]:
+    return tuple(other for other in range(ndim) if other != axis % ndim)
 
 
 def fold(config: CodecConfig, params: dict[str, Any]) -> tuple[CodecConfig, dict[str, Any]]:
