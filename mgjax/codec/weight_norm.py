@@ -58,7 +58,7 @@ def unfold(config: CodecConfig, variables: dict[str, Any]) -> tuple[CodecConfig,
     for path, _, layer in layers.weighted(config):
         if isinstance(layer, layers.Conv):
             kernel = np.asarray(flat[f"params/{path}/kernel"])
-            axes = _others(kernel, layer.norm_axis)
+            axes = _others(kernel.ndim, layer.norm_axis)
             scale = np.sqrt(np.sum(np.square(kernel.astype(np.float64)), axis=axes))
             flat[f"params/{path}/scale"] = scale.astype(kernel.dtype)
             zero = np.expand_dims(scale == 0, axes)
