@@ -95,10 +95,10 @@ def describe(model: model_config.ModelConfig) -> list[tuple[str, str]]:
     return [
         ("licence", model.license),
         ("sound", terminal.sound_format(codec.sample_rate, model.channels)),
-        ("conditions", ", ".join(model.condition_dims) or "none"),
+        ("follows", ", ".join(model.condition_dims) or "nothing but chance"),
         *((label.name, ", ".join(label.values)) for label in model.labels),
         *((number.name, f"{number.low:g} to {number.high:g}") for number in model.numbers),
-        ("window", f"{model.window_seconds:g} s"),
+        ("window", f"{model.window_seconds:g} s are heard at once"),
         ("codes", f"{codec.frame_rate:g} frames a second, {lm.num_codebooks} codebooks of {lm.codebook_size}"),
         ("size", f"{lm.num_layers} layers, width {lm.dim}, {lm.num_heads} heads"),
         *((title, f"{count / 1e6:.2f} M parameters") for title, count in counts.items() if count),

@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 from doors import EXPECTED, MODELS, command_line, flattened, options, script
 
@@ -11,6 +12,9 @@ import mgjax
 NAMES = json.loads(EXPECTED.read_text())["names"]
 # Settings that are to get other names, under which the old ones are still accepted: the mesh of devices.
 MOVED = ("loop.data", "loop.fsdp", "loop.model")
+
+# Keywords that have other names now, and are taken by the old ones too: see test_every_keyword_is_accepted.
+RENAMED = {"texts": "prompts"}
 
 
 def keywords(function):
@@ -30,9 +34,10 @@ def test_names_of_the_package():
 @pytest.mark.parametrize("name", NAMES["methods"])
 def test_keywords_of_methods(name):
     owner = mgjax.Codec if name in ("encode", "decode") else mgjax.MusicGen
-    assert set(NAMES["methods"][name]) <= set(keywords(getattr(owner, name)))
+    before = [RENAMED.get(keyword, keyword) for keyword in NAMES["methods"][name]]
+    assert set(before) <= set(keywords(getattr(owner, name)))
     # What stands first may be given without its name.
-    assert keywords(getattr(owner, name))[0] == NAMES["methods"][name][0]
+    assert keywords(getattr(owner, name))[0] == before[0]
 
 
 @pytest.mark.parametrize("name", NAMES["functions"])
@@ -61,8 +66,11 @@ def test_every_keyword_is_accepted():
         if parameter.default is not parameter.empty
     }
     asked = {name: defaults[name] for name in NAMES["methods"]["stream_codes"][1:]} | {"seconds": 0.1}
+    for method in (model.stream_codes, model.stream, model.generate, model.generate_codes):
+        assert len(list(method(texts="slow waltz", seconds=0.1))) == 1
     codes = model.generate_codes("slow waltz", **asked)
     assert codes.shape == (1, 5, 4)
+    np.testing.assert_array_equal(model.logits(codes, texts="slow waltz"), model.logits(codes, "slow waltz"))
     model.stream("slow waltz", **asked)
     model.generate("slow waltz", **asked)
     scored = {name: defaults[name] for name in NAMES["methods"]["logits"][2:]}

@@ -43,7 +43,7 @@ class Usage:
     The value is the share of the codes that occurred at all or, where `perplexity`, the exponential of their entropy.
     """
 
-    counts: Float[Array, " v"]
+    counts: Float[Array, " v"] | Float[np.ndarray, " v"]
     perplexity: bool = struct.field(pytree_node=False)
 
     def value(self) -> float:
