@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class Task:
     train_step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
     eval_step: Callable[[TrainState, Any, Batch], dict[str, Mean | Any]]
     frozen: Any
-    flops: Callable[[Batch], float] | None
+    flops: Callable[[Mapping[str, Any]], float] | None
     show: Callable[[TrainState, Batch], dict[str, Sound]] | None
     save: Callable[[TrainState, Path], None]
     best: tuple[str, Literal["min", "max"]]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mgjax.devices import chips, sharding
@@ -130,10 +130,14 @@ def test_a_program_of_this_machine():
     assert lines[0].bytes == 5 * 64 * 64 * 4 * 3 / 4
 
 
+class Device(SimpleNamespace):
+    __hash__ = object.__hash__  # as devices have in a mesh
+
+
 def torus(*shape):
     """A mesh of chips where they are, as the two or three axes of `shape` say."""
     places = np.moveaxis(np.indices(shape), 0, -1).reshape(-1, len(shape))
-    return np.array([SimpleNamespace(coords=[*map(int, place)], slice_index=0) for place in places], dtype=object)
+    return np.array([Device(coords=[*map(int, place)], slice_index=0) for place in places], dtype=object)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,7 @@ def test_links_of_a_torus(chip, shape, mesh, group, links):
     devices = torus(*shape).reshape(*mesh, 1)
     found = chips.find(chip)
     one = hlo.Collective("all-gather", 1e9, np.array([group]), 3.0)
-    (line,) = interconnect.traffic([one], SimpleNamespace(devices=devices, axis_names=sharding.AXES), found)
+    (line,) = interconnect.traffic([one], Mesh(devices, sharding.AXES), found)
     assert line.seconds == pytest.approx(3 * 1e9 * (len(group) - 1) / len(group) / (links * found.link))
 
 
@@ -160,7 +164,7 @@ def test_half_of_all_crosses_the_middle_when_all_send_to_all(shape, links):
     """A quarter of what a row of chips holds crosses its middle in each direction: by one link, in rings by two."""
     devices, chip = torus(*shape).reshape(*shape, 1), chips.find("TPU v5 lite")
     one = hlo.Collective("all-to-all", 1e9, np.array([range(shape[1])]), 1)
-    (line,) = interconnect.traffic([one], SimpleNamespace(devices=devices, axis_names=sharding.AXES), chip)
+    (line,) = interconnect.traffic([one], Mesh(devices, sharding.AXES), chip)
     assert line.seconds == pytest.approx(1e9 * shape[1] / 4 / (links * chip.link))
 
 
@@ -168,7 +172,7 @@ def test_what_leaves_a_slice_or_a_node_is_slow():
     chip, devices = chips.find("TPU v6 lite"), torus(4, 4)
     for device in devices[8:]:
         device.slice_index = 1
-    mesh = SimpleNamespace(devices=devices.reshape(2, 8, 1), axis_names=sharding.AXES)
+    mesh = Mesh(devices.reshape(2, 8, 1), sharding.AXES)
     within, between = (hlo.Collective("all-reduce", 8e9, np.array([group]), 1) for group in (range(8), (0, 8)))
     assert interconnect.traffic([between], mesh, chip)[0].seconds == 8e9 / chip.network
     assert interconnect.traffic([within], mesh, chip)[0].seconds < 0.2

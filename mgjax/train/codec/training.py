@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def _save(model: CodecConfig, state: TrainState, directory: Path) -> None:
         write_codec(directory, model, variables)
 
 
-def _flops(gan: GAN, batch: Batch) -> float:
+def _flops(gan: GAN, batch: Mapping[str, Any]) -> float:
     """The operations of all convolutions and matrix products that one training step needs.
 
     The codec goes forward once and backward twice as long. The discriminators see real and generated audio for their

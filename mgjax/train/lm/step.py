@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -203,7 +203,7 @@ class TrainStep:
         predict = functools.partial(self.lm.apply, variables, method="logits")
         return losses.cross_entropy_of(predict, hidden, steps), extra
 
-    def flops(self, batch: Batch) -> float:
+    def flops(self, batch: Mapping[str, Any]) -> float:
         """The operations of all convolutions and matrix products that one training step needs.
 
         The language model goes forward once and backward twice as long, which is 6 for each weight and code step, and
