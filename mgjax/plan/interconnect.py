@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -74,7 +75,7 @@ def _seconds(one: Collective, mesh: Mesh, chip: Chip) -> float:
     return one.sent / (sum(links) * chip.link)
 
 
-def _extent(devices: Sequence) -> np.ndarray:
+def _extent(devices: Iterable[Any]) -> np.ndarray:
     """How many chips they cover along each direction of the torus."""
     places = np.array([device.coords for device in devices])
     return np.array([len(set(along)) for along in places.T])
