@@ -101,7 +101,7 @@ def test_a_file_of_prompts_steers_each(folder_of_models, tmp_path, monkeypatch):
         (["--melody", "missing.wav"], "missing.wav"),
         (["--melody", "a.wav", "--melody", "b.wav"], "2 times for 1 prompts"),
         (["--label", "genre"], "NAME=VALUE"),
-        (["--guidance", "0:3,x"], "SECOND:STRENGTH"),
+        (["--guidance", "0:3,x"], "SECOND:SCALE"),
         (["--then", "3", "b"], "begins at 3 s"),
         (["--blend", "1"], "about --then"),
         (["--separate"], "about --melody"),
