@@ -25,7 +25,7 @@ def normalized(kernel: Float[Array, "..."], scale: Float[Array, " d"], axis: int
     return kernel * jnp.expand_dims(scale / norm(kernel, axis), _others(kernel, axis))
 
 
-def _others(kernel: Array, axis: int) -> tuple[int, ...]:
+def _others(kernel: Array | np.ndarray, axis: int) -> tuple[int, ...]:
     return tuple(other for other in range(kernel.ndim) if other != axis % kernel.ndim)
 
 
