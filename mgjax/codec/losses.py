@@ -91,7 +91,7 @@ def discriminator_hinge(real: Sequence[Float[Array, "..."]], fake: Sequence[Floa
 
 def adversarial(fake: Sequence[Float[Array, "..."]]) -> Float[Array, ""]:
     """The generator's adversarial loss: minus the mean score of generated audio, over the discriminators."""
-    return -_mean([jnp.mean(scores) for scores in fake])
+    return jnp.asarray(-sum(jnp.mean(scores) for scores in fake) / len(fake))
 
 
 def feature_matching(

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -88,12 +88,14 @@ def insert(
       key: Of the adapter's dropout; None for no dropout.
     """
     pairs = pairs_of(adapter)
-    keys = None if key is None or config.dropout == 0 else iter(jax.random.split(key, len(pairs)))
+    keys: Iterable[Array | None] = [None] * len(pairs)
+    if key is not None and config.dropout > 0:
+        keys = jax.random.split(key, len(pairs))
     joined = params
-    for path, pair in pairs.items():
+    for (path, pair), pair_key in zip(pairs.items(), keys, strict=True):
         beside = {"lora_down": pair["down"], "lora_up": pair["up"] * config.scale}
-        if keys is not None:
-            pair_key, lead = next(keys), pair["down"].shape[:-3]
+        if pair_key is not None:
+            lead = pair["down"].shape[:-3]
             beside["lora_key"] = jax.random.split(pair_key, lead) if lead else pair_key
             beside["lora_keep"] = jnp.full(lead, 1 - config.dropout)
         joined = _with(joined, path, operator.or_, beside)
