@@ -1,4 +1,4 @@
-"""What users hold: `load` a model, then `generate`, `stream`, `logits`, `save`."""
+"""The public API: `load` a model, then `generate`, `stream`, `logits`, `save`."""
 
 from __future__ import annotations
 
@@ -59,17 +59,12 @@ class MusicGen:
     Nothing on it changes when it is used: the same call with the same seed gives the same result.
 
     Attributes:
-      config: What the model is.
+      config: The model's config.
       codec: Audio to codes and back.
-      sample_rate: Of the audio, in hertz.
-      channels: 1 for mono, 2 for stereo.
-      frame_rate: Frames of codes per second.
-      num_codebooks: Codes per frame, of the first of the codec's codebooks or all.
-      codebook_size: The number of different codes.
     """
 
     def __init__(self, model: Checkpoint, *, compat: str | None = None, mesh: Mesh | None = None):
-        """Takes what the checkpoint readers give; `load` is the usual way here."""
+        """Takes a checkpoint as its readers return it; use `load`."""
         if compat not in (None, "audiocraft"):
             raise ValueError(f"compat must be None or 'audiocraft', got {compat!r}")
         self.config = model.config
@@ -83,22 +78,27 @@ class MusicGen:
 
     @property
     def sample_rate(self) -> int:
+        """Of the audio, in hertz."""
         return self.codec.sample_rate
 
     @property
     def channels(self) -> int:
+        """1 for mono, 2 for stereo."""
         return self.config.channels
 
     @property
     def frame_rate(self) -> float:
+        """Frames of codes per second."""
         return self.codec.frame_rate
 
     @property
     def num_codebooks(self) -> int:
+        """Codes per frame: of all the codec's codebooks, or of the first ones."""
         return self.config.lm.num_codebooks
 
     @property
     def codebook_size(self) -> int:
+        """The number of different codes of a codebook."""
         return self.config.lm.codebook_size
 
     @property
@@ -108,15 +108,14 @@ class MusicGen:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What cuts texts into the pieces that the text encoder knows."""
+        """The tokenizer of the T5."""
         return self._conditioner.tokenizer
 
     @functools.cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that tell models apart, from their shape and a sample of every array."""
+        """Twelve hexadecimal digits that tell models apart, of the config and a sample of every array."""
         model = self._checkpoint()
-        what = dataclasses.replace(model.config, license="", sampling=Sampling())
-        return hash_of(what, model.variables)
+        return hash_of(dataclasses.replace(model.config, license="", sampling=Sampling()), model.variables)
 
     @_takes_texts
     def generate(
@@ -147,8 +146,8 @@ class MusicGen:
         of sums.
 
         Args:
-          prompts: What to play, one text per row. None or "" for no text. A prompt schedule, a list of (seconds, text),
-            changes it as the music goes on.
+          prompts: The text prompt of each row. None or "" for no text. In its place, a prompt schedule: a list of
+            (seconds, text).
           seconds: Length of the whole result, the audio prompt included. Cut to whole frames.
           seed: A whole number, or one for each row.
           sampling: Sampling parameters and guidance scale, for all rows or one for each; the checkpoint's own where
@@ -156,20 +155,19 @@ class MusicGen:
           prompt: Audio prompt, music to continue: [n], [n, c], [b, n, c] or a list of arrays, one for all rows or one
             for each, all of one length.
           prompt_sample_rate: Of the audio prompt, in hertz; the model's where None.
-          negative: Negative prompt, for all rows or one for each: what the music is to keep away from. It works through
-            guidance.
-          blend: Seconds that the crossfade to the next prompt of a schedule takes; 0 for at once.
+          negative: Negative prompt, for all rows or one for each: guidance moves the music away from it.
+          blend: Seconds of the crossfade to the next prompt of a schedule; 0 for none.
           melody: For melody models, audio whose melody to follow from the start of the result, the audio prompt
             included: [n], [n, c], [b, n, c], or a list with an array or None for each row. It is repeated where it is
-            short. A model that reads it before the music hears as much of it as in training
-            (`config.melody.num_frames`), also where `window` is longer.
+            short. Where the melody is a prefix, the model gets as much of it as in training
+            (`config.melody.num_frames`), also with a longer `window`.
           melody_sample_rate: Of the melody, in hertz; the model's where None.
-          separate: How to take the melody out of a mix: "demucs", or a function of audio [n, c] and its rate that gives
-            the part of it that carries the melody. None for the mix as it is.
+          separate: How to separate the melody from a mix: "demucs", or a function of audio [n, c] and its rate that
+            returns the melody. None for the mix as it is.
           chroma: Instead of a melody, the strength of each pitch class over time: [1 or b, frames, pitch classes],
             `config.melody` says how many; in longer music it is repeated.
-          style: For style models, music to sound like, in the forms of a melody. A few seconds of it count, which the
-            row's seed chooses.
+          style: For style models, music to sound like, in the forms of a melody. The row's seed chooses an excerpt of
+            a few seconds.
           style_sample_rate: Of the style, in hertz; the model's where None.
           labels: Values of the model's labels by name, such as {"genre": "waltz", "bpm": 120}, for all rows or each.
           window: Seconds of music that the model sees at once; what it was trained on where None.
@@ -180,7 +178,7 @@ class MusicGen:
         Raises:
           ValueError: A value is out of range; the message says what is allowed.
           TypeError: A value is of another kind.
-          NotFiniteError: The weights give NaN or infinity; `stream` gives what is good before that.
+          NotFiniteError: The weights give NaN or infinity; `stream` yields the audio before that.
         """
         return np.concatenate(list(self.stream(**_arguments(locals()))), axis=1)
 
@@ -261,7 +259,7 @@ class MusicGen:
     ) -> Iterator[Int32[np.ndarray, "b t k"]]:
         """Yields the codes of `generate_codes` in pieces of about a second, each as soon as it is complete.
 
-        All arguments, those of `generate`, are checked at once, before the first piece is asked for.
+        All arguments, those of `generate`, are checked when it is called, before the first piece.
         """
         request = arguments.request(self.config, self.codec, **_arguments(locals(), "progress"))
         codes = windows.decode(
@@ -276,7 +274,7 @@ class MusicGen:
         return self._explained(codes)
 
     def _explained(self, codes: Iterator[Int32[np.ndarray, "b t k"]]) -> Iterator[Int32[np.ndarray, "b t k"]]:
-        """The same codes; where they end because something is not finite, the error says what."""
+        """The same codes; the error where weights are not finite names them."""
         not_finite = NotFiniteError  # the module may be empty by the time that an unfinished stream is closed
         try:
             yield from codes
@@ -301,11 +299,17 @@ class MusicGen:
         """Predicts every code from the codes before it in the interleaved sequence (teacher-forced), float32 logits.
 
         Args:
-          codes: [t, k] or [b, t, k], as `codec.encode` gives them: of all the codec's codebooks, or of those that the
-            language model knows.
+          codes: [t, k] or [b, t, k], as from `codec.encode`: of all the codec's codebooks, or of those of the language
+            model.
           prompts: One text for all rows, or one for each.
           seed: Of the style's excerpts: a whole number, or one for each row.
-          melody, melody_sample_rate, separate, chroma, style, style_sample_rate, labels: As for `generate`.
+          melody: As for `generate`.
+          melody_sample_rate: As for `generate`.
+          separate: As for `generate`.
+          chroma: As for `generate`.
+          style: As for `generate`.
+          style_sample_rate: As for `generate`.
+          labels: As for `generate`.
         """
         request = arguments.scoring_request(self.config, self.codec, **_arguments(locals()))
         [window] = guidance.windows(request, self.config, self._conditioner, self._encode_mono)
@@ -321,17 +325,17 @@ class MusicGen:
         """Writes the model as a directory that `load` opens.
 
         Args:
-          directory: Where to. A model that is there already is replaced only once the new one is whole.
+          directory: Where to. A model that it holds is replaced only once the new one is complete.
           format: "mgjax", "huggingface" or "audiocraft".
-          text_encoder: For audiocraft's form, which names the T5 and does not hold it: its name. None for the published
-            one of that size.
-          compact: For mgjax's form, all weights but the codebooks in fewer bytes: "bfloat16" or "int8". None for what
-            they are here.
+          text_encoder: The name of the T5, for audiocraft's format, which does not hold it. None for the published T5
+            of that size.
+          compact: The type of all weights but the codebooks in mgjax's format, "bfloat16" or "int8". None for their
+            own.
         """
         sources.write(directory, self._checkpoint(), format, text_encoder, compact)
 
     def _checkpoint(self) -> Checkpoint:
-        """What there is to save. The codec's weight normalisation stays folded into its kernels."""
+        """The checkpoint to save. The codec's weight normalisation stays folded into its kernels."""
         config = dataclasses.replace(self.config, codec=self.codec.folded_config)
         return Checkpoint(config, {**self._params, "codec": self.codec.variables}, **self._tokenizers)
 
@@ -339,7 +343,7 @@ class MusicGen:
         """The codes of mono audio, which a stereo model's codec would code as left and right."""
         codec = Codec(self.codec.folded_config, self.codec.variables)
         codes = codec.encode(np.repeat(audio[:, :, None], codec.channels, axis=2))
-        assert isinstance(codes, np.ndarray)  # language models read no codes of chunks
+        assert isinstance(codes, np.ndarray)  # language models have no codecs with chunks
         return codes
 
     def __getstate__(self) -> dict[str, Any]:
@@ -361,20 +365,20 @@ def load(
     """Loads the model at `source`.
 
     Args:
-      source: "mini" (it comes with mgjax), "debug" (a toy with random weights), a directory, or a Hub id such as
+      source: "mini" (bundled with mgjax), "debug" (a toy with random weights), a directory, or a Hub id such as
         "facebook/musicgen-small".
       dtype: "float32", "bfloat16" or "float16"; None for float32 on CPU and bfloat16 elsewhere.
       mesh: The devices to spread the model over (`mgjax.devices.sharding.make_mesh`); None for the first one.
       text_encoder: A directory or Hub id of a T5 encoder, for audiocraft's checkpoints, which come without theirs, or
-        of a ClapModel for those that hear texts through CLAP.
+        of a ClapModel for those that are conditioned on CLAP.
       style_encoder: A directory or Hub id of MERT, for audiocraft's checkpoints of style models; None for the published
         one.
-      adapter: A directory or Hub id of what a fine-tuning of this model has learned, in the layout of the library peft.
-      compat: "audiocraft" repeats what the original does with texts of different lengths in one batch: padding is
-        attended to. By default a row does not depend on its batch.
+      adapter: A directory or Hub id of a LoRA adapter of this model, in the layout of the library peft.
+      compat: "audiocraft" treats texts of different lengths in one batch as the original does: padding is attended
+        to. By default a row does not depend on its batch.
 
     Raises:
-      CheckpointError: There is no model, or its files are damaged or do not fit together.
+      CheckpointError: `source` is no model, or its files are damaged or do not fit together.
     """
     dtype = arguments.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
@@ -386,7 +390,7 @@ def load_codec(source: str | os.PathLike[str]) -> Codec:
     """Loads the codec at `source`: of a repository or directory that holds a codec alone, or a whole model.
 
     Raises:
-      CheckpointError: There is no codec, or its files are damaged or do not fit together.
+      CheckpointError: `source` holds no codec, or its files are damaged or do not fit together.
     """
     return Codec(*sources.read_codec(source))
 

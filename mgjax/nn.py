@@ -1,21 +1,23 @@
-"""The few layers that every network here is made of: linear maps, norms, attention, positions."""
+"""The layers that all networks here share: linear maps, norms, attention, positions."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.devices import sharding
 
 Initializer = Callable[..., jax.Array]
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)  # of functions that return the kind of array that they take
 
 # A float32 model is computed in float32 on every device: left alone, accelerators round float32 products to fewer
 # bits. Products of bfloat16 and float16 are not affected.
@@ -23,15 +25,15 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 _FEW_ROWS = 8
 
-WEIGHT = "weight"  # what `jax.checkpoint` calls the matrices that products were made with
+WEIGHT = "weight"  # the name that `jax.checkpoint` knows the matrices of products by
 
 
 def _product(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: Any) -> Float[Array, "n *o"]:
     """The product over `i`, with the sums in `dtype`.
 
     A step of decoding has few rows and is bound by reading the kernel. On CPU, XLA reads it a fifth faster in a
-    convolution of width 1, which is the same product. Only few rows: training never comes here, where the convolution's
-    gradient would be slow.
+    convolution of width 1, which is the same product. Training has more rows than that: the convolution's gradient
+    would be slow.
     """
 
     def product(x: Array, kernel: Array) -> Array:
@@ -53,7 +55,7 @@ def _product(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: Any) -
 class Dense(nn.Module):
     """A linear map of the last axes of x, `in_shape`, to `out_shape`, with a kernel of `(*in_shape, *out_shape)`.
 
-    The product is over one axis, into which those of x are merged: contracting two axes at once makes XLA copy the
+    The product is over one axis, into which those of x are merged: if two axes are contracted at once, XLA copies the
     kernel on CPU. Those of the result stay apart: one of them may be split among devices. The kernel is cast to `dtype`
     (x's where None); `result_dtype` is the type that sums are kept and returned in (that of the product where None).
     """
@@ -68,6 +70,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch_and_in"]) -> Float[Array, "*batch_and_out"]:
+        """Maps x `[*batch, *in_shape]` to `[*batch, *out_shape]`."""
         dtype = self.dtype or x.dtype
         batch = x.shape[: x.ndim - len(self.in_shape)]
         kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
@@ -85,11 +88,12 @@ class Dense(nn.Module):
         return y
 
     def _adapted(self, rows: Float[Array, "n i"]) -> Float[Array, "n o"]:
-        """What the adapter (lm/lora.py) beside the kernel adds: a product of two narrow matrices."""
-        down, up = (self.get_variable("params", f"lora_{name}").astype(rows.dtype) for name in ("down", "up"))
-        if self.has_variable("params", "lora_key"):
-            keep = self.get_variable("params", "lora_keep").astype(rows.dtype)
-            kept = jax.random.bernoulli(self.get_variable("params", "lora_key"), keep, rows.shape)
+        """The product of the rows with the adapter (lm/lora.py) beside the kernel, two narrow matrices."""
+        params = self.variables["params"]
+        down, up = (params[f"lora_{name}"].astype(rows.dtype) for name in ("down", "up"))
+        if "lora_key" in params:
+            keep = params["lora_keep"].astype(rows.dtype)
+            kept = jax.random.bernoulli(params["lora_key"], keep, rows.shape)
             rows = jnp.where(kept, rows / keep, 0)
         narrow = jnp.einsum("ni,gir->ngr", rows, down, precision=_EXACT)
         return jnp.einsum("ngr,gro->ngo", narrow, up, precision=_EXACT).reshape(rows.shape[0], -1)
@@ -112,6 +116,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalises x over its last axis, in x's type."""
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
         wide = x.astype(jnp.float32)
@@ -130,6 +135,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalises x over its last axis, in x's type."""
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
@@ -147,8 +153,8 @@ def attention(
 ) -> Float[Array, "b q h e"]:
     """Softmax attention with the scores in float32.
 
-    `mask` is True where a query attends to a key. A query that attends to none gets zeros, not NaN: that is what a null
-    condition means.
+    `mask` is True where a query attends to a key. A query that attends to none gets zeros, not NaN: a null condition
+    adds nothing.
     """
     scores = jnp.einsum("bqhe,bmhe->bhqm", query, key, precision=_EXACT, preferred_element_type=jnp.float32) * scale
     if bias is not None:
@@ -159,6 +165,11 @@ def attention(
     if mask is not None:
         weights = jnp.where(mask, weights, 0.0)
     return jnp.einsum("bhqm,bmhe->bqhe", weights.astype(value.dtype), value, precision=_EXACT)
+
+
+def apply(module: nn.Module, variables: Mapping[str, Any], *inputs: Any, **options: Any) -> Any:
+    """`module.apply`, of which flax's types say that it may return changed variables too: not without `mutable`."""
+    return module.apply(variables, *inputs, **options)
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -190,17 +201,17 @@ def under(prefix: str, shapes: Shapes) -> Shapes:
 
 
 def dense_shapes(path: str, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool = True) -> Shapes:
-    """Those of a `Dense`, or of a convolution."""
+    """The shapes of a `Dense`, or of a convolution, at `path`."""
     return {f"{path}/kernel": inputs + outputs} | ({f"{path}/bias": outputs} if bias else {})
 
 
 def norm_shapes(path: str, dim: int) -> Shapes:
-    """Those of a norm with a scale and a bias."""
+    """The shapes of a norm with a scale and a bias, at `path`."""
     return {f"{path}/scale": (dim,), f"{path}/bias": (dim,)}
 
 
 def codebook_shapes(k: int, v: int, d: int) -> Shapes:
-    """Those of a residual vector quantizer of k codebooks of v codes: the codewords, and their moving averages."""
+    """The shapes of a residual vector quantizer: k codebooks of v codewords of width d, and their moving averages."""
     return {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}
 
 
@@ -211,7 +222,7 @@ def not_finite(tree: Any) -> list[str]:
 
 
 def why_not_finite(variables: Any) -> str:
-    """Why a model with these weights gives NaN or infinity, and what to do."""
+    """The end of an error message: why a model with these weights gives NaN or infinity, and what to do."""
     paths = not_finite(variables)
     if not paths:
         return "all weights are finite, so numbers became too large on the way; load the model in dtype float32"

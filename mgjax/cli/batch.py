@@ -98,7 +98,9 @@ def run(args: argparse.Namespace) -> None:
         speed = sound / (time.monotonic() - begun)
         terminal.say(f"{count} of {of} batches of this host, {speed:.2f} s of sound a second")
 
-    failed = batch.make(jobs, lambda recipes: _play(model, recipes), form, args.out, size, settings, machine, progress)
+    failed = batch.generate(
+        jobs, lambda recipes: _play(model, recipes), form, args.out, size, settings, machine, progress
+    )
     terminal.say(f"{len(jobs) - failed} of {len(jobs)} pieces are in {args.out}")
     if failed:
         raise ValueError(
@@ -168,7 +170,7 @@ def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
     """The pieces of a batch, their sound as loud as is asked for."""
     import numpy as np
 
-    from mgjax.generation.batch import Made
+    from mgjax.generation.batch import Piece
 
     codes = []
 
@@ -178,9 +180,9 @@ def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
             yield piece
 
     sounds = np.concatenate(list(model.codec.decode_blocks(kept())), axis=1)
-    made = []
+    pieces = []
     for row, sound, recipe in zip(np.concatenate(codes, axis=1), sounds, recipes, strict=True):
         if recipe.loudness is not None:
             sound = loudness.normalized(sound, model.sample_rate, recipe.loudness)
-        made.append(Made(row, sound))
-    return made
+        pieces.append(Piece(row, sound))
+    return pieces

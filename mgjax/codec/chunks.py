@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Float, Float32, Int32
 
 from mgjax.config.model import CodecConfig
+from mgjax.nn import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ChunkLayout:
 
     @classmethod
     def of(cls, config: CodecConfig) -> ChunkLayout:
+        """The layout of a codec with `chunk_seconds`."""
+        assert config.chunk_seconds is not None
         length = int(config.chunk_seconds * config.sample_rate)
         return cls(length, max(1, int((1.0 - config.chunk_overlap) * length)), config.hop_length)
 
@@ -46,11 +49,10 @@ class ChunkLayout:
         return math.ceil(num_samples / self.hop_length)
 
 
-def volume(audio: Float[Array | np.ndarray, "b n c"]) -> Float[Array | np.ndarray, " b"]:
-    """The root mean square of each row's mean over channels, and a little more: what a codec that renormalises divides
-    by. In numpy where the audio is in numpy."""
-    numbers = np if isinstance(audio, np.ndarray) else jnp
-    return numbers.sqrt(numbers.mean(numbers.square(numbers.mean(audio, axis=2)), axis=1)) + np.float32(1e-8)
+def volume(audio: Float[AnyArray, "b n c"]) -> Float[AnyArray, " b"]:
+    """The scale that a codec that renormalises divides by: the RMS of each row's mean over channels, plus 1e-8."""
+    xp = np if isinstance(audio, np.ndarray) else jnp
+    return xp.sqrt(xp.mean(xp.square(xp.mean(audio, axis=2)), axis=1)) + np.float32(1e-8)
 
 
 def split(blocks: Iterable[np.ndarray], layout: ChunkLayout) -> Iterator[tuple[np.ndarray, int]]:
@@ -100,7 +102,9 @@ def unpadded(pieces: Iterable[Chunks], layout: ChunkLayout) -> Iterator[tuple[np
         yield _first(waiting, layout)
 
 
-def _first(waiting: list, layout: ChunkLayout) -> tuple[np.ndarray, np.ndarray, int]:
+def _first(
+    waiting: list[tuple[np.ndarray, np.ndarray, int]], layout: ChunkLayout
+) -> tuple[np.ndarray, np.ndarray, int]:
     samples = min(layout.length, sum(ahead for *_, ahead in waiting))
     codes, scale, ahead = waiting.pop(0)
     return codes[:, : layout.frames(samples)], scale, ahead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +16,13 @@ from mgjax.audio import waveform
 from mgjax.codec import chunks, layers, stream, weight_norm
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.encodec import EncodecModel
-from mgjax.codec.lstm import zero_state
+from mgjax.codec.lstm import State, zero_state
 from mgjax.config.model import CodecConfig
 from mgjax.config.serialization import to_json
 from mgjax.devices import sharding
 from mgjax.errors import NotFiniteError
 from mgjax.inputs import arguments
-from mgjax.nn import why_not_finite
+from mgjax.nn import apply, why_not_finite
 
 Audio = Any  # [n], [n, c] or [b, n, c], of numpy, JAX or torch, or a list of rows
 Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]
@@ -32,11 +32,13 @@ _WINDOW = 256  # frames in a window
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method", "num_codebooks"))
-def _apply(config: CodecConfig, method: str, variables: dict, *inputs, num_codebooks: int | None = None):
+def _apply(
+    config: CodecConfig, method: str, variables: dict[str, Any], *inputs: Any, num_codebooks: int | None = None
+) -> Any:
     options = {} if num_codebooks is None else {"num_codebooks": num_codebooks}
     # Full float32 products: a code is a hard decision, and accelerators round to fewer bits by default.
     with jax.default_matmul_precision("highest"):
-        return EncodecModel(config).apply(variables, *inputs, **options, method=method)
+        return apply(EncodecModel(config), variables, *inputs, **options, method=method)
 
 
 class Codec:
@@ -46,19 +48,13 @@ class Codec:
     codec: left and right each have their own codes, interleaved (left 1, right 1, left 2, ...).
 
     Attributes:
-      config: What the codec is, as it was given.
+      config: The codec's config.
       folded_config: The same with weight norm folded into the kernels; `variables` are of this form.
       variables: The weights, `{"params", "codebooks"}` of `EncodecModel(folded_config)`.
-      sample_rate: In hertz.
       channels: Of the audio.
-      frame_rate: Frames of codes per second.
-      hop_length: Samples per frame.
-      num_codebooks: Codes per frame, over all channels.
-      codebook_size: The number of different codes.
-      hash: Twelve hexadecimal digits that tell codecs apart, made of the config and the codebooks.
     """
 
-    def __init__(self, config: CodecConfig, variables: dict, channels: int | None = None):
+    def __init__(self, config: CodecConfig, variables: Mapping[str, Any], channels: int | None = None):
         """Takes the variables `{"params", "codebooks"}` of `EncodecModel(config)`.
 
         Raises:
@@ -80,26 +76,32 @@ class Codec:
 
     @property
     def sample_rate(self) -> int:
+        """Of the audio, in hertz."""
         return self.config.sample_rate
 
     @property
     def frame_rate(self) -> float:
+        """Frames of codes per second."""
         return self.config.frame_rate
 
     @property
     def hop_length(self) -> int:
+        """Audio samples per frame of codes."""
         return self.config.hop_length
 
     @property
     def num_codebooks(self) -> int:
+        """Codes per frame, over all channels."""
         return self.config.num_codebooks * self._groups
 
     @property
     def codebook_size(self) -> int:
+        """The number of different codes of a codebook."""
         return self.config.codebook_size
 
     @functools.cached_property
     def hash(self) -> str:
+        """Twelve hexadecimal digits that tell codecs apart, of the config and the codebooks."""
         codebooks = np.asarray(self.variables["codebooks"]["embed"])
         return hashlib.sha256(to_json(self.folded_config).encode() + codebooks.tobytes()).hexdigest()[:12]
 
@@ -116,15 +118,15 @@ class Codec:
 
         Raises:
           ValueError: The audio is empty, not finite, or of another shape.
-          NotFiniteError: The weights make something of it that is NaN or infinite.
+          NotFiniteError: The weights give NaN or infinity.
         """
         audio = self._resampled(self._batched(audio, set()), sample_rate)
-        frames = -(-audio.shape[1] // self.hop_length)
+        frames, num_codebooks = -(-audio.shape[1] // self.hop_length), self.config.codebooks_for(bandwidth)
         if self._layout:
-            return chunks.merge(self.encode_blocks([audio], bandwidth))
+            return chunks.merge(self._encode_chunks(self._layout, self._checked_rows([audio]), num_codebooks))
         if not 0 < frames <= _WHOLE:
-            return np.concatenate(list(self.encode_blocks([audio], bandwidth)), axis=1)
-        return self._interleaved(self._encode_whole(self._rows(audio), frames, self.config.codebooks_for(bandwidth)))
+            return np.concatenate(list(self._encode_windows(self._checked_rows([audio]), num_codebooks)), axis=1)
+        return self._interleaved(self._encode_whole(self._rows(audio), frames, num_codebooks))
 
     def decode(self, codes: Codes | Chunks, num_samples: int | None = None) -> Float32[np.ndarray, "b n c"]:
         """The audio of `codes`: frames * hop_length samples, or the first `num_samples` of them.
@@ -133,11 +135,11 @@ class Codec:
 
         Raises:
           ValueError: The codes have another shape or are out of range.
-          NotFiniteError: The weights make sound of them that is NaN or infinite.
+          NotFiniteError: The weights give NaN or infinity.
         """
         if num_samples is not None and not (arguments.is_whole(num_samples) and num_samples >= 0):
             raise ValueError(f"num_samples must be a whole number, 0 or above, got {arguments.shown(num_samples)}")
-        shape = np.shape(codes)
+        shape = () if isinstance(codes, Chunks) else np.shape(codes)
         if self._layout or len(shape) != 3 or not 0 < shape[1] <= _WHOLE:
             audio = np.concatenate(list(self.decode_blocks([codes])), axis=1)
         else:
@@ -152,29 +154,20 @@ class Codec:
         Joined, they are what `encode` gives for the blocks joined. With `one_size`, the same three programs serve audio
         of every length, where else dozens are compiled: for many pieces, at some waste at the end of each.
         """
-        count = self.config.codebooks_for(bandwidth)
-        said: set[str] = set()
-        arrays = (arguments.array(block, "audio") for block in blocks)
-        rows = _filled(
-            (self._rows(self._batched(block, said)) for block in arrays if block.size),
-            "there is no audio to encode: it has 0 samples",
-        )
+        num_codebooks, rows = self.config.codebooks_for(bandwidth), self._checked_rows(blocks)
         if self._layout:
-            yield from self._encode_chunks(rows, count)
-            return
-        self._check_streaming()
-        chain = self._chain("encoder", layers.encoder(self.config), one_size, num_codebooks=count)
-        for codes in _pushed(chain, rows):
-            yield self._interleaved(codes)
+            yield from self._encode_chunks(self._layout, rows, num_codebooks)
+        else:
+            yield from self._encode_windows(rows, num_codebooks, one_size)
 
     def decode_blocks(self, blocks: Iterable[Codes | Chunks]) -> Iterator[Float32[np.ndarray, "b n c"]]:
         """The audio of codes that arrive in blocks of any number of frames; in bounded memory.
 
-        Joined, it is what `decode` gives for the blocks joined. Each piece comes as soon as the few frames are there
-        that it depends on.
+        Joined, it is what `decode` gives for the blocks joined. Each piece is yielded as soon as its receptive field is
+        complete.
         """
         if self._layout:
-            yield from chunks.overlap_add(self._decode_chunks(blocks))
+            yield from chunks.overlap_add(self._decode_chunks(self._layout, blocks))
             return
         self._check_streaming()
         chain = self._chain("decoder", layers.decoder(self.config))
@@ -182,18 +175,21 @@ class Codec:
         for audio in _pushed(chain, rows):
             yield self._joined(audio)
 
-    def _chain(self, name: str, half: layers.Half, one_size: bool = False, **options) -> stream.Chain:
-        """The three stages of the encoder or the decoder; `options` are those of the last."""
+    def _chain(
+        self, name: str, half: layers.Half, one_size: bool = False, num_codebooks: int | None = None
+    ) -> stream.Chain:
+        """The three stages of the encoder or the decoder."""
 
-        def windows(part: Sequence[layers.Layer], stage: str, **options) -> stream.Windows:
-            run = functools.partial(self._run, f"{name}_{stage}", **options)
+        def windows(part: Sequence[layers.Layer], stage: str, num_codebooks: int | None = None) -> stream.Windows:
+            run = functools.partial(self._run, f"{name}_{stage}", num_codebooks=num_codebooks)
             return stream.Windows(run, stream.receptive_field(self.config, part), _WINDOW, one_size)
 
         recurrence = stream.Recurrence(functools.partial(self._recur, f"{name}_recur"), _WINDOW, one_size)
-        return stream.Chain(windows(half.before, "before"), recurrence, windows(half.after, "after", **options))
+        return stream.Chain(windows(half.before, "before"), recurrence, windows(half.after, "after", num_codebooks))
 
-    def _run(self, method: str, x: np.ndarray, length: int, **options) -> jax.Array:
-        return _apply(self.folded_config, method, self.variables, self._spread(x), np.int32(length), **options)
+    def _run(self, method: str, x: np.ndarray, length: int, num_codebooks: int | None = None) -> jax.Array:
+        inputs = self._spread(x), np.int32(length)
+        return _apply(self.folded_config, method, self.variables, *inputs, num_codebooks=num_codebooks)
 
     def _spread(self, rows: np.ndarray) -> np.ndarray | jax.Array:
         """Spreads the rows over the devices that the weights are on; else each would do all of the work."""
@@ -202,7 +198,7 @@ class Codec:
             return rows
         return jax.device_put(rows, sharding.rows(len(rows), where.mesh))
 
-    def _recur(self, method: str, x: np.ndarray, length: int, state) -> tuple[jax.Array, object]:
+    def _recur(self, method: str, x: np.ndarray, length: int, state: State | None) -> tuple[jax.Array, State]:
         if state is None:
             state = zero_state(self.config.num_lstm_layers, x.shape[0], x.shape[2])
         return _apply(self.folded_config, method, self.variables, self._spread(x), np.int32(length), state)
@@ -215,17 +211,26 @@ class Codec:
         buffer = stream.padded(rows, stream.bucket(rows.shape[1]))
         return np.asarray(self._run("decode", buffer, rows.shape[1]))[:, : rows.shape[1] * self.hop_length]
 
-    def _encode_chunks(self, blocks: Iterable[np.ndarray], num_codebooks: int) -> Iterator[Chunks]:
-        for chunk, ahead in chunks.split(blocks, self._layout):
-            scale = np.ones(chunk.shape[0], np.float32)
-            if self.config.normalize:
-                scale = chunks.volume(chunk)
-            frames = self._layout.frames(chunk.shape[1])
+    def _encode_windows(
+        self, rows: Iterable[np.ndarray], num_codebooks: int, one_size: bool = False
+    ) -> Iterator[Int32[np.ndarray, "b t k"]]:
+        self._check_streaming()
+        for codes in _pushed(self._chain("encoder", layers.encoder(self.config), one_size, num_codebooks), rows):
+            yield self._interleaved(codes)
+
+    def _encode_chunks(
+        self, layout: chunks.ChunkLayout, rows: Iterable[np.ndarray], num_codebooks: int
+    ) -> Iterator[Chunks]:
+        for chunk, ahead in chunks.split(rows, layout):
+            scale = chunks.volume(chunk) if self.config.normalize else np.ones(chunk.shape[0], np.float32)
+            frames = layout.frames(chunk.shape[1])
             codes = self._encode_whole(chunk / scale[:, None, None], frames, num_codebooks)
             yield Chunks(codes[:, None], scale[:, None], ahead)
 
-    def _decode_chunks(self, blocks: Iterable[Codes | Chunks]) -> Iterator[tuple[np.ndarray, int]]:
-        def checked():
+    def _decode_chunks(
+        self, layout: chunks.ChunkLayout, blocks: Iterable[Codes | Chunks]
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        def checked() -> Iterator[Chunks]:
             for block in blocks:
                 if not isinstance(block, Chunks):
                     raise ValueError("this codec codes chunks apart: decode what encode returned, not codes alone")
@@ -233,13 +238,13 @@ class Codec:
                 self._code_rows(block.codes.reshape(b, count * t, k))
                 yield block
 
-        for codes, scale, ahead in chunks.unpadded(checked(), self._layout):
+        for codes, scale, ahead in chunks.unpadded(checked(), layout):
             audio = self._decode_whole(codes) * scale[:, None, None]
             self._check(np.isfinite(audio), "decoder")
             yield audio, ahead
 
     def _check(self, good: np.ndarray, part: str) -> None:
-        """Raises NotFiniteError unless all of what a part of the codec gives is good."""
+        """Raises NotFiniteError unless all values that a part of the codec gives are `good`."""
         if not good.all():
             rows = sorted(set(np.nonzero(~good)[0] // self._groups))
             raise NotFiniteError(
@@ -256,10 +261,17 @@ class Codec:
             return audio
         return np.stack([waveform.resample(row, sample_rate, self.sample_rate) for row in audio])
 
-    def _batched(self, audio: Audio, said: set[str]) -> Float32[np.ndarray, "b n c"]:
-        """`audio` in the codec's channels, checked; `said` as for `waveform.check`."""
-        rows = [waveform.check(row, "audio", said) for row in arguments.rows(audio, "audio")]
-        rows = [waveform.to_channels(row, self.channels, "audio", said) for row in rows]
+    def _checked_rows(self, blocks: Iterable[Audio]) -> Iterator[Float32[np.ndarray, "b n c"]]:
+        """The blocks of audio that are not empty, as `_rows`."""
+        warned: set[str] = set()
+        arrays = (arguments.array(block, "audio") for block in blocks)
+        rows = (self._rows(self._batched(block, warned)) for block in arrays if block.size)
+        return _filled(rows, "there is no audio to encode: it has 0 samples")
+
+    def _batched(self, audio: Audio, warned: set[str]) -> Float32[np.ndarray, "b n c"]:
+        """`audio` in the codec's channels, checked; `warned` as for `waveform.check`."""
+        rows = [waveform.check(row, "audio", warned) for row in arguments.rows(audio, "audio")]
+        rows = [waveform.to_channels(row, self.channels, "audio", warned) for row in rows]
         if len({len(row) for row in rows}) != 1:
             raise ValueError(f"the rows of a batch must be of one length, got {[len(row) for row in rows]} samples")
         return np.stack(rows)
@@ -282,8 +294,8 @@ class Codec:
         _, t, k = codes.shape
         return np.moveaxis(codes.reshape(-1, self._groups, t, k), 1, 3).reshape(-1, t, k * self._groups)
 
-    def _code_rows(self, codes: np.ndarray) -> np.ndarray:
-        """The inverse of `_interleaved`, of checked codes."""
+    def _code_rows(self, codes: Any) -> Int32[np.ndarray, "r t k"]:
+        """The inverse of `_interleaved`, of codes that are checked first."""
         codes = arguments.array(codes, "codes")
         if codes.ndim != 3 or not codes.shape[0] or not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(f"codes must be whole numbers of shape [b, t, k], got {codes.dtype} {list(codes.shape)}")

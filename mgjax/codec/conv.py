@@ -136,6 +136,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], length: Length) -> tuple[Float[Array, "b m f"], Length]:
+        """The convolution of the first `length` samples, then the norm; see the class."""
         config, layer = self.config, self.layer
         init = nn.initializers.variance_scaling(layer.gain, "fan_in", "normal")
         kernel = self.param("kernel", init, (layer.width, layer.inputs, layer.features))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,7 +33,7 @@ _torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Which discriminators there are.
+    """The families of discriminators and their sizes.
 
     Attributes:
       families: Of "stft", "scale" and "period"; each has an adversarial and a feature loss of its own.
@@ -55,7 +57,7 @@ class DiscriminatorConfig:
     period_filters: int = 32
     max_filters: int = 1024
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if set(self.families) - set(FAMILIES) or len(set(self.families)) != len(self.families):
             raise ConfigError(f"discriminator.families must be different ones of {FAMILIES}, got {self.families}")
         if any(size < 16 or size % 4 for size in self.stft_sizes) or not self.stft_sizes:
@@ -77,6 +79,7 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, audio: Float[Array, "b n c"]) -> dict[str, list[Output]]:
+        """The outputs of each discriminator, by family."""
         config, outputs = self.config, {}
         if "stft" in config.families:
             outputs["stft"] = [
@@ -102,15 +105,16 @@ class SpectralDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, audio: Float[Array, "b n c"]) -> Output:
+        """Scores `b t f 1` and feature maps `b t f filters`."""
         b, n, c = audio.shape
         real, imaginary = stft(jnp.moveaxis(audio, 2, 1).reshape(b * c, n), self.size)
         # All channels' real parts, then their imaginary parts.
         x = jnp.stack([real, imaginary]).reshape(2, b, c, *real.shape[1:])
         x = jnp.transpose(x, (1, 3, 4, 0, 2)).reshape(b, *real.shape[1:], 2 * c)
-        filters, maps = self.config.stft_filters, []
+        maps: list[Array] = []
 
-        def layer(x, kernel, **options):
-            x = Conv(filters, kernel, name=f"conv{len(maps)}", **options)(x)
+        def layer(x: Array, kernel: tuple[int, int], **options: Any) -> Array:
+            x = Conv(self.config.stft_filters, kernel, name=f"conv{len(maps)}", **options)(x)
             maps.append(nn.leaky_relu(x, self.config.slope))
             return maps[-1]
 
@@ -128,10 +132,12 @@ class ScaleDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, audio: Float[Array, "b n c"]) -> Output:
-        config, maps = self.config, []
+        """Scores `b t 1` and feature maps `b t filters`."""
+        config = self.config
+        maps: list[Array] = []
 
-        def layer(x, filters, kernel, **options):
-            x = Conv(min(filters, config.max_filters), (kernel,), name=f"conv{len(maps)}", **options)(x)
+        def layer(x: Array, filters: int, width: int, **options: Any) -> Array:
+            x = Conv(min(filters, config.max_filters), (width,), name=f"conv{len(maps)}", **options)(x)
             maps.append(nn.leaky_relu(x, config.slope))
             return maps[-1]
 
@@ -152,6 +158,7 @@ class PeriodDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, audio: Float[Array, "b n c"]) -> Output:
+        """Scores `b*period t 1` and feature maps `b*period t filters`."""
         config, maps = self.config, []
         b, n, c = audio.shape
         x = jnp.pad(audio, ((0, 0), (0, -n % self.period), (0, 0)), mode="reflect")
@@ -180,6 +187,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The convolution of x: rows, one or two dimensions, channels."""
         rank = len(self.kernel)
         shape = (*self.kernel, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", _torch_init, shape)
@@ -218,16 +226,23 @@ def convolve(
     )
 
 
-def _convolve_forward(x, kernel, *options):
+def _convolve_forward(x: Array, kernel: Array, *options: Any) -> tuple[Array, tuple[Array, Array]]:
     return convolve(x, kernel, *options), (x, kernel)
 
 
-def _convolve_backward(stride, dilation, around, groups, saved, gradient):
+def _convolve_backward(
+    stride: int,
+    dilation: tuple[int, ...],
+    around: tuple[int, ...],
+    groups: int,
+    saved: tuple[Array, Array],
+    gradient: Array,
+) -> tuple[Array, Array]:
     """The gradients. That of the input of a strided convolution is ten times faster by `_merged` on CPU."""
     x, kernel = saved
     native = functools.partial(convolve.fun, stride=stride, dilation=dilation, around=around, groups=groups)
 
-    def by(function):
+    def by(function: Callable[[Array, Array], Array]) -> Callable[[], Array]:
         return lambda: jax.linear_transpose(lambda x: function(x, kernel), x)(gradient)[0]
 
     if stride == 1 or groups > 1:
@@ -242,7 +257,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _merged(x: Array, kernel: Array, stride: int, dilation: tuple[int, ...], around: tuple[int, ...]) -> Array:
-    """A strided convolution as one of stride 1, over samples that are put together, `stride` at a time, as channels."""
+    """A strided convolution as one of stride 1, with `stride` neighbouring samples as the channels of one."""
     *_, size, channels = x.shape
     *_, width, _, features = kernel.shape
     taps = -(-width // stride)

@@ -18,10 +18,10 @@ from mgjax.nn import codebook_shapes
 
 @struct.dataclass
 class Reconstruction:
-    """What the codec makes of a batch of audio.
+    """A batch of audio through the codec.
 
     Attributes:
-      audio: After coding and decoding.
+      audio: The decoder's output.
       latents: The encoder's output, before quantization.
       codes: Of all codebooks.
       commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword.
@@ -44,7 +44,8 @@ class EncodecModel(nn.Module):
 
     config: CodecConfig
 
-    def setup(self):
+    def setup(self) -> None:
+        """Encoder, decoder and codebooks."""
         config = self.config
         self.encoder = Half(config, layers.encoder(config), name="encoder")
         self.decoder = Half(config, layers.decoder(config), name="decoder")
@@ -61,10 +62,10 @@ class EncodecModel(nn.Module):
 
         Args:
           audio: Samples from -1 to 1.
-          key: Of what is drawn while the codebooks learn.
+          key: Random key of the codebooks' updates; with `quantizer` alone.
           quantizer: How the codebooks learn, in training. The gradient then goes straight through the quantizer, from
             the decoder to the encoder (van den Oord et al. 2017). None: they stay, the gradient ends at the decoder,
-            and there is no commitment loss.
+            and the commitment loss is 0.
         """
         config, n = self.config, audio.shape[1]
         scale = jnp.ones((audio.shape[0], 1, 1))
@@ -77,6 +78,8 @@ class EncodecModel(nn.Module):
             codes, commitment = self.quantize(latents), jnp.float32(0)
             words = self.dequantize(codes)
         else:
+            if key is None:
+                raise ValueError("codebooks that learn need a random key")
             quantized = rvq_training.quantize(latents, codebooks, key, quantizer)
             words, codes, commitment = quantized.latents, quantized.codes, quantized.commitment
             codebooks = quantized.codebooks
@@ -104,25 +107,31 @@ class EncodecModel(nn.Module):
     # The stages between which a long signal is cut; see codec/codec.py.
 
     def encoder_before(self, audio: Float[Array, "b n c"], length: Length) -> Float[Array, "b t h"]:
+        """The encoder up to its LSTM; `length` counts samples, in the stages that follow frames."""
         return self.encoder.before(audio, length)[0]
 
     def encoder_recur(
         self, x: Float[Array, "b t h"], length: Length, state: State
     ) -> tuple[Float[Array, "b t h"], State]:
+        """The encoder's LSTM from `state` on, and the state after `length` frames."""
         return self.encoder.lstm(x, length, state)
 
     def encoder_after(
         self, x: Float[Array, "b t h"], length: Length, num_codebooks: int | None = None
     ) -> Int[Array, "b t k"]:
+        """The encoder after its LSTM, and the quantizer."""
         return self.quantize(self.encoder.after(x, length)[0], num_codebooks)
 
     def decoder_before(self, codes: Int[Array, "b t k"], length: Length) -> Float[Array, "b t h"]:
+        """The quantizer's codewords through the decoder up to its LSTM."""
         return self.decoder.before(self.dequantize(codes), length)[0]
 
     def decoder_recur(
         self, x: Float[Array, "b t h"], length: Length, state: State
     ) -> tuple[Float[Array, "b t h"], State]:
+        """The decoder's LSTM from `state` on, and the state after `length` frames."""
         return self.decoder.lstm(x, length, state)
 
     def decoder_after(self, x: Float[Array, "b t h"], length: Length) -> Float[Array, "b n c"]:
+        """The decoder after its LSTM."""
         return self.decoder.after(x, length)[0]

@@ -89,7 +89,8 @@ class Half(NamedTuple):
 def encoder(config: CodecConfig) -> Half:
     """Audio [b, n, c] to latents [b, t, d]."""
     dim = config.num_filters
-    layers = [Fold(config.phases), Conv("conv_in", config.phases * config.channels, dim, config.kernel_size)]
+    layers: list[Layer] = [Fold(config.phases)]
+    layers.append(Conv("conv_in", config.phases * config.channels, dim, config.kernel_size))
     for i, ratio in enumerate(reversed(config.ratios)):
         down = Conv("down", dim, 2 * dim, 2 * ratio, ratio)
         layers.append(Block(f"block{i}", (*_residuals(config, dim), ELU(), down)))

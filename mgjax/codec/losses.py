@@ -47,7 +47,7 @@ class LossConfig:
     balancer_decay: float = 0.999
     total_norm: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         weights = (self.adversarial, self.feature, self.l1, self.mel)
         if min(*weights, self.commitment) < 0 or not any(weights):
             raise ConfigError(f"loss: weights must be 0 or above, and one of them above 0, got {self}")
@@ -86,12 +86,12 @@ def discriminator_hinge(real: Sequence[Float[Array, "..."]], fake: Sequence[Floa
         jnp.mean(jnp.maximum(1 - genuine, 0)) + jnp.mean(jnp.maximum(1 + generated, 0))
         for genuine, generated in zip(real, fake, strict=True)
     ]
-    return sum(losses) / len(losses)
+    return _mean(losses)
 
 
 def adversarial(fake: Sequence[Float[Array, "..."]]) -> Float[Array, ""]:
     """The generator's adversarial loss: minus the mean score of generated audio, over the discriminators."""
-    return -sum(jnp.mean(scores) for scores in fake) / len(fake)
+    return jnp.asarray(-sum(jnp.mean(scores) for scores in fake) / len(fake))
 
 
 def feature_matching(
@@ -101,11 +101,16 @@ def feature_matching(
 
     The paper divides each map's difference by the map's size; its published code does not, nor does this.
     """
-    losses = [
-        sum(jnp.mean(jnp.abs(generated - genuine)) for genuine, generated in zip(*maps, strict=True)) / len(maps[0])
-        for maps in zip(real, fake, strict=True)
-    ]
-    return sum(losses) / len(losses)
+    return _mean(
+        [
+            _mean([jnp.mean(jnp.abs(generated - genuine)) for genuine, generated in zip(*maps, strict=True)])
+            for maps in zip(real, fake, strict=True)
+        ]
+    )
+
+
+def _mean(losses: Sequence[Float[Array, ""]]) -> Float[Array, ""]:
+    return jnp.asarray(sum(losses) / len(losses))
 
 
 def si_snr(

@@ -22,7 +22,7 @@ class LSTM(nn.Module):
     def __call__(
         self, x: Float[Array, "b t d"], length: int | Int[Array, ""], state: State | None = None
     ) -> tuple[Float[Array, "b t d"], State]:
-        """The output and the state after `length` frames; `state` is where to go on from, zeros where None."""
+        """The output and the state after `length` frames; `state` is that before the first frame, zeros where None."""
         if state is None:
             state = zero_state(self.num_layers, x.shape[0], x.shape[2])
         if not self.num_layers:
@@ -48,6 +48,7 @@ class Layer(nn.Module):
     def __call__(
         self, x: Float[Array, "b t d"], length: int | Int[Array, ""], state: tuple[Array, Array]
     ) -> tuple[Float[Array, "b t d"], tuple[Array, Array]]:
+        """The output, and the hidden state and cell `b d` after `length` frames."""
         width = x.shape[-1]
         input_kernel = self.param("input_kernel", _init, (width, 4 * width))
         # (out, in), unlike all other kernels: a step is bound by reading it, and reads it faster this way on CPU.
@@ -60,7 +61,7 @@ class Layer(nn.Module):
         )
         gates = jnp.swapaxes(gates + (input_bias + hidden_bias)[None, None], 0, 1)
 
-        def step(carry, inputs):
+        def step(carry: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
             index, gate = inputs
             hidden, cell = carry
             i, f, g, o = jnp.split(gate + hidden @ hidden_kernel.T, 4, axis=-1)

@@ -1,4 +1,4 @@
-"""Residual vector quantisation (Défossez et al. 2022, section 3.2): each codebook codes what those before it leave."""
+"""Residual vector quantisation (Défossez et al. 2022, section 3.2): each codebook quantizes the last one's residual."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def nearest(x: Float[Array, "b t d"], embed: Float[Array, "v d"]) -> Int[Array, 
 def quantize(latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]) -> Int[Array, "b t k"]:
     """The codes of `latents` by the codebooks in `embed`, the first ones of the codec or all; -1 where not finite."""
 
-    def level(residual, codebook):
+    def level(residual: Array, codebook: Array) -> tuple[Array, Array]:
         codes = nearest(residual, codebook)
         return residual - jnp.take(codebook, codes, axis=0), codes
 
-    # The nearest codeword to NaN, or among NaN, is one as any other; the last residual is then not finite.
+    # NaN has a nearest codeword too; the last residual is then not finite.
     residual, codes = jax.lax.scan(level, latents.astype(jnp.float32), embed.astype(jnp.float32))
     return jnp.where(jnp.isfinite(residual).all(axis=-1, keepdims=True), jnp.moveaxis(codes, 0, -1), -1)
 

@@ -40,7 +40,7 @@ class QuantizerConfig:
     dead_below: float = 0.1
     dropout: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ranged(self, "0 or above and below 1", "decay dead_below", "quantizer.")
         ranged(self, "above 0", "smoothing", "quantizer.")
         ranged(self, "0 or more", "kmeans_iterations", "quantizer.")
@@ -51,7 +51,7 @@ class Quantized:
     """What `quantize` returns.
 
     Attributes:
-      latents: The sum of the codewords; its gradient goes straight through, to the latents that came in.
+      latents: The sum of the codewords; its gradient goes straight through, to the latents.
       codes: Of all codebooks, those too that this batch left out.
       commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword, over the
         codebooks in use.
@@ -71,7 +71,7 @@ def quantize(
 ) -> Quantized:
     """Quantizes latents by the codebooks as they are, and updates the codebooks by them.
 
-    Codebooks that hold nothing yet (`inited` is 0) are first made from the latents by k-means.
+    Codebooks that are not initialised yet (`inited` is 0) are first initialised from the latents by k-means.
     """
     start_key, dropout_key, revive_key = jax.random.split(key, 3)
     latents = latents.astype(jnp.float32)
@@ -85,7 +85,9 @@ def quantize(
     if config.dropout:
         num_used = jax.random.randint(dropout_key, (), 1, num_codebooks + 1)
 
-    def level(carry, inputs):
+    def level(
+        carry: tuple[Array, Array, Array], inputs: tuple[Codebooks, Array, PRNGKeyArray]
+    ) -> tuple[tuple[Array, Array, Array], tuple[Array, Codebooks]]:
         residual, total, loss = carry
         codebook, index, key = inputs
         fixed = jax.lax.stop_gradient(residual)
@@ -140,7 +142,7 @@ def initialize(
     """New codebooks by k-means of `latents`, each of the residual that those before it leave."""
     num_codebooks, size = codebooks["cluster_size"].shape
 
-    def level(residual, key):
+    def level(residual: Array, key: PRNGKeyArray) -> tuple[Array, Codebooks]:
         frames = residual.reshape(-1, residual.shape[-1])
         embed, counts = kmeans(frames, size, key, config.kmeans_iterations)
         words = jnp.take(embed, rvq.nearest(residual, embed), axis=0)
@@ -159,7 +161,7 @@ def kmeans(
     def assign(centres: Array) -> tuple[Array, Array]:
         return _gathered(x, rvq.nearest(x[None], centres)[0], size)
 
-    def step(_, centres: Array) -> Array:
+    def step(_: object, centres: Array) -> Array:
         counts, sums = assign(centres)
         return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centres)
 

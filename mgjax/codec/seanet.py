@@ -35,12 +35,14 @@ class Half(nn.Module):
     config: CodecConfig
     half: layers.Half
 
-    def setup(self):
+    def setup(self) -> None:
+        """The layers before the LSTM, the LSTM, and the layers after it."""
         self.first = [_module(self.config, layer) for layer in self.half.before]
         self.lstm = LSTM(self.half.lstm.num_layers, name=self.half.lstm.name)
         self.last = [_module(self.config, layer) for layer in self.half.after]
 
     def __call__(self, x: Float[Array, "b n c"], length: Length) -> Float[Array, "b m d"]:
+        """All three stages: audio to latents, or latents to audio."""
         x, length = self.before(x, length)
         x, _ = self.lstm(x, length)
         return self.after(x, length)[0]
@@ -62,6 +64,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], length: Length) -> Signal:
+        """The layers' output, and how many samples of it are valid."""
         y, valid = _through([_module(self.config, layer) for layer in self.layer.layers], x, length)
         if isinstance(self.layer, layers.Block):
             return y, valid

@@ -33,7 +33,7 @@ def frames(x: Float[Array, "b n"], size: int) -> Float[Array, "b t {size}"]:
 def stft(x: Float[Array, "b n"], size: int) -> tuple[Float[Array, "b t f"], Float[Array, "b t f"]]:
     """Real and imaginary part of the spectrum at every quarter of a window of `size`; f is size / 2 + 1.
 
-    By a matrix, which accelerators are made for; on CPU the fast transform takes a third of its time.
+    As a matrix product, fast on accelerators; on CPU the fast transform takes a third of its time.
     """
 
     def product(x: Array) -> tuple[Array, Array]:
@@ -69,7 +69,7 @@ def mel_filters(sample_rate: int, size: int, num_mels: int, f_min: float) -> Flo
     These are torchaudio's defaults: `mel_scale="htk"`, `norm=None`. Windows of few samples leave low filters empty.
     """
 
-    def mels(hertz):
+    def mels(hertz: float) -> float:
         return 2595 * np.log10(1 + hertz / 700)
 
     edges = np.linspace(mels(f_min), mels(sample_rate / 2), num_mels + 2)

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from mgjax.codec import layers
 from mgjax.codec.conv import paddings, trims
+from mgjax.codec.lstm import State
 from mgjax.config.model import CodecConfig
 
 
@@ -19,8 +21,8 @@ class ReceptiveField(NamedTuple):
     Attributes:
       left: Frames that a frame depends on before it.
       right: And after it.
-      start: Frames that must be there before the first frame can be computed: where the start is padded by reflection,
-        it depends on what comes later even in a causal codec.
+      start: Frames that the first frame depends on: padded by reflection, it depends on later ones even in a causal
+        codec.
       unit_in: Input samples per frame.
       unit_out: Output samples per frame.
     """
@@ -33,7 +35,7 @@ class ReceptiveField(NamedTuple):
 
 
 def receptive_field(config: CodecConfig, part: Sequence[layers.Layer]) -> ReceptiveField:
-    """That of a part of the codec, such as `layers.encoder(config).before`."""
+    """The receptive field of a part of the codec, such as `layers.encoder(config).before`."""
     convs = [layer for layer in layers.flat(part) if not isinstance(layer, layers.ELU)]
     unit_in, unit_out = (math.prod(layer.stride for layer in convs if layer.transposed is up) for up in (False, True))
     # The samples [low, high) that the last frame depends on, and the first `start` that the first one does, walked from
@@ -72,7 +74,7 @@ def padded(x: np.ndarray, size: int) -> np.ndarray:
 
 
 class Windows:
-    """A part with a limited receptive field, run over windows that hold some frames and what these depend on.
+    """A part with a limited receptive field, run over windows that hold some frames and their receptive field.
 
     Args:
       run: (buffer [b, size * unit_in, ...], length) -> [b, size * unit_out, ...]; `length` of the buffer is valid.
@@ -83,7 +85,7 @@ class Windows:
 
     def __init__(
         self,
-        run: Callable[[np.ndarray, int], np.ndarray],
+        run: Callable[[np.ndarray, int], np.ndarray | jax.Array],
         field: ReceptiveField,
         most: int,
         one_size: bool = False,
@@ -91,8 +93,8 @@ class Windows:
         self._run, self._field = run, field
         self._most = max(most, 2 * (field.left + field.right + field.start))
         self._least = self._most if one_size else 0
-        self._held = None
-        self._origin = 0  # the frame at which what is held begins
+        self._held: np.ndarray | None = None  # input that later output depends on
+        self._origin = 0  # its first frame
         self._done = 0  # frames that were returned
 
     def push(self, x: np.ndarray | None, final: bool) -> list[np.ndarray]:
@@ -101,7 +103,8 @@ class Windows:
             self._held = x if self._held is None else np.concatenate([self._held, x], axis=1)
         if self._held is None:
             return []
-        outputs, unit_in, unit_out = [], self._field.unit_in, self._field.unit_out
+        outputs: list[np.ndarray] = []
+        unit_in, unit_out = self._field.unit_in, self._field.unit_out
         while True:
             held = self._held.shape[1]
             last = final and held <= self._most * unit_in
@@ -120,7 +123,7 @@ class Windows:
 
 
 class Recurrence:
-    """A part that sees only what came before, through a state that is carried along.
+    """A part that depends on earlier frames alone, through a state that is carried along.
 
     Args:
       run: (buffer [b, size, ...], length, state or None) -> ([b, size, ...], state); `length` of the buffer is valid.
@@ -129,9 +132,13 @@ class Recurrence:
     """
 
     def __init__(
-        self, run: Callable[[np.ndarray, int, object], tuple[np.ndarray, object]], most: int, one_size: bool = False
+        self,
+        run: Callable[[np.ndarray, int, State | None], tuple[np.ndarray | jax.Array, State]],
+        most: int,
+        one_size: bool = False,
     ):
-        self._run, self._most, self._state = run, most, None
+        self._run, self._most = run, most
+        self._state: State | None = None
         self._least = most if one_size else 0
 
     def push(self, x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +11,19 @@ from jaxtyping import Array, Float, Float32
 
 from mgjax.config.conditioning import MelodyConfig
 from mgjax.devices import sharding
-
-Audio = Float[Array, "b n"] | Float[np.ndarray, "b n"]
-Chroma = TypeVar("Chroma", np.ndarray, jax.Array)
+from mgjax.nn import AnyArray
 
 _BLOCK = 32  # frames whose spectra are in memory at once
 _LEAST = 1e-6  # a frame whose largest value is below this is not scaled up to 1
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def chromagram(audio: Audio, config: MelodyConfig) -> Chroma:
+def chromagram(audio: Float[AnyArray, "b n"], config: MelodyConfig) -> Float32[AnyArray, "b f {config.num_bins}"]:
     """The chromagram, float32 `[b, f, p]`, of mono audio `[b, n]` at `config.sample_rate`: f is `length(n, config)`.
 
     The power spectrum around every `hop_length`-th sample (a Hann window divided by its norm; the ends are mirrored),
     summed up in pitch classes by `filters`, and each frame divided by its largest value. Audio shorter than a window
-    has zeros put around it. However long the audio is, few spectra are in memory at once.
+    is padded with zeros at both ends. However long the audio is, few spectra are in memory at once.
 
     Of this, the bottleneck of `config` keeps:
 
@@ -43,7 +40,7 @@ def chromagram(audio: Audio, config: MelodyConfig) -> Chroma:
     audio = xp.pad(audio, ((0, 0), (size // 2, size // 2)), mode="reflect")
     if xp is np:  # all lengths of so many blocks of frames share one program
         whole = size + config.hop_length * (-(-num_frames // _BLOCK) * _BLOCK - 1)
-        audio = np.pad(audio[:, :whole], ((0, 0), (0, max(0, whole - audio.shape[1]))))
+        audio = xp.pad(audio[:, :whole], ((0, 0), (0, max(0, whole - audio.shape[1]))))
     return xp.asarray(_frames(audio, config))[:, :num_frames]
 
 
@@ -53,8 +50,8 @@ def _frames(audio: Float32[Array, "b m"], config: MelodyConfig) -> Float32[Array
     size, hop = config.fft_size, config.hop_length
     window, weights = jnp.asarray(_window(size)), jnp.asarray(filters(config))
 
-    def block(starts):
-        def frame(start):
+    def block(starts: Array) -> Array:
+        def frame(start: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(audio, start, size, axis=1)
 
         spectrum = sharding.row_by_row(jnp.fft.rfft, jax.vmap(frame, out_axes=1)(starts) * window[None, None])
@@ -64,7 +61,7 @@ def _frames(audio: Float32[Array, "b m"], config: MelodyConfig) -> Float32[Array
         chroma = jnp.einsum("bfz,zp->bfp", power, weights, precision=_EXACT)
         return chroma / jnp.maximum(chroma.max(axis=-1, keepdims=True), _LEAST)
 
-    # Frames that fill up the last block are read where the audio ends, and mean nothing.
+    # Frames that fill up the last block are read at the end of the audio, and are cut off later.
     num_blocks = -(-((audio.shape[1] - size) // hop + 1) // _BLOCK)
     starts = hop * jnp.arange(num_blocks * _BLOCK).reshape(num_blocks, _BLOCK)
     chroma = jnp.moveaxis(jax.lax.map(block, starts), 0, 1).reshape(audio.shape[0], -1, config.num_bins)
@@ -78,13 +75,13 @@ def length(num_samples: int, config: MelodyConfig) -> int:
     return max(num_samples, config.fft_size) // config.hop_length + 1
 
 
-def repeated(chroma: Chroma, num_frames: int) -> Chroma:
+def repeated(chroma: Float[AnyArray, "b f p"], num_frames: int) -> Float[AnyArray, "b {num_frames} p"]:
     """`chroma` `[b, f, p]` with `num_frames` frames: its first ones, or all of them over and over."""
     return chroma[:, np.arange(num_frames) % chroma.shape[1]]
 
 
 def null(config: MelodyConfig) -> Float32[np.ndarray, "{config.num_frames} {config.num_bins}"]:
-    """The chromagram of silence, as the published models know it: the first pitch class all the time."""
+    """The chromagram of silence, as the published models have it: the first pitch class all the time."""
     chroma = np.zeros((config.num_frames, config.num_bins), np.float32)
     chroma[:, 0] = 1
     return chroma

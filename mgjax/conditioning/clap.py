@@ -19,19 +19,20 @@ from mgjax.conditioning.clap_features import clips, log_mel
 from mgjax.conditioning.htsat import HTSAT
 from mgjax.conditioning.roberta import Roberta
 from mgjax.config.conditioning import ClapConditionConfig, ClapConfig
-from mgjax.nn import Dense, codebook_shapes
+from mgjax.nn import Dense, apply, codebook_shapes
 
 
 class ClapText(nn.Module):
     """The joint embeddings of texts, float32 [b, d] of length 1, of token ids [b, l] and the mask of valid ones.
 
-    The embedding of a row of padding alone means nothing.
+    The embedding of a row of padding alone is arbitrary.
     """
 
     config: ClapConfig
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float32[Array, "b d"]:
+        """RoBERTa's pooled output, projected and normalised."""
         pooled = Roberta(self.config.text, name="roberta")(ids, mask)
         return _Projection(self.config.dim, name="projection")(pooled)
 
@@ -43,6 +44,7 @@ class ClapAudio(nn.Module):
 
     @nn.compact
     def __call__(self, mels: Float[Array, "b f m"]) -> Float32[Array, "b d"]:
+        """HTSAT's output, projected and normalised."""
         pooled = HTSAT(self.config.audio, name="htsat")(mels)
         return _Projection(self.config.dim, name="projection")(pooled)
 
@@ -75,7 +77,7 @@ def embed_audio(config: ClapConfig, variables: Mapping[str, Any], audio: Float[A
     """
 
     def embed(clip: Array) -> Array:
-        return ClapAudio(config).apply(variables, log_mel(clip, config.audio))
+        return apply(ClapAudio(config), variables, log_mel(clip, config.audio))
 
     return _normalized(jnp.mean(jax.lax.map(embed, clips(audio, config.audio)), axis=0))
 
@@ -87,6 +89,6 @@ def init_codebooks(config: ClapConditionConfig) -> dict[str, Float[Array, "..."]
 
 
 def quantized(x: Float[Array, "b d"], embed: Float[Array, "k v d"]) -> Float32[Array, "b d"]:
-    """Quantizes joint embeddings: the sum of their nearest codewords, which is what the last residual lacks of them."""
+    """Quantizes joint embeddings: the sum of their nearest codewords, computed as x without the last residual."""
     _, residual = quantizer.quantize(x[:, None], embed)
     return x.astype(jnp.float32) - residual[:, 0]

@@ -19,9 +19,8 @@ _OVERLAP = 10  # a clip's tenth: a second of ten
 def clips(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array, "p b clip"]:
     """Audio of any length as pieces of `config.seconds`.
 
-    Shorter audio is repeated as often as it fits whole, then padded with zeros. Longer audio is cut into pieces of
-    which each begins a tenth of a clip (a second) before the one before ends; the last ends with the audio, and so may
-    begin earlier still.
+    Shorter audio is repeated as often as it fits whole, then padded with zeros. Longer audio is cut into pieces that
+    overlap by a tenth of a clip (a second); the last ends with the audio, and so may overlap by more.
     """
     n, size = audio.shape[1], config.num_samples
     if n == 0:
@@ -40,7 +39,7 @@ def log_mel(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array,
     repeated and padded (see `clips`), so there are always `1 + num_samples // hop_length` frames.
 
     The Fourier transform is float64, or float32 on TPUs, which lack it: there, bands far from a pure tone, where
-    little but rounding is left, are off by up to 0.1 dB. In noise it makes no difference.
+    little but rounding is left, are off by up to 0.1 dB; those of noise are not.
 
     Raises:
       ValueError: The audio is empty, or longer than a clip.

@@ -96,8 +96,8 @@ class ClapTokenizer:
 def _from_vocabulary(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     vocab = files.read_json(path)
     lines = files.read_text(path.with_name("merges.txt")).split("\n")
-    merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
-    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    merges = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [(first, second) for first, second in merges]))
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return model, vocab
 

@@ -1,4 +1,4 @@
-"""Conditions as the language model reads them, and the one function that makes them, for generation and training."""
+"""Conditions, the inputs of the language model, built by one function for generation and training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Condition:
     """One condition of a batch (text, melody, style, ...): a sequence of vectors for each row, padded to one length.
 
     Attributes:
-      tokens: The vectors, in the width of the condition's encoder. They mean nothing where `mask` is False: the
-        language model projects all of them to its width, then puts zeros there.
+      tokens: The vectors, in the width of the condition's encoder. They are arbitrary where `mask` is False: the
+        language model projects all of them to its width, then zeroes these.
       mask: The valid mask, False at padding. A row that is False throughout is the null condition, as in the
         unconditional row of classifier-free guidance.
-      attention_mask: What the language model attends to, where that is more than `mask`: zero vectors in the place of
+      attention_mask: The vectors that the language model attends to, where these include zero vectors in the place of
         padding or of a null condition. None for `mask`.
       rate: Vectors per frame of codes, of a condition that runs along with the music; None for one about all of it.
     """
@@ -31,10 +31,10 @@ class Condition:
 
 
 def attends_to_null(model: ModelConfig, name: str) -> bool:
-    """Whether a null condition of that name is attended to, as zero vectors, because the published models do so.
+    """Whether a null condition of that name is attended to, as zero vectors, as in the published models.
 
-    They do where it stands before the music (`fuse="prefix"`), of which every vector moves the positions that follow;
-    and of styles. Elsewhere a null condition has no effect, and one that is null in every row can be left out.
+    It is before the music (`fuse="prefix"`), where every vector moves the positions that follow; and so is that of
+    styles. Elsewhere a null condition has no effect, and one that is null in every row can be left out.
     """
     fused, melody = model.lm.condition(name), model.melody
     is_prefix = fused is not None and fused.fuse == "prefix"
@@ -51,16 +51,16 @@ def condition(
     null_length: Int[np.ndarray, " b"] | None = None,
     pad_to_longest: bool = False,
 ) -> Condition:
-    """Makes a condition of vectors and a mask, eagerly from numpy arrays or within a compiled step.
+    """Builds a condition from vectors and a mask, eagerly from numpy arrays or within a compiled step.
 
     Args:
-      model: Whose condition it is.
+      model: The model's config.
       name: One of `model.lm.conditions`.
-      vectors: What the condition's encoder gives.
+      vectors: The output of the condition's encoder.
       mask: The valid vectors. Those of texts come first in each row.
-      null_length: How many zero vectors stand for the condition in a row without one, 1 or more, where
-        `attends_to_null`. None for what the published models were trained with: one in the place of a text, and as many
-        as fit in the place of a style or a melody, whose padding was attended to as well.
+      null_length: How many zero vectors replace the condition in a row without one, 1 or more, where
+        `attends_to_null`. None for those that the published models were trained with: one in the place of a text, and
+        as many as fit in the place of a style or a melody, whose padding was attended to as well.
       pad_to_longest: Whether padding of texts and styles is attended to up to the longest row, as audiocraft does
         wherever the condition enters.
     """

@@ -1,4 +1,4 @@
-"""From the music that users hand over to the vectors of its style."""
+"""From a user's style reference, a piece of music, to the vectors of its style."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ def prepare(style: Any, sample_rate: Any, seeds: Sequence[int], config: ModelCon
     Raises:
       TypeError, ValueError: `style` is no audio, or not one piece for each row.
     """
+    style_config = config.style
+    assert style_config is not None
     rows = reference_audio.rows(style, len(seeds), "style")
     if any(row is not None for row in rows):
         sample_rate = reference_audio.sample_rate(sample_rate, "style")
-    target = config.codec.sample_rate if config.style.features is None else config.style.features.sample_rate
+    target = (style_config.features or config.codec).sample_rate
     excerpts: list[Excerpt | None] = []
     checked: dict[int, Float32[np.ndarray, "m 1"]] = {}  # one style for all rows is checked once
     for row, label, seed in zip(rows, reference_audio.row_labels(rows, "style"), seeds, strict=True):
         if row is not None and id(row) not in checked:
             checked[id(row)] = reference_audio.mono(reference_audio.sound(row, label, "style"), label, "style")
-        excerpts.append(None if row is None else _excerpt(checked[id(row)], sample_rate, seed, target, config.style))
+        excerpts.append(None if row is None else _excerpt(checked[id(row)], sample_rate, seed, target, style_config))
     return excerpts
 
 

@@ -25,6 +25,7 @@ class HTSAT(nn.Module):
 
     @nn.compact
     def __call__(self, mels: Float[Array, "b f m"]) -> Float[Array, "b d"]:
+        """The vector of each row of f frames of m mel bands."""
         config, side = self.config, self.config.patch_size
         image = _image(_FrozenBatchNorm(name="mel_norm")(mels), config)
         b, size, _ = image.shape
@@ -75,7 +76,7 @@ def _image(x: Float[Array, "b f m"], config: ClapAudioConfig) -> Float[Array, "b
 def _bicubic(size: int, target: int) -> tuple[Int32[np.ndarray, "{target} 4"], Float32[np.ndarray, "{target} 4"]]:
     """For each of `target` points spread from the first of `size` to the last: four neighbours, and their weights.
 
-    Keys's cubic convolution with a = -0.75, the ends repeated. The places are made in float32, as torch makes them.
+    Keys's cubic convolution with a = -0.75, the ends repeated. The places are float32, as in torch.
     """
     place = np.arange(target, dtype=np.float32) * np.float32((size - 1) / max(target - 1, 1))
     left = np.floor(place)
@@ -112,7 +113,7 @@ class _Block(nn.Module):
         return x + feed_forward(LayerNorm(eps, name="ffn_norm")(x))
 
     def _attended(self, x: Float[Array, "b g g d"], window: int, shift: int) -> Float[Array, "b g g d"]:
-        """Attention within windows. Where the side is no multiple of them, zeros fill up, and are looked at."""
+        """Attention within windows. Where the side is no multiple of them, it is padded with zeros, without a mask."""
         b, side, _, d = x.shape
         count = -(-side // window)
         fill = count * window - side
@@ -142,7 +143,7 @@ class _WindowAttention(nn.Module):
 
 @functools.cache
 def _distances(window: int) -> Int32[np.ndarray, "q q"]:
-    """For each pair of places in a window, the row of the table that holds the bias of their distance."""
+    """For each pair of places in a window, the row of the bias table for their distance."""
     row, column = np.divmod(np.arange(window * window), window)
     rows = row[:, None] - row[None] + window - 1
     columns = column[:, None] - column[None] + window - 1
@@ -154,6 +155,6 @@ def _together(count: int, window: int, shift: int) -> Bool[np.ndarray, "w q q"]:
     """Which places of each of `count * count` windows were neighbours before the shift brought both edges together."""
     place = np.arange(count * window)
     edge = np.int32(place >= (count - 1) * window) + (place >= count * window - shift)
-    region = (3 * edge[:, None] + edge[None]).reshape(count, window, count, window)
-    region = region.swapaxes(1, 2).reshape(count * count, window * window)
+    regions = (3 * edge[:, None] + edge[None]).reshape(count, window, count, window)
+    region = regions.swapaxes(1, 2).reshape(count * count, window * window)
     return region[:, :, None] == region[:, None, :]

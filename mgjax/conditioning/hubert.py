@@ -1,4 +1,4 @@
-"""HuBERT (Hsu et al. 2021), an encoder of audio, with whose architecture MERT (Li et al. 2023) was trained on music."""
+"""HuBERT (Hsu et al. 2021), an encoder of audio; MERT (Li et al. 2023) has its architecture, trained on music."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NORMALIZE_EPS = 1e-7
 class Hubert(nn.Module):
     """The encoder's last hidden states, float32 [b, t, d], of audio float32 [b, n] at `config.sample_rate`.
 
-    All clips of a batch have one length; `num_frames` says how many frames they give. All is float32.
+    All clips of a batch have one length; t is `num_frames(config, n)`. All is float32.
 
     Raises:
       ValueError: The audio is shorter than a frame.
@@ -28,6 +28,7 @@ class Hubert(nn.Module):
 
     @nn.compact
     def __call__(self, audio: Float[Array, "b n"]) -> Float[Array, "b t d"]:
+        """The hidden states of t frames."""
         config = self.config
         _check_length(config, audio.shape[1])
         x = _normalized(audio) if config.normalize else audio
@@ -35,7 +36,7 @@ class Hubert(nn.Module):
         x = LayerNorm(config.norm_eps, name="features_norm")(x)
         x = Dense(x.shape[-1:], (config.dim,), True, name="features_proj")(x)
         x = x + _Positions(config, name="positions")(x)
-        # Where the layers normalise what they return, the stream enters them normalised; else it is normalised last.
+        # Post-norm layers take a normalised stream; that of pre-norm layers is normalised last.
         norm = LayerNorm(config.norm_eps, name="norm")
         x = x if config.pre_norm else norm(x)
         for i in range(config.num_layers):
@@ -44,7 +45,7 @@ class Hubert(nn.Module):
 
 
 def num_frames(config: HubertConfig, num_samples: int) -> int:
-    """How many frames of features `num_samples` samples give; 0 or below where there are too few."""
+    """The number of frames of `num_samples` samples; 0 or below where these are too few."""
     for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True):
         num_samples = (num_samples - kernel) // stride + 1
     return num_samples
@@ -165,7 +166,8 @@ class _SelfAttention(nn.Module):
 
 def hubert_shapes(config: HubertConfig) -> Shapes:
     """The shape of every parameter of `Hubert`, by its path."""
-    shapes, inputs = {}, 1
+    shapes: Shapes = {}
+    inputs = 1
     for i, (outputs, width) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
         shapes |= dense_shapes(f"conv{i}", (width, inputs), (outputs,), bias=config.conv_bias)
         if i == 0 or config.conv_norm == "layer":

@@ -1,4 +1,4 @@
-"""Conditions of few words: labels of a closed vocabulary (genre, mood, key, instrument) and numbers (tempo)."""
+"""Labels of a closed vocabulary (genre, mood, key, instrument) and numbers (tempo) as conditions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FIELDS = {"mood": "moods", "keyword": "keywords", "instruments": "instrument", 
 def vectors(
     values_per_row: Sequence[Any], config: LabelConfig | NumberConfig
 ) -> tuple[Float32[np.ndarray, "b 1 n"], Bool[np.ndarray, "b 1"]]:
-    """Encodes the labels or the number of each row as one vector; gives the vectors and the mask of rows with one.
+    """Encodes the labels or the number of each row as one vector; returns the vectors and the mask of rows with one.
 
     Labels are a multi-hot vector. A number is cos(pi k u), k from 0 on, for u from 0 at `low` to 1 at `high` on a
-    logarithmic scale: as tempi are heard, 60 to 120 is as far as 120 to 240. All is numpy, as the processes that read
+    logarithmic scale: of tempi, 60 to 120 is as far as 120 to 240. All is numpy, as the processes that read
     corpora are to leave JAX alone.
 
     Args:
@@ -45,7 +45,7 @@ def vectors(
                 if place is None:
                     raise ValueError(f"{config.name} {value!r} is not known{_hint(value, config.values)}")
                 tokens[row, 0, place] = 1
-        return tokens, tokens.any(axis=2)
+        return tokens, np.any(tokens, axis=2)
     mask = np.array([[value is not None] for value in values_per_row], bool).reshape(-1, 1)
     numbers = np.array([config.low if value is None else _number(value, config) for value in values_per_row])
     places = np.log(numbers / config.low) / np.log(config.high / config.low)
@@ -82,8 +82,8 @@ def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, 
 def from_metadata(fields: Mapping[str, Any], config: LabelConfig | NumberConfig) -> tuple[str, ...] | float | None:
     """Reads a label or a number of a piece for training: its values of the vocabulary, or its number; () or None.
 
-    The condition is called as the field of the metadata, or mood, keyword, instruments or tempo. What is out of the
-    vocabulary or the range is left out: much of what stands in metadata is no more than a slip.
+    The condition is called as the field of the metadata, or mood, keyword, instruments or tempo. Values out of
+    the vocabulary or the range are left out: metadata hold many mistakes.
 
     Args:
       fields: Of a `Metadata`.

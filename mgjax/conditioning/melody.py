@@ -1,4 +1,4 @@
-"""From the melody that users hand over to the chromagrams that a model is conditioned on."""
+"""From a user's melody to the chromagrams that a model is conditioned on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prepare(
       sample_rate: Of the melody, in hertz; None where there is no melody.
       batch: Rows.
       config: Of the chromagram.
-      separate: How to take the melody out of a mix (`mgjax.conditioning.separation.Separate`); None for the mix itself.
+      separate: How to separate the melody from a mix (`mgjax.conditioning.separation.Separate`); None for the mix.
 
     Raises:
       ImportError: Demucs is asked for and not installed.
@@ -70,18 +70,18 @@ def windowed(
     mask = np.full(chromagrams.shape[:2], silence)
     # Samples after the last frame's window do not count.
     num_samples = (config.num_frames - 1) * config.hop_length + config.fft_size
-    made: dict[int, np.ndarray] = {}  # one melody for all rows is transformed once
+    transformed: dict[int, np.ndarray] = {}  # one melody for all rows is transformed once
     for row, melody in enumerate(melodies):
         if melody is None:
             continue
-        if id(melody) not in made:
+        if id(melody) not in transformed:
             audio = melody
             if beyond_window:
                 start, length = (round(s * config.sample_rate) for s in (offset_seconds, window_seconds))
                 audio = np.take(melody, np.arange(start, start + length), mode="wrap")
             chromagram = np.asarray(chroma.chromagram(audio[None, :num_samples], config))
-            made[id(melody)] = chroma.repeated(chromagram, config.num_frames)[0]
-        chromagrams[row], mask[row] = made[id(melody)], True
+            transformed[id(melody)] = chroma.repeated(chromagram, config.num_frames)[0]
+        chromagrams[row], mask[row] = transformed[id(melody)], True
     return chromagrams, mask
 
 

@@ -1,4 +1,4 @@
-"""A model's encoders, as audiocraft's ConditioningProvider: makes the conditions of requests, row by row."""
+"""A model's encoders, as audiocraft's ConditioningProvider: from the inputs of each row to the model's conditions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Encoded = tuple[Float[Array, "b l d"] | Float[np.ndarray, "b l d"], Bool[np.ndar
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConditioningInputs:
-    """What one row of a batch is conditioned on; None or empty where a condition is null.
+    """The conditioning inputs of one row of a batch; None or empty where a condition is null.
 
     Attributes:
       text: The prompt.
       melody: A melody to follow, as `mgjax.conditioning.melody.prepare` gives it.
-      chroma: The chromagram of a melody, in the place of one.
+      chroma: The chromagram of a melody, in the place of the melody.
       style: The vectors of a style, as `ConditionProvider.styles` gives them.
       labels: Values of the model's labels and numbers by name.
     """
@@ -53,7 +53,7 @@ class ConditioningInputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Span:
-    """The window of the music that conditions are made for.
+    """The window of the music that conditions are for.
 
     Attributes:
       offset_seconds: Where the window begins in the music.
@@ -86,9 +86,9 @@ class EncodedTexts:
 class ConditionProvider:
     """The encoders of a model's conditions, with their weights and tokenizers.
 
-    Texts and excerpts are encoded once for a request (`encode`, `styles`); `conditions` then makes what the language
-    model reads of them for each window of the music. With `compat="audiocraft"` padding is attended to, as in the
-    original, so that a row depends on its batch.
+    Texts and excerpts are encoded once for a request (`encode`, `styles`); `conditions` then builds the conditions of
+    each window of the music. With `compat="audiocraft"` padding is attended to, as in the original, so that a row
+    depends on its batch.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class ConditionProvider:
 
     @functools.cached_property
     def _clap_tokenizer(self) -> ClapTokenizer:
+        assert self._config.clap is not None
         return tokenizers.load_clap(self._config.clap.clap, self._clap_tokenizer_files)
 
     def encode(self, texts: Sequence[str | None]) -> EncodedTexts:
@@ -126,12 +127,13 @@ class ConditionProvider:
         return EncodedTexts(index, *self._t5(unique), self._clap(unique))
 
     def styles(self, excerpts: Sequence[Excerpt | None], codec: Encode) -> list[Float[np.ndarray, "l d"] | None]:
-        """The vectors of each row's style, of the excerpts that `mgjax.conditioning.excerpts.prepare` gives.
+        """The vectors of each row's style, of a model with a style conditioner.
 
         Args:
-          excerpts: None where a row has none.
-          codec: Encodes mono audio, of which a style without features is made.
+          excerpts: As `mgjax.conditioning.excerpts.prepare` cuts them; None where a row has none.
+          codec: Encodes mono audio, for a style conditioner that reads codes.
         """
+        assert self._config.style is not None
         return encode(excerpts, self._config.style, self._variables["style"], codec)
 
     def _t5(self, texts: Sequence[str]) -> tuple[Float[Array, "u l d"], Bool[np.ndarray, "u l"]]:
@@ -154,19 +156,21 @@ class ConditionProvider:
     def conditions(
         self, sets: Sequence[Sequence[ConditioningInputs]], texts: EncodedTexts, span: Span
     ) -> dict[str, Condition]:
-        """Makes the conditions of a batch by name, for one window. What no row has is left out where that is the same.
+        """The conditions of a batch by name, for one window.
+
+        A condition that no row has is left out where that has no effect.
 
         Args:
           sets: The rows of the batch, then for guidance the same rows with fewer conditions or none, any number of
             times. The arrays hold all of them, one set after the other.
-          texts: What `encode` gave of all the texts in them.
+          texts: All the texts in them, by `encode`.
           span: The window.
         """
         model, batch = self._config, len(sets[0])
         conditions = {}
         for name, (tokens, mask) in self._encoded([row for rows in sets for row in rows], texts, span).items():
             if mask.any() or attends_to_null(model, name):
-                # A null condition keeps the place of the one that it is compared with: fewer would move the music.
+                # A null condition is as long as the one that it replaces: a shorter prefix would move the positions.
                 null_length = np.tile(np.maximum(mask[:batch].sum(axis=1), 1), len(sets))
                 padded = self._compat == "audiocraft"
                 conditions[name] = condition(model, name, tokens, mask, null_length=null_length, pad_to_longest=padded)
@@ -200,7 +204,7 @@ def _style(rows: Sequence[ConditioningInputs], config: StyleConfig) -> Encoded:
 
 
 def _melody(rows: Sequence[ConditioningInputs], span: Span, config: MelodyConfig) -> Encoded:
-    """The chromagrams of the window; one that was handed over begins again where it is short."""
+    """The chromagrams of the window; one that the user computed is repeated."""
     melodies = [row.melody for row in rows]
     chroma, mask = windowed(melodies, span.offset_seconds, span.seconds, span.beyond_window, config)
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The residual vector quantizer between a condition's encoder and the language model, once it has been trained."""
+"""The trained residual vector quantizer between a condition's encoder and the language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32
 def quantize(
     x: Float[Array, "b t d"], embed: Float[Array, "k v d"]
 ) -> tuple[Float32[Array, "b t d"], Float32[Array, "b t d"]]:
-    """Quantizes vectors by the codebooks `embed`, each quantizing the residual of the ones before, in float32.
+    """Quantizes vectors by the codebooks `embed`, each quantizing the residual of the last, in float32.
 
     Returns:
       The sum of the nearest codewords, and the residual that the last codebook leaves.

@@ -1,4 +1,4 @@
-"""Checks audio that users hand over, a prompt, a melody or a style: one for all rows of a batch, or one for each."""
+"""Checks a user's audio, an audio prompt, a melody or a style: one for all rows of a batch, or one for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLURALS = {"melody": "melodies", "style": "styles", "prompt": "prompts"}
 
 
 def rows(audio: Any, batch: int, name: str) -> list[Any]:
-    """Spreads what a user handed over to rows: an array, a dict of stems or None for each.
+    """The audio of each row of a batch: an array, a dict of stems or None.
 
     Args:
       audio: `[n]` or `[n, c]` for all rows, `[b, n, c]`, or a list with one of these or None for each row. In the place

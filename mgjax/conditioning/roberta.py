@@ -24,6 +24,7 @@ class Roberta(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b d"]:
+        """The pooled hidden state of each row."""
         config = self.config
         longest = config.max_positions - config.pad_token - 1
         if ids.shape[1] > longest:
@@ -63,12 +64,13 @@ class _SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with an exact GELU between, as both towers and HuBERT have them."""
+    """Two linear maps with an exact GELU between, as in both towers of CLAP and in HuBERT."""
 
     dim: int  # between the two
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """From x's width to `dim` and back."""
         y = Dense(x.shape[-1:], (self.dim,), True, name="up")(x)
         y = jax.nn.gelu(y, approximate=False)
         return Dense((self.dim,), x.shape[-1:], True, name="down")(y)

@@ -1,4 +1,4 @@
-"""Source separation, which takes the melody out of a mix: by a function, by stems made elsewhere, or by Demucs."""
+"""Source separation of the melody from a mix: by a function, from ready stems, or by Demucs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from mgjax.audio import waveform
 Audio = Float32[np.ndarray, "n c"]
 Separate = Callable[[Audio, int], Any] | Mapping[str, Any] | str
 
-# What carries a melody, of the stems that separators agree on; drums and bass do not.
+# The stems with a melody, of those that separators agree on: not drums and bass.
 STEMS = ("vocals", "other")
 
 
 def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarray, "n s"]:
-    """Separates what carries the melody of a mix, as audio of the same rate and length, in any number of channels.
+    """Separates the melody from a mix, as audio of the same rate and length, in any number of channels.
 
     Args:
       audio: The mix.
       sample_rate: In hertz.
-      separate: A function of the audio and its rate that gives what carries the melody, or all stems by their names;
-        stems made elsewhere; or "demucs".
+      separate: A function of the audio and its rate that returns the melody, or all stems by their names; ready stems;
+        or "demucs".
 
     Raises:
       ImportError: Demucs is asked for and not installed.
-      TypeError, ValueError: `separate` is something else, or what it gives is not such audio.
+      TypeError, ValueError: `separate` is something else, or does not return such audio.
     """
     if isinstance(separate, str):
         if separate != "demucs":
@@ -48,10 +48,10 @@ def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarr
 
 
 def mixed(stems: Mapping[str, Any]) -> Audio:
-    """Sums the stems that carry a melody, `[n, c]`: "vocals" and "other", or the one of them that `stems` holds.
+    """Sums the stems with a melody, `[n, c]`: "vocals" and "other", or either alone where `stems` holds no other.
 
     Raises:
-      ValueError: Neither is there, or they do not fit together.
+      ValueError: `stems` holds neither, or they do not fit together.
     """
     melodic = {name: waveform.check(stems[name], f"the stem {name!r}", {"loud"}) for name in STEMS if name in stems}
     if not melodic:
@@ -65,8 +65,8 @@ def mixed(stems: Mapping[str, Any]) -> Audio:
 def demucs(audio: Audio, sample_rate: int) -> Float32[np.ndarray, "n 2"]:
     """Removes drums and bass by Demucs (htdemucs, Rouard et al. 2023), as the published models were trained.
 
-    The result is the same each time: the random shift that Demucs averages over by default is left out. Its weights are
-    downloaded when it is first used.
+    It is deterministic: the random shift that Demucs averages over by default is left out. Its weights are downloaded
+    when it is first used.
 
     Args:
       audio: Mono or stereo.

@@ -1,8 +1,8 @@
 """The style conditioner (Rouard et al. 2024): encodes a few seconds of music as a few vectors of its style.
 
 Features of an excerpt (of MERT, see hubert.py, or the codec's codes) pass a small transformer, a batch normalisation
-and a residual vector quantizer, and every so-many-th frame is kept. The bottleneck is what makes it a style,
-which cannot hold the melody: fewer codebooks say less of the excerpt.
+and a residual vector quantizer, and are downsampled in time. Through this bottleneck the style passes and the melody
+does not: the fewer codebooks, the less is left of the excerpt.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ class StyleConditioner(nn.Module):
     Collections: "params"; "batch_stats", the running `mean` and `var` of the batch normalisation; "codebooks", the
     quantizer in the form of `mgjax.codec.rvq_training`.
 
-    Training takes the parts one by one, since its quantizer learns as it goes: `latents(..., training=True)` with
+    Training takes the parts one by one, since its quantizer is updated with them: `latents(..., training=True)` with
     `mutable=["batch_stats"]`, then `rvq_training.quantize` of all codebooks, then `keep`.
     """
 
     config: StyleConfig
 
-    def setup(self):
+    def setup(self) -> None:
+        """The transformer, the statistics of the batch normalisation and the codebooks."""
         config = self.config
         self.encoder = _Encoder(config)
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, (config.dim,))
@@ -79,7 +80,7 @@ def keep(latents: Float[Array, "b t d"], config: StyleConfig) -> Float[Array, "b
 
 
 class _Encoder(nn.Module):
-    """Features or codes through the transformer, which looks both ways and has no norm at its end."""
+    """Features or codes through the transformer, which is bidirectional and has no norm at its end."""
 
     config: StyleConfig
 
@@ -126,7 +127,7 @@ class _Layer(nn.Module):
 
 
 def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> np.ndarray:
-    """Cuts `seconds` seconds out of `audio` [n] or [n, c], with the same axes: the same for the same seed.
+    """Cuts `seconds` seconds out of `audio` [n] or [n, c], at a place that `seed` draws.
 
     Silent excerpts are never chosen, unless all of the audio is silent. Audio that is too short is repeated.
     """

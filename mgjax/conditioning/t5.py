@@ -19,17 +19,18 @@ class T5Encoder(nn.Module):
     """The encoder's last hidden states, float32 [b, l, d], of token ids [b, l] and the mask of valid ones.
 
     Padding (mask False) is never attended to, so a row does not depend on its length or on the other rows; the vectors
-    at padding are finite but mean nothing. All is float32, because the published weights drive the residual stream
+    at padding are finite but arbitrary. All is float32, because the published weights drive the residual stream
     beyond what float16 holds.
 
-    New weights are drawn as in the code of the paper: the missing division of the scores by sqrt(e) is made up for by
-    smaller queries.
+    New weights are drawn as in the code of the paper: smaller queries compensate for the missing division of the scores
+    by sqrt(e).
     """
 
     config: T5Config
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
+        """The last hidden states of l tokens."""
         config = self.config
         embed = nn.Embed(config.vocab_size, config.dim, embedding_init=nn.initializers.normal(1.0), name="embed")
         relative_bias = nn.Embed(
@@ -96,7 +97,7 @@ def _buckets(length: int, config: T5Config) -> Int32[np.ndarray, " distances"]:
     """The bucket of each distance from a query to a key, from `1 - length` to `length - 1`.
 
     Half of the buckets are for keys that come later. In each half the first half holds one distance each, the rest
-    grow by a constant factor up to `max_distance`. Made on the host in float32, as the weights were trained: another
+    grow by a constant factor up to `max_distance`. Computed on the host in float32, as in training: another
     rounding of the logarithm would move distances at a boundary to another bucket.
     """
     distances = np.arange(1 - length, length)
@@ -110,7 +111,7 @@ def _buckets(length: int, config: T5Config) -> Int32[np.ndarray, " distances"]:
 
 
 def _by_distance(values: Float[Array, "distances h"]) -> Float[Array, "1 h l l"]:
-    """What each head adds to the score of each query (third axis) and key (fourth axis)."""
+    """The bias of each head for each query (third axis) and key (fourth axis)."""
     length = (values.shape[0] + 1) // 2
     position = jnp.arange(length)
     distance = position[None, :] - position[:, None]

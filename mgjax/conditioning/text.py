@@ -28,7 +28,7 @@ class Tokenizer:
 
     Attributes:
       pieces: Gives the ids of a text, without its end.
-      vocab_size: All ids are below this. T5's 100 `<extra_id_...>` are not counted: no text has them.
+      vocab_size: All ids are below this. T5's 100 `<extra_id_...>` are not counted: they occur in no text.
     """
 
     pieces: Callable[[str], list[int]]
@@ -108,7 +108,7 @@ def _from_json(path: Path) -> tuple[Callable[[str], list[int]], int]:
         pieces = [piece for piece, _ in vocab]
         _check(path, pieces[: len(SPECIAL)])
         # Special tokens are to be text like any other, as they are to sentencepiece: here too they are not searched
-        # for, and in the vocabulary a character that no text keeps when it is normalised makes them match nothing.
+        # for, and in the vocabulary a character that normalisation removes from texts keeps them from matching.
         special = {token["content"] for token in content["added_tokens"] if token["special"]}
         content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
         content["model"]["vocab"] = [["\0" + piece if piece in special else piece, score] for piece, score in vocab]

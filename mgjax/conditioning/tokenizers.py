@@ -17,7 +17,7 @@ def load(model: ModelConfig, directory: Path | None) -> Tokenizer:
     """Loads the tokenizer of a model's T5.
 
     Args:
-      model: `model.tokenizer` says of which kind it is.
+      model: `model.tokenizer` is the kind.
       directory: The folder that holds its files, or None.
 
     Raises:
@@ -25,12 +25,15 @@ def load(model: ModelConfig, directory: Path | None) -> Tokenizer:
     """
     if model.text is None:
         raise CheckpointError("this model has no T5, and so no tokenizer of one")
-    if model.tokenizer != "bytes" and directory is None:
+    if model.tokenizer == "bytes":
+        tokenizer = Tokenizer.bytes()
+    elif directory is None:
         raise CheckpointError(
             "this model came without a tokenizer, so it cannot read texts: put spiece.model or tokenizer.json (those "
             "of t5-base for the published models) into its folder"
         )
-    tokenizer = Tokenizer.bytes() if model.tokenizer == "bytes" else Tokenizer.from_directory(directory)
+    else:
+        tokenizer = Tokenizer.from_directory(directory)
     if tokenizer.vocab_size > model.text.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {directory} has {tokenizer.vocab_size} tokens, and the text encoder knows "

@@ -44,7 +44,7 @@ class Dropout:
     clap: float = 0.0
     labels: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ranged(self, "from 0 to 1", "conditions text melody style clap labels", "dropout.")
 
     def kept(self, names: Sequence[str], rng: np.random.Generator) -> frozenset[str]:
@@ -60,14 +60,14 @@ class Dropout:
 
 @dataclasses.dataclass(frozen=True)
 class BatchConditions:
-    """Which conditions batches hold the inputs of.
+    """The conditions whose inputs are in the batches.
 
     Attributes:
-      text: How texts are made; None for batches without texts.
-      tokenize: Makes token ids of texts, and the mask of valid ones. Not called where the corpora hold token ids and
+      text: How texts are assembled from metadata; None for batches without texts.
+      tokenize: From texts to token ids and the mask of valid ones. Not called where the corpora hold token ids and
         `text` leaves the descriptions as they are.
       melody: The chromagram; None for none.
-      style: The length in seconds of the excerpt of each segment that its style is of; None for no styles.
+      style: Seconds of the excerpt of each segment for its style; None for no styles.
       clap: Tokenizes texts for CLAP, which in validations are embedded in the place of the music; None for no CLAP.
       labels: The labels and numbers.
       dropout: How often conditions are dropped.
@@ -102,7 +102,7 @@ class Segment(NamedTuple):
       piece: The number of the piece.
       start: Where the segment begins, in samples or frames.
       length: How much music is in it, in samples or frames.
-      rng: What all else about it is drawn from.
+      rng: For all other draws about it.
     """
 
     piece: int
@@ -116,7 +116,7 @@ class ConditionReader:
 
     Raises:
       ConfigError: The corpora do not have the melodies or the labels of the conditions.
-      DataError: There is no tokenizer for the texts, or another than that of the corpora.
+      DataError: The texts have no tokenizer, or another than the corpora.
     """
 
     def __init__(self, pieces: Pieces, conditions: BatchConditions):
@@ -234,7 +234,7 @@ def _check_melodies(pieces: Pieces, config: MelodyConfig) -> None:
 
 
 def _tokenizer(pieces: Pieces, text: TextConfig, tokenize: Tokenize | None) -> Tokenize | None:
-    """The tokenizer of texts; None where the token ids in the corpora serve."""
+    """The tokenizer of texts; None where the corpora hold the token ids."""
     stored = [corpus.text_ids(0) for corpus in pieces.corpora]
     if not text.keeps_descriptions or any(ids is None for ids in stored):
         if tokenize is None:
@@ -243,7 +243,7 @@ def _tokenizer(pieces: Pieces, text: TextConfig, tokenize: Tokenize | None) -> T
     if tokenize is not None:
         for corpus, ids in zip(pieces.corpora, stored, strict=True):
             expected, mask = tokenize([plain(corpus.metadata(0))])
-            if not np.array_equal(expected[mask], ids):
+            if ids is None or not np.array_equal(expected[mask], ids):
                 raise DataError(
                     f"the token ids in the corpus {corpus.directory} are not those of this run's text encoder: "
                     "tokenize the corpus anew with it"

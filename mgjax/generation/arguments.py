@@ -1,6 +1,6 @@
-"""The door of generation: what users ask for, checked and converted once, in one `Request`.
+"""The arguments of `MusicGen.generate`, checked and converted once to a `Request`.
 
-Each function returns its argument in one form, or raises an error that says what is wrong; what is inside trusts it.
+Each function returns its argument in one type, or raises an error that explains it; all other modules trust the types.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from mgjax.config.model import ModelConfig, Sampling
 from mgjax.inputs import arguments
 from mgjax.inputs.arguments import is_number, is_whole, shown
 
-# What users hand over; the docstrings of `MusicGen` say what each means.
-Prompt = str | None | Sequence[tuple[float, str | None]]  # the last one is a prompt schedule
+# Types of arguments; the docstrings of `MusicGen` explain each.
+Prompt = str | None | Sequence[tuple[float, str | None]]  # the last is a prompt schedule
 Prompts = Prompt | Sequence[Prompt]
 Audio = ArrayLike | Sequence[ArrayLike | None]
 Melodies = Audio | Mapping[str, ArrayLike] | Sequence[ArrayLike | Mapping[str, ArrayLike] | None]
 Labels = Mapping[str, str | float | Sequence[str] | None]
 
-# The published systems move on by 18 of 30 seconds.
+# The published systems have a stride of 18 seconds for windows of 30.
 _STRIDE_SECONDS = 18.0
 _STRIDE_SHARE = 0.6
-# More than these are slips of the hand, and would fill the memory before anyone hears of it.
+# Values beyond these are mistakes, and would fill the memory before an error is raised.
 _MOST_SECONDS = 24 * 3600
 _LONGEST_WINDOW = 10  # times the window of training
 _MOST_WINDOWS = 100_000  # of a result
@@ -48,7 +48,7 @@ _SEEDS = 2**32
 
 
 class TimedPrompt(NamedTuple):
-    """A text, and the frame from which on it counts."""
+    """A prompt, and the frame at which it begins."""
 
     frame: int
     text: str | None
@@ -63,8 +63,8 @@ class OtherInputs:
 
     Attributes:
       melodies: Melodies to follow, each mono at `config.melody.sample_rate`.
-      chromas: Their chromagrams instead.
-      styles: Excerpts of music to sound like, mono, as the style conditioner hears them.
+      chromas: Chromagrams in the place of melodies.
+      styles: Excerpts of music to sound like, mono, at the rate of the style conditioner.
       labels: Values of the model's labels and numbers by name.
     """
 
@@ -81,10 +81,10 @@ class Request:
     Attributes:
       frame_rate: Frames per second.
       num_frames: Length of the result, the audio prompt included.
-      window_frames: Frames that the model sees at once.
+      window_frames: Length of a window.
       stride_frames: Frames from the start of a window to that of the next one.
       schedules: The prompt schedule of each row; one prompt is a schedule too.
-      crossfade_frames: Frames that the change from a prompt to the next takes; 0 for none.
+      crossfade_frames: Length of the crossfade from a prompt to the next; 0 for none.
       negatives: The negative prompt of each row, None for none.
       inputs: The conditioning inputs of the rows other than text.
       samplings: The sampling parameters and the guidance scale of each row.
@@ -129,7 +129,7 @@ def request(
     """Checks and converts the arguments of `MusicGen.generate`; `inputs` are its conditioning inputs other than text.
 
     Raises:
-      TypeError, ValueError: Something cannot be asked for; the message says what is allowed.
+      TypeError, ValueError: An argument is not allowed; the message says what is.
     """
     frame_rate, num_codebooks = codec.frame_rate, config.lm.num_codebooks
     length = num_frames(seconds, frame_rate)
@@ -239,7 +239,7 @@ def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frame
 
 
 def _check_readable(texts: Sequence[str | None], config: ModelConfig) -> None:
-    """Raises ValueError where there is a text for a model that reads none, or one that is far too long."""
+    """Raises ValueError for a text where the model has no text encoder, and for one that is far too long."""
     if any(texts) and config.text is None and config.clap is None:
         raise ValueError("this model was not trained with texts: give None (on the command line: an empty prompt)")
     longest = max((len(text) for text in texts if text), default=0)
@@ -277,7 +277,7 @@ def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, cross
             f"({num_frames / frame_rate:g} s): it is not heard",
             stacklevel=3,
         )
-    # A text that stays is no change.
+    # A prompt that repeats the last is no change.
     prompts = [prompts[0], *(after for before, after in itertools.pairwise(prompts) if after.text != before.text)]
     prompts = [prompt for prompt in prompts if prompt.frame < num_frames]
     for before, after in itertools.pairwise(prompts[1:]):
@@ -309,7 +309,7 @@ def _samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
 
 
 def _crossfade(seconds: Any, frame_rate: float) -> int:
-    """How many frames the change from a prompt to the next takes."""
+    """The length in frames of the crossfade from a prompt to the next."""
     value = arguments.number(seconds, "blend", " of seconds")
     if not 0 <= value < _MOST_SECONDS:
         raise ValueError(f"blend must be 0 (at once) or more seconds, got {seconds}")
@@ -377,7 +377,7 @@ def window_and_stride(
 
 
 def _prompt_codes(codec: Codec, prompt: Any, sample_rate: Any, batch: int) -> Int32[np.ndarray, "b t k"]:
-    """The codes of the audio to continue, once for each row."""
+    """The codes of the audio prompt of each row."""
     rows = rows_of(prompt, batch, "prompt")
     if any(row is None for row in rows):
         raise ValueError("all rows of a batch begin with a prompt, or none: make those without in another call")
@@ -388,7 +388,7 @@ def _prompt_codes(codec: Codec, prompt: Any, sample_rate: Any, batch: int) -> In
 
 
 def check_prompt_length(prompt_frames: int, num_frames: int, window_frames: int, frame_rate: float) -> None:
-    """Raises ValueError unless there is something to generate after the prompt, and the model can see all of it."""
+    """Raises ValueError unless the audio prompt is shorter than the result and than the window."""
     seconds = prompt_frames / frame_rate
     if prompt_frames >= num_frames:
         raise ValueError(
@@ -441,7 +441,7 @@ def _chroma(chroma: Any, batch: int, num_frames: int, num_classes: int) -> Float
 
 
 def dtype(name: Any) -> str | None:
-    """The name of a type that weights may have; None as it is."""
+    """The name of a type that weights may have, of a name or a type; None for None."""
     known = ("float32", "bfloat16", "float16")
     if name is None or name in known:
         return name

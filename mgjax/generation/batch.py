@@ -1,10 +1,10 @@
-"""Music for many prompts: made in full batches by all hosts, and written so that none is lost or made twice.
+"""Generates music for many prompts in full batches on all hosts, each piece written once, resumable.
 
-Which pieces are played together is settled by the list of them and the size of a batch alone. So every piece is the
-same whatever hosts there are, and however often the work was interrupted: what is missing is made anew, batch by batch.
+The jobs and the batch size alone decide which pieces share a batch. So every piece is the same on any number of hosts,
+and however often the run was interrupted: only the missing batches are generated again.
 
-The folder holds `run.json`, what is made there; sound files, or the shards of a corpus of sound; `parts`, where a file
-for each batch that is done says what became of its pieces; and at the end `manifest.jsonl`, all of them in order.
+The folder holds `run.json`, the settings of the run; sound files, or the shards of a corpus of sound; in `parts` a file
+with the manifest's lines of each finished batch; and at the end `manifest.jsonl`, all of them in the order of the jobs.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from mgjax.inputs import claims, files
 
 log = logging.getLogger("mgjax")
 
-# What went wrong with the machine, and would go wrong with any other piece.
-_NOT_OF_A_PIECE = (MemoryError, jax.errors.JaxRuntimeError)
+# Errors of the machine, which any other piece would have too.
+_MACHINE_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 class Job(NamedTuple):
-    """A piece to be made.
+    """A piece to generate.
 
     Attributes:
       name: Of its file, and in the manifest.
-      kind: Pieces of one kind are played together: of one length, above all.
-      recipe: What it is made of, for `play`.
-      about: The same for the manifest, as JSON can hold it.
+      kind: Pieces of one kind, above all of one length, can share a batch.
+      recipe: Its arguments, for `generate_batch`.
+      about: The same for the manifest, as JSON.
     """
 
     name: str
@@ -50,53 +50,57 @@ class Job(NamedTuple):
     about: dict[str, Any]
 
 
-class Made(NamedTuple):
-    """A piece: its codes, and its sound from -1 to 1."""
+class Piece(NamedTuple):
+    """A generated piece: its codes, and its audio from -1 to 1."""
 
     codes: Int32[np.ndarray, "t k"]
-    sound: Float32[np.ndarray, "n c"]
+    audio: Float32[np.ndarray, "n c"]
 
 
-Play = Callable[[Sequence[Any]], Sequence[Made]]  # recipes of one kind -> what they are
+GenerateBatch = Callable[[Sequence[Any]], Sequence[Piece]]  # recipes of one kind -> their pieces
 
 
 @runtime_checkable
-class Form(Protocol):
-    """How pieces are written."""
+class Writer(Protocol):
+    """Writes pieces in some format."""
 
-    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Made]]) -> list[dict[str, Any]]:
-        """Writes the pieces of batch `number` of `count`, each file whole or not at all; says where each is."""
+    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
+        """Writes the pieces of batch `number` of `count`, each file whole or not at all.
+
+        Returns:
+          What the manifest's line of each piece says of its place, its "file" above all.
+        """
         ...
 
     def finish(self, folder: Path, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Is called at the end, with what is said of the pieces of each batch."""
+        """Is called once all batches are written, with the manifest's lines of each."""
         ...
 
 
-def make(
+def generate(
     jobs: Sequence[Job],
-    play: Play,
-    form: Form,
+    generate_batch: GenerateBatch,
+    writer: Writer,
     folder: Path,
     size: int,
     settings: dict[str, Any],
     machine: dict[str, Any],
     progress: Callable[[list[Job], int, int], None],
 ) -> int:
-    """Makes the pieces that `folder` does not hold yet, this process its share of them.
+    """Generates the pieces that `folder` does not hold yet, this process its share of them.
 
     Args:
       jobs: All pieces, by different names.
-      play: Makes `size` of them at a time, of one kind.
-      form: How they are written.
+      generate_batch: Generates `size` pieces of one kind.
+      writer: Writes them.
       folder: One that all hosts see.
       size: Of a batch.
-      settings: What they have in common, as JSON can hold it: it may not change from one run to the next.
-      machine: What they are made by, for the manifest.
+      settings: Those of all pieces, as JSON; a run that resumes must have the same.
+      machine: The devices and the model's source, for the manifest.
       progress: Called with each batch that is done, how many of this process are done by now, and of how many.
 
     Returns:
-      How many pieces could not be made. The manifest says why; they are tried again the next time.
+      How many pieces failed. The manifest has their errors; the next run tries them again.
 
     Raises:
       ValueError: The folder holds other pieces, or is not the same folder on all hosts.
@@ -110,10 +114,10 @@ def make(
         mine, failed = numbers[jax.process_index() :: jax.process_count()], 0
         for count, number in enumerate(mine, 1):
             batch = batches[number]
-            made = played(play, batch, size)
-            good = [(job, found) for job, found in zip(batch, made, strict=True) if isinstance(found, Made)]
-            places = iter(form.write(folder, number, len(batches), good))
-            lines = [_line(job, found, places) | {"machine": machine} for job, found in zip(batch, made, strict=True)]
+            results = list(zip(batch, pieces_or_errors(generate_batch, batch, size), strict=True))
+            good = [(job, result) for job, result in results if isinstance(result, Piece)]
+            places = iter(writer.write(folder, number, len(batches), good))
+            lines = [_line(job, result, places) | {"machine": machine} for job, result in results]
             _write(_part(folder, number), lines)
             failed += len(batch) - len(good)
             progress(batch, count, len(mine))
@@ -123,7 +127,7 @@ def make(
             distributed.wait_until(lambda: all(path.exists() for path in paths))
             parts = [_read(path) for path in paths]
             if failed < len(jobs):
-                form.finish(folder, parts)
+                writer.finish(folder, parts)
             by_name = {line["name"]: line for part in parts for line in part}
             _write(folder / "manifest.jsonl", [by_name[job.name] for job in jobs])
     return failed
@@ -131,66 +135,69 @@ def make(
 
 def packed(jobs: Sequence[Job], size: int) -> list[list[Job]]:
     """The jobs in batches of one kind, at most `size` in each."""
-    kinds = defaultdict(list)
+    kinds: dict[Hashable, list[Job]] = defaultdict(list)
     for job in jobs:
         kinds[job.kind].append(job)
     return [alike[start : start + size] for alike in kinds.values() for start in range(0, len(alike), size)]
 
 
-def played(play: Play, batch: Sequence[Job], size: int) -> list[Made | str]:
-    """What each job of a batch becomes, or what went wrong with it.
+def pieces_or_errors(generate_batch: GenerateBatch, batch: Sequence[Job], size: int) -> list[Piece | str]:
+    """The piece of each job of a batch, or the error that it fails with, alone.
 
-    A batch that is not full is filled up with its last job, so that `play` always makes as many.
+    A batch that is not full is filled up with its last job, so that one program serves all.
     """
     filled = [*batch, *[batch[-1]] * (size - len(batch))]
     try:
-        return list(play([job.recipe for job in filled])[: len(batch)])
-    except _NOT_OF_A_PIECE:
+        return list(generate_batch([job.recipe for job in filled])[: len(batch)])
+    except _MACHINE_ERRORS:
         raise
     except Exception as error:
         if len(batch) > 1:
-            return [found for job in batch for found in played(play, [job], size)]
+            return [result for job in batch for result in pieces_or_errors(generate_batch, [job], size)]
         log.warning("%s cannot be made: %s", batch[0].name, error)
         return [f"{type(error).__name__}: {error}"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sounds:
-    """A sound file for each piece, whose `suffix` says of what kind."""
+    """Writes a sound file for each piece, in the format of the `suffix`."""
 
     suffix: str
     sample_rate: int
 
-    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Made]]) -> list[dict[str, Any]]:
+    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
+        """Writes the files; see `Writer`."""
         names = [f"{job.name}{self.suffix}" for job, _ in pieces]
-        for name, (_, made) in zip(names, pieces, strict=True):
-            audio_files.write(folder / name, made.sound, self.sample_rate)
+        for name, (_, piece) in zip(names, pieces, strict=True):
+            audio_files.write(folder / name, piece.audio, self.sample_rate)
         return [{"file": name} for name in names]
 
     def finish(self, folder: Path, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
-        pass
+        """Nothing is left to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """A corpus of sound, as `mgjax.data.corpus` reads it: a shard for each batch, the prompts as descriptions."""
+    """Writes a corpus of sound (`mgjax.data.corpus`): a shard for each batch, with the prompts as descriptions."""
 
     description: Any  # of the corpus
 
-    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Made]]) -> list[dict[str, Any]]:
+    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
+        """Writes the shard; see `Writer`."""
         from mgjax.audio.metadata import Metadata
         from mgjax.data import corpus, corpus_writing
 
         path = corpus.shard_path(folder, "audio", "train", number, count)
         content = (
-            corpus_writing.Piece(job.name, Metadata(description=job.about.get("prompt") or None), [made.sound])
-            for job, made in pieces
+            corpus_writing.Piece(job.name, Metadata(description=job.about.get("prompt") or None), [piece.audio])
+            for job, piece in pieces
         )
         shard = corpus_writing.write_shard(path, self.description, content)
         lengths = enumerate(shard.lengths)
         return [{"file": path.name, "piece": piece, "num_samples": length} for piece, length in lengths]
 
     def finish(self, folder: Path, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
+        """Writes the description of the corpus."""
         from mgjax.data import corpus, corpus_writing
 
         shards = []
@@ -203,21 +210,21 @@ class Records:
 
 @contextlib.contextmanager
 def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -> Iterator[None]:
-    """Makes sure that the folder is of these pieces and of no other run, and writes down what it is of."""
+    """Claims the folder for this run and writes `run.json`; raises where it belongs to another, or is in use."""
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     distributed.check_shared(folder)
     listed = json.dumps([[job.name, job.about] for batch in batches for job in batch], sort_keys=True)
     settings = {**settings, "pieces": hashlib.sha256(listed.encode()).hexdigest()}
     path = folder / "run.json"
-    theirs = files.read_json(path) if path.exists() else settings
-    if not isinstance(theirs, dict):
+    stored = files.read_json(path) if path.exists() else settings
+    if not isinstance(stored, dict):
         raise ValueError(f"{path}: does not say what is made in this folder; give another one")
-    differing = sorted(name for name in theirs | settings if theirs.get(name) != settings.get(name))
+    differing = sorted(name for name in stored | settings if stored.get(name) != settings.get(name))
     if differing:
-        said = [f"{name} is {theirs.get(name)!r} there and {settings.get(name)!r} here" for name in differing]
+        reasons = [f"{name} is {stored.get(name)!r} there and {settings.get(name)!r} here" for name in differing]
         if differing == ["pieces"]:
-            said = ["the prompts, or the settings of some, were others then"]
-        raise ValueError(f"{folder} holds other music: {', '.join(said)}. Give another folder, or all as it was")
+            reasons = ["the prompts, or the settings of some, were others then"]
+        raise ValueError(f"{folder} holds other music: {', '.join(reasons)}. Give another folder, or all as it was")
     if jax.process_index():
         yield
         return
@@ -227,18 +234,18 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
 
 
 def _is_done(folder: Path, number: int) -> bool:
-    """Whether all pieces of a batch are there."""
+    """Whether all pieces of a batch are written."""
     path = _part(folder, number)
     if not path.exists():
         return False
     return all("file" in line and (folder / line["file"]).is_file() for line in _read(path))
 
 
-def _line(job: Job, found: Made | str, places: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """What the manifest says of a piece."""
-    if isinstance(found, str):
-        return {"name": job.name, "error": found, "recipe": job.about}
-    digest = hashlib.sha256(np.ascontiguousarray(found.codes, "<i4").tobytes()).hexdigest()
+def _line(job: Job, result: Piece | str, places: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest's line of a piece."""
+    if isinstance(result, str):
+        return {"name": job.name, "error": result, "recipe": job.about}
+    digest = hashlib.sha256(np.ascontiguousarray(result.codes, "<i4").tobytes()).hexdigest()
     return {"name": job.name, **next(places), "codes_sha256": digest, "recipe": job.about}
 
 

@@ -20,10 +20,10 @@ from mgjax.generation.windows import Extent, Window, extents, split
 def windows(
     request: Request, config: ModelConfig, provider: ConditionProvider, encode_mono: Encode
 ) -> Iterator[Window]:
-    """The windows of a request in order. Prompts and styles are encoded at once, the rest when its window is asked for.
+    """The windows of a request in order. Prompts and styles are encoded at once, the rest window by window.
 
     Args:
-      request: What is to be generated.
+      request: The checked request.
       config: Of the model.
       provider: Its encoders.
       encode_mono: Its codec, for excerpts of style.
@@ -65,7 +65,7 @@ def row_sets(
     """The rows of a window with all conditions, then, for guidance, with fewer of them, down to the unconditional rows.
 
     Args:
-      request: What is to be generated.
+      request: The checked request.
       rows: Its rows without their texts.
       start: The first frame that is decoded. No prompt or crossfade begins or ends between it and the last one.
       frames: Of the window, counted from the start of the result.
@@ -102,7 +102,7 @@ def _with_texts(rows: Sequence[ConditioningInputs], texts: Sequence[str | None])
 
 
 def _prompts_at(schedule: Schedule, frame: int, crossfade_frames: int) -> tuple[TimedPrompt, TimedPrompt | None]:
-    """The prompt at a frame, and the one before it while the crossfade between them goes on."""
+    """The prompt at a frame, and during a crossfade the prompt before it."""
     index = bisect.bisect_right([prompt.frame for prompt in schedule], frame) - 1
     is_fading = index > 0 and frame < schedule[index].frame + crossfade_frames
     return schedule[index], schedule[index - 1] if is_fading else None
@@ -111,7 +111,7 @@ def _prompts_at(schedule: Schedule, frame: int, crossfade_frames: int) -> tuple[
 def _fade(
     prompt: TimedPrompt, previous: TimedPrompt | None, crossfade_frames: int, frames: Int[np.ndarray, "f"]
 ) -> Float[np.ndarray, "f"]:
-    """The share of a prompt in the crossfade from the one before it; 1 where there is none."""
+    """The share of a prompt in the crossfade from the prompt before it; 1 without a crossfade."""
     if previous is None:
         return np.ones(len(frames))
     return np.clip((frames - prompt.frame + 1) / (crossfade_frames + 1), 0, 1)
@@ -129,13 +129,13 @@ def _changes(request: Request) -> set[int]:
 
 
 def _is_guided(request: Request, rows: Sequence[ConditioningInputs]) -> bool:
-    """Whether guidance makes a difference: it needs a condition."""
+    """Whether guidance has an effect: it needs a condition."""
     is_conditioned = any(request.texts) or any(rows)
     return is_conditioned and any(sampling.is_guided for sampling in request.samplings)
 
 
 def _without_effect(request: Request, rows: Sequence[ConditioningInputs]) -> list[str]:
-    """Warnings of what is asked for and has no effect."""
+    """Warnings of arguments without effect."""
     messages = []
     columns = zip(request.schedules, rows, request.negatives, request.samplings, strict=True)
     for schedule, row, negative, sampling in columns:

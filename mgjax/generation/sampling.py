@@ -23,12 +23,12 @@ from mgjax.config.model import LMConfig, Sampling
 from mgjax.devices import sharding
 from mgjax.lm.model import LM, Cache, Context
 
-# Cache capacities, in steps. Decoding reads the whole cache at every step, so it starts short and grows; each
-# capacity is compiled once.
+# Cache capacities, in steps. Decoding reads the whole cache at every step, so it starts short and grows; each capacity
+# is compiled once.
 CAPACITIES = (256, 512, 1024, 1536)
 
 _NEVER = 2**31 - 1
-_GREEDY = 1e-6  # a temperature at which nothing but the likeliest code has a chance
+_GREEDY = 1e-6  # temperatures up to this are greedy
 
 
 @struct.dataclass
@@ -93,7 +93,7 @@ def capacity_for(num_steps: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("module", "batch"))
 def make_context(module: LM, params: dict[str, Any], conditions: dict[str, Condition], batch: int) -> Context:
-    """The conditions of `batch` rows, guidance's included, as the language model reads them."""
+    """The conditions of `batch` rows, guidance's included, projected to the language model's width."""
     return _applied(module, params)(conditions, batch=batch, method="context")
 
 
@@ -148,10 +148,16 @@ def decode_steps(
     """The state after all steps up to `last_step`.
 
     Args:
-      sampled: Which codes of each step are sampled; the others keep what `state.tokens` holds.
+      module: The language model.
+      params: Its parameters.
+      context: Of the rows of `state.cache`.
+      state: Of the b pieces.
+      sampled: Which codes of each step are sampled; the others stay as in `state.tokens`.
+      sampling: The sampling parameters of the pieces.
       guidance_scales: Of each step; see `guide`.
       last_step: The last step to sample, below the capacity.
-      clock: The time of step 0: random numbers are drawn by time, which goes on from window to window.
+      clock: The time of step 0: random numbers are drawn by time, which continues from window to window.
+      shardings: Of the state; None for one device.
     """
 
     def one_step(state: DecodeState) -> DecodeState:
@@ -159,7 +165,7 @@ def decode_steps(
         rows = _rows(tokens, context)
         logits, cache = _applied(module, params)(rows, context, state.cache, state.step, method="decode")
         step = state.step + 1
-        # Seen here, before guidance and top-k can hide it.
+        # Checked here, before guidance and top-k can hide it.
         finite = jnp.isfinite(logits).all(axis=(1, 2, 3)).reshape(-1, len(tokens)).all(axis=0)
         non_finite_step = jnp.where(finite, state.non_finite_step, jnp.minimum(state.non_finite_step, step))
         scales = jax.lax.dynamic_index_in_dim(guidance_scales, step, keepdims=False)
@@ -175,7 +181,7 @@ def decode_steps(
 
 @functools.partial(jax.jit, static_argnames="shardings")
 def grow(state: DecodeState, tokens: Int[Array, "b s k"], shardings: StateShardings | None = None) -> DecodeState:
-    """The same state with `tokens`, which are more than it had, and a cache of the capacity that they need."""
+    """The same state with `tokens`, longer than its own, and a cache of their capacity."""
     more = tokens.shape[1] - state.tokens.shape[1]
     return _constrained(dataclasses.replace(state, tokens=tokens, cache=state.cache.grown(more)), shardings)
 
@@ -185,21 +191,21 @@ def _constrained(state: DecodeState, shardings: StateShardings | None) -> Decode
     if shardings is None:
         return state
     constrain = jax.lax.with_sharding_constraint
-    cache = jax.tree.map(lambda memory: constrain(memory, shardings.cache), state.cache)
+    cache = jax.tree.map(lambda slots: constrain(slots, shardings.cache), state.cache)
     return dataclasses.replace(state, tokens=constrain(state.tokens, shardings.tokens), cache=cache)
 
 
 def guide(logits: Float[Array, "rows k v"], scales: Float[Array, "r b"]) -> Float[Array, "b k v"]:
-    """The logits that guidance makes of those of the conditional and the unconditional rows.
+    """Guided logits, from those of the conditional and the unconditional rows.
 
     With one scale this is classifier-free guidance (Ho & Salimans 2022, equation 6),
     `unconditional + scale * (conditional - unconditional)`; with two the double guidance of Rouard et al. 2024
     (section 3.3).
 
     Args:
-      logits: Of b rows with all conditions, of the same with fewer of them, and so on to those with none.
-      scales: Guidance scales: that of the first b rows over the second ones, ..., last that over the unconditional
-        rows. 1 leaves the rows with more conditions as they are.
+      logits: Of b rows with all conditions, of the same rows with fewer, and so on to the unconditional ones.
+      scales: Guidance scales: of the first b rows over the second ones, ..., last over the unconditional rows. 1
+        leaves the logits of the rows with more conditions as they are.
     """
     guided, *others = jnp.split(logits, len(scales) + 1)
     for base, scale in zip(others, scales, strict=True):

@@ -43,8 +43,7 @@ class Extent(NamedTuple):
       offset: Its first frame, counted from the start of the result.
       num_frames: Its length.
       num_known: How many of its first frames are known: the audio prompt, or the overlap with the window before.
-      end: How many of its first frames are known afterwards; those behind are only there for the codes that a pattern
-        samples early.
+      end: How many of its first frames are known afterwards; later ones serve the codes that a pattern samples early.
     """
 
     offset: int
@@ -54,12 +53,12 @@ class Extent(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A window, and what it is decoded with.
+    """A window, with its conditions and guidance scales.
 
     Attributes:
       extent: Its frames.
-      conditions: Those of the b rows of the batch and, with guidance, of the same rows with fewer conditions, r + 1
-        times b rows in all.
+      conditions: Of the b rows of the batch and, with guidance, of the same rows with fewer conditions: r + 1 times b
+        rows in all.
       guidance_scales: Of each frame; see `sampling.guide`.
     """
 
@@ -110,7 +109,7 @@ def decode(
     Args:
       module: The language model.
       params: Its parameters.
-      windows: In order; the next one is asked for when the one before has been decoded.
+      windows: In order; the next is taken from the iterator once the last has been decoded.
       audio_prompt: Codes that the result starts with (no frames for none).
       sampling: The sampling parameters of the rows.
       mesh: The device mesh that the rows are spread over; None for one device.
@@ -120,7 +119,7 @@ def decode(
       NotFiniteError: A row's logits are NaN or infinite; all frames before that were yielded.
     """
     pattern = patterns.from_config(module.config)
-    codes, offset = audio_prompt, 0  # of the window before
+    codes, offset = audio_prompt, 0  # of the last window
     num_yielded = 0
     for window in windows:
         extent, scales = window.extent, window.guidance_scales
@@ -130,7 +129,7 @@ def decode(
         known, offset = codes[:, extent.offset - offset :], extent.offset
         steps = pattern.steps(extent.num_frames)
         for tokens, num_complete in _chunks(module, params, context, extent, known, scales, sampling, shardings):
-            # The frames of a code that is not known yet stand after `num_complete`.
+            # Frames with codes that are not known yet come after `num_complete`.
             num_complete = min(num_complete, extent.end)
             codes = tokens[:, steps, np.arange(pattern.num_codebooks)][:, :num_complete]
             num_decoded = offset + num_complete
@@ -149,7 +148,7 @@ def score(
     context = placed_context(module, params, window.conditions, len(codes), mesh)
     tokens = pattern.build(codes, module.config.special_token)
     num_steps = tokens.shape[1]
-    # Few lengths, few programs: what stands after the music is not seen from before.
+    # Few lengths, few programs: steps after the music do not change those before.
     padding = [(0, 0), (0, capacity_for(num_steps) - num_steps), (0, 0)]
     logits = applied(module, {"params": params}, jnp.asarray(np.pad(tokens, padding)), context)
     return pattern.revert_logits(logits[:, :num_steps], codes.shape[1])[0]

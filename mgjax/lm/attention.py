@@ -1,14 +1,16 @@
 """Attention of the language model: to cached keys and values, and of a whole sequence by the kernels of each platform.
 
 Written out, the scores of a sequence of 1500 steps are the largest thing that a layer moves through memory; a kernel
-never writes them down. Which one there is is up to the devices that the program is compiled for (`sharding.over`).
+never writes them down. Which kernel is used depends on the devices that the program is compiled for (`sharding.over`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.devices import sharding
 from mgjax.nn import attention
@@ -30,11 +32,11 @@ def attend(
 
 
 def causal_mask(
-    index: jax.typing.ArrayLike, num_steps: int, num_slots: int, valid: Bool[Array, "b m"] | None
+    index: Int[Array, ""] | int, num_steps: int, num_slots: int, valid: Bool[Array, "b m"] | None
 ) -> Bool[Array, "#b 1 s m"]:
     """The mask of `num_steps` steps, the first of which has the slot `index`: its own slot and the valid ones before.
 
-    `valid` is False for padding; None where there is none.
+    `valid` is False for padding; None without padding.
     """
     mask = ((index + jnp.arange(num_steps))[:, None] >= jnp.arange(num_slots)[None, :])[None, None]
     return mask if valid is None else mask & valid[:, None, None, :]
@@ -46,10 +48,10 @@ def attend_causally(
     value: Float[Array, "b h s e"],
     valid: Bool[Array, "b s"] | None,
 ) -> Float[Array, "b s h e"]:
-    """Causal self-attention of a whole sequence, in which `valid` is False for padding (None: there is none).
+    """Causal self-attention of a whole sequence, in which `valid` is False for padding (None: no padding).
 
-    In half precision by a kernel, where the platform has one; in float32 always written out. What padding gets means
-    nothing.
+    In half precision by a kernel, where the platform has one; in float32 always written out. The results at padding are
+    arbitrary.
     """
     by_kernel = query.dtype in (jnp.bfloat16, jnp.float16)
     if by_kernel and sharding.platform() == "tpu":
@@ -73,8 +75,8 @@ def _splash(
 ) -> Float[Array, "b s h e"]:
     """By the kernel of jax.experimental.pallas, which is for one row and wants whole blocks of steps.
 
-    What is added at the end to fill them comes after every step, so that none attends to it. Padding is a segment of
-    its own.
+    The steps that fill the last block come after all others, so that none attends to them. Padding is a segment of its
+    own.
     """
     query = jnp.swapaxes(query, 1, 2) * query.shape[-1] ** -0.5
     num_steps = query.shape[2]
@@ -91,7 +93,7 @@ def _splash(
     return jnp.swapaxes(attended[:, :, :num_steps], 1, 2)
 
 
-def _splash_rows(num_steps: int, block: int):
+def _splash_rows(num_steps: int, block: int) -> Callable[..., Array]:
     """The kernel of rows [b, h, s, e] that are on one device."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks

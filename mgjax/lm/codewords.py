@@ -1,8 +1,8 @@
-"""New weights of a language model from the codec's codebooks: codes that sound alike are read and predicted alike.
+"""Initialises a language model from the codec's codebooks: codes that sound alike are embedded and predicted alike.
 
-An embedding of its own for each of thousands of codes has to be found out code by code, and most codes are rare. The
-codec already places them: here embeddings and heads begin as random projections of its codewords. The sum of a frame's
-embeddings is then, but for the delays, a projection of the very latent that the codec would decode.
+Otherwise the embedding of each of thousands of codes is learned from that code alone, and most codes are rare. Here
+embeddings and heads begin as random projections of the codec's codewords. The sum of a frame's embeddings is then, but
+for the delays, a projection of the latent that the codec would decode.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 def placed(params: dict[str, Any], codebooks: Float[Array, "k v c"], key: Array) -> dict[str, Any]:
     """New parameters of an LM, with embeddings and heads initialised from `codebooks`, one for each of the model's.
 
-    The projected latents have variance 1, as large as the positions that they are added to. The codebooks share them
-    as they share the latents, the first ones having most. What was drawn for each code alone stays, and so does the
-    special token's. The heads of all codebooks have the deviation that they had, `dim` ** -0.5.
+    The projected latents have variance 1, as large as the positions that they are added to; the codebooks have the
+    shares of it that they have of the latents' variance. Added to them is the random embedding that each code had; the
+    special token's stays. The heads of all codebooks keep their standard deviation, `dim` ** -0.5.
     """
     embedding = params["embed"]["embedding"]
     dim = embedding.shape[-1]

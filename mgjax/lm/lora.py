@@ -1,14 +1,16 @@
 """Low-rank adaptation (LoRA, Hu et al. 2021): a product of two narrow matrices is learned beside each kernel.
 
-An adapter is a tree like the language model's, with `{"down", "up"}` in the place of kernels: what goes in is brought
-down to `rank` numbers and up to what comes out. It begins with `up` at zero, so that it changes nothing.
+An adapter is a tree like the language model's, with `{"down", "up"}` in the place of kernels: `down` projects the input
+to `rank` numbers, `up` these to the output. It begins with `up` at zero, so that it changes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ from jaxtyping import Array, Key
 
 from mgjax.config.serialization import ranged
 from mgjax.errors import ConfigError
-from mgjax.lm.matrices import Matrix, matrix
+from mgjax.lm.matrices import matrix
 
 Path = tuple[str, ...]
 Adapter = dict[str, Any]
@@ -27,14 +29,14 @@ Adapter = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What is adapted, and how much it may change.
+    """The rank, scale, dropout and targets of an adapter.
 
     Attributes:
       rank: The width of the narrow matrices.
-      alpha: The product is taken `alpha / rank` times, so that rates of learning suit all ranks.
-      dropout: The share of what goes into an adapter that is left out at random in training.
-      targets: Patterns (regular expressions) that are looked for in the path of each kernel, such as
-        "layer0/self_attn/qkv" or "head". One that is found nowhere is an error.
+      alpha: The product is taken `alpha / rank` times, so that learning rates suit all ranks.
+      dropout: The share of an adapter's inputs that are dropped at random in training.
+      targets: Patterns (regular expressions) that are searched for in the path of each kernel, such as
+        "layer0/self_attn/qkv" or "head". One without a match is an error.
     """
 
     rank: int = 8
@@ -42,7 +44,7 @@ class LoraConfig:
     dropout: float = 0.0
     targets: tuple[str, ...] = ("self_attn", "cross_attn", "ffn")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ranged(self, "1 or more", "rank", "lora.")
         ranged(self, "above 0", "alpha", "lora.")
         ranged(self, "0 or above and below 1", "dropout", "lora.")
@@ -56,6 +58,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """The factor of the product, `alpha / rank`."""
         return self.alpha / self.rank
 
 
@@ -63,11 +66,11 @@ def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> 
     """A new adapter for the language model's parameters `params` (arrays or shapes), layers stacked or not.
 
     Raises:
-      ConfigError: A target is found nowhere.
+      ConfigError: A target matches no kernel.
     """
     pairs, kernels = {}, _targets(config, params)
     for (path, kernel), kernel_key in zip(kernels.items(), jax.random.split(key, len(kernels)), strict=True):
-        lead, count, ins, outs = _sizes(matrix((*path, "kernel")), kernel.shape)
+        lead, count, ins, outs = _sizes(path, kernel.shape)
         down = jax.random.uniform(kernel_key, (*lead, count, ins, config.rank), minval=-1.0, maxval=1.0) * ins**-0.5
         pairs[path] = {"down": down, "up": jnp.zeros((*lead, count, config.rank, outs))}
     return unflatten_dict(pairs)
@@ -79,42 +82,46 @@ def insert(
     """The parameters with the adapter beside the kernels, as `nn.Dense` reads them: for training.
 
     Args:
-      key: Of what is left out at random, where the config says so; None for nothing.
+      config: Of the adapter.
+      params: The language model's.
+      adapter: As `initial` makes it.
+      key: Of the adapter's dropout; None for no dropout.
     """
-    dropped = key is not None and config.dropout > 0
     pairs = pairs_of(adapter)
-    keys = jax.random.split(key, len(pairs)) if dropped else [None] * len(pairs)
+    keys: Iterable[Array | None] = [None] * len(pairs)
+    if key is not None and config.dropout > 0:
+        keys = jax.random.split(key, len(pairs))
     joined = params
     for (path, pair), pair_key in zip(pairs.items(), keys, strict=True):
         beside = {"lora_down": pair["down"], "lora_up": pair["up"] * config.scale}
-        if dropped:
+        if pair_key is not None:
             lead = pair["down"].shape[:-3]
             beside["lora_key"] = jax.random.split(pair_key, lead) if lead else pair_key
             beside["lora_keep"] = jnp.full(lead, 1 - config.dropout)
-        joined = _with(joined, path, lambda dense, beside=beside: dense | beside)
+        joined = _with(joined, path, operator.or_, beside)
     return joined
 
 
 def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
-    """The parameters with the adapter's products added to the kernels, which are the model that it makes of them.
+    """The parameters with the adapter's products added to the kernels.
 
     Raises:
       ConfigError: The adapter is for another model.
     """
     merged = params
     for path, pair in pairs_of(adapter).items():
-        merged = _with(merged, path, lambda dense, path=path, pair=pair: _merged(config, path, dense, pair))
+        merged = _with(merged, path, _merged, config, path, pair)
     return merged
 
 
-def _merged(config: LoraConfig, path: Path, dense: dict[str, Any], pair: dict[str, Any]) -> dict[str, Any]:
-    kernel, place = dense["kernel"], matrix((*path, "kernel"))
-    lead, count, ins, outs = _sizes(place, kernel.shape)
-    wanted = {"down": (*lead, count, ins, config.rank), "up": (*lead, count, config.rank, outs)}
-    if {name: tuple(np.shape(part)) for name, part in pair.items()} != wanted:
+def _merged(dense: dict[str, Any], config: LoraConfig, path: Path, pair: dict[str, Any]) -> dict[str, Any]:
+    kernel = dense["kernel"]
+    lead, count, ins, outs = _sizes(path, kernel.shape)
+    expected = {"down": (*lead, count, ins, config.rank), "up": (*lead, count, config.rank, outs)}
+    if {name: tuple(np.shape(part)) for name, part in pair.items()} != expected:
         raise ConfigError(f"the adapter does not fit {'/'.join(path)}, whose kernel is {kernel.shape}")
     numbers = np if isinstance(kernel, np.ndarray) else jnp
-    # Sums in float32 whatever the kernel is: a step of learning may be finer than its type.
+    # Sums in float32 whatever the kernel is: an update may be smaller than its type resolves.
     product = numbers.matmul(np.float32(config.scale) * pair["down"], pair["up"])
     product = numbers.moveaxis(product, -3, -2).reshape(kernel.shape)
     return dense | {"kernel": (kernel.astype(np.float32) + product).astype(kernel.dtype)}
@@ -135,8 +142,11 @@ def _targets(config: LoraConfig, params: dict[str, Any]) -> dict[Path, Any]:
     return {path: leaf for path, leaf in kernels.items() if any(re.search(p, "/".join(path)) for p in config.targets)}
 
 
-def _sizes(place: Matrix, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, int]:
-    """Of a kernel: the axes in front, how many matrices it holds, and how much each reads and writes."""
+def _sizes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, int]:
+    """Of a kernel: the axes in front, how many matrices it holds, and the inputs and outputs of each."""
+    place = matrix((*path, "kernel"))
+    if place is None:
+        raise ConfigError(f"the adapter is for {'/'.join(path)}, which has no kernel that can be adapted")
     ins, outs = (math.prod(shape[axis] for axis in axes) for axes in place)
     lead = shape[: len(shape) - place.num_axes]
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
@@ -147,10 +157,10 @@ def pairs_of(adapter: Adapter) -> dict[Path, dict[str, Any]]:
     return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))
 
 
-def _with(tree: dict[str, Any], path: Path, change: Any) -> dict[str, Any]:
-    """A copy of `tree` with what `change` makes of the part at `path`."""
+def _with(tree: dict[str, Any], path: Path, change: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """A copy of `tree` with `change(part, *args)` for the part at `path`."""
     if not path:
-        return change(tree)
+        return change(tree, *args)
     if path[0] not in tree:
         raise ConfigError(f"the adapter is for {path[0]!r}, which the model does not have")
-    return tree | {path[0]: _with(tree[path[0]], path[1:], change)}
+    return tree | {path[0]: _with(tree[path[0]], path[1:], change, *args)}

@@ -20,7 +20,7 @@ class Steps(NamedTuple):
 
     Attributes:
       inputs: The codes that the model reads at each step.
-      targets: Those that it should predict there: the codes of the step after.
+      targets: The codes of the step after, which it should predict.
       counted: The loss mask: False where the target is a special token.
     """
 
@@ -33,7 +33,7 @@ def layout(pattern: Pattern, codes: Int[Array, "b t k"], num_frames: Int[Array, 
     """Interleaves `codes` into the steps of training, as many as there are frames.
 
     The sequence is cut where the fastest codebook runs out of frames (Pattern.valid_steps), so the last frames of a
-    delayed codebook are not learned: the music goes on after an excerpt, and the model must not learn that it ends.
+    delayed codebook do not count: music continues after an excerpt, and the model must not learn that it ends.
     Frames from `num_frames` on are padding: the model reads the special token there, and they do not count.
     """
     t = codes.shape[1]
@@ -44,7 +44,7 @@ def layout(pattern: Pattern, codes: Int[Array, "b t k"], num_frames: Int[Array, 
 
 
 def cross_entropy(logits: Float[Array, "b s k v"], steps: Steps) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
-    """The cross-entropy in nats of each codebook, summed over what counts, and how many codes count; float32."""
+    """The cross-entropy in nats of each codebook, summed over the codes that count, and their number; float32."""
     logits = logits.astype(jnp.float32)
     targets = jnp.where(steps.counted, steps.targets, 0)  # the special token has no logit
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -67,7 +67,7 @@ def cross_entropy_of(
     length = -(-s // num_parts)
 
     def cut(x: Array) -> Array:
-        """Parts first; what is added at the end does not count."""
+        """Parts first; the padding at the end does not count."""
         whole = jnp.pad(x, [(0, num_parts * length - s if axis == 1 else 0) for axis in range(x.ndim)])
         return jnp.moveaxis(whole.reshape(b, num_parts, length, *x.shape[2:]), 1, 0)
 
@@ -85,7 +85,7 @@ def mean(
 
     Args:
       sums: The cross-entropies of each codebook, added up.
-      counts: How many there are.
+      counts: Their number.
       weights: How much each codebook weighs in the mean; None for all alike.
     """
     return jnp.average(sums / jnp.maximum(counts, 1.0), weights=None if weights is None else jnp.array(weights))

@@ -1,4 +1,4 @@
-"""Which axes of the language model's kernels are read and which are written: what makes matrices of them.
+"""The axes of the inputs and of the outputs of the language model's kernels, as matrices.
 
 Queries, keys and values share a kernel, and so do the heads of the codebooks; each is a matrix of its own.
 """
@@ -12,8 +12,8 @@ class Matrix(NamedTuple):
     """Axes of a kernel, counted from the end, for stacked layers have one axis more in front.
 
     Attributes:
-      read: Those of what goes in.
-      written: Those of what comes out. An axis that is neither counts matrices that lie in one kernel.
+      read: Those of the inputs.
+      written: Those of the outputs. An axis that is neither counts the matrices in one kernel.
     """
 
     read: tuple[int, ...]
@@ -21,6 +21,7 @@ class Matrix(NamedTuple):
 
     @property
     def num_axes(self) -> int:
+        """How many axes of the kernel belong to the matrix, or matrices, of one layer."""
         return -min(self.read)
 
 

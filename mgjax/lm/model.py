@@ -7,6 +7,7 @@ conditions that both read.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -28,8 +29,8 @@ class Cache:
     """The KV cache of decoding: keys and values of each layer.
 
     Attributes:
-      layers: Those of self-attention; the slots are the prefix, then the steps of the music.
-      cross: Those of the condition that is attended to, computed once; None for none.
+      layers: Those of self-attention; the slots are the prefix, then the sequence steps.
+      cross: Those of the condition of cross-attention, computed once; None for none.
     """
 
     layers: tuple[KeyValue, ...]
@@ -38,23 +39,23 @@ class Cache:
     def grown(self, num_steps: int) -> Cache:
         """The cache with room for `num_steps` more steps."""
         room = ((0, 0), (0, 0), (0, num_steps), (0, 0))
-        return self.replace(layers=jax.tree.map(lambda cached: jnp.pad(cached, room), self.layers))
+        return dataclasses.replace(self, layers=jax.tree.map(lambda cached: jnp.pad(cached, room), self.layers))
 
 
 @struct.dataclass
 class AddedCondition:
-    """A condition that is added to the steps of the music.
+    """A condition that is added to the embedded steps.
 
     Attributes:
       vectors: One for the whole piece, or one after the other.
-      rate: How many of them pass per step; 0 for one for all.
+      rate: Vectors per step; 0 for one for all.
     """
 
     vectors: Float[Array, "b a d"]
     rate: Float[Array, ""]
 
     def at(self, steps: Int[Array, " s"]) -> Float[Array, "b s d"]:
-        """What is added to each of `steps`. Step 1 is the first with a code: it gets the first vector."""
+        """The vector that is added to each of `steps`. Step 1 is the first with a code: it gets the first vector."""
         index = jnp.floor((steps - 1) * self.rate).astype(jnp.int32)
         return jnp.take(self.vectors, jnp.clip(index, 0, self.vectors.shape[1] - 1), axis=1)
 
@@ -64,11 +65,11 @@ class Context:
     """The conditions of a batch, projected to the model's width.
 
     Attributes:
-      prefix: What stands before the music in the sequence (length 0 for none).
+      prefix: The vectors before the music in the sequence (length 0 for none).
       prefix_mask: False for padding, which takes no position and is not attended to.
-      cross: What every layer attends to (length 0 for none).
+      cross: The vectors of cross-attention in every layer (length 0 for none).
       cross_mask: False for padding. A row of nothing but padding gets exactly zero from cross-attention.
-      added: What is added to the embedded steps.
+      added: The conditions that are added to the embedded steps.
     """
 
     prefix: Float[Array, "b p d"]
@@ -83,7 +84,7 @@ class LM(nn.Module):
 
     `dtype` is the type of activations and cache (the parameters' own where None); positions, norms, attention weights
     and logits are float32 always. `scan_layers` is the training form, over parameters with their layers stacked (see
-    stack.py), which cannot generate. `remat`, one of REMAT, says what is stored for the backward pass.
+    stack.py), which cannot generate. `remat`, one of REMAT, is what is stored for the backward pass.
     """
 
     config: LMConfig
@@ -91,7 +92,8 @@ class LM(nn.Module):
     scan_layers: bool = False
     remat: str = "none"
 
-    def setup(self):
+    def setup(self) -> None:
+        """Embedding, layers, norm, heads, and a projection for each condition."""
         config = self.config
         streams = (config.num_codebooks, config.codebook_size)
         narrow = nn.initializers.truncated_normal(config.dim**-0.5, lower=-3.0, upper=3.0)
@@ -113,7 +115,7 @@ class LM(nn.Module):
         return self.logits(self.hidden(tokens, context))
 
     def hidden(self, tokens: Int[Array, "b s k"], context: Context) -> Float[Array, "b s d"]:
-        """What the last layer makes of each of `s` steps, from which `logits` predicts the next."""
+        """The last layer's output at each of `s` steps, from which `logits` predicts the next."""
         x = jnp.concatenate([context.prefix.astype(self._dtype), self._embed(tokens, context, 0)], axis=1)
         x = x.at[:, : context.prefix.shape[1]].add(self._prefix_positions(context))
         valid = _valid(context, tokens.shape[1]) if context.prefix.shape[1] else None
@@ -125,17 +127,17 @@ class LM(nn.Module):
         return self.head(self.out_norm(sharding.by_rows(hidden)))
 
     def context(self, conditions: Mapping[str, Condition], *, batch: int = 1) -> Context:
-        """Projects conditions to the model's width, and joins those that enter it in the same way.
+        """Projects conditions to the model's width, and joins those with the same `fuse`.
 
         Args:
           conditions: By name, some of `config.conditions`; without any for cross-attention, that is skipped.
-          batch: Number of rows where there are no conditions.
+          batch: Number of rows where `conditions` is empty.
         """
         unknown = conditions.keys() - {fused.name for fused in self.config.conditions}
         if unknown:
             raise ValueError(f"the model has no conditions {sorted(unknown)}")
         rows = next((condition.mask.shape[0] for condition in conditions.values()), batch)
-        # So that there is something to join.
+        # So that there is always a part to join.
         empty = Condition(jnp.zeros((rows, 0, self.config.dim), self._dtype), jnp.zeros((rows, 0), bool))
         parts = {fuse: [empty] for fuse in FUSES}
         for fused in self.config.conditions:
@@ -169,7 +171,7 @@ class LM(nn.Module):
         if prefix_length:
             x = context.prefix.astype(self._dtype) + self._prefix_positions(context)
             _, layers = self._transform(x, _valid(context, capacity), context, cache, 0)
-            cache = cache.replace(layers=layers)
+            cache = dataclasses.replace(cache, layers=layers)
         return cache
 
     def decode(
@@ -179,7 +181,7 @@ class LM(nn.Module):
         index = step + context.prefix.shape[1]
         valid = _valid(context, cache.layers[0].key.shape[2] - context.prefix.shape[1])
         x, layers = self._transform(self._embed(tokens, context, step), valid, context, cache, index)
-        return self.logits(x), cache.replace(layers=layers)
+        return self.logits(x), dataclasses.replace(cache, layers=layers)
 
     @property
     def _dtype(self) -> jnp.dtype:
@@ -203,7 +205,7 @@ class LM(nn.Module):
         return sinusoidal_positions(positions, self.config.dim).astype(self._dtype)
 
     def _cross(self, layer: Layer, context: Context) -> KeyValue | None:
-        """The keys and values of the condition that a layer attends to; None where there is none."""
+        """A layer's keys and values for cross-attention; None without a condition."""
         return layer.cross_attn.project(context.cross) if context.cross.shape[1] else None
 
     def _transform(
@@ -216,14 +218,12 @@ class LM(nn.Module):
     ) -> tuple[Float[Array, "b s d"], tuple[KeyValue, ...]]:
         """The layers, over `x` itself or over a cache; and the keys and values of their self-attention."""
         if self.scan_layers:
-            cross = context.cross if context.cross.shape[1] else None
-            return self.layers(x, valid, cross, context.cross_mask), ()
+            condition = context.cross if context.cross.shape[1] else None
+            return self.layers(x, valid, condition, context.cross_mask), ()
         written = []
         for i, layer in enumerate(self._layers):
-            if cache is None:
-                cached, cross = None, self._cross(layer, context)
-            else:
-                cached, cross = cache.layers[i], cache.cross[i]
+            cached = None if cache is None else cache.layers[i]
+            cross = self._cross(layer, context) if cache is None else cache.cross[i]
             x, keys_and_values = layer(x, valid, cross, context.cross_mask, cached, index)
             written.append(keys_and_values)
         return x, tuple(written)
@@ -234,7 +234,8 @@ class Embedding(nn.Module):
 
     config: LMConfig
 
-    def setup(self):
+    def setup(self) -> None:
+        """The table `k v+1 d`."""
         config = self.config
         shape = (config.num_codebooks, config.codebook_size + 1, config.dim)
         init = nn.initializers.truncated_normal(config.dim**-0.5, lower=-3.0, upper=3.0)
@@ -242,16 +243,18 @@ class Embedding(nn.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
+        """Of the table."""
         return self.embedding.dtype
 
     def __call__(self, tokens: Int[Array, "b s k"]) -> Float[Array, "b s d"]:
+        """The embeddings of the steps, float32."""
         codebooks = jnp.arange(self.config.num_codebooks)[None, None, :]
         table = sharding.gathered("lm/embed/embedding", self.embedding)
         return sharding.by_rows(jnp.sum(table[codebooks, tokens].astype(jnp.float32), axis=2))
 
 
 def _projection(width: int, dim: int) -> Dense:
-    """A condition's way into the model, initialised as the published recipe left it: torch's default."""
+    """The projection of a condition to the model's width, initialised as the published recipe left it: by torch."""
     uniform = symmetric_uniform(width)
     return Dense((width,), (dim,), use_bias=True, kernel_init=uniform, bias_init=uniform)
 

@@ -1,6 +1,6 @@
 """Patterns: how K streams of codes become one sequence of steps, each holding at most one code of every codebook.
 
-A pattern is a value. Its tables are made on the host from the number of frames alone, so that inside `jax.jit` only
+A pattern is a value. Its tables are computed on the host from the number of frames alone, so that inside `jax.jit` only
 gathers remain. Copet et al. 2023 (MusicGen), section 2.2 and figure 1, compares the patterns.
 """
 
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from mgjax.config.model import LMConfig
 from mgjax.errors import ConfigError
+from mgjax.nn import AnyArray
 
 Frames = Int32[np.ndarray, "s k"]  # the frame that each codebook holds at each step, -1 for none
 
@@ -24,11 +25,11 @@ _FEW_FRAMES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """What all patterns can do; a subclass says which frame stands where."""
+    """The base of all patterns; a subclass defines which frame is at which step."""
 
     num_codebooks: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_codebooks < 1:
             raise ConfigError(f"a pattern needs 1 or more codebooks, got {self.num_codebooks}")
 
@@ -55,7 +56,7 @@ class Pattern:
 
     def num_steps(self, num_frames: int) -> int:
         """The length of the whole layout, in steps."""
-        # Each frame beyond the first few takes as many steps as the one before: no table is made for hours.
+        # Each frame beyond the first few takes as many steps as the last: hours need no table.
         few = min(num_frames, _FEW_FRAMES)
         steps = len(self._frames(few))
         return steps + (num_frames - few) * (len(self._frames(few + 1)) - steps)
@@ -69,21 +70,21 @@ class Pattern:
         return len(frames) - (int(frames.max()) + 1 - num_frames)
 
     def build(
-        self, codes: Int[Array | np.ndarray, "b t k"], special: int, *, num_steps: int | None = None
-    ) -> Int[Array | np.ndarray, "b s k"]:
+        self, codes: Int[AnyArray, "b t k"], special: int, *, num_steps: int | None = None
+    ) -> Int[AnyArray, "b s k"]:
         """The sequence of `codes`, with `special` where the layout has no frame: in numpy where the codes are in numpy.
 
-        Only the first `num_steps` steps where given: `valid_steps(t)` for training.
+        Only its first `num_steps` steps (`valid_steps(t)` in training); None for all.
         """
         layout = self.layout(codes.shape[1])[:num_steps]
-        pad = np.pad if isinstance(codes, np.ndarray) else jnp.pad
-        padded = pad(codes, ((0, 0), (0, 1), (0, 0)), constant_values=special)
+        xp = np if isinstance(codes, np.ndarray) else jnp
+        padded = xp.pad(codes, ((0, 0), (0, 1), (0, 0)), constant_values=special)
         return padded[:, layout, self._codebooks()]  # -1 names the last row, which is special
 
     def revert_logits(
         self, logits: Float[Array, "b s k v"], num_frames: int
     ) -> tuple[Float[Array, "b {num_frames} k v"], Bool[np.ndarray, "{num_frames} k"]]:
-        """The prediction of each code, and where there is one (it is zero elsewhere).
+        """The prediction of each code, zero where the sequence has none, and the mask of those that it has.
 
         The logits at a step predict the step after it, so those of the last step predict nothing. In a layout cut at
         `valid_steps` the delayed codebooks' last frames have no prediction, and none of them may enter the loss.
@@ -98,7 +99,7 @@ class Pattern:
     def first_step(self, num_frames: int, offset_frames: int) -> int:
         """The first step that holds the frame `offset_frames` or a later one: where a continuation starts.
 
-        This and later steps may also hold frames before the offset, which are given by the prompt and must be kept.
+        This and later steps may also hold frames before the offset, which are the prompt's and must be kept.
         """
         if not 0 <= offset_frames < num_frames:
             raise ValueError(
@@ -122,7 +123,7 @@ class _Delay(Pattern):
     flatten_first: int
     empty_initial: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_delays(self.delays, self.num_codebooks)
         if self.flatten_first < 0:
@@ -142,7 +143,7 @@ class _Flattened(Pattern):
     flattening: tuple[int, ...]
     delays: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_delays(self.delays, self.num_codebooks)
         if len(self.flattening) != self.num_codebooks or not _ascends(self.flattening):
@@ -162,7 +163,9 @@ class _Flattened(Pattern):
             for step in range(max(self.flattening) + 1)
         ]
         num_rounds = num_frames + max(self.delays)
-        steps = []  # (round, frame, codebooks): sorting them puts a delayed frame before the later ones of its round
+        steps: list[
+            tuple[int, int, tuple[int, ...]]
+        ] = []  # (round, frame, codebooks): sorting them puts a delayed frame before the later ones of its round
         for frame in range(num_rounds):
             for group in groups:
                 if not group:
@@ -179,7 +182,7 @@ class _Flattened(Pattern):
 class _CoarseFirst(Pattern):
     delays: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_codebooks < 2:
             raise ConfigError("coarse_first needs 2 or more codebooks, got 1: use parallel")
@@ -197,7 +200,7 @@ class _CoarseFirst(Pattern):
 class _MusicLM(Pattern):
     group_by: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_by < 1 or self.num_codebooks % self.group_by:
             raise ConfigError(f"{self.num_codebooks} codebooks cannot be split into groups of {self.group_by}")
@@ -273,15 +276,16 @@ def from_config(config: LMConfig) -> Pattern:
 
 
 def numbers(config: LMConfig) -> dict[str, Any]:
-    """What the function of the pattern that `config` names is called with, None where it is to choose."""
+    """The keyword arguments of the pattern's function in PATTERNS, from a config; None for its defaults."""
     late, empty = {"delays": config.frame_delays or None}, {"empty_initial": config.empty_initial}
-    return {
+    arguments: dict[str, dict[str, Any]] = {
         "delay": {"delays": config.delays, "flatten_first": config.flatten_first} | empty,
         "parallel": empty,
         "flattened": {"flattening": config.flattening or None} | late,
         "coarse_first": late,
         "musiclm": {"group_by": config.group_by},
-    }[config.pattern]
+    }
+    return arguments[config.pattern]
 
 
 def _empty(num_steps: int, num_codebooks: int) -> Frames:

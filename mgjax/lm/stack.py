@@ -6,7 +6,7 @@ become one tree "layers"; `stack_layers` and `unstack_layers` go from one form t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,12 +18,12 @@ from jaxtyping import Array, Bool, Float, Key
 from mgjax.config.model import LMConfig
 from mgjax.lm.attention import ATTENDED
 from mgjax.lm.transformer import Index, Layer
-from mgjax.nn import WEIGHT
+from mgjax.nn import WEIGHT, apply
 
 _save, _named = jax.checkpoint_policies.save_from_both_policies, jax.checkpoint_policies.save_only_these_names
 _dots = _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(ATTENDED))
 
-# What the backward pass finds stored of each layer, besides its input: all of it; the results of its products with
+# What is stored of each layer for the backward pass, besides its input: all of it; the results of its products with
 # weights and of attention by a kernel (written out, it is computed again), with or without the gathered weights; or
 # nothing.
 REMAT: dict[str, Callable[..., bool] | None] = {
@@ -40,7 +40,8 @@ class Stack(nn.Module):
     config: LMConfig
     remat: str = "none"
 
-    def setup(self):
+    def setup(self) -> None:
+        """Initialises the stacked parameters."""
         if self.is_initializing():
             for name, tree in self._initial(self.make_rng("params")).items():
                 self.put_variable("params", name, tree)
@@ -52,21 +53,21 @@ class Stack(nn.Module):
         cross: Float[Array, "b l d"] | None,
         cross_mask: Bool[Array, "b l"],
     ) -> Float[Array, "b s d"]:
-        """The last layer's output; `cross` is the condition that is attended to, or None."""
+        """The last layer's output; `cross` is the condition of cross-attention, or None."""
 
         def run(layer: Layer, x: Array) -> Array:
             projected = None if cross is None else layer.cross_attn.project(cross)
             return layer(x, valid, projected, cross_mask, None, 0)[0]
 
-        def body(x: Array, params: dict[str, Any]) -> tuple[Array, None]:
-            return self._layer.apply({"params": params}, x, method=run), None
+        def body(x: Array, params: Mapping[str, Any]) -> tuple[Array, None]:
+            return apply(self._layer, {"params": params}, x, method=run), None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
         return jax.lax.scan(body, x, self._params)[0]
 
     def _initial(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """New parameters of all layers, each as it initialises itself, in one program for all."""
+        """New parameters of all layers, each as it initialises itself, by one program."""
         x = jnp.zeros((1, 1, self.config.dim))
 
         def use_all(layer: Layer) -> None:
@@ -84,7 +85,7 @@ class Stack(nn.Module):
         return Layer(self.config, 0, parent=None)  # whatever its index
 
     @property
-    def _params(self) -> dict[str, Any]:
+    def _params(self) -> Mapping[str, Any]:
         return self.variables["params"]
 
 

@@ -6,7 +6,7 @@ each head are one contiguous run (four times faster than `[b, m, h, e]` on CPU).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,20 +17,20 @@ from jaxtyping import Array, Bool, Float, Int
 from mgjax.config.model import LMConfig
 from mgjax.devices import sharding
 from mgjax.lm.attention import attend, attend_causally, causal_mask
-from mgjax.nn import Dense, LayerNorm, symmetric_uniform
+from mgjax.nn import Dense, Initializer, LayerNorm, symmetric_uniform
 
 Index = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer: of its self-attention's cache, or of the condition that it attends to."""
+    """Keys and values of one layer: of its self-attention's cache, or of its cross-attention."""
 
     key: Float[Array, "b h m e"]
     value: Float[Array, "b h m e"]
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention, over its own input or over a cache that it first writes its keys and values into."""
+    """Causal self-attention, over its input or over a cache, into which its keys and values are written first."""
 
     config: LMConfig
     layer: Index
@@ -84,12 +84,13 @@ def _packed(cached: Float[Array, "b h m e"]) -> Float[Array, "b h m e"]:
 
 
 class CrossAttention(nn.Module):
-    """Attention to the keys and values that `project` makes of a condition, once for all steps."""
+    """Attention to the keys and values of a condition, which `project` computes once for all steps."""
 
     config: LMConfig
     layer: Index
 
-    def setup(self):
+    def setup(self) -> None:
+        """The projections of the steps, of the condition and of the result."""
         dim, heads = self.config.dim, (self.config.num_heads, self.config.head_dim)
         uniform = symmetric_uniform(dim)
         self.query = Dense((dim,), heads, kernel_init=uniform)
@@ -102,6 +103,7 @@ class CrossAttention(nn.Module):
         return KeyValue(*(jnp.swapaxes(kv[:, :, n], 1, 2) for n in (0, 1)))
 
     def __call__(self, x: Float[Array, "b s d"], cross: KeyValue, mask: Bool[Array, "b l"]) -> Float[Array, "b s d"]:
+        """The output of `s` steps; a row whose mask is all False gets zeros."""
         return self.out(attend(self.query(x), *cross, mask[:, None, None, :]))
 
 
@@ -113,6 +115,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """The output of each step."""
         dim, wide = self.config.dim, self.config.ffn_dim
         y = Dense((dim,), (wide,), kernel_init=residual_init(self.layer), name="up")(x)
         y = jax.nn.gelu(y, approximate=False)
@@ -125,7 +128,8 @@ class Layer(nn.Module):
     config: LMConfig
     layer: Index
 
-    def setup(self):
+    def setup(self) -> None:
+        """The three parts and their norms; cross-attention where the config has it."""
         self.self_norm = LayerNorm()
         self.self_attn = SelfAttention(self.config, self.layer)
         if self.config.cross_attention:
@@ -139,7 +143,7 @@ class Layer(nn.Module):
         x: Float[Array, "b s d"],
         valid: Bool[Array, "b m"] | None,
         cross: KeyValue | None,
-        cross_mask: Bool[Array, "b l"] | None,
+        cross_mask: Bool[Array, "b l"],
         cache: KeyValue | None,
         index: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
@@ -148,8 +152,8 @@ class Layer(nn.Module):
         Args:
           x: The input of `s` steps.
           valid: As for `SelfAttention`.
-          cross: What `cross_attn.project` made of the condition; None where there is none.
-          cross_mask: Which of its vectors are attended to.
+          cross: The condition's keys and values, by `cross_attn.project`; None for no cross-attention.
+          cross_mask: Which of them are attended to.
           cache: As for `SelfAttention`.
           index: As for `SelfAttention`.
         """
@@ -161,13 +165,13 @@ class Layer(nn.Module):
         return x + self.ffn(self.ffn_norm(x)), cache
 
 
-def residual_init(layer: Index, in_axis: int | tuple[int, ...] = 0) -> nn.initializers.Initializer:
+def residual_init(layer: Index, in_axis: int | tuple[int, ...] = 0) -> Initializer:
     """The published initialisation of a matrix in a layer: truncated normal, narrower with depth.
 
     Standard deviation 1 / sqrt(fan_in) before the cut at three deviations, divided by sqrt(2 (layer + 1)).
     """
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         axes = (in_axis,) if isinstance(in_axis, int) else in_axis
         fan_in = 1
         for axis in axes:

@@ -37,12 +37,12 @@ class Player:
                 raise self.trouble[f"p{number}"]
         waves = [np.sin(np.arange(800 + number) * (number + 1) / 50)[:, None] for number in numbers]
         return [
-            batch.Made(np.full((3, 2), n, np.int32), wave.astype("f4")) for n, wave in zip(numbers, waves, strict=True)
+            batch.Piece(np.full((3, 2), n, np.int32), wave.astype("f4")) for n, wave in zip(numbers, waves, strict=True)
         ]
 
 
 def make(folder, player, form=SOUNDS, jobs=JOBS, **settings):
-    return batch.make(jobs, player, form, folder, SIZE, {"model": "toy"} | settings, {}, lambda *_: None)
+    return batch.generate(jobs, player, form, folder, SIZE, {"model": "toy"} | settings, {}, lambda *_: None)
 
 
 def content(folder):
