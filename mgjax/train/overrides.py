@@ -84,7 +84,7 @@ def _parsed(words: list[str]) -> ConfigDict:
 
 
 def _file(name: str) -> str:
-    """A config file and what it is asked for, where `name` may be that of a preset."""
+    """The config file and its variant, "FILE:VARIANT", where `name` may be that of a preset."""
     preset, colon, variant = name.partition(":")
     path = Path(presets.__file__).parent / f"{preset}.py"
     return f"{path}{colon}{variant}" if preset.isidentifier() and path.is_file() else name

@@ -76,6 +76,12 @@ class CodecRun:
             )
 
     @property
+    def codec(self) -> CodecConfig:
+        """The codec that is trained: `model`, once `training.read_init` has put that of `init` there."""
+        assert self.model is not None, "read_init comes first"
+        return self.model
+
+    @property
     def trainable(self) -> Filter:
         """The parameters that train, by their paths: "codec/..." and "discriminator/..."."""
         return matching("discriminator/", "codec/decoder/") if self.keep_codes else matching("")
