@@ -46,7 +46,8 @@ class LMRun:
         without text or with a new text encoder.
       new_text: A new text encoder, trained from scratch; None for none. A `vocab_size` that is left at T5's own becomes
         that of the vocabulary.
-      vocabulary: The vocabulary of the new text encoder: a folder with spiece.model, of `mgjax corpus vocabulary`; None or "bytes" for the bytes of the texts.
+      vocabulary: The vocabulary of the new text encoder: a folder with spiece.model, of `mgjax corpus vocabulary`; None
+        or "bytes" for the bytes of the texts.
       train_text: Whether the text encoder is trained with the language model rather than frozen.
       text_rate: Its learning rate then, as a share of the optimiser's. At rates that suit new embeddings, the encoder
         collapses to one output for all texts before the language model attends to them.

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from mgjax.conditioning import tokenizers
 from mgjax.config import published
 from mgjax.config.conditioning import ClapConditionConfig, ClapConfig, HubertConfig, StyleConfig, T5Config
 from mgjax.config.model import CodecConfig, ModelConfig
+from mgjax.config.serialization import Config
 from mgjax.errors import ConfigError
 from mgjax.generation import arguments
 from mgjax.lm import lora
@@ -37,8 +38,6 @@ from mgjax.train.lm.config import LMRun
 from mgjax.train.text import TextEncoder
 from mgjax.train.trainable import matching as paths_matching
 from mgjax.train.trainable import partition
-
-Config = TypeVar("Config")
 
 
 def read_config(kind: type[Config], source: str, *, fetch: bool = True, **encoders: str | None) -> Config:

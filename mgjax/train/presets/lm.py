@@ -141,9 +141,9 @@ def mini_beginning(config: ConfigDict) -> None:
     """The bundled model's language model, first part: text and melody, learned from short segments on two CPU cores.
 
     For the codes of `codec:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is new and is
-    trained too, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts matter most for
-    the first seconds, which later ones continue, so the segments are short and many. Unlike the published recipe it
-    has Muon and embeddings initialised from the codebooks, without which so few steps would not suffice.
+    trained too, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts matter most
+    for the first seconds, which later ones continue, so the segments are short and many. Unlike the published recipe
+    it has Muon and embeddings initialised from the codebooks, without which so few steps would not suffice.
     """
     config.lm = to_config_dict(
         LMConfig(
