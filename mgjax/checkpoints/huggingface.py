@@ -87,7 +87,7 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 def write_model(
     directory: str | os.PathLike, checkpoint: Checkpoint, *, largest_shard: int = safetensors.LARGEST_SHARD
 ) -> None:
-    """Writes a model that `from_pretrained` of transformers loads; an existing one is replaced once the new one is complete.
+    """Writes a model for `from_pretrained` of transformers; an existing one is replaced once the new one is complete.
 
     Raises:
       CheckpointError: transformers has no such model (another pattern, no text, a projection that it leaves out).
