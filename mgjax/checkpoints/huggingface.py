@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,7 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place 
     directory = Path(directory)
     config = read_config(directory)
     tensors = safetensors.find(directory) | _identities(config.lm)
-    match = matching.match(
-        musicgen.huggingface(config),
-        tensors,
-        shapes.model_shapes(config),
-        where=str(directory),
-        aliases=musicgen.ALIASES,
-        ignored=_IGNORED,
-    )
+    match = _match(directory, musicgen.huggingface(config), tensors, shapes.model_shapes(config), _IGNORED)
     return Checkpoint(config, matching.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
 
@@ -57,27 +50,27 @@ def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Mat
     directory = Path(directory)
     values, prefix = part_of_model(directory, "encodec", "audio_encoder")
     config = huggingface_config.codec_config(values, directory / "config.json")
-    return config, matching.match(
-        musicgen.huggingface_codec(config),
-        _with_prefix(safetensors.find(directory), prefix),
-        shapes.codec_shapes(config),
-        where=str(directory),
-        aliases=musicgen.ALIASES,
-    )
+    tensors = _with_prefix(safetensors.find(directory), prefix)
+    return config, _match(directory, musicgen.huggingface_codec(config), tensors, shapes.codec_shapes(config))
 
 
 def match_text_encoder(directory: Path) -> tuple[T5Config, matching.Match]:
     """The config of the text encoder in `directory`, of a T5 or of a MusicGen model, and its match to the files."""
     values, prefix = part_of_model(directory, "t5", "text_encoder")
     config = huggingface_config.t5_config(values, directory / "config.json")
-    return config, matching.match(
-        musicgen.t5(config),
-        _with_prefix(safetensors.find(directory), prefix),
-        shapes.text_shapes(config),
-        where=str(directory),
-        aliases=musicgen.ALIASES,
-        ignored=() if prefix else _IGNORED_OF_T5,
-    )
+    tensors, ignored = _with_prefix(safetensors.find(directory), prefix), () if prefix else _IGNORED_OF_T5
+    return config, _match(directory, musicgen.t5(config), tensors, shapes.text_shapes(config), ignored)
+
+
+def _match(
+    directory: Path,
+    rules: Iterable[matching.Rule],
+    tensors: Mapping[str, Tensor],
+    expected: shapes.Shapes,
+    ignored: tuple[str, ...] = (),
+) -> matching.Match:
+    where = str(directory)
+    return matching.match(rules, tensors, expected, where=where, aliases=musicgen.ALIASES, ignored=ignored)
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -114,9 +107,8 @@ def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: di
     values = {"architectures": ["EncodecModel"]} | huggingface_config.codec_values(config)
     with replacing(directory) as temporary:
         _write_json(temporary / "config.json", values)
-        _write_json(
-            temporary / "preprocessor_config.json", huggingface_config.feature_extractor_values(config, config.channels)
-        )
+        features = huggingface_config.feature_extractor_values(config, config.channels)
+        _write_json(temporary / "preprocessor_config.json", features)
         safetensors.write(temporary, matching.export(musicgen.huggingface_codec(config), variables))
 
 
@@ -131,9 +123,8 @@ def _identities(config: LMConfig) -> dict[str, Tensor]:
     for name in _absent_projections(config):
         for part, shape, make in (("weight", (dim, dim), np.eye), ("bias", (dim,), np.zeros)):
             read = functools.partial(make, dim, dtype=np.float32)
-            tensors[f"{musicgen.HUGGINGFACE_PROJECTIONS[name]}.{part}"] = Tensor(
-                shape, np.dtype(np.float32), "none", read
-            )
+            key = f"{musicgen.HUGGINGFACE_PROJECTIONS[name]}.{part}"
+            tensors[key] = Tensor(shape, np.dtype(np.float32), "none", read)
     return tensors
 
 
