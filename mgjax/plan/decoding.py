@@ -41,7 +41,7 @@ _STEPS = 50  # decode steps of a call
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is generated.
+    """The pieces to generate.
 
     Attributes:
       batch: Pieces at a time.
@@ -70,7 +70,7 @@ def of_model(
 
     Args:
       config: The model.
-      workload: What is generated.
+      workload: The pieces to generate.
       devices: The devices to compile for.
       chip: Their chip.
       data: The size of the mesh's data axis; -1 for as many as there are devices for.

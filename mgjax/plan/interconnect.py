@@ -22,7 +22,7 @@ class Traffic:
     Attributes:
       kind: The kind of collective.
       axes: The axes of the mesh along which devices communicate.
-      times: How many run.
+      times: Their number.
       bytes: The bytes that each device sends in all.
       seconds: The time that they take; 0 if the chip is unknown.
     """

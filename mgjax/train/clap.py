@@ -23,11 +23,11 @@ def embedded(
     """Embeds each row of a batch: its text where the batch has texts, as in validations, else its audio.
 
     Args:
-      config: Of the condition.
-      variables: Of the towers: {"text": ..., "audio": ...}.
+      config: The config of the condition.
+      variables: The variables of the towers: {"text": ..., "audio": ...}.
       batch: See `data.pipeline.batches`.
-      sample_rate: Of its audio, in hertz.
-      parts: How many parts of the batch are worked on one after the other, to save memory.
+      sample_rate: The sample rate of its audio, in hertz.
+      parts: The number of parts of the batch that are embedded one after the other, to save memory.
     """
     if "clap_ids" in batch:
         embeddings: Any = ClapText(config.clap).apply(variables["text"], batch["clap_ids"], batch["clap_ids_mask"])

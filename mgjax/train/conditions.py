@@ -34,7 +34,7 @@ def check(model: ModelConfig, parts: int, seconds: float) -> None:
 
     Args:
       model: The model.
-      parts: How many parts of a batch gradients are accumulated over.
+      parts: The number of parts of a batch over which gradients are accumulated.
       seconds: The length of the segments.
 
     Raises:
@@ -105,7 +105,7 @@ def conditioning_inputs(
       weights: The weights of these encoders: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
       batch: See `data.pipeline.batches`.
       codes: The codes of the batch.
-      parts: How many parts of the batch are worked on one after the other, to save memory.
+      parts: The number of parts of the batch that are encoded one after the other, to save memory.
 
     Returns:
       Arrays whose first axis is the batch's rows.

@@ -85,7 +85,7 @@ def fit(
     model yet.
 
     Args:
-      task: What is trained.
+      task: The task.
       train_data: Batches of numpy arrays, of each the rows of this process.
       valid_data: Returns an iterator over the batches of the validation split, from the first one.
       config: The length of the run, and what it keeps.

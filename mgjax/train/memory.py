@@ -15,7 +15,7 @@ class Memory:
     Attributes:
       arguments: Weights, the state of the optimiser, the batch.
       outputs: Results that do not take the place of an argument.
-      temporaries: What is needed while the program runs.
+      temporaries: Arrays that exist while the program runs.
       code: The program itself.
       beside: Weights that this program does not read, but others do.
     """

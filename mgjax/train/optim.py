@@ -1,4 +1,4 @@
-"""How weights are updated: optimisers and schedules of the published recipes, averages, gradients of large batches.
+"""Optimisers and schedules of the published recipes, moving averages of weights, gradients of large batches.
 
 See Copet et al. 2023 (MusicGen), section 4.1, for the recipe of the language model and Défossez et al. 2022 (EnCodec),
 section 4.3, for that of the codec.
@@ -37,8 +37,8 @@ class OptimConfig:
         the matrices in the language model's layers, and Adam with Nesterov's momentum and decay for all else.
       learning_rate: The peak. For the two optimisers that find the rate, a factor on it, which is 1 in all recipes.
       adam_learning_rate: The peak for what "muon" leaves to Adam; unused by the others.
-      schedule: What follows the warm-up: "constant"; "cosine" or "linear", down to `min_ratio` of the peak at the last
-        step; "inverse_sqrt", down with the root of the number of steps.
+      schedule: The schedule after the warm-up: "constant"; "cosine" or "linear", down to `min_ratio` of the peak at the
+        last step; "inverse_sqrt", down with the root of the number of steps.
       warmup_steps: Training steps in which the rate rises linearly, from 0 at the first one.
       min_ratio: The last rate as a share of the peak; unused by "constant" and "inverse_sqrt".
       b1: Decay of the gradient's average.
@@ -172,7 +172,7 @@ def gradients(
     Args:
       loss: Called with `weights` and a part of the batch. What it returns is summed over the parts, so that a mean has
         to be divided by the count of the whole batch.
-      weights: What is differentiated.
+      weights: The weights to differentiate for.
       batch: Arrays whose first axis is the row.
       parts: The number of parts; it must divide the number of rows.
     """

@@ -1,4 +1,4 @@
-"""What the loop runs: a task, as pure functions, and the settings of the loop and of the device mesh."""
+"""A task, as pure functions that the loop runs, and the settings of the loop and of the device mesh."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BatchShapes = Mapping[str, Array | jax.ShapeDtypeStruct]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained, as pure functions, which the loop jits and shards.
+    """A training task, as pure functions, which the loop jits and shards.
 
     Attributes:
       name: The name in messages, such as "codec".
@@ -78,7 +78,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is, and what it reports and keeps.
+    """The length of a run, and what it reports and keeps.
 
     Attributes:
       steps: Training steps in all.

@@ -1,4 +1,4 @@
-"""What a run trains: one filter over the paths of parameters, by which weights are split, masked and updated."""
+"""The filter over the paths of parameters that decides what a run trains: weights are split and masked by it."""
 
 from __future__ import annotations
 

@@ -38,10 +38,10 @@ class GAN:
         self.optimizer = optim.make(config.optim, config.loop.steps)
 
     def init(self, key: Array, pretrained: dict[str, Any] | None = None) -> TrainState:
-        """The state before the first training step. New codebooks are made from the first batch.
+        """The state before the first training step. New codebooks are initialised from the first batch.
 
         Args:
-          key: Of the new weights.
+          key: The key of new weights.
           pretrained: Variables of the codec to go on from; None for new ones.
         """
         config, model = self.config, self.model

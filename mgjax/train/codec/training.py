@@ -118,7 +118,7 @@ def task(config: CodecRun, pretrained: dict[str, Any] | None = None) -> Task:
 
 
 def _evaluate(gan: GAN, state: TrainState, frozen: Any, batch: Batch) -> dict[str, Mean | Usage]:
-    """How near the averaged weights come to the audio by all codebooks, and which codes they use."""
+    """The distances of the reconstruction by all codebooks, with the averaged weights, and the use of the codes."""
     model, audio, num_samples = gan.model, batch["audio"], batch["num_samples"]
     output = gan.reconstruct(state.average.value(), state.extra["codebooks"], audio)
     generated, valid = output.audio, num_samples > 0

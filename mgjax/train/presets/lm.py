@@ -34,7 +34,7 @@ def get_config(name: str = "small") -> ConfigDict:
 
 
 def recipe(config: ConfigDict) -> None:
-    """What all the published models share. T5 and the codec come from the Hugging Face Hub, or from folders.
+    """The settings that all published models share. T5 and the codec come from the Hugging Face Hub, or from folders.
 
     Weights are split among 64 devices, or all of fewer devices, and gathered once in a training step.
     """
@@ -184,7 +184,7 @@ def mini(config: ConfigDict) -> None:
 
 
 def on_two_cores(config: ConfigDict) -> None:
-    """What both parts of the bundled model's training share."""
+    """The settings that both parts of the bundled model's training share."""
     config.codebook_weights = (4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
     config.train_text = True
     config.text_rate = 0.1
