@@ -34,7 +34,7 @@ FORMATS = {
 
 _LARGEST_WAV = 2**32 - 4096  # bytes; a wav header counts in 32 bits
 _LARGEST_READ = 1 << 30  # numbers that are read at once: three hours of stereo
-_FRAMES_AT_ONCE = 1 << 16  # the Vorbis encoder overflows its stack when it is handed minutes at once
+_FRAMES_AT_ONCE = 1 << 16  # the Vorbis encoder overflows its stack on minutes at once
 _FRAMES_READ = 1 << 20  # read in pieces, for the length in a header may be wrong and must not decide what is allocated
 _LONGEST_BLOCK = 3600  # seconds
 _LONGEST_NAME = 255  # bytes, on all common file systems
@@ -85,7 +85,7 @@ def read(path: PathLike, *, start_seconds: float = 0.0, seconds: float | None = 
     Args:
       path: A file of any kind that libsndfile knows: wav, flac, ogg, mp3, aiff and others; or a pipe.
       start_seconds: Where to start reading.
-      seconds: How much to read; None for all. The result is shorter where the file ends before.
+      seconds: How much to read; None for all. The result is shorter if the file ends before.
 
     Raises:
       OSError: There is no such file, or it may not be read.
@@ -265,7 +265,7 @@ def _open(path: PathLike) -> Iterator[Any]:
 
 
 def _native(path: PathLike) -> str | bytes:
-    """The path as libsndfile takes it, which need not be UTF-8."""
+    """The path for libsndfile, which need not be UTF-8."""
     return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
 
@@ -281,13 +281,13 @@ def _head(file: IO[bytes]) -> bytes:
 
 @contextlib.contextmanager
 def _translating_errors(path: PathLike, *, writing: bool = False) -> Iterator[None]:
-    """Turns libsndfile's errors into a ValueError that names the file, or an OSError where the disk is full."""
+    """Turns libsndfile's errors into a ValueError that names the file, or an OSError if the disk is full."""
     import soundfile
 
     try:
         with _stderr_silenced():
             yield
-    # TypeError: soundfile takes an unknown suffix for raw. AssertionError: fewer samples were written than handed over.
+    # TypeError: soundfile takes an unknown suffix for raw. AssertionError: fewer samples were written than passed.
     # ValueError: its position is beyond the end that the header claims.
     except (soundfile.LibsndfileError, TypeError, AssertionError, ValueError) as error:
         if writing and shutil.disk_usage(Path(path).parent).free < _FULL_DISK:
@@ -301,7 +301,7 @@ def _translating_errors(path: PathLike, *, writing: bool = False) -> Iterator[No
 @contextlib.contextmanager
 def _stderr_silenced() -> Iterator[None]:
     """Discards what mpg123 writes to stderr about junk in a file. In a thread, stderr is left as it is."""
-    # Where the process started without stderr, another file may have its number.
+    # If the process started without stderr, another file may have its number.
     if sys.__stderr__ is None or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -12,14 +12,14 @@ _CEILING = 0.98
 _RAMP = 0.005  # seconds before and after a peak in which the limiter's gain falls and rises
 _ROUNDS = 4
 _TOLERANCE = 0.1  # LU
-_MOST_EXTRA = 6.0  # dB of gain beyond what the loudness before the limiter asks for
+_MOST_EXTRA = 6.0  # dB of gain beyond the difference between the target and the loudness before the limiter
 
 
 def normalized(audio: Audio, sample_rate: int, target_lufs: float = -14.0) -> Audio:
     """`audio` at a loudness of `target_lufs`, its peaks limited to 0.98 of full scale.
 
     Audio shorter than 0.4 s, which cannot be measured, and silence (a root mean square below 0.002) are returned
-    unchanged. Where peaks leave no room, the loudness stays below the target.
+    unchanged. If peaks leave no room, the loudness stays below the target.
     """
     if np.sqrt(np.mean(np.square(audio))) < _SILENCE_RMS:
         return audio
@@ -61,10 +61,10 @@ def _lufs(audio: Audio, sample_rate: int) -> float | None:
 class LoudnessMeter:
     """Measures the loudness (ITU-R BS.1770-4) of a mono or stereo stream, in the memory of one block.
 
-    It gives what pyloudnorm, whose filters it uses, gives for the whole.
+    The result is that of pyloudnorm for the whole, whose filters it uses.
 
     Args:
-      sample_rate: In hertz.
+      sample_rate: The sample rate in hertz.
     """
 
     def __init__(self, sample_rate: int):

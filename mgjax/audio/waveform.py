@@ -80,7 +80,7 @@ def to_channels(
     Args:
       audio: `[n, c]`.
       channels: The number of channels of the result.
-      what: What messages call the audio.
+      what: The name of the audio in messages.
       warned: As for `check`.
 
     Raises:
@@ -109,7 +109,7 @@ def check(audio: Any, what: str = "audio", warned: set[str] | None = None) -> Au
     Args:
       audio: `[n]` or `[n, c]`, floating point with full scale at 1, or integers of 8 (unsigned), 16 or 32 bits, whose
         full scale is that of their type.
-      what: What messages call the audio.
+      what: The name of the audio in messages.
       warned: The kinds of warning ("loud", "mixed") that are not to be repeated, as for the blocks of a file; new ones
         are added.
 

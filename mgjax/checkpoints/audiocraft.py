@@ -1,8 +1,8 @@
 """Directories in audiocraft's form, read and written: `state_dict.bin` and `compression_state_dict.bin`.
 
-Each is a torch file of a state dict and of `xp.cfg`, the YAML of the run that made it. Encoders that are not trained
-are not inside: the text's is a T5 or a CLAP, the style's MERT, each in a directory of its own. The arrays' names are in
-tables/, the configs in audiocraft_config.py and files/xp_cfg.py.
+Each is a torch file of a state dict and of `xp.cfg`, the YAML of its training run. Frozen encoders are not inside: the
+text's is a T5 or a CLAP, the style's MERT, each in a directory of its own. The tensors' names are in tables/, the
+configs in audiocraft_config.py and files/xp_cfg.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 VERSION = "1.3.0"  # of audiocraft, whose form this is
 
-# A window that the melody's spectrogram keeps, without which audiocraft does not open a model; it is computed here.
+# The window of the melody's spectrogram, without which audiocraft does not open a model; it is computed here.
 _WINDOW = PREFIX + "chroma.spec.window"
 _IGNORED = (f"^{re.escape(_WINDOW)}$", *IGNORED)
 
@@ -55,7 +55,7 @@ def read_model(
     Args:
       directory: Holds `state_dict.bin` and `compression_state_dict.bin`.
       text_encoder: The directory or Hub id of the T5; None for the one that the model names. Of a model with a CLAP
-        condition, that of a ClapModel of transformers, which has to be given.
+        condition, that of a ClapModel of transformers, which is required.
       style_encoder: The directory or Hub id of the MERT of a style model; None for the published one.
       dtype: As in `matching.load`.
       place: As in `matching.load`.
@@ -63,16 +63,16 @@ def read_model(
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
-      ConfigError: An encoder is given that the model has no condition for.
+      ConfigError: An encoder is passed that the model has no condition for.
     """
     path = Path(directory) / LM_FILE
     state, config, encoders = _match_parts(path, text_encoder, style_encoder, fetch)
-    wanted = shapes.model_shapes(config)
-    match = matching.match(musicgen.audiocraft(config), state, wanted, where=str(path), ignored=_IGNORED)
+    rules, expected = musicgen.audiocraft(config), shapes.model_shapes(config)
+    match = matching.match(rules, state, expected, where=str(path), ignored=_IGNORED)
     flat = flatten_dict(matching.load(match, dtype=dtype, place=place))
     for prefix, match in encoders.matches.items():
         inside = (lambda path, array, prefix=prefix: place((*prefix, *path), array)) if place else None
-        # Of the style's encoder nothing is rounded, as of the style conditioner itself.
+        # The style's encoder is float32, as the style conditioner itself.
         kind = None if prefix[0] == "style" else dtype
         part = flatten_dict(matching.load(match, dtype=kind, place=inside))
         flat |= {(*prefix, *path): array for path, array in part.items()}
@@ -82,21 +82,21 @@ def read_model(
 def _match_parts(
     path: Path, text_encoder: str | os.PathLike | None, style_encoder: str | os.PathLike | None, fetch: Fetch
 ) -> tuple[dict[str, Tensor], ModelConfig, _Encoders]:
-    """The language model's state dict, the whole model's config, and what is needed to read the other parts."""
+    """The language model's state dict, the whole model's config, and the matches of the other parts."""
     state, run, lm_config = _read_lm(path)
     if text_encoder is not None and not (lm_config.condition("text") or lm_config.condition("clap")):
         raise ConfigError(f"{path}: the model reads no text: leave text_encoder out")
     if style_encoder is not None and not lm_config.condition("style"):
         raise ConfigError(f"{path}: the model hears no style: leave style_encoder out")
     codec_config, codec = match_codec(path.parent, fetch=fetch)
-    found = _Encoders({("codec",): codec})
+    encoders = _Encoders({("codec",): codec})
     if fused := lm_config.condition("text"):
-        found.add_text(path, fused, audiocraft_config.named_text_encoder(run), text_encoder, fetch)
+        encoders.add_text(path, fused, audiocraft_config.named_text_encoder(run), text_encoder, fetch)
     if fused := lm_config.condition("clap"):
-        found.add_clap(path, fused, run, text_encoder, fetch)
+        encoders.add_clap(path, fused, run, text_encoder, fetch)
     if lm_config.condition("style"):
-        found.add_style(path, style_config(run), state, style_encoder or MERT, fetch)
-    return state, audiocraft_config.model_config(path, run, lm_config, codec_config, **found.configs), found
+        encoders.add_style(path, style_config(run), state, style_encoder or MERT, fetch)
+    return state, audiocraft_config.model_config(path, run, lm_config, codec_config, **encoders.configs), encoders
 
 
 @dataclasses.dataclass(eq=False)
@@ -104,8 +104,8 @@ class _Encoders:
     """The parts of a model that are in directories of their own.
 
     Attributes:
-      matches: What `matching.load` needs to read each, by where it stands among the variables.
-      configs: Of the encoders, by their names in `ModelConfig`.
+      matches: What `matching.load` needs to read each, by its path in the variables.
+      configs: The configs of the encoders, by their names in `ModelConfig`.
       tokenizer: The folder of the text encoder's tokenizer.
       clap_tokenizer: The folder of CLAP's.
     """
@@ -115,8 +115,8 @@ class _Encoders:
     tokenizer: Path | None = None
     clap_tokenizer: Path | None = None
 
-    def add_text(self, path: Path, fused: Fused, named: str, given: Any, fetch: Fetch) -> None:
-        folder = fetch(str(given or named))
+    def add_text(self, path: Path, fused: Fused, named: str, source: Any, fetch: Fetch) -> None:
+        folder = fetch(str(source or named))
         config, self.matches["text",] = huggingface.match_text_encoder(folder)
         if config.dim != fused.dim:
             raise CheckpointError(
@@ -125,15 +125,15 @@ class _Encoders:
             )
         self.configs["text"], self.tokenizer = config, find_tokenizer(folder)
 
-    def add_clap(self, path: Path, fused: Fused, run: dict[str, Any], given: Any, fetch: Fetch) -> None:
-        if given is None:
+    def add_clap(self, path: Path, fused: Fused, run: dict[str, Any], source: Any, fetch: Fetch) -> None:
+        if source is None:
             named = (run["conditioners"]["description"].get("clap") or {}).get("checkpoint")
             raise CheckpointError(
                 f"{path}: hears texts through CLAP, which is not inside. It was made with {named}, a file in LAION's "
                 "own form, which is not read here: give text_encoder= the directory or Hub id of the same CLAP as a "
                 "ClapModel of transformers, such as laion/larger_clap_music"
             )
-        folder = fetch(str(given))
+        folder = fetch(str(source))
         config, self.matches["clap",] = clap.match_clap(folder)
         if config.dim != fused.dim:
             raise CheckpointError(
@@ -142,11 +142,11 @@ class _Encoders:
             )
         self.configs["clap"], self.clap_tokenizer = clap_config(run, config), find_clap_tokenizer(folder)
 
-    def add_style(self, path: Path, config: StyleConfig, state: dict[str, Tensor], given: Any, fetch: Fetch) -> None:
+    def add_style(self, path: Path, config: StyleConfig, state: dict[str, Tensor], source: Any, fetch: Fetch) -> None:
         self.configs["style"] = config
         if config.features is None:
             return
-        folder = fetch(str(given))
+        folder = fetch(str(source))
         features, self.matches["style", "features"] = hubert.match_hubert(folder)
         weight = state.get(f"{PREFIX}embed.weight")
         if weight is not None and weight.shape[-1] != features.dim:
@@ -154,7 +154,7 @@ class _Encoders:
                 f"{path}: its style conditioner reads features of width {weight.shape[-1]} (it was made with {MERT}), "
                 f"but the encoder in {folder} gives width {features.dim}; give style_encoder= another one"
             )
-        # It learned from features of audio as it is, whatever the encoder itself was trained on.
+        # The conditioner was trained on features of unnormalised audio, whatever the encoder itself was trained on.
         features = dataclasses.replace(features, normalize=False)
         self.configs["style"] = dataclasses.replace(config, features=features)
 
@@ -166,7 +166,7 @@ def read_config(
     style_encoder: str | os.PathLike | None = None,
     fetch: Fetch = hub.fetch,
 ) -> ModelConfig:
-    """What the model in `directory` is, without reading its weights; encoders that are not given are known by name."""
+    """The config of the model in `directory`, without its weights; encoders that are not passed are known by name."""
     path = Path(directory) / LM_FILE
     if text_encoder is not None or style_encoder is not None:
         return _match_parts(path, text_encoder, style_encoder, fetch)[1]
@@ -184,14 +184,14 @@ def read_config(
 
 
 def _read_lm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], LMConfig]:
-    """The language model's state dict, its run's config, and what it is."""
+    """The language model's state dict, its run's config, and its own config."""
     state, run = _read_package(path)
     audiocraft_config.check_lm(path, run)
     return state, run, audiocraft_config.lm_config(path, state, run)
 
 
 def match_codec(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> tuple[CodecConfig, matching.Match]:
-    """The config of the codec in `directory`, in `compression_state_dict.bin`, and what `matching.read` needs."""
+    """The config of the codec in `directory` (`compression_state_dict.bin`), and its match to the file."""
     path = Path(directory) / CODEC_FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; fetch it from the repository that {LM_FILE} came from")
@@ -201,8 +201,8 @@ def match_codec(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> tu
     state, run = _read_package(path)
     audiocraft_config.check_codec(path, run)
     config = audiocraft_config.codec_config(path, run)
-    wanted = shapes.codec_shapes(config)
-    match = matching.match(musicgen.audiocraft_codec(config), state, wanted, where=str(path), aliases=musicgen.ALIASES)
+    rules, expected = musicgen.audiocraft_codec(config), shapes.codec_shapes(config)
+    match = matching.match(rules, state, expected, where=str(path), aliases=musicgen.ALIASES)
     return config, match
 
 
@@ -221,12 +221,12 @@ def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, *, text_encoder: str | None = None) -> None:
-    """Writes a model in audiocraft's form; one that is in `directory` already is replaced.
+    """Writes a model in audiocraft's form; an existing one is replaced once the new one is complete.
 
     Args:
-      directory: Where to.
+      directory: The folder of the model.
       checkpoint: The model.
-      text_encoder: The name of the T5, which is not written; None to tell it by its config.
+      text_encoder: The name of the T5, which is not written; None to infer it from its config.
 
     Raises:
       CheckpointError: audiocraft has no such model.
@@ -238,8 +238,8 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, *, text_en
     run = audiocraft_config.lm_run(config, text_encoder)
     state = matching.export(musicgen.audiocraft(config), checkpoint.variables)
     if config.melody:
-        size = config.melody.fft_size
-        state[_WINDOW] = Tensor((size,), np.dtype(np.float32), _WINDOW, lambda: np.float32(np.hanning(size + 1)[:-1]))
+        size, dtype = config.melody.fft_size, np.dtype(np.float32)
+        state[_WINDOW] = Tensor((size,), dtype, _WINDOW, lambda: np.hanning(size + 1)[:-1].astype(dtype))
     with replacing(directory) as temporary:
         _write_package(temporary / LM_FILE, state, run)
         _write_codec(temporary, config.codec, checkpoint.variables["codec"])

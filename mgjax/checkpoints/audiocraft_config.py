@@ -25,7 +25,7 @@ from mgjax.config.serialization import from_dict
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.lm import pattern as patterns
 
-# What the published models have, and the only thing that is supported.
+# Fields of which only the published models' values are supported.
 _FIXED = {
     "lm_model": "transformer_lm",
     "transformer_lm.activation": "gelu",
@@ -55,7 +55,7 @@ _FIXED = {
     "attribute_dropout.args.active_on_eval": False,
     "interleave_stereo_codebooks.per_timestep": False,
 }
-# The parts that audiocraft builds modules from, and their fields that are read here or count in training alone.
+# The parts that audiocraft builds modules from, and their fields that are read here or used in training alone.
 _PARTS = """
     transformer_lm fuser conditioners conditioners.self_wav conditioners.self_wav.chroma_stem
     conditioners.self_wav.style conditioners.description conditioners.description.t5 conditioners.description.clap
@@ -72,12 +72,12 @@ _OTHERS = """
     renorm true_skip decoder final_activation_params decay kmeans_init threshold_ema_dead_code orthogonal_reg_weight
     orthogonal_reg_active_codes_only orthogonal_reg_max_codes
 """
-# What has to be as it is for the whole run.
+# Fields that must equal those of the whole run.
 _SAME = """
     conditioners.self_wav.chroma_stem.sample_rate conditioners.self_wav.style.sample_rate encodec.sample_rate
     encodec.channels seanet.channels
 """
-# What is a choice, and which condition it makes.
+# The supported models of each conditioner, and the condition that each gives.
 _CONDITIONERS = {
     "self_wav": {"chroma_stem": "melody", "style": "style"},
     "description": {"t5": "text", "clap": "clap"},
@@ -117,41 +117,41 @@ _CODEC_FIELDS = {
 
 
 def check_lm(path: Path, run: dict[str, Any]) -> None:
-    """Raises CheckpointError unless the language model is of the one kind that is supported."""
+    """Raises CheckpointError unless the language model is of the supported kind."""
     _check_fields(path, run, _FIXED)
     for name, kinds in _CONDITIONERS.items():
-        found = at(run, f"conditioners.{name}.model")
-        if found is not None and found not in list(kinds):
+        kind = at(run, f"conditioners.{name}.model")
+        if kind is not None and kind not in list(kinds):
             raise CheckpointError(
-                f"{path}: conditioners.{name}.model is {found!r} in its xp.cfg; only {' and '.join(map(repr, kinds))} "
+                f"{path}: conditioners.{name}.model is {kind!r} in its xp.cfg; only {' and '.join(map(repr, kinds))} "
                 "are supported"
             )
 
 
 def check_codec(path: Path, run: dict[str, Any]) -> None:
-    """Raises CheckpointError unless the codec is of the one kind that is supported."""
+    """Raises CheckpointError unless the codec is of the supported kind."""
     _check_fields(path, run, _FIXED_OF_CODEC)
 
 
 def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless all that audiocraft builds modules from is known here, and `fixed` as it is."""
+    """Raises CheckpointError if a field of a module is unknown, or not as in `fixed`."""
     same = {name: at(run, name.split(".")[-1], at(run, name)) for name in _SAME.split()}
-    for name, expected in (fixed | same).items():
-        found = at(run, name, expected)
-        if found != expected:
-            raise CheckpointError(f"{path}: {name} is {found!r} in its xp.cfg; only {expected!r} is supported")
+    for name, expected in {**fixed, **same}.items():
+        value = at(run, name, expected)
+        if value != expected:
+            raise CheckpointError(f"{path}: {name} is {value!r} in its xp.cfg; only {expected!r} is supported")
     others, known = _OTHERS.split(), {*_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values()}
     for part in _PARTS.split():
-        found = at(run, part) or {}
-        unknown = [str(found)]
-        if isinstance(found, Mapping):
-            unknown = [str(name) for name in found if name not in others and f"{part}.{name}" not in known]
+        fields = at(run, part) or {}
+        unknown = [str(fields)]
+        if isinstance(fields, Mapping):
+            unknown = [str(name) for name in fields if name not in others and f"{part}.{name}" not in known]
         if unknown:
             raise CheckpointError(f"{path}: {part} has {', '.join(unknown)} in its xp.cfg, which is not supported")
 
 
 def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> LMConfig:
-    """The language model's config: what xp.cfg says, and the shapes of the arrays where it says nothing."""
+    """The language model's config, from xp.cfg, or from the shapes of the arrays for fields that it lacks."""
     embed, up = state.get("emb.0.weight"), state.get("transformer.layers.0.linear1.weight")
     if embed is None or up is None or len(embed.shape) != 2 or len(up.shape) != 2 or 0 in embed.shape:
         raise CheckpointError(f"{path}: holds no language model (no emb.0.weight, no transformer.layers.0)")
@@ -176,13 +176,13 @@ def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> L
 
 
 def _conditions(state: Mapping[str, Tensor], run: dict[str, Any], text_fuse: str) -> tuple[Fused, ...]:
-    """What the language model reads. A melody or a style always stands before the music, and before the text."""
+    """The conditions of the language model. A melody or a style is always a prefix, before that of the text."""
     fused = []
     for theirs, fuse in (("self_wav", "prefix"), ("description", text_fuse)):
         weight = state.get(f"condition_provider.conditioners.{theirs}.output_proj.weight")
         if weight is not None:
-            names_ = at(run, f"fuser.{'prepend' if fuse == 'prefix' else fuse}")
-            if names_ is not None and theirs not in names_:
+            names = at(run, f"fuser.{'prepend' if fuse == 'prefix' else fuse}")
+            if names is not None and theirs not in names:
                 raise ConfigError(f"its fuser and its arrays do not agree on where {theirs} enters")
             kinds = _CONDITIONERS[theirs]
             kind = kinds[at(run, f"conditioners.{theirs}.model") or next(iter(kinds))]
@@ -191,23 +191,23 @@ def _conditions(state: Mapping[str, Tensor], run: dict[str, Any], text_fuse: str
 
 
 def _pattern(run: dict[str, Any], num_codebooks: int) -> dict[str, Any]:
-    """The fields of `LMConfig` that say how the codebooks are laid out."""
+    """The fields of `LMConfig` for the pattern of the codebooks."""
     if not isinstance(run.get("codebooks_pattern") or {}, Mapping):
         raise ConfigError(f"codebooks_pattern is {run['codebooks_pattern']!r}")
     named = at(run, "codebooks_pattern.modeling")
     theirs = named or at(run, "transformer_lm.q_modeling") or "delay"
-    # audiocraft reads the numbers of a pattern only where it is named at their side.
-    given = dict((named and at(run, f"codebooks_pattern.{theirs}")) or {})
-    given = {name: value for name, value in given.items() if value is not None}
+    # audiocraft reads the numbers of a pattern only beside its name.
+    numbers = dict((named and at(run, f"codebooks_pattern.{theirs}")) or {})
+    fields = {name: value for name, value in numbers.items() if value is not None}
     if theirs == "delay":
-        given.setdefault("delays", list(range(num_codebooks)))
-    elif "delays" in given:
-        given["frame_delays"] = given.pop("delays")
-    return given | {"pattern": "flattened" if theirs == "unroll" else theirs}
+        fields.setdefault("delays", list(range(num_codebooks)))
+    elif "delays" in fields:
+        fields["frame_delays"] = fields.pop("delays")
+    return fields | {"pattern": "flattened" if theirs == "unroll" else theirs}
 
 
 def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> MelodyConfig | None:
-    """The chromagram that the model reads, if it does."""
+    """The config of the melody that the model reads; None for none."""
     fused = lm.condition("melody")
     if fused is None:
         return None
@@ -216,8 +216,8 @@ def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> Melo
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers stand in the names of arrays where `pattern` says."""
-    return len({found[1] for name in state if (found := re.match(pattern, name))})
+    """The count of different numbers in the names of arrays, matched by the group in `pattern`."""
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
 def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
@@ -239,7 +239,7 @@ def named_text_encoder(run: dict[str, Any]) -> str:
 
 
 def model_config(path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConfig, **encoders: Any) -> ModelConfig:
-    """The whole model's config, from those of its parts; `encoders` are the text, style and CLAP that it has."""
+    """The whole model's config, from those of its parts; `encoders` are the configs of its text, style and CLAP."""
     text_guidance = at(run, "generate.lm.cfg_coef_beta")
     try:
         guidance = float(at(run, "classifier_free_guidance.inference_coef", 3.0))
@@ -255,7 +255,7 @@ def model_config(path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConf
 
 
 def t5_name(config: T5Config) -> str:
-    """The name under which audiocraft knows a T5 of this config."""
+    """The name in audiocraft of the T5 of this config; raises CheckpointError if there is none."""
     for name, known in T5.items():
         if known == config:
             return name
@@ -273,7 +273,7 @@ def check_writable(config: ModelConfig) -> None:
     if melody and melody != MelodyConfig(melody.num_bins, config.codec.sample_rate, num_frames=melody.num_frames):
         raise CheckpointError(f"audiocraft has no such melody ({melody}). Save the model in mgjax form instead")
     prefixes, crossed = (
-        [musicgen.AUDIOCRAFT_CONDITIONERS.get(one.name) for one in lm.conditions if one.fuse == fuse]
+        [musicgen.AUDIOCRAFT_CONDITIONERS.get(fused.name) for fused in lm.conditions if fused.fuse == fuse]
         for fuse in ("prefix", "cross")
     )
     known = [["self_wav", "description"], ["self_wav"], ["description"], []]
@@ -291,7 +291,8 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
       CheckpointError: audiocraft has no such style conditioner, or no such CLAP.
     """
     lm = config.lm
-    conditioners, dropped = {}, {}
+    conditioners: dict[str, Any] = {}
+    dropped: dict[str, Any] = {}
     if config.melody:
         chroma = {"sample_rate": config.codec.sample_rate, "n_chroma": config.melody.num_bins, "radix2_exp": 14}
         chroma |= {"argmax": True}
@@ -309,7 +310,7 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
     part = "transformer_lm."
     crossed = ["description"] if lm.cross_attention else []
     fuser = {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [], "input_interpolate": []}
-    run = {
+    run: dict[str, Any] = {
         "device": "cpu",
         "dtype": "float32",
         "solver": "musicgen",

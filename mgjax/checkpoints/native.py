@@ -26,7 +26,7 @@ from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.tables import matching, shapes
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.config.model import CodecConfig, ModelConfig
-from mgjax.config.serialization import from_dict, to_json
+from mgjax.config.serialization import Config, from_dict, to_json
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 
@@ -42,7 +42,7 @@ class Checkpoint:
     """A whole model.
 
     Attributes:
-      config: What it is.
+      config: Its config.
       variables: Its arrays: {"lm": params, "codec": {"params": ..., "codebooks": ...}} and, for the encoders that it
         has, {"text": params, "style": {"params": ..., "batch_stats": ..., "codebooks": ..., "features": params},
         "clap": {"text": variables, "audio": variables, "codebooks": ...}}.
@@ -57,10 +57,10 @@ class Checkpoint:
 
 
 def hash_of(config: Any, variables: Any) -> str:
-    """Twelve hexadecimal digits that tell models apart, made of their config and of a sample of every array."""
+    """The hash of a model: 12 hexadecimal digits, of its config and of a sample of every array."""
     digest = hashlib.sha256(to_json(config).encode())
     for path, array in jax.tree_util.tree_leaves_with_path(variables):
-        # On a CPU, numpy looks at the same memory; elsewhere only the sample is fetched.
+        # On a CPU, numpy shares the memory; elsewhere only the sample is fetched.
         flat = (np.asarray(array) if jax.default_backend() == "cpu" else array).ravel()
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
         digest.update(np.asarray(flat[:: max(1, array.size // _HASHED_NUMBERS)], np.float32).tobytes())
@@ -81,14 +81,14 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place 
 
 
 def read_config(directory: str | os.PathLike) -> ModelConfig:
-    """What the model in mgjax form in `directory` is; its weights need not be there."""
+    """The config of the model in mgjax form in `directory`, without its weights."""
     return _read_config(Path(directory), "model", ModelConfig)
 
 
 def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str | None = None) -> None:
-    """Writes a model in mgjax form; a model that is in `directory` already is replaced at the very end.
+    """Writes a model in mgjax form; an existing one is replaced once the new one is complete.
 
-    `form` is one of `checkpoints.files.packed.FORMS` to store the weights in fewer bytes, or None for what they are.
+    `form` is one of `checkpoints.files.packed.FORMS` to store the weights in fewer bytes, or None for their dtype.
     """
     with replacing(directory) as temporary:
         _write_config(temporary, "model", checkpoint.config)
@@ -100,8 +100,7 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str 
 
 
 def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Match]:
-    """The codec of a directory in mgjax form that holds a codec alone or a whole model: its config, and what
-    `matching.read` needs."""
+    """The config of the codec in `directory`, alone or part of a model, and its match to the files."""
     directory = Path(directory)
     tensors = packed.unpack(safetensors.find(directory))
     if "model" in read_json(directory / "config.json"):
@@ -123,14 +122,14 @@ def detect(directory: str | os.PathLike) -> str:
     """The form of the model in `directory`: "mgjax", "huggingface" or "audiocraft".
 
     Raises:
-      CheckpointError: There is no model; the message says what was looked for.
+      CheckpointError: There is no model.
     """
     directory = Path(directory)
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     if config.get("format") == "mgjax":
         return "mgjax"
     originals = any((directory / name).is_file() for name in ("state_dict.bin", "compression_state_dict.bin"))
-    # The published repositories hold both forms; where only the original's weights were fetched, those count.
+    # The published repositories hold both forms; the form is that of the weights that are here.
     theirs = [*directory.glob("*.safetensors*"), *directory.glob("pytorch_model*")]
     if "model_type" in config and (theirs or not originals):
         return "huggingface"
@@ -155,7 +154,7 @@ def find_clap_tokenizer(directory: Path) -> Path | None:
 
 
 def copy_tokenizer(source: Path | None, directory: Path) -> None:
-    """Copies the tokenizer's files, as many as there are."""
+    """Copies the tokenizer's files, if there are any."""
     if source:
         _copy(TOKENIZER_FILES, source, directory)
 
@@ -166,9 +165,9 @@ def _copy(names: Sequence[str], source: Path, directory: Path) -> None:
             shutil.copyfile(source / name, directory / name)
 
 
-# By which a model in one of the forms that mgjax writes is known; they leave first and come last.
+# The files that mark a model in a form that mgjax writes; they are moved out first and in last.
 _MARKERS = ("config.json", "adapter_config.json", "compression_state_dict.bin")
-# All that such a model is made of.
+# All files of such a model.
 _MODEL_FILES = (
     *(*_MARKERS, "state_dict.bin", "generation_config.json", "preprocessor_config.json", "provenance.json"),
     *("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "adapter_model.safetensors"),
@@ -177,9 +176,9 @@ _MODEL_FILES = (
 
 
 def check_replaceable(directory: str | os.PathLike) -> None:
-    """Raises FileExistsError where `replacing` writes no model: over a file, or among what is not a model of ours.
+    """Raises FileExistsError if `replacing` would not write to `directory`: a file, or a folder without a model.
 
-    A model of any form that mgjax writes is replaced, whatever else is beside it; hidden files alone are no content.
+    A model of any form that mgjax writes is replaced, whatever other files are beside it; hidden files do not count.
     """
     directory = Path(os.path.realpath(directory))
     markers = [directory / name for name in _MARKERS if os.path.lexists(directory / name)]
@@ -208,8 +207,7 @@ def _is_ours(marker: Path) -> bool:
 def replacing(directory: str | os.PathLike) -> Iterator[Path]:
     """A new directory to write a model into; at the end of the `with` block its files take the place of an old model's.
 
-    All else in `directory` stays. Whatever fails on the way, Ctrl-C included, the old model stays and nothing is left
-    over.
+    All else in `directory` stays. After any error, Ctrl-C included, the old model is in place and nothing is left over.
 
     Raises:
       FileExistsError: `directory` is a file, or has content that is not a model.
@@ -217,7 +215,7 @@ def replacing(directory: str | os.PathLike) -> Iterator[Path]:
     check_replaceable(directory)
     directory = Path(os.path.realpath(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # A new folder appears whole, from beside it; one that is there may be a disk of its own.
+    # A new folder is renamed from beside it, whole; an existing one may be a disk of its own.
     place = directory if directory.is_dir() else directory.parent
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=place))
     new, old = scratch / "new", scratch / "old"
@@ -263,20 +261,22 @@ def _files(directory: Path) -> list[Path]:
     return [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
-def _match(directory: Path, tensors: dict[str, Tensor], wanted: shapes.Shapes) -> matching.Match:
-    return matching.match(_own_rules(wanted), tensors, wanted, where=str(directory))
+def _match(directory: Path, tensors: dict[str, Tensor], expected: shapes.Shapes) -> matching.Match:
+    return matching.match(_own_rules(expected), tensors, expected, where=str(directory))
 
 
-def _own_rules(wanted: shapes.Shapes) -> list[matching.Rule]:
-    return [matching.Rule((path,), (path,)) for path in wanted]
+def _own_rules(expected: shapes.Shapes) -> list[matching.Rule]:
+    return [matching.Rule((path,), (path,)) for path in expected]
 
 
-def _write_weights(directory: Path, variables: dict[str, Any], wanted: shapes.Shapes, form: str | None = None) -> None:
-    found = {path: tuple(np.shape(array)) for path, array in flatten_dict(variables, sep="/").items()}
-    if found != wanted:
-        differing = sorted(path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path))
+def _write_weights(
+    directory: Path, variables: dict[str, Any], expected: shapes.Shapes, form: str | None = None
+) -> None:
+    actual = {path: tuple(np.shape(array)) for path, array in flatten_dict(variables, sep="/").items()}
+    if actual != expected:
+        differing = sorted(path for path in actual | expected if actual.get(path) != expected.get(path))
         raise CheckpointError(f"the variables are not those of this config; different are {', '.join(differing[:12])}")
-    tensors = matching.export(_own_rules(wanted), variables)
+    tensors = matching.export(_own_rules(expected), variables)
     safetensors.write(directory, packed.pack(tensors, form) if form else tensors)
 
 
@@ -285,7 +285,7 @@ def _write_config(directory: Path, kind: str, config: Any) -> None:
     files.write_json(directory / "config.json", content)
 
 
-def _read_config(directory: Path, kind: str, cls: type) -> Any:
+def _read_config(directory: Path, kind: str, cls: type[Config]) -> Config:
     path = directory / "config.json"
     content = read_json(path)
     if content.get("format") != "mgjax":
@@ -299,10 +299,16 @@ def _read_config(directory: Path, kind: str, cls: type) -> Any:
     return parsed(path, cls, content[kind])
 
 
-def parsed(path: Path, cls: type, values: Any, theirs: Mapping[str, tuple[str, Any]] | None = None, **more: Any) -> Any:
+def parsed(
+    path: Path,
+    cls: type[Config],
+    values: Any,
+    theirs: Mapping[str, tuple[str, Any]] | None = None,
+    **more: Any,
+) -> Config:
     """A `cls` from the values in the file `path`, and `more` of its fields.
 
-    `theirs`, for files of transformers: the name there of each field, and the value that is taken where it is left out.
+    `theirs`, for files of transformers: each field's name in the file, and its default there.
 
     Raises:
       CheckpointError: A value has the wrong type or is out of bounds.
@@ -316,7 +322,7 @@ def parsed(path: Path, cls: type, values: Any, theirs: Mapping[str, tuple[str, A
 
 
 def require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], part: str = "") -> None:
-    """Raises CheckpointError unless the values in the file `path` are those of `fixed`, where they are there at all."""
+    """Raises CheckpointError unless the values in the file `path` are those of `fixed`, or missing."""
     for name, expected in fixed.items():
         if values.get(name, expected) != expected:
             raise CheckpointError(f"{path}: {part}{name} is {values[name]!r:.200}; only {expected!r} is supported")

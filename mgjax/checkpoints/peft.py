@@ -104,7 +104,7 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
 def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm: LMConfig, base: str | None) -> None:
     """Writes an adapter with unstacked layers; an existing one is replaced once the new one is complete.
 
-    `base` is the name of the model that it was trained for, by which `mgjax.load` and transformers find that.
+    `base` is the name or directory of the model that it was trained for.
     """
     tensors: dict[str, Tensor] = {}
     target_modules: list[str] = []

@@ -15,7 +15,7 @@ from mgjax.checkpoints.tables.shapes import Shapes, model_shapes
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
 
-# Every part of a MusicGen at a thousandth of its size. It makes noise, at the rate and in the form of the real ones.
+# All parts of a MusicGen at a thousandth of its size. It generates noise, in the format of the published models.
 DEBUG = ModelConfig(
     lm=LMConfig(dim=32, num_layers=2, num_heads=2, ffn_dim=64, codebook_size=64, conditions=(Fused("text", 16),)),
     codec=CodecConfig(num_filters=4, latent_dim=16, codebook_size=64),
@@ -35,7 +35,7 @@ def random_variables(
 def random_arrays(shapes: Shapes, seed: int = 0, *, dtype: str | None = None, place: Place | None = None) -> dict:
     """A tree of arrays, each scaled so that signals keep their size.
 
-    Made by numpy, because initialising module by module costs JAX a minute. Training starts from the modules' own
+    By numpy, because initialising module by module takes JAX a minute. Training starts from the modules' own
     initialisation instead. `dtype` and `place` are those of `checkpoints.tables.matching.load`.
     """
     rng = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 
 
 def _fan_in(path: str, shape: tuple[int, ...]) -> int:
-    """How many numbers a kernel sums: all its axes but the last, of which the projections into heads have one."""
+    """The fan-in of a kernel: all its axes but the last, or its first axis in projections into heads."""
     if path.endswith("hidden_kernel"):
         return shape[1]
     return shape[0] if re.search(r"(qkv|kv|query|key|value|head)/kernel$", path) else math.prod(shape[:-1])

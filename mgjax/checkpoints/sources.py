@@ -85,7 +85,7 @@ def _refuse_encoders(source: str | os.PathLike, text_encoder: Any, style_encoder
 def read_config(
     source: str | os.PathLike, *, text_encoder: str | None = None, style_encoder: str | None = None
 ) -> ModelConfig:
-    """Reads the config of the model that `read` gives, without its weights where the config is a file of its own."""
+    """Reads the config of the model at `source`, without its weights if the config is a file of its own."""
     if source == "debug":
         _refuse_encoders(source, text_encoder, style_encoder)
         return DEBUG

@@ -31,7 +31,7 @@ in the folder:
   ID.wav, ...      or, with --format array_record, a corpus of sound as `mgjax corpus build` makes them
 """
 
-_PER_DEVICE = 4  # pieces at a time, where it is not said
+_PER_DEVICE = 4  # pieces at a time, by default
 _OF_THE_MACHINE = ("mgjax", "jax", "device")
 _COMMON = ("model", "model_hash", "adapter", "dtype", "format", "loudness")  # of all pieces of a folder
 
@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes what `args` asks for.
+    """Generates the pieces of the file of prompts `args.prompts`.
 
     Raises:
-      ValueError: A line of the prompts makes no sense, or pieces could not be made.
+      ValueError: A line of the prompts is invalid, or pieces could not be generated.
     """
-    # All that can go wrong by mistake goes wrong before anything is played, and most of it before the model is loaded.
+    # Mistakes are found before anything is generated, and most of them before the model is loaded.
     sampling = generate.sampling_options(args)
     lines = [
         (where, line if line.name else dataclasses.replace(line, name=f"{number:06d}"))
@@ -80,22 +80,23 @@ def run(args: argparse.Namespace) -> None:
         with terminal.errors_at(where):
             generate.check(recipe, model)
         jobs.append(batch.Job(name, _kind(recipe), recipe, _about(recipe)))
+    form: batch.Form
     if args.format == "array_record":
         from mgjax.data.description import describe_audio
 
         form = batch.Records(describe_audio(model.sample_rate, model.channels))
     else:
         form = batch.Sounds(f".{args.format}", model.sample_rate)
-    first = jobs[0].recipe  # which knows the model by now
+    first = jobs[0].recipe  # completed by the model
     settings = {name: getattr(first, name) for name in _COMMON}
     settings |= {"batch": size, **dataclasses.asdict(first.sampling)}
     machine = {name: getattr(first, name) for name in _OF_THE_MACHINE}
-    begun, sound = time.monotonic(), 0.0
+    start, seconds = time.monotonic(), 0.0
 
     def progress(done: list[batch.Job], count: int, of: int) -> None:
-        nonlocal sound
-        sound += sum(job.recipe.seconds for job in done)
-        speed = sound / (time.monotonic() - begun)
+        nonlocal seconds
+        seconds += sum(job.recipe.seconds for job in done)
+        speed = seconds / (time.monotonic() - start)
         terminal.say(f"{count} of {of} batches of this host, {speed:.2f} s of sound a second")
 
     failed = batch.generate(
@@ -147,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_names(plan: Sequence[generate.Piece]) -> None:
-    """Raises ValueError where two pieces would be called the same."""
+    """Raises ValueError if two pieces have the same name."""
     seen: dict[str, str] = {}
     for where, name, _ in plan:
         if name in seen:
@@ -156,28 +157,28 @@ def _check_names(plan: Sequence[generate.Piece]) -> None:
 
 
 def _kind(recipe: Recipe) -> Hashable:
-    """What decides which programs play the recipe: pieces that are played together have it in common."""
-    told = (recipe.prompt, recipe.negative, recipe.melody, recipe.style)
-    return recipe.seconds, tuple(when for when, _ in recipe.then), tuple(map(bool, told)), tuple(sorted(recipe.labels))
+    """What recipes of one batch have in common, because the compiled programs depend on it."""
+    present = tuple(map(bool, (recipe.prompt, recipe.negative, recipe.melody, recipe.style)))
+    return recipe.seconds, tuple(when for when, _ in recipe.then), present, tuple(sorted(recipe.labels))
 
 
 def _about(recipe: Recipe) -> dict[str, Any]:
-    """The recipe, but for what may change while pieces stay the same."""
+    """The recipe, without the fields that do not change the piece."""
     return {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
 
 
 def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
-    """The pieces of a batch, their sound as loud as is asked for."""
+    """The pieces of a batch, normalized to the loudness of their recipes."""
     import numpy as np
 
     from mgjax.generation.batch import Piece
 
-    codes = []
+    codes: list[np.ndarray] = []
 
     def kept() -> Iterator[np.ndarray]:
-        for piece in model.stream_codes(**generate.arguments(recipes, model)):
-            codes.append(piece)
-            yield piece
+        for chunk in model.stream_codes(**generate.arguments(recipes, model)):
+            codes.append(chunk)
+            yield chunk
 
     sounds = np.concatenate(list(model.codec.decode_blocks(kept())), axis=1)
     pieces = []

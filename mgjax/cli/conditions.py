@@ -56,14 +56,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace, lines: Sequence[PromptLine]) -> None:
-    """Raises ValueError where an option belongs to another one that was not kwargs."""
+    """Raises ValueError if an option is used without the one that it belongs to."""
     for name, needed in (("separate", "melody"), ("blend", "then")):
         if getattr(args, name, 0) and needed not in args and not any(getattr(line, needed) for line in lines):
             raise ValueError(f"--{name} is about --{needed}, which is not there")
 
 
 def recipe_fields(args: argparse.Namespace, line: PromptLine, number: int, count: int) -> dict[str, Any]:
-    """The fields of a recipe about conditions, for line `number` of `count`, which goes before the command line."""
+    """The fields of a recipe about conditions, for line `number` of `count`, which overrides the command line."""
     fields = {name: getattr(args, name) for name in ("blend", "negative", "separate") if name in args}
     fields["then"] = tuple((_seconds(when), text) for when, text in getattr(args, "then", []))
     fields["labels"] = _labels(getattr(args, "label", []))
@@ -86,7 +86,7 @@ def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     for name in _SOUNDS:
         paths = [getattr(recipe, name) for recipe in recipes]
         if any(paths):
-            # Each file has a rate of its own: all are brought to the model's.
+            # Each file has a rate of its own: all are resampled to the model's.
             audio = {path: _read(path, model.sample_rate) for path in set(paths) - {None}}
             kwargs[name] = [path and audio[path] for path in paths]
             kwargs[f"{name}_sample_rate"] = model.sample_rate
@@ -101,7 +101,7 @@ def prompts(recipe: Recipe) -> Any:
 
 
 def warn_of_changes(recipe: Recipe) -> None:
-    """Warns where a sound file that the recipe names has changed."""
+    """Warns if a sound file that the recipe names has changed."""
     for name in (*_SOUNDS, "continued"):
         path, expected = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
         if path and expected and expected != sha256(path):
@@ -118,7 +118,7 @@ def numbers(text: str) -> float | tuple[float, ...]:
 
 
 def guidance_scales(text: str) -> float | tuple[tuple[float, float], ...]:
-    """An argparse type: a number, or numbers with the second from which each counts: "0:3,20:5"."""
+    """An argparse type: a number, or a schedule of (second, scale): "0:3,20:5"."""
     try:
         if ":" not in text:
             return float(text)
@@ -159,7 +159,7 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The values by name; a tuple where a name is kwargs several times."""
+    """The values by name; a tuple for a name that occurs several times."""
     labels: dict[str, tuple[str, ...]] = {}
     for name, value in pairs:
         labels[name] = (*labels.get(name, ()), value)
@@ -167,26 +167,27 @@ def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
-    """The recipe's labels, with numbers where the model has a number: a word on the command line may look like one."""
+    """The recipe's labels, with the text of the model's numeric conditions converted to numbers."""
     values = dict(recipe.labels)
     for number in model.config.numbers:
-        if isinstance(values.get(number.name), str):
+        value = values.get(number.name)
+        if isinstance(value, str):
             try:
-                values[number.name] = float(values[number.name])
+                values[number.name] = float(value)
             except ValueError:
-                raise ValueError(f"{number.name} must be a number, got {values[number.name]!r}") from None
+                raise ValueError(f"{number.name} must be a number, got {value!r}") from None
     return values
 
 
 def check(recipe: Recipe, model: Any) -> None:
-    """Raises ValueError where the recipe names a sound of a kind that the model was not trained with."""
+    """Raises ValueError if the recipe names a melody or a style and the model has no such condition."""
     for name in _SOUNDS:
         if getattr(recipe, name) and getattr(model.config, name) is None:
             raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
 
 
 def check_sounds(recipe: Recipe, model: Any) -> None:
-    """Raises an error where a sound file that the recipe names holds no melody or style."""
+    """Raises an error if a sound file that the recipe names holds no melody or style."""
     from mgjax.conditioning import excerpts, melody
 
     if recipe.melody:

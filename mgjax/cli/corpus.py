@@ -315,7 +315,7 @@ def _time(seconds: float) -> str:
 
 
 def _fields(args: argparse.Namespace) -> Any:
-    """The features of a dataset to use; None if none of the options is there."""
+    """The features of a dataset to use; None if none of the options is used."""
     from mgjax.data.datasets import Fields
 
     if not (args.audio_feature or args.source_rate or args.field):
@@ -346,7 +346,7 @@ def need(packages: tuple[str, ...], extra: str) -> None:
 
 @contextlib.contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of pieces, at a terminal only; its block is handed the function that updates it."""
+    """A progress bar of pieces, at a terminal only; its block gets the function that updates it."""
     from tqdm import tqdm
 
     with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as progress:

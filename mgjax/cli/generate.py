@@ -1,4 +1,4 @@
-"""`mgjax generate`: words in, music out, and beside it what is needed to make it again."""
+"""`mgjax generate`: music from prompts, each piece with the recipe to generate it again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_command(commands: Any) -> None:
         description="Makes a sound file for each prompt.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # so that --again can tell what was asked for beside it
+        argument_default=argparse.SUPPRESS,  # so that --again knows which options are used with it
     )
     parser.set_defaults(run=run, prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
 
@@ -130,7 +130,7 @@ def add_sampling(how: Any) -> None:
 
 
 def add_model_sources(machine: Any) -> None:
-    """Adds the options that say in which form the model is loaded, and what else it needs."""
+    """Adds the options of loading a model: its dtype, its adapter and its encoders."""
     machine.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
     )
@@ -148,8 +148,8 @@ class Piece(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the pieces that `args` asks for, and prints the names of the files."""
-    # All that can go wrong by mistake goes wrong here, before minutes are spent on loading and playing.
+    """Generates the pieces of the command line `args`, and prints the names of the files."""
+    # Mistakes are found first, before minutes are spent on loading and generating.
     sampling = sampling_options(args)
     plan = _plan_again(args) if "again" in args else _plan(args)
     paths = _outputs(args, plan)
@@ -182,7 +182,7 @@ def loaded(recipe: Recipe, mesh: Any = None) -> Any:
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `add_sampling` that were given, checked."""
+    """The options of `add_sampling` on the command line, checked."""
     sampling = {name: getattr(args, name) for name in _SAMPLING if name in args}
     model_config.Sampling(**sampling)
     return sampling
@@ -199,7 +199,7 @@ def _plan(args: argparse.Namespace) -> list[Piece]:
 
 
 def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]], form: str) -> list[Piece]:
-    """The piece of each line, as `read_lines` gives them, as far as it is known without the model."""
+    """The piece of each line of `read_lines`, as far as it is known without the model."""
     conditions.check_options(args, [line for _, line in lines])
     names = ("trim_prompt", "window", "stride", "dtype", "loudness")
     common = {name: getattr(args, name) for name in names if name in args}
@@ -226,7 +226,7 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
 
 
 def _plan_again(args: argparse.Namespace) -> list[Piece]:
-    """The piece to be made again."""
+    """The piece to generate again."""
     allowed = {"run", "again", "out", "format", "force", "batch_size", "offline", "cache", "prompt"}
     extra = sorted(set(vars(args)) - allowed) + ["a prompt"] * bool(args.prompt)
     if extra:
@@ -237,13 +237,13 @@ def _plan_again(args: argparse.Namespace) -> list[Piece]:
 
 
 def _format(args: argparse.Namespace, default: str) -> str:
-    """The kind of file that --out and --format agree on."""
-    asked = getattr(args, "format", None)
+    """The format of --out or of --format; raises ValueError if they contradict each other."""
+    form = getattr(args, "format", None)
     if not _is_file(args.out):
-        return asked or default
+        return form or default
     named = audio_files.writable_format(args.out) and args.out.suffix[1:].lower()
-    if asked and asked != named:
-        raise ValueError(f"--out {args.out} and --format {asked} contradict each other")
+    if form and form != named:
+        raise ValueError(f"--out {args.out} and --format {form} contradict each other")
     return named
 
 
@@ -252,7 +252,7 @@ def _is_file(out: Path) -> bool:
 
 
 def _outputs(args: argparse.Namespace, plan: list[Piece]) -> list[Path]:
-    """Where each piece goes, having made sure that it can go there."""
+    """The output file of each piece, claimed and checked to be writable."""
     if _is_file(args.out):
         if len(plan) > 1:
             raise ValueError(f"--out {args.out} is one file, but there are {len(plan)} prompts: name a folder")
@@ -269,7 +269,7 @@ def _outputs(args: argparse.Namespace, plan: list[Piece]) -> list[Path]:
 
 
 def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
-    """`recipe` with what only the loaded model knows."""
+    """`recipe` with the fields that the loaded model decides."""
     import jax
 
     if recipe.model_hash not in (None, model.hash):
@@ -290,9 +290,9 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
 
 
 def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None) -> None:
-    """Raises an error where the model cannot play the recipe: before the first piece, not when it is its turn.
+    """Raises an error if the model cannot generate the recipe, before the first piece is generated.
 
-    The sounds that it names are left out (see `conditions.check_sounds`), and of the audio_prompt all but the length.
+    The sounds that it names are not read (see `conditions.check_sounds`); of the audio prompt the length is checked.
     """
     from mgjax.generation import arguments as generation_arguments  # which needs JAX
 
@@ -354,7 +354,7 @@ def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _AudioPrompt:
-    """The sound that a piece goes on from (--continue)."""
+    """The audio prompt (--continue)."""
 
     sound: audio_files.Audio
     sample_rate: int
@@ -376,7 +376,7 @@ class _AudioPrompt:
         return len(self.sound) / self.sample_rate
 
     def fitted(self, recipe: Recipe, window_seconds: float) -> _AudioPrompt:
-        """The sound, or its end where that is asked for: as much as a long piece carries on from."""
+        """The audio prompt, or with --trim-prompt its end: the overlap of two windows."""
         from mgjax.generation.arguments import default_stride  # which needs JAX
 
         window = recipe.window or window_seconds

@@ -1,4 +1,4 @@
-"""`mgjax plan`: what training or generation takes on devices that need not be there."""
+"""`mgjax plan`: memory and time of training or generation on devices that need not be there."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints what `args` asks for takes."""
+    """Prints the plan of a training run or of generation; the exit status is 1 if it does not fit."""
     if args.decode == (args.model is None) or args.decode == (args.config is not None):
         raise ValueError("give --config FILE:NAME for a training run, or --decode --model NAME for generation")
     corpus.need((*corpus.TRAIN, "absl", "grain", "ml_collections", "optax", "orbax"), "train")
@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
     print(title)
     for name, value in [] if plan is None else describe(plan):
         print(f"  {name:<16}{value}")
-    for one in advice:
-        print(f"  {'to change':<16}{one}")
+    for change in advice:
+        print(f"  {'to change':<16}{change}")
     if args.json and plan is not None:
         files.write_json(args.json, values(plan))
     if plan is None or plan.free < 0:
@@ -96,31 +96,32 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
-    """The plan of a training run (None where it does not fit), what it is of, and what to change."""
+    """The plan of a training run (None if it does not fit), its title, and settings to change."""
     from mgjax.plan import training
     from mgjax.plan.roofline import DoesNotFitError
 
-    asked = _run(args.config, _settings(args) + [f"--config.mesh.{axis}={n}" for axis, n in (args.mesh or {}).items()])
-    made = training.spread(asked, devices)
-    data = made.data
+    sizes = [f"--config.mesh.{axis}={size}" for axis, size in (args.mesh or {}).items()]
+    run = _run(args.config, _settings(args) + sizes)
+    spread = training.spread(run, devices)
+    data = spread.data
     title = (
         f"one update of {args.config}, {data.batch_size} x {data.segment_seconds:g} s, on {args.topology}: "
         f"{len(devices)} x {chip.kind}"
     )
     try:
-        plan = training.of_run(made, devices, chip)
+        plan = training.of_run(spread, devices, chip)
     except DoesNotFitError as error:
         terminal.say(f"it does not fit: {error}")
         plan = None
-    advice = training.advice(made, plan)
-    if data != asked.data:
-        before = f"a batch of {asked.data.batch_size} cannot be spread over this mesh"
-        advice.insert(0, f"set data.batch_size={data.batch_size}, of which this is the plan: {before}")
+    advice = training.advice(spread, plan)
+    if data != run.data:
+        reason = f"a batch of {run.data.batch_size} cannot be spread over this mesh"
+        advice.insert(0, f"set data.batch_size={data.batch_size}, of which this is the plan: {reason}")
     return plan, title, advice
 
 
 def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
-    """As `_training`, of generation."""
+    """`_training` for generation."""
     from mgjax.plan import decoding
     from mgjax.plan.roofline import DoesNotFitError
     from mgjax.train.lm import resolver
@@ -147,7 +148,7 @@ def _settings(args: argparse.Namespace) -> list[str]:
 
 
 def _run(name: str, settings: list[str]) -> Any:
-    """The run of a preset or a config file, with other settings."""
+    """The run of a preset or a config file, with settings of the command line."""
     from mgjax.train.lm import LMRun
     from mgjax.train.overrides import read
 
@@ -157,16 +158,16 @@ def _run(name: str, settings: list[str]) -> Any:
 def _mesh(text: str) -> dict[str, int]:
     """An argparse type: sizes of the axes of a mesh."""
     sizes = {"data": 1, "fsdp": 1, "model": 1}
-    for one in text.split(","):
-        axis, _, size = one.partition("=")
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
         if axis not in sizes or not size.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"must be like data=4,fsdp=64,model=1, got {one!r}")
+            raise argparse.ArgumentTypeError(f"must be like data=4,fsdp=64,model=1, got {part!r}")
         sizes[axis] = int(size)
     return sizes
 
 
 def describe(plan: Any) -> list[tuple[str, str]]:
-    """Names and values to be shown of a plan."""
+    """The rows of the table that describes a plan."""
     from mgjax.train.memory import gib
 
     memory, chip = plan.memory, plan.chip
@@ -179,25 +180,22 @@ def describe(plan: Any) -> list[tuple[str, str]]:
         ),
         ("operations", f"{plan.needed / 1e12:.4g} T that the model needs, {plan.computed / 1e12:.4g} T that are done"),
         ("moved", f"{plan.moved / 1e9:.4g} GB between memory and chip"),
-        *(
-            (
-                "sent",
-                f"{one.bytes / 1e9:.4g} GB by {one.times:.0f} {one.kind} along {' and '.join(one.axes) or 'all'}, "
-                f"{1e3 * one.seconds:.3g} ms",
-            )
-            for one in plan.traffic
-            if one.bytes >= 1e6
-        ),
+        *(("sent", _sent(traffic)) for traffic in plan.traffic if traffic.bytes >= 1e6),
         ("least time", f"{1e3 * plan.step:.4g} ms, limited by {plan.limit} ({seconds})"),
         ("utilization", f"{plan.utilization:.0%} of {chip.flops / 1e12:.4g} TFLOP/s at most"),
         *(("XLA says", line) for line in plan.remarks),
     ]
 
 
+def _sent(traffic: Any) -> str:
+    axes = " and ".join(traffic.axes) or "all"
+    size, seconds = f"{traffic.bytes / 1e9:.4g} GB", f"{1e3 * traffic.seconds:.3g} ms"
+    return f"{size} by {traffic.times:.0f} {traffic.kind} along {axes}, {seconds}"
+
+
 def values(plan: Any) -> dict[str, Any]:
-    """A plan as JSON holds it."""
-    found = dataclasses.asdict(plan)
-    return found | {
+    """A plan as JSON values."""
+    return dataclasses.asdict(plan) | {
         "seconds": plan.seconds,
         "step": plan.step,
         "limit": plan.limit,

@@ -1,4 +1,4 @@
-"""Recipes: all that a piece was generated from, read from files of prompts and kept as JSON beside the sound."""
+"""Recipes: all that a piece is generated from, read from files of prompts and written as JSON beside the sound."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _PROMPT_KEYS = ("prompt", "text", "description")
 class Recipe:
     """All that decides how a piece sounds, written as JSON beside it.
 
-    The fields from `model_hash` on are filled in when the piece is made. Paths are absolute.
+    The fields from `model_hash` on are filled in when the piece is generated. Paths are absolute.
     """
 
     prompt: str
     seconds: float
     seed: int
     model: str
-    sampling: model_config.Sampling | None = None  # None until the model has been asked for its own
+    sampling: model_config.Sampling | None = None  # None until the model is loaded, for its defaults
     then: tuple[tuple[float, str], ...] = ()  # later prompts, and when they begin
     blend: float = 0.0
     negative: str | None = None
@@ -85,7 +85,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class PromptLine:
-    """A line of a file of prompts; None where the command line counts."""
+    """A line of a file of prompts; None for what the command line decides."""
 
     prompt: str
     seconds: float | None = None
@@ -112,7 +112,7 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises:
       OSError: There is no such file.
-      ValueError: It is something else; the message says what does not fit.
+      ValueError: It is not a recipe.
     """
     try:
         values = files.read_json(path)
@@ -124,11 +124,11 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_lines(path: Path) -> list[tuple[str, PromptLine]]:
-    """The prompts of a file, one a line, and where each stands; in a file named .jsonl, one JSON object a line.
+    """The prompts of a file, one a line, each with its origin for messages; in a .jsonl file, one JSON object a line.
 
     Raises:
       OSError: There is no such file.
-      ValueError: A line cannot be understood; the message names it. Or there is no prompt.
+      ValueError: A line is invalid, or there is no prompt.
     """
     # Not splitlines, which also parts texts at U+2028 and others of that kind.
     lines = re.split(r"\r\n?|\n", files.read_text(path, files.LARGEST_TEXT))
@@ -148,11 +148,11 @@ def slug(prompt: str) -> str:
 def sha256(path: str) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with files.opened(terminal.rereadable(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # IO lacks readinto
 
 
 def settled(name: str) -> str:
-    """`name` of a model: absolute where it is a folder, so that it can be found from elsewhere."""
+    """`name` of a model; the absolute path if it is a folder."""
     if name in ("mini", "debug"):  # these are never folders, whatever there is here
         return name
     return os.path.abspath(name) if os.path.isdir(name) else name

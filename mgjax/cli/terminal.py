@@ -26,15 +26,15 @@ except ImportError:  # Windows, where names are not claimed
     fcntl = None  # type: ignore[assignment] # a module that may be missing
 
 _LARGEST_CACHE = 2**29  # bytes of compiled programs; the least recently used ones are dropped first
-_LOCK_SECONDS = 1.0  # to wait for processes that read or write one
+_LOCK_SECONDS = 1.0  # of waiting for processes that read or write compiled programs
 
-_held = contextlib.ExitStack()  # what is released when the command ends
+_held = contextlib.ExitStack()  # locks and files that are released when the command ends
 _copies: dict[str, Any] = {}  # of pipes, by their names
 _programs: list[Path] = []  # the folder of compiled programs, if `prepare` set it
 
 
 def say(message: str) -> None:
-    """Prints a line to stderr, which is apart from the output of the command."""
+    """Prints a line to stderr; stdout is for the output of the command."""
     for path, copy in _copies.items():
         message = message.replace(copy.name, path)
     print(f"mgjax: {message}", file=sys.stderr, flush=True)
@@ -63,7 +63,7 @@ def status(run: Callable[[], None]) -> int:
     os.environ["JAX_ENABLE_X64"] = "0"  # models have 32 bits
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_enable_x64", False)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed, or that of a notebook
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed, and not that of a notebook
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     with messages(), _held:
         code = 0
@@ -105,7 +105,7 @@ class _Handler(logging.Handler):
 
 
 def explain(error: Exception) -> str | None:
-    """The message about `error` for the user; None where it is a bug."""
+    """The message about `error` for the user; None if it is a bug."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
@@ -152,7 +152,7 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 
 def add_host_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The options by which plain hosts find each other; schedulers and TPUs need none."""
+    """Adds the options by which plain hosts find each other; schedulers and TPUs need none."""
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="on several hosts: that of process 0")
     for names, metavar, what in (
         (("--num-processes", "--num_processes"), "N", "how many processes there are"),

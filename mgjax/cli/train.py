@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from mgjax.devices import distributed
     from mgjax.train import codec, lm, overrides
 
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step that it takes
+    logging.set_verbosity(logging.WARNING)  # orbax logs every step of its work
     config: codec.CodecRun | lm.LMRun
     if args.task == "codec":
         config = overrides.read(codec.CodecRun, args.config, args.settings)

@@ -41,7 +41,7 @@ class MelodyConfig:
       fft_size: Samples of a window, and of its Fourier transform.
       hop_length: Samples between two windows.
       num_frames: The length of the prefix; shorter melodies are repeated, longer ones cut.
-      bottleneck: Against copying the melody exactly: "dominant" keeps the strongest pitch class of each frame alone,
+      bottleneck: Against copying the melody exactly: "dominant" keeps only the strongest pitch class of each frame,
         "suppress" drops the strongest frequency of each frame of the spectrogram, "none" keeps all.
       null: The condition for no melody: "silence", the chromagram of silence, as in the published models; or "nothing".
     """
@@ -148,7 +148,7 @@ class StyleConfig:
     Attributes:
       features: The encoder of the excerpt; None to read the codes of the model's own codec instead. The published model
         was trained on features of unnormalised audio, although MERT itself normalises each clip.
-      num_code_streams: The number of codebooks that are read, where the excerpt is read as codes.
+      num_code_streams: The number of codebooks that are read, if `features` is None.
       code_size: The size of these codebooks.
       dim: Width of the transformer and of its output.
       num_codebooks: Codebooks of the residual vector quantizer, the bottleneck.

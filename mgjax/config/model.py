@@ -1,7 +1,7 @@
 """Configs of models: frozen dataclasses that are written as JSON into every checkpoint.
 
-A run (batch size, learning rate, paths) is described by the ml_collections configs in `configs/`. Unknown keys and
-wrong types are errors, so that a checkpoint of a newer version is never misread.
+A run (batch size, learning rate, paths) is described by the presets of `mgjax.train.presets`. Unknown keys and wrong
+types are errors, so that a checkpoint of a newer version is never misread.
 """
 
 from __future__ import annotations
@@ -180,16 +180,16 @@ class LMConfig:
         return any(condition.fuse == "cross" for condition in self.conditions)
 
     def condition(self, name: str) -> Fused | None:
-        """The condition of that name; None where the model has no such condition."""
+        """The condition of that name; None if the model has no such condition."""
         return next((condition for condition in self.conditions if condition.name == name), None)
 
     def stereo(self) -> LMConfig:
-        """The stereo model's of this mono model: every codebook once for the left and once for the right channel."""
+        """The config of the stereo model: every codebook once for the left and once for the right channel."""
         delays = tuple(delay for delay in self.delays for _ in range(2))
         return dataclasses.replace(self, num_codebooks=2 * self.num_codebooks, delays=delays)
 
 
-_LARGEST_SCALE = 1000.0  # of guidance; beyond it lie mistakes, and overflows
+_LARGEST_SCALE = 1000.0  # of guidance
 
 
 def _hashable(value: Any, name: str) -> Any:
@@ -260,7 +260,7 @@ class Sampling:
 
     @property
     def is_guided(self) -> bool:
-        """Whether guidance makes any difference."""
+        """Whether any guidance scale differs from 1."""
         return any(scale != 1 for _, scale in self.guidance_points) or self.text_guidance not in (None, 1)
 
     @property
@@ -271,7 +271,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: language model, codec and conditioners (None or empty where it has none).
+    """A whole model: language model, codec and conditioners (None or empty if it has none).
 
     `channels` 2 is stereo by a mono codec on the left and the right channel, with the codebooks interleaved
     (left 1, right 1, left 2, ...). `window_seconds` is the length of the segments that the language model was trained

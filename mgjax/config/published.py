@@ -13,11 +13,11 @@ SMALL = LMConfig()
 MEDIUM = dataclasses.replace(SMALL, dim=1536, num_layers=48, num_heads=24, ffn_dim=6144)
 LARGE = dataclasses.replace(SMALL, dim=2048, num_layers=48, num_heads=32, ffn_dim=8192)
 
-# What the melody models and the style model (Rouard et al. 2024) have before the music.
+# The prefixes of the melody models and of the style model (Rouard et al. 2024).
 MELODY_CONDITIONS = (Fused("melody", 12, "prefix"), Fused("text", 768, "prefix"))
 STYLE_CONDITIONS = (Fused("style", 512, "prefix"), Fused("text", 768, "prefix"))
 
-# The text encoders that audiocraft knows and fits beside a MusicGen model; the published ones have t5-base.
+# The text encoders that audiocraft supports in a MusicGen model; the published ones have t5-base.
 T5 = {
     "t5-small": T5Config(dim=512, ffn_dim=2048, num_layers=6, num_heads=8),
     "t5-base": T5Config(),

@@ -1,7 +1,7 @@
 """Runs on many processes: how they connect at the start, and end together when one of them fails.
 
-Every host runs the same command. On TPU slices, on GKE and under Slurm the processes are detected; elsewhere they are
-given by flags or by the environment. For a single process this does nothing.
+Every host runs the same command. On TPU slices, on GKE and under Slurm the processes are detected; elsewhere flags or
+environment variables describe them. For a single process this does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 # How long a process waits for the last host to start, which the scheduler may provide late.
 CONNECT_SECONDS = 600
-# After how long without a heartbeat a host counts as lost, and the others end, which would else wait for ever.
+# Without a heartbeat for so long a host is lost, and the others end instead of waiting for ever.
 HEARTBEAT_SECONDS = 60
 # How long processes wait at the end for the one that still writes the model.
 LEAVE_SECONDS = 3600
@@ -41,7 +41,7 @@ def start(
     *,
     heeds_sigterm: bool,
 ) -> None:
-    """Initializes `jax.distributed` where this is one of several processes. To be called before JAX uses a device.
+    """Initializes `jax.distributed` if this is one of several processes; to be called before JAX uses a device.
 
     Args:
       coordinator: Host of process 0 and a free port on it, "10.0.0.1:1234". None, here and below: from the environment
@@ -81,7 +81,7 @@ def start(
 
 
 def finish(status: int) -> int:
-    """The exit status of this process, which exits at once where it failed as one of several.
+    """The exit status of this process, which exits at once if it failed as one of several.
 
     A regular exit would wait for the other processes, and these may be waiting for this one.
     """
@@ -136,7 +136,7 @@ def wait_until(is_visible: Callable[[], bool], seconds: float = _UNSEEN_SECONDS)
 def find(
     coordinator: str | None, num_processes: int | None, process_id: int | None, environ: Mapping[str, str]
 ) -> tuple[str, dict[str, Any]] | None:
-    """Where the settings come from, for messages, and the arguments for `jax.distributed.initialize`.
+    """The origin of the settings, for messages, and the arguments of `jax.distributed.initialize`.
 
     None for a single process.
 
@@ -158,7 +158,7 @@ def find(
 
 
 def _explicit(settings: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """As `find`, from flags and the environment."""
+    """`find` from flags and the environment."""
 
     def integer(name: str) -> int:
         try:
@@ -189,7 +189,7 @@ def _explicit(settings: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def _slurm(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
-    """As `find`, in a Slurm job with several tasks."""
+    """`find` in a Slurm job with several tasks."""
     if "SLURM_STEP_NODELIST" not in environ:
         warnings.warn(
             f"this job of Slurm has {environ['SLURM_NTASKS']} tasks, and this process was not started by srun: it runs "

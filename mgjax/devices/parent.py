@@ -10,8 +10,8 @@ import threading
 def end_with_parent(*_: int) -> None:
     """Ends this process at once when the process that started it ends, even by a signal.
 
-    To be called first in a process that `multiprocessing` or grain started; grain hands over its number and the number
-    of processes, which are ignored. Without this, an orphaned worker would finish its work, or wait for ever.
+    To be called first in a process that `multiprocessing` or grain started; grain passes the process's number and their
+    count, which are ignored. Without this, an orphaned worker would finish its work, or wait for ever.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None, "this is not a process of multiprocessing"

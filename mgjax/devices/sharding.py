@@ -58,7 +58,7 @@ RULES: tuple[tuple[str, P], ...] = (
 def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, or of `devices` (those of a topology too); one of the sizes may be -1, for the rest.
 
-    Where the devices are in several slices (of TPUs, or of GPUs that one node or NVLink connects), `data` spans the
+    If the devices are in several slices (of TPUs, or of GPUs that one node or NVLink connects), `data` spans the
     slow network between the slices, and `fsdp` too if `data` is too small for that.
 
     Raises:
@@ -82,7 +82,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[A
 
 
 def _between_slices(sizes: list[int], devices: Sequence[Any]) -> list[int]:
-    """Into how many slices each axis of the mesh is divided."""
+    """The number of slices that each axis of the mesh spans."""
     counts = Counter(getattr(device, "slice_index", 0) for device in devices)
     data = math.gcd(sizes[0], len(counts))
     fsdp = len(counts) // data
@@ -162,7 +162,7 @@ def place_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """Puts `tree`, which every process holds whole, on the devices as `shardings` declares, without communication."""
+    """Puts `tree`, which every process holds whole, on the devices by `shardings`, without communication."""
 
     def put(array: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable:

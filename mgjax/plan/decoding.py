@@ -1,4 +1,4 @@
-"""The plan of generation: a step of the loop that draws codes, compiled as `MusicGen` runs it, from shapes alone."""
+"""The plan of generation: a decode step, compiled as `MusicGen` runs it, from shapes alone."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from mgjax.plan import roofline
 from mgjax.plan.roofline import Plan
 from mgjax.train.flops import products
 
-_TEXT = 64  # tokens of the texts
-_STEPS = 50  # of a call, over which what is done once for each call is spread
+_TEXT = 64  # tokens of a prompt
+_STEPS = 50  # decode steps of a call
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is to be generated.
+    """The pieces to generate.
 
     Attributes:
       batch: Pieces at a time.
-      seconds: Their length. What is beyond the model's window is made window by window, in the same memory.
-      dtype: Of weights, activations and cache.
-      is_guided: Whether by guidance, for which each piece has two rows.
+      seconds: Their length. Beyond the model's window, windows follow each other in the same memory.
+      dtype: The dtype of weights, activations and cache.
+      is_guided: Whether with classifier-free guidance, for which each piece has two rows.
     """
 
     batch: int
@@ -66,14 +66,16 @@ def of_model(
     fsdp: int = 1,
     model: int = 1,
 ) -> Plan:
-    """The plan of one step, which reads the cache of the whole piece (of its longest window), as the last steps do.
+    """The plan of one decode step with the cache of the longest window, as the last steps have it.
 
     Args:
-      config: What generates.
-      workload: What is generated.
-      devices: What it is compiled for.
-      chip: What they are.
-      data, fsdp, model: The sizes of the mesh.
+      config: The model.
+      workload: The pieces to generate.
+      devices: The devices to compile for.
+      chip: Their chip.
+      data: The size of the mesh's data axis; -1 for as many as there are devices for.
+      fsdp: The size of its fsdp axis.
+      model: The size of its model axis.
 
     Raises:
       DoesNotFitError: It needs more memory than a device has.
@@ -82,8 +84,9 @@ def of_model(
     module, num_sets = LM(config.lm), 1 + workload.is_guided
     weights = _weights(config, workload.dtype, mesh)
     params, rows = weights.pop("lm"), num_sets * workload.batch
-    made = make_context.lower(module, params, _conditions(config, rows, mesh), rows)
-    context = jax.tree.map(_on, made.out_info, made.compile().output_shardings)
+    lowered = make_context.lower(module, params, _conditions(config, rows, mesh), rows)
+    placed = lowered.compile().output_shardings
+    context = jax.tree.map(lambda leaf, where: _shape(leaf.shape, leaf.dtype, where), lowered.out_info, placed)
     shardings = state_shardings(config.lm, workload.batch, num_sets, mesh)
 
     num_frames = round(min(workload.seconds, config.window_seconds) * config.codec.frame_rate)
@@ -91,25 +94,25 @@ def of_model(
     h, e, k = config.lm.num_heads, config.lm.head_dim, config.lm.num_codebooks
 
     def cached(num_slots: int) -> KeyValue:
-        slots = jax.ShapeDtypeStruct((rows, h, num_slots, e), jnp.dtype(workload.dtype), sharding=shardings.cache)
+        slots = _shape((rows, h, num_slots, e), workload.dtype, shardings.cache)
         return KeyValue(slots, slots)
 
-    cross_length = context.cross.shape[1]
-    layer = cached(context.prefix.shape[1] + capacity), cached(cross_length) if cross_length else None
-    everywhere = NamedSharding(mesh, P())
-    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    layer = cached(context.prefix.shape[1] + capacity)
+    cross = cached(context.cross.shape[1]) if context.cross.shape[1] else None
+    replicated = NamedSharding(mesh, P())
+    number = _shape((), jnp.int32, replicated)
     state = DecodeState(
-        tokens=jax.ShapeDtypeStruct((workload.batch, capacity, k), jnp.int32, sharding=shardings.tokens),
-        cache=Cache(*((part,) * config.lm.num_layers for part in layer)),
+        tokens=_shape((workload.batch, capacity, k), jnp.int32, shardings.tokens),
+        cache=Cache((layer,) * config.lm.num_layers, (cross,) * config.lm.num_layers),
         step=number,
-        non_finite_step=jax.ShapeDtypeStruct((workload.batch,), jnp.int32, sharding=everywhere),
+        non_finite_step=_shape((workload.batch,), jnp.int32, replicated),
     )
-    sampled = jax.ShapeDtypeStruct((capacity, k), jnp.bool_)
-    scales = jax.ShapeDtypeStruct((capacity, num_sets - 1, workload.batch), jnp.float32)
+    sampled = _shape((capacity, k), jnp.bool_)
+    scales = _shape((capacity, num_sets - 1, workload.batch), jnp.float32)
     sampling = jax.eval_shape(lambda: SamplingParams.of([Sampling()] * workload.batch, range(workload.batch), k))
     lowered = decode_steps.lower(module, params, context, state, sampled, sampling, scales, number, number, shardings)
 
-    tokens = jax.ShapeDtypeStruct((rows, 1, k), jnp.int32)
+    tokens = _shape((rows, 1, k), jnp.int32)
     decode = functools.partial(module.apply, method="decode")
     operations = products(decode, {"params": params}, tokens, context, state.cache, number)
     plan = roofline.of(lowered, mesh, chip, needed=operations, computed=operations, open_loops=_STEPS)
@@ -127,46 +130,46 @@ def of_model(
 
 
 def speed(config: ModelConfig, workload: Workload, plan: Plan) -> str:
-    """How much music that is in a second, in words."""
+    """The upper bound of the seconds of music generated in a second, as text."""
     each = 1 / (plan.step * config.codec.frame_rate)
     return f"at most {workload.batch * each:.3g} s of music in a second, {each:.3g} of each piece"
 
 
 def advice(plan: Plan | None) -> list[str]:
-    """What to change where it does not fit; `plan` is None where it could not even be compiled."""
+    """Options to change if it does not fit; `plan` is None if it could not be compiled."""
     if plan is not None and plan.free >= 0.1:
         return []
     return ["--mesh model=N splits weights and caches among N devices; or generate fewer pieces at a time"]
 
 
 def _weights(config: ModelConfig, dtype: str, mesh: Mesh) -> dict[str, Any]:
-    """Shapes of the model's weights, where `mgjax.load` puts them."""
+    """Shapes of the model's weights, with the shardings of `mgjax.load`."""
     shapes = {}
     for path, shape in model_shapes(config).items():
         kind = jnp.float32 if is_exact(tuple(path.split("/"))) else jnp.dtype(dtype)
-        where = NamedSharding(mesh, sharding.spec(path, shape, mesh))
-        shapes[path] = jax.ShapeDtypeStruct(shape, kind, sharding=where)
+        shapes[path] = _shape(shape, kind, NamedSharding(mesh, sharding.spec(path, shape, mesh)))
     return unflatten_dict(shapes, sep="/")
 
 
 def _conditions(config: ModelConfig, rows: int, mesh: Mesh) -> dict[str, Condition]:
-    """Shapes of conditions, as the encoders give them and `MusicGen` places them."""
-    lengths = {"text": _TEXT, "melody": config.melody and config.melody.num_frames}
+    """Shapes of the conditions, with the shardings of `MusicGen`."""
+    lengths = {"text": _TEXT} | ({"melody": config.melody.num_frames} if config.melody else {})
     if config.style is not None:
-        rate = config.codec.frame_rate if config.style.features is None else config.style.features.frame_rate
-        lengths["style"] = round(config.style.seconds * rate) // config.style.downsample
+        frame_rate = (config.style.features or config.codec).frame_rate
+        lengths["style"] = round(config.style.seconds * frame_rate) // config.style.downsample
     conditions = {}
     for fused in config.lm.conditions:
-        where, length = sharding.rows(rows, mesh), lengths.get(fused.name, 1)
-        mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_, sharding=where)
-        tokens = jax.ShapeDtypeStruct((rows, length, fused.dim), jnp.float32, sharding=where)
-        rate = config.melody.frame_rate / config.codec.frame_rate if fused.name == "melody" else None
+        by_rows, length = sharding.rows(rows, mesh), lengths.get(fused.name, 1)
+        mask = _shape((rows, length), jnp.bool_, by_rows)
+        tokens = _shape((rows, length, fused.dim), jnp.float32, by_rows)
+        rate = config.melody.frame_rate / config.codec.frame_rate if config.melody and fused.name == "melody" else None
         conditions[fused.name] = Condition(tokens, mask, mask if fused.fuse == "prefix" else None, rate)
     return conditions
 
 
-def _on(info: Any, where: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=where)
+def _shape(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
+    """A shape in the place of an array."""
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
 
 
 def _bytes_each(tree: Any) -> float:

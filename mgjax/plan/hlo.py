@@ -1,7 +1,7 @@
-"""What a compiled program does, read from its HLO: the bytes it moves through memory, and what devices send each other.
+"""The memory traffic and the collectives of a compiled program, read from its HLO.
 
-XLA's own count takes the body of a loop for one pass. Here it counts as often as the loop runs, and what is done piece
-by piece, such as a collective that is spread over the computations it runs beside, counts once.
+XLA's own cost analysis counts the body of a loop once. Here it counts as often as the loop runs, and what is done in
+pieces, such as a collective that is spread over the computations it overlaps with, counts once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Instructions that move nothing themselves: they name, group or wait for what others do.
+# Instructions without memory traffic of their own: they name, group or wait for others.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "conditional", "call", "opt-barrier", "add-dependency", "async-update", "iota", "broadcast"),
@@ -28,9 +28,12 @@ class Instruction:
     """One line of HLO.
 
     Attributes:
-      shapes: (bits of a number, dimensions, whether in the large memory) of the result, or of each part of it.
+      name: Unique within its computation.
+      shapes: (bits of a number, dimensions, whether in HBM) of the result, or of each part of a tuple.
+      kind: The opcode, such as "fusion".
       operands: Names of instructions of the same computation.
-      rest: All that stands after the operands.
+      rest: The text after the operands: the attributes.
+      is_root: Whether it is the result of its computation.
     """
 
     name: str
@@ -42,13 +45,13 @@ class Instruction:
 
     @property
     def bytes(self) -> float:
-        """Of the result, as far as it lies in the large memory."""
+        """The size of the result in HBM."""
         return sum(_size(bits, dims) for bits, dims, is_large in self.shapes if is_large)
 
-    def called(self, role: str) -> str | None:
-        """The computation that it names as `role`."""
+    def called(self, role: str) -> str:
+        """The computation that it names as `role`; "" for none."""
         match = re.search(rf"\b{role}=%?([\w.\-]+)", self.rest)
-        return match and match[1]
+        return match[1] if match else ""
 
 
 Computation = dict[str, Instruction]
@@ -56,13 +59,13 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Something that devices send each other.
+    """A collective operation.
 
     Attributes:
       kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute".
-      bytes: Of the largest array that a device has of it: what is gathered, summed, scattered or sent.
-      groups: The devices that talk to each other, in the order of the mesh: [groups, devices of a group]. Of a
-        permutation, pairs.
+      bytes: The size of its largest array on a device: what is gathered, summed, scattered or sent.
+      groups: The devices that communicate, in the order of the mesh: [groups, devices of a group]. Of a permutation,
+        pairs.
       times: How often it runs.
     """
 
@@ -73,7 +76,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """The bytes that a device sends each time."""
+        """The bytes that a device sends each time, by ring algorithms."""
         n = self.groups.shape[1]
         if self.kind == "collective-permute":
             return self.bytes
@@ -81,12 +84,12 @@ class Collective:
 
 
 class Program:
-    """A compiled program of one device, of the many that run it together.
+    """The compiled SPMD program of one device.
 
     Args:
-      text: As `compiled.as_text()` gives it.
-      num_devices: How many run it.
-      open_loops: How often loops run whose end is not written in the program.
+      text: The HLO, of `compiled.as_text()`.
+      num_devices: The number of devices that run it.
+      open_loops: The trip count of loops whose own is not constant.
     """
 
     def __init__(self, text: str, num_devices: int, open_loops: int = 1):
@@ -94,129 +97,129 @@ class Program:
         self._num_devices, self._open_loops = num_devices, open_loops
 
     def bytes_moved(self) -> float:
-        """Bytes that are read from and written to the large memory."""
-        return sum(times * self._moved(one, where) for one, where, times in self._run())
+        """Bytes that are read from and written to HBM."""
+        return sum(times * self._moved(instruction, operands) for instruction, operands, times in self._run())
 
     def collectives(self) -> list[Collective]:
-        """All that devices send each other, in the order of the program."""
-        collectives, seen = [], set()
-        for instruction, _, times in self._run():
-            for one in self._sent_by(instruction):
-                channel = re.search(r"channel_id=(\d+)", one.rest)
-                if one.kind.endswith("-done") or (channel and channel[1] in seen):
+        """All collectives, in the order of the program."""
+        collectives: list[Collective] = []
+        seen: set[str] = set()
+        for outer, _, times in self._run():
+            for instruction in self._collectives_in(outer):
+                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                if instruction.kind.endswith("-done") or (channel and channel[1] in seen):
                     continue
-                seen.add(channel and channel[1])
-                kind = one.kind.removesuffix("-start")
-                sizes = [_size(bits, dims) for bits, dims, _ in one.shapes]
-                # What starts asynchronously holds its operands and its result side by side.
-                size = max(sizes) if kind != one.kind else sum(sizes)
-                groups = _groups(one.rest, self._num_devices)
+                if channel:
+                    seen.add(channel[1])
+                kind = instruction.kind.removesuffix("-start")
+                sizes = [_size(bits, dims) for bits, dims, _ in instruction.shapes]
+                # The result of an asynchronous start is a tuple of its operands and its result.
+                size = max(sizes) if kind != instruction.kind else sum(sizes)
+                groups = _groups(instruction.rest, self._num_devices)
                 if kind == "reduce-scatter":
                     size *= groups.shape[1]
-                elif one.is_root is False and self._is_scattered(instruction):
+                elif not instruction.is_root and self._is_scattered(outer):
                     kind = "reduce-scatter"
                 if groups.shape[1] > 1:
                     collectives.append(Collective(kind, size, groups, times))
         return collectives
 
-    def _sent_by(self, instruction: Instruction) -> list[Instruction]:
-        """The collectives that an instruction is, or holds."""
+    def _collectives_in(self, instruction: Instruction) -> list[Instruction]:
+        """The collectives in an instruction, or itself if it is one."""
         if instruction.kind.removesuffix("-start") in _COLLECTIVES:
             return [instruction]
         if instruction.kind not in ("fusion", "async-start"):
             return []
-        inner = self._computations.get(instruction.called("calls") or "", {})
-        return [one for held in inner.values() for one in self._sent_by(held)]
+        inner = self._computations.get(instruction.called("calls"), {})
+        return [collective for part in inner.values() for collective in self._collectives_in(part)]
 
     def _is_scattered(self, instruction: Instruction) -> bool:
-        """Whether of the sum that a fusion makes, each device keeps a part alone."""
-        return (instruction.called("calls") or "").startswith("all-reduce-scatter")
+        """Whether a fusion is an all-reduce of whose sum each device keeps only a part."""
+        return instruction.called("calls").startswith("all-reduce-scatter")
 
     def _run(self) -> Iterator[tuple[Instruction, Computation, float]]:
-        """Every instruction that runs by itself, the computation that it is in, and how often it runs."""
-        waiting = [(self._entry, 1.0)]
-        while waiting:
-            name, times = waiting.pop()
+        """Every instruction outside of fusions, with its computation and how often it runs."""
+        pending = [(self._entry, 1.0)]
+        while pending:
+            name, times = pending.pop()
             computation = self._computations[name]
-            for one in computation.values():
-                yield one, computation, times
-                if one.kind == "while":
-                    waiting.append((one.called("body"), times * self._passes(one)))
-                elif one.kind == "conditional":
-                    branches = re.search(r"(?:branch_computations=\{([^}]*)\}|true_computation=%([\w.\-]+))", one.rest)
-                    names = re.findall(r"%?([\w.\-]+)", branches[1] or branches[2])
-                    waiting.append((max(names, key=lambda branch: len(self._computations[branch])), times))
-                elif one.kind == "call":
-                    waiting.append((one.called("to_apply"), times))
+            for instruction in computation.values():
+                yield instruction, computation, times
+                if instruction.kind == "while":
+                    pending.append((instruction.called("body"), times * self._trip_count(instruction)))
+                elif instruction.kind == "conditional":
+                    listed = r"branch_computations=\{([^}]*)\}|true_computation=%([\w.\-]+)"
+                    branches = re.findall(r"[\w.\-]+", "".join(re.findall(listed, instruction.rest)[0]))
+                    pending.append((max(branches, key=lambda branch: len(self._computations[branch])), times))
+                elif instruction.kind == "call":
+                    pending.append((instruction.called("to_apply"), times))
 
-    def _passes(self, loop: Instruction) -> int:
-        """How often a loop runs: what its counter is compared with."""
+    def _trip_count(self, loop: Instruction) -> int:
+        """How often a loop runs: the constant that its counter is compared with."""
         count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
         if count:
             return int(count[1])
         condition = self._computations[loop.called("condition")]
-        root = next(one for one in condition.values() if one.is_root)
-        bounds = [
-            re.match(r"\((\d+)\)", one.rest)
-            for one in condition.values()
-            if one.kind == "constant" and (root.kind != "compare" or one.name in root.operands)
+        root = next(instruction for instruction in condition.values() if instruction.is_root)
+        constants = [
+            instruction.rest
+            for instruction in condition.values()
+            if instruction.kind == "constant" and (root.kind != "compare" or instruction.name in root.operands)
         ]
-        bounds = [int(bound[1]) for bound in bounds if bound]
-        return max(bounds) if len(bounds) == 1 else self._open_loops
+        bounds = [int(match[1]) for match in (re.match(r"\((\d+)\)", constant) for constant in constants) if match]
+        return bounds[0] if len(bounds) == 1 else self._open_loops
 
-    def _moved(self, one: Instruction, where: Computation) -> float:
+    def _moved(self, instruction: Instruction, computation: Computation) -> float:
         """Bytes that an instruction reads and writes."""
-        kind = one.kind
+        kind, operands = instruction.kind, instruction.operands
         if kind in _FREE or kind.endswith(("-done", "-update")):
             return 0
         if kind == "fusion":
-            return self._moved_by_fusion(one, where)
-        if kind == "copy-start":  # to, from, and a flag
-            return one.bytes
-        if kind in ("slice-start", "async-start"):  # of what, what of it, and a flag
-            bits, dims, is_large = one.shapes[len(one.operands)]
-            return _size(bits, dims) * (one.shapes[0][2] + is_large)
-        if kind == "custom-call" and one.operands == ():
-            return 0  # memory that is set aside
+            return self._moved_by_fusion(instruction, computation)
+        if kind == "copy-start":  # (target, source, flag)
+            return instruction.bytes
+        if kind in ("slice-start", "async-start"):  # (operands, slice, flag)
+            bits, dims, is_in_hbm = instruction.shapes[len(operands)]
+            return _size(bits, dims) * (instruction.shapes[0][2] + is_in_hbm)
+        if kind == "custom-call" and not operands:
+            return 0  # an allocation
         if kind in ("dynamic-slice", "slice", "gather"):
-            return 2 * one.bytes
+            return 2 * instruction.bytes
         if kind in ("dynamic-update-slice", "scatter"):
-            return 2 * where[one.operands[-1 if kind == "scatter" else 1]].bytes
-        return one.bytes + sum(where[name].bytes for name in one.operands if name in where)
+            return 2 * computation[operands[-1 if kind == "scatter" else 1]].bytes
+        return instruction.bytes + sum(computation[name].bytes for name in operands if name in computation)
 
-    def _moved_by_fusion(self, fusion: Instruction, where: Computation) -> float:
-        """What a fusion reads of each operand, which may be a slice, and what it writes, which may be one too."""
+    def _moved_by_fusion(self, fusion: Instruction, computation: Computation) -> float:
+        """Bytes that a fusion reads of its operands, which may be slices of them, and writes, which may be a slice."""
         name = fusion.called("calls")
-        read = sum(
-            min(where[operand].bytes, self._read(name, place)) if where[operand].bytes else 0.0
-            for place, operand in enumerate(fusion.operands)
-        )
+        sizes = [computation[operand].bytes for operand in fusion.operands]
+        read = sum(min(size, self._read(name, i)) if size else 0.0 for i, size in enumerate(sizes))
         results = self._results(name)
         if len(results) != len(fusion.shapes):
             return read + fusion.bytes
-        sizes = (_size(bits, dims) if is_large else 0.0 for bits, dims, is_large in fusion.shapes)
+        sizes = [_size(bits, dims) if is_in_hbm else 0.0 for bits, dims, is_in_hbm in fusion.shapes]
         return read + sum(min(size, written) for size, written in zip(sizes, results, strict=True))
 
     @functools.cache  # noqa: B019 - a program is read once and let go
-    def _read(self, name: str, place: int) -> float:
+    def _read(self, name: str, number: int) -> float:
         """Bytes that a computation reads of one of its parameters, which it may only slice, or only write into."""
         inner = self._computations[name]
-        users: dict[str, list[Instruction]] = {one: [] for one in inner}
-        for one in inner.values():
-            for operand in dict.fromkeys(one.operands):
-                users[operand].append(one)
+        users: dict[str, list[Instruction]] = {instruction: [] for instruction in inner}
+        for instruction in inner.values():
+            for operand in dict.fromkeys(instruction.operands):
+                users[operand].append(instruction)
 
-        def read(of: str) -> float:
+        def read(source: str) -> float:
             total = 0.0
-            for user in users[of]:
+            for user in users[source]:
                 if user.kind in ("bitcast", "copy", "reshape") and users[user.name]:
                     total += read(user.name)
-                elif user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == of:
+                elif user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == source:
                     total += _whole(user)
                 elif user.kind == "fusion":
-                    places = (place for place, operand in enumerate(user.operands) if operand == of)
-                    total += sum(self._read(user.called("calls"), place) for place in places)
-                elif user.kind == "dynamic-update-slice" and user.operands[0] == of:
+                    numbers = (i for i, operand in enumerate(user.operands) if operand == source)
+                    total += sum(self._read(user.called("calls"), i) for i in numbers)
+                elif user.kind == "dynamic-update-slice" and user.operands[0] == source:
                     continue
                 elif user.kind in ("tuple", "custom-call") or user.kind in _COLLECTIVES:
                     continue  # handed on, or counted where it is sent
@@ -224,13 +227,14 @@ class Program:
                     return math.inf
             return total
 
-        return read(next(one.name for one in inner.values() if one.kind == "parameter" and one.rest == f"({place})"))
+        parameters = (instruction for instruction in inner.values() if instruction.kind == "parameter")
+        return read(next(parameter.name for parameter in parameters if parameter.rest == f"({number})"))
 
     @functools.cache  # noqa: B019
     def _results(self, name: str) -> list[float]:
-        """Bytes that a computation writes of each of its results, which it may only update in a place."""
+        """Bytes that a computation writes of each of its results, of which it may update only a slice."""
         inner = self._computations[name]
-        root = next(one for one in inner.values() if one.is_root)
+        root = next(instruction for instruction in inner.values() if instruction.is_root)
         written = []
         for result in [inner[name] for name in root.operands] if root.kind == "tuple" else [root]:
             while result.kind in ("bitcast", "reshape", "copy"):
@@ -253,38 +257,40 @@ def _size(bits: int, dims: tuple[int, ...]) -> float:
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of a module by name, and the name of the one it begins with."""
-    computations, entry, current = {}, None, None
+    """The computations of a module by name, and the name of its entry."""
+    computations: dict[str, Computation] = {}
+    entry: str | None = None
+    current: Computation | None = None
     for line in text.splitlines():
         heading = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
         if heading:
             current = computations.setdefault(heading[2], {})
             entry = heading[2] if heading[1] else entry
-        elif current is not None and (one := _instruction(line)):
-            current[one.name] = one
+        elif current is not None and (instruction := _instruction(line)):
+            current[instruction.name] = instruction
     if entry is None:
         raise ValueError("this is no text of a compiled program: it has no ENTRY")
     return computations, entry
 
 
 def _instruction(line: str) -> Instruction | None:
-    begin = re.match(r"\s+(ROOT )?%([\w.\-]+) = ", line)
-    if not begin:
+    head = re.match(r"\s+(ROOT )?%([\w.\-]+) = ", line)
+    if not head:
         return None
-    rest = line[begin.end() :]
+    rest = line[head.end() :]
     end = _closing(rest) + 1 if rest[0] == "(" else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
-    kind = re.match(r"[\w\-]+", rest)[0]
+    kind = rest[: rest.index("(")]
     inside = rest[len(kind) :]
     end = _closing(inside) + 1
     operands = tuple(re.findall(r"%([\w.\-]+)", inside[:end]))
-    # What a parameter or a constant has in its parentheses is no name.
+    # The parentheses of a parameter hold its number, those of a constant its value.
     rest = inside[:end] if kind in ("parameter", "constant") else inside[end:]
-    return Instruction(begin[2], _shapes(shape), kind, operands, rest, bool(begin[1]))
+    return Instruction(head[2], _shapes(shape), kind, operands, rest, bool(head[1]))
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis closes that `text` begins with."""
+    """The position at which the parenthesis closes that `text` begins with."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -297,7 +303,7 @@ def _closing(text: str) -> int:
 def _shapes(text: str) -> tuple[tuple[int, tuple[int, ...], bool], ...]:
     parts = []
     for kind, dims, layout in re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text):
-        bits = _BITS.get(kind) or int((re.match(r"[a-z]+?(\d+)", kind) or [0, "0"])[1])
+        bits = _BITS.get(kind) or int((re.findall(r"^[a-z]+(\d+)", kind) or ["0"])[0])
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(size.removeprefix("<=")) for size in dims.split(",") if size)
         parts.append((bits, sizes, space is None or space[1] == "0"))
@@ -329,7 +335,7 @@ def _groups(rest: str, num_devices: int) -> np.ndarray:
 
 
 def _iota(sizes: str, order: str | None) -> np.ndarray:
-    """All devices, counted over axes of `sizes`, which are then put into `order`."""
-    sizes = [int(size) for size in sizes.split(",")]
-    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    """All devices in an array of `sizes` whose axes are then transposed to `order`."""
+    shape = [int(size) for size in sizes.split(",")]
+    devices = np.arange(math.prod(shape)).reshape(shape)
     return devices.transpose([int(axis) for axis in order.split(",")]) if order else devices

@@ -1,4 +1,4 @@
-"""What devices send each other takes time, by where they are: in a torus of TPUs, in a node of GPUs, or apart."""
+"""The time of collectives, in a torus of TPUs, in a node of GPUs, or over the network."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from jax.sharding import Mesh
 from mgjax.devices.chips import Chip
 from mgjax.plan.hlo import Collective
 
-_NODE = 8  # GPUs that are joined by more than a network
+_NODE = 8  # GPUs that are connected by more than the network
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What devices send each other in one way in the course of a program.
+    """All collectives of a program of one kind along the same axes.
 
     Attributes:
-      kind: Of collective.
-      axes: Of the mesh, along which devices talk.
-      times: How often.
-      bytes: That each device sends.
-      seconds: What that takes; 0 where the chip is not known.
+      kind: The kind of collective.
+      axes: The axes of the mesh along which devices communicate.
+      times: Their number.
+      bytes: The bytes that each device sends in all.
+      seconds: The time that they take; 0 if the chip is unknown.
     """
 
     kind: str
@@ -35,47 +35,46 @@ class Traffic:
 
 
 def traffic(collectives: Sequence[Collective], mesh: Mesh, chip: Chip | None) -> list[Traffic]:
-    """All of it, by kind and axes, the longest first. Nothing of it is sent while other traffic is."""
+    """The traffic of collectives by kind and axes, the longest first, as if one ran after the other."""
     sums: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
-    for one in collectives:
-        key = one.kind, _axes(one.groups[0], mesh)
-        took = 0.0 if chip is None else _seconds(one, mesh, chip)
-        sums[key] = sums.get(key, 0) + one.times * np.array([1, one.sent, took])
+    for collective in collectives:
+        key = collective.kind, _axes(collective.groups[0], mesh)
+        seconds = 0.0 if chip is None else _seconds(collective, mesh, chip)
+        sums[key] = sums.get(key, 0) + collective.times * np.array([1, collective.sent, seconds])
     totals = [Traffic(kind, axes, *map(float, values)) for (kind, axes), values in sums.items()]
     return sorted(totals, key=lambda item: -item.seconds)
 
 
 def _axes(group: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
     """The axes along which the devices of a group differ."""
-    places = np.array(np.unravel_index(group, mesh.devices.shape))
-    return tuple(axis for axis, along in zip(mesh.axis_names, places, strict=True) if len(set(along)) > 1)
+    coordinates = np.array(np.unravel_index(group, mesh.devices.shape))
+    return tuple(axis for axis, along in zip(mesh.axis_names, coordinates, strict=True) if len(set(along)) > 1)
 
 
-def _seconds(one: Collective, mesh: Mesh, chip: Chip) -> float:
-    """What a collective takes once."""
-    devices = mesh.devices.flat[one.groups[0]]
+def _seconds(collective: Collective, mesh: Mesh, chip: Chip) -> float:
+    """The time of a collective that runs once."""
+    devices = mesh.devices.flat[collective.groups[0]]
     slices = {getattr(device, "slice_index", None) or 0 for device in devices}
     if not chip.torus:
-        is_apart = len(slices) > 1 or len({index // _NODE for index in one.groups[0]}) > 1
-        return one.sent / (chip.network if is_apart else chip.link)
+        is_apart = len(slices) > 1 or len({index // _NODE for index in collective.groups[0]}) > 1
+        return collective.sent / (chip.network if is_apart else chip.link)
     if len(slices) > 1:
-        return one.sent / chip.network
-    if one.kind == "collective-permute":
-        return one.sent / chip.link
-    lengths = [int(length) for length in _extent(mesh.devices.flat)]
-    group = [int(length) for length in _extent(devices)]
-    # A row of chips that is closed to a ring passes on both ways; one that is not, does at its ends by one link only.
+        return collective.sent / chip.network
+    if collective.kind == "collective-permute":
+        return collective.sent / chip.link
+    lengths, group = _extent(mesh.devices.flat), _extent(devices)
+    # In a row of chips that is closed to a ring each sends both ways, else those at the ends by one link only.
     links = [
         0 if length == 1 else 2 if length == whole and whole % chip.torus == 0 else 1
         for length, whole in zip(group, lengths, strict=True)
     ]
-    if one.kind == "all-to-all":  # half of all crosses the middle of the longest row
+    if collective.kind == "all-to-all":  # half of all crosses the middle of the longest row
         longest = int(np.argmax(group))
-        return one.bytes * group[longest] / (4 * links[longest]) / chip.link
-    return one.sent / (sum(links) * chip.link)
+        return collective.bytes * group[longest] / (4 * links[longest]) / chip.link
+    return collective.sent / (sum(links) * chip.link)
 
 
-def _extent(devices: Iterable[Any]) -> np.ndarray:
-    """How many chips they cover along each direction of the torus."""
-    places = np.array([device.coords for device in devices])
-    return np.array([len(set(along)) for along in places.T])
+def _extent(devices: Iterable[Any]) -> list[int]:
+    """The number of chips along each axis of the torus."""
+    coordinates = np.array([device.coords for device in devices])
+    return [len(set(along)) for along in coordinates.T]

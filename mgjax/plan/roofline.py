@@ -1,7 +1,7 @@
-"""What one run of a compiled program takes on each device: memory, operations, bytes, and the least time for them.
+"""The cost of a compiled program on each device: memory, operations, memory traffic, and a lower bound of its time.
 
-The times are a roofline: what computing, memory and interconnect would each take at the speeds that makers state, all
-at once, so that the longest of the three is the step. Nothing runs as fast as that; what is slow here is slow anywhere.
+The bound is a roofline: the times of computing, memory and interconnect at the speeds that makers state, all at once,
+so that the longest of the three is the step. No program is as fast.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from mgjax.train.memory import Memory
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one run of a program takes, on each device.
+    """The cost of one run of a program, on each device.
 
     Attributes:
       chip: The device.
       mesh: The sizes of the mesh.
-      memory: Of a device.
-      needed: Operations of the model, whatever is computed twice not counted.
-      computed: Operations that are done.
+      memory: The memory that it needs.
+      needed: Operations of the model, without recomputed ones.
+      computed: Operations in all.
       moved: Bytes between memory and chip.
-      traffic: What devices send each other.
-      remarks: What XLA said about ways that it had to go.
+      traffic: The collectives.
+      remarks: XLA's warnings about rematerialization.
     """
 
     chip: Chip
@@ -50,31 +50,31 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What computing, memory and interconnect take, each for itself."""
+        """The times of computing, memory and interconnect, each alone."""
         return {
             "computing": self.computed / self.chip.flops,
             "memory": self.moved / self.chip.bandwidth,
-            "interconnect": sum(one.seconds for one in self.traffic),
+            "interconnect": sum(traffic.seconds for traffic in self.traffic),
         }
 
     @property
     def step(self) -> float:
-        """The shortest time that it can take."""
+        """The lower bound of the time in seconds."""
         return max(self.seconds.values())
 
     @property
     def limit(self) -> str:
-        """What takes that time."""
-        return max(self.seconds, key=self.seconds.get)
+        """The longest of the three times: "computing", "memory" or "interconnect"."""
+        return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
     def utilization(self) -> float:
-        """The largest share of a device's operations that can be of use to the model."""
+        """The upper bound of the share of a device's peak operations that the model needs."""
         return self.needed / self.chip.flops / self.step
 
     @property
     def free(self) -> float:
-        """The share of the memory that is left."""
+        """The share of the memory that is free."""
         return 1 - self.memory.total / self.chip.memory
 
 
@@ -95,15 +95,15 @@ def of(
 
     Args:
       lowered: The program.
-      mesh: What it runs on.
-      chip: What the mesh is made of.
+      mesh: The mesh that it runs on.
+      chip: The devices of the mesh.
       needed: Operations of the model, on all devices together.
-      computed: Operations that are done, on all devices together.
-      open_loops: How often loops run whose end is not written in the program.
+      computed: Operations in all, on all devices together.
+      open_loops: The trip count of loops whose own is not constant.
 
     Raises:
       DoesNotFitError: It needs more memory than a device has, and cannot be compiled.
-      ValueError: It cannot be read once it is compiled.
+      ValueError: This jax cannot read the compiled program.
     """
     with _captured_stderr() as lines:
         compiled = _compiled(lowered, chip)
@@ -135,7 +135,7 @@ def _compiled(lowered: Lowered, chip: Chip) -> Compiled:
 
 def _text(compiled: Compiled) -> str:
     try:
-        return compiled.as_text()
+        return compiled.as_text() or ""
     except jax.errors.JaxRuntimeError as error:  # seen with a newer libtpu, for v5p
         raise ValueError(
             "this jax cannot read what the compiler has made; install the compiler that belongs to it: "
@@ -145,7 +145,7 @@ def _text(compiled: Compiled) -> str:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[list[str]]:
-    """The lines that are written to the standard error meanwhile, by the compiler too; Python is not the only one."""
+    """The lines that its block writes to the standard error, in Python or in the compiler."""
     lines: list[str] = []
     sys.stderr.flush()
     before = os.dup(2)

@@ -1,4 +1,4 @@
-"""Devices by name, which need not be there: TPU slices through libtpu, GPUs by their number, or what there is."""
+"""Devices by name, to compile for: TPU slices by libtpu, GPUs by their number, or those of this machine."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _GPUS = re.compile(r"(\w+):(\d+)")
 
 
 def find(name: str) -> tuple[Sequence[Any], Chip]:
-    """The devices that `name` names, to compile for, and what they are.
+    """The devices of that name, to compile for, and their chip.
 
     Args:
-      name: "v5e:16x16", a TPU slice by its generation and shape, or "2*v5e:16x16", two of them; "h100:8", so many GPUs;
-        or "here". It decides what jax looks for on this machine, so a process should ask for one kind only.
+      name: "v5e:16x16", a TPU slice by its generation and shape, or "2*v5e:16x16", two of them; "h100:8", 8 GPUs; or
+        "here". It changes the platforms of jax, so a process should use one name only.
 
     Raises:
-      ConfigError: There are no such devices, or the chip is not known well enough.
-      ImportError: There is no libtpu.
+      ConfigError: There are no such devices, or the chip's memory and speed are unknown.
+      ImportError: libtpu is not installed.
     """
     if name == "here":
         devices = jax.devices()
@@ -50,30 +50,31 @@ def _tpus(name: str, num_slices: int) -> tuple[Sequence[Any], Chip]:
             "compiling for TPUs needs libtpu, their compiler, which also runs where there is no TPU: "
             "pip install 'mgjax[tpu]'"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it looks for a TPU of this machine, for minutes
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # this and the next: else it says that there is none
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for a TPU of this machine, for minutes
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # this and the next: else it fails without a TPU
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "1")  # warnings, which tell of bad ways to split a program
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "1")  # warnings, such as those of inefficient shardings
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "1")
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=num_slices).devices
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=num_slices)
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
             f"libtpu knows no slice {name} ({str(error).splitlines()[0]}): shapes are multiples of 2x2 (v5p: 2x2x1), "
             "such as v5e:16x16, v5p:8x8x8 or v6e:16x16"
         ) from None
+    devices: Sequence[Any] = topology.devices
     return devices, _known(devices[0].device_kind)
 
 
 def _gpus(name: str, count: int) -> tuple[Sequence[Any], Chip]:
-    """Devices of the CPU in their place: without a GPU there is no compiler for GPUs."""
+    """Devices of the CPU instead of GPUs, whose compiler needs a GPU."""
     chip = _known(name)
     jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # jax has looked for devices before
+    with contextlib.suppress(RuntimeError):  # the platforms of jax are initialised
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:

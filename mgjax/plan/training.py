@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mgjax.config.conditioning import LabelConfig, NumberConfig
 from mgjax.config.model import ModelConfig
 from mgjax.devices import sharding
 from mgjax.devices.chips import Chip
@@ -26,7 +27,7 @@ from mgjax.train.task import LoopConfig, Task
 
 
 def spread(run: LMRun, devices: Sequence[Any]) -> LMRun:
-    """The run with a batch that can be spread over `devices`: the next larger one where its own cannot."""
+    """The run with a batch size that can be spread over `devices`: its own, or the next larger one."""
     multiple = _batch_multiple(run, run.mesh.make(devices))
     size = -(-run.data.batch_size // multiple) * multiple
     return dataclasses.replace(run, data=dataclasses.replace(run.data, batch_size=size))
@@ -36,15 +37,15 @@ def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
     """The plan of one training step of a run.
 
     Args:
-      run: What it trains and how. Of what it goes on from, nothing is read but the configs.
-      devices: What it is compiled for.
-      chip: What they are.
+      run: The run; the weights that it starts from are not read.
+      devices: The devices to compile for.
+      chip: Their chip.
 
     Raises:
       ConfigError: The parts do not fit together, or a source would have to be fetched.
       DoesNotFitError: The step needs more memory than a device has.
     """
-    run = dataclasses.replace(run, codes_as_heard=False)  # which weights it begins with makes no difference
+    run = dataclasses.replace(run, codes_as_heard=False)  # the initial weights make no difference
     start = lm.pretrained_shapes(run)
     mesh = run.mesh.make(devices)
     multiple = _batch_multiple(run, mesh)
@@ -58,7 +59,7 @@ def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
 
 
 def batch_shapes(run: LMRun, model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of the run's global batches, as `data.pipeline.batches` gives them."""
+    """The shapes of the run's global batches, as of `data.pipeline.batches`."""
     kind = corpus_kind(model)
     rate = model.codec.sample_rate if kind == "audio" else model.codec.frame_rate
     length = math.floor(round(run.data.segment_seconds * rate, 6))
@@ -79,22 +80,21 @@ def batch_shapes(run: LMRun, model: ModelConfig) -> dict[str, jax.ShapeDtypeStru
         rows |= {"style_start": ((), np.int32), "style_mask": ((), np.bool_)}
     if model.clap is not None:
         rows["clap_mask"] = ((), np.bool_)
-    for label in (*model.labels, *model.numbers):
-        rows |= {
-            f"label_{label.name}": ((1, label.dim), np.float32),
-            f"label_{label.name}_mask": ((1,), np.bool_),
-        }
+    labels: tuple[LabelConfig | NumberConfig, ...] = (*model.labels, *model.numbers)
+    for label in labels:
+        rows |= {f"label_{label.name}": ((1, label.dim), np.float32), f"label_{label.name}_mask": ((1,), np.bool_)}
     size = run.data.batch_size
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
 
 def _batch_multiple(run: LMRun, mesh: Mesh) -> int:
-    """What the rows of a batch have to be a multiple of."""
+    """The number that the batch size has to be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * run.optim.accumulate
 
 
 def of_task(task: Task, config: LoopConfig, mesh: Mesh, batch: dict[str, jax.ShapeDtypeStruct], chip: Chip) -> Plan:
-    """The plan of one training step of a task on global batches of such shapes; its weights may be shapes alone."""
+    """The plan of one training step of a task on global batches of such shapes; its weights may be shapes."""
+    assert task.flops is not None, "a plan compares with the operations that the model needs"
     programs = Programs(task, config, mesh)
     step = sharding.over(mesh, task.train_step)
     return roofline.of(
@@ -107,11 +107,11 @@ def of_task(task: Task, config: LoopConfig, mesh: Mesh, batch: dict[str, jax.Sha
 
 
 def advice(run: LMRun, plan: Plan | None) -> list[str]:
-    """What to change where an update does not fit, or runs far below what the devices can do.
+    """Settings to change if a training step does not fit, or is far below the peak of the devices.
 
     Args:
-      run: What was planned.
-      plan: Its plan; None where it could not even be compiled.
+      run: The run.
+      plan: Its plan; None if it could not be compiled.
     """
     changes = []
     if plan is None or plan.free < 0.1:

@@ -1,4 +1,4 @@
-"""CLAP in training: joint embeddings of the music itself, made within the compiled step; of texts in validations."""
+"""CLAP in training: joint embeddings of the audio itself, made within the compiled step; of texts in validations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mgjax.codec.rvq_training import QuantizerConfig, quantize
+from mgjax.codec.rvq_training import Codebooks, QuantizerConfig, quantize
 from mgjax.conditioning.clap import ClapText, embed_audio, quantized
 from mgjax.config.conditioning import ClapConditionConfig
 from mgjax.train import optim
@@ -23,14 +23,15 @@ def embedded(
     """Embeds each row of a batch: its text where the batch has texts, as in validations, else its audio.
 
     Args:
-      config: Of the condition.
-      variables: Of the towers: {"text": ..., "audio": ...}.
+      config: The config of the condition.
+      variables: The variables of the towers: {"text": ..., "audio": ...}.
       batch: See `data.pipeline.batches`.
-      sample_rate: Of its audio, in hertz.
-      parts: How many parts of the batch are worked on one after the other, to save memory.
+      sample_rate: The sample rate of its audio, in hertz.
+      parts: The number of parts of the batch that are embedded one after the other, to save memory.
     """
     if "clap_ids" in batch:
-        return ClapText(config.clap).apply(variables["text"], batch["clap_ids"], batch["clap_ids_mask"])
+        embeddings: Any = ClapText(config.clap).apply(variables["text"], batch["clap_ids"], batch["clap_ids_mask"])
+        return embeddings
 
     def embed(audio: Array) -> Array:
         mono = resampled(jnp.mean(audio, axis=2), sample_rate, config.clap.audio.sample_rate)
@@ -40,9 +41,9 @@ def embedded(
 
 
 def coded(
-    embeddings: Float[Array, "b d"], codebooks: Mapping[str, Array] | None, key: Array | None
-) -> tuple[Float[Array, "b d"], Mapping[str, Array] | None]:
-    """Quantizes embeddings, where there are codebooks, which learn from them where there is a `key`.
+    embeddings: Float[Array, "b d"], codebooks: Codebooks | None, key: Array | None
+) -> tuple[Float[Array, "b d"], Codebooks | None]:
+    """Quantizes embeddings by `codebooks`, if there are any, which are updated if there is a `key`.
 
     Returns:
       The quantized embeddings, and the codebooks after them.

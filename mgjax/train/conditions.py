@@ -1,4 +1,4 @@
-"""The conditions of a training batch, made within the compiled step, and what of their encoders learns."""
+"""The conditions of a training batch, made within the compiled step, and the training of their encoders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from mgjax.train.resample import resampled
 
 Batch = Mapping[str, Array]
 
-
 # How the style's quantizer learns (Rouard et al. 2024): with dropout, as generation uses its first codebooks only.
 _STYLE_QUANTIZER = QuantizerConfig(kmeans_iterations=10, dropout=True)
 
@@ -35,7 +34,7 @@ def check(model: ModelConfig, parts: int, seconds: float) -> None:
 
     Args:
       model: The model.
-      parts: How many parts of a batch gradients are accumulated over.
+      parts: The number of parts of a batch over which gradients are accumulated.
       seconds: The length of the segments.
 
     Raises:
@@ -66,16 +65,18 @@ def _check_style(model: ModelConfig, style: StyleConfig, parts: int, seconds: fl
 
 
 def initial(
-    model: ModelConfig, pretrained: Mapping[str, Any] | None, key: Array | None
+    model: ModelConfig, pretrained: Mapping[str, Any] | None, key: Array
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Initialises what of the conditions is trained: by gradient, and besides (`TrainState.params` and `extra`).
+    """The conditioners' initial `TrainState.params` and `TrainState.extra`.
 
     Args:
-      model: Whose conditions they are.
+      model: The model whose conditions they are.
       pretrained: Variables to go on from: "style" of the style conditioner, "clap" of CLAP; None for new ones.
-      key: What new ones are drawn from; None without styles.
+      key: For new variables of the style conditioner.
     """
-    params, extra, pretrained = {}, {}, pretrained or {}
+    params: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    pretrained = pretrained or {}
     if model.clap is not None and model.clap.num_codebooks:
         extra["clap"] = pretrained.get("clap", {}).get("codebooks") or init_codebooks(model.clap)
     if model.style is not None:
@@ -94,15 +95,17 @@ def initial(
 def conditioning_inputs(
     model: ModelConfig, weights: Mapping[str, Any], batch: Batch, codes: Int[Array, "b t k"], parts: int
 ) -> dict[str, Array]:
-    """What the conditions of a batch are made of, by encoders that do not learn: token ids and labels as the batch has
-    them, chromagrams, joint embeddings of CLAP, and the features or codes of excerpts.
+    """The conditioning inputs of a batch, by encoders that are not trained.
+
+    They are the token ids and labels of the batch, chromagrams, joint embeddings of CLAP, and the features or codes of
+    style excerpts.
 
     Args:
-      model: Whose conditions they are.
-      weights: Of these encoders: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
+      model: The model whose conditions they are.
+      weights: The weights of these encoders: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
       batch: See `data.pipeline.batches`.
-      codes: Of the batch.
-      parts: How many parts of the batch are worked on one after the other, to save memory.
+      codes: The codes of the batch.
+      parts: The number of parts of the batch that are encoded one after the other, to save memory.
 
     Returns:
       Arrays whose first axis is the batch's rows.
@@ -124,10 +127,7 @@ def conditioning_inputs(
 
 
 def excerpt_mask(model: ModelConfig, batch: Batch, num_frames: int) -> Bool[Array, "b t"] | None:
-    """The frames of the codes that a style is made of, which the loss leaves out: to predict them would be to copy.
-
-    None without styles.
-    """
+    """The frames of the style excerpts, which the loss leaves out, as they could be copied; None without styles."""
     if model.style is None:
         return None
     starts, length = _excerpts(model, model.style, batch)
@@ -142,7 +142,7 @@ def _excerpts(model: ModelConfig, style: StyleConfig, batch: Batch) -> tuple[Int
 
 
 def _length(style: StyleConfig, rate: float) -> int:
-    """Of an excerpt, in samples or frames of which there are `rate` in a second."""
+    """The length of an excerpt, in samples or frames of which there are `rate` in a second."""
     return round(style.seconds * rate)
 
 
@@ -154,26 +154,28 @@ def _cut(rows: Array, starts: Int[Array, " b"], length: int) -> Array:
 def excerpt_features(
     model: ModelConfig, style: StyleConfig, weights: Mapping[str, Any], batch: Batch
 ) -> Float[Array, "b t d"]:
-    """Encodes the excerpts of a batch of audio, mixed down: the same seconds that `excerpt_mask` leaves out, at the
-    rate of the encoder.
+    """Encodes the excerpts of a batch of audio, mixed down to mono: the same seconds as in `excerpt_mask`.
 
     Args:
-      model: Whose style it is.
-      style: With an encoder of excerpts.
-      weights: Of that encoder.
-      batch: Of audio; see `data.pipeline.batches`.
+      model: The model of which the style is a condition.
+      style: A style with an encoder of excerpts.
+      weights: The weights of that encoder.
+      batch: A batch of audio; see `data.pipeline.batches`.
     """
+    features = style.features
+    assert features is not None, "a style of codes has no encoder"
     starts, _ = _excerpts(model, style, batch)
-    old, new = model.codec.sample_rate, style.features.sample_rate
+    old, new = model.codec.sample_rate, features.sample_rate
     mono = jnp.mean(batch["audio"], axis=2)
     excerpts = resampled(_cut(mono, starts * model.codec.hop_length, _length(style, old)), old, new)
     length = _length(style, new)  # rounding may give a sample more or less
     excerpts = jnp.pad(excerpts[:, :length], ((0, 0), (0, max(0, length - excerpts.shape[1]))))
-    return Hubert(style.features).apply({"params": weights}, excerpts)
+    encoded: Any = Hubert(features).apply({"params": weights}, excerpts)
+    return encoded
 
 
 def chromagrams(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Array, "b f p"]:
-    """The chromagrams of the music itself, mixed down, with `config.num_frames` frames; zeros where it is shorter."""
+    """The chromagrams of audio, mixed down to mono, with `config.num_frames` frames; zeros where it is shorter."""
     chroma = chromagram(jnp.mean(audio, axis=2), config)[:, : config.num_frames]
     return jnp.pad(chroma, ((0, 0), (0, config.num_frames - chroma.shape[1]), (0, 0)))
 
@@ -185,21 +187,22 @@ def conditions(
     extra: Mapping[str, Any],
     key: Array | None,
 ) -> tuple[dict[str, Condition], dict[str, Any]]:
-    """Makes the conditions of a batch by name, by the encoders that may learn; and `extra` after it.
+    """Makes the conditions of a batch by name, by the encoders that may be trained; and `extra` after it.
 
     Args:
-      model: Whose conditions they are.
-      weights: Of the encoders: {"text": ..., "style": ...}.
-      inputs: What `conditioning_inputs` gave, or a part of its rows; what else there is does not matter.
-      extra: What `initial` gave, or what came of it.
-      key: For what the quantizers draw as they learn; None where nothing learns.
+      model: The model whose conditions they are.
+      weights: The weights of the encoders: {"text": ..., "style": ...}.
+      inputs: What `conditioning_inputs` returned, or a part of its rows; other names are ignored.
+      extra: `TrainState.extra`.
+      key: For the quantizers' dead codes and dropout; None to leave their codebooks as they are.
     """
     encoded: dict[str, tuple[Array, Array]] = {}
     extra = dict(extra)
     style_key, clap_key = (None, None) if key is None else jax.random.split(key)
     if model.text is not None:
+        text_encoder: Any = T5Encoder(model.text)
         ids, mask = inputs["text_ids"], inputs["text_mask"]
-        encoded["text"] = T5Encoder(model.text).apply({"params": weights["text"]}, ids, mask), mask
+        encoded["text"] = text_encoder.apply({"params": weights["text"]}, ids, mask), mask
     if model.melody is not None:
         encoded["melody"] = inputs["melody"], inputs["melody_mask"]
     if model.style is not None:
@@ -222,10 +225,11 @@ def _style(
     key: Array | None,
 ) -> tuple[Float[Array, "b l d"], Mapping[str, Any]]:
     """The vectors of excerpts, and `extra` after them. Their gradient passes the quantizer as if it were not there."""
-    module, variables = StyleConditioner(config), {"params": params, **extra}
+    conditioner: Any = StyleConditioner(config)
+    variables = {"params": params, **extra}
     if key is None:
-        return module.apply(variables, inputs), extra
-    latents, updated = module.apply(variables, inputs, training=True, method="latents", mutable=["batch_stats"])
+        return conditioner.apply(variables, inputs), extra
+    latents, updated = conditioner.apply(variables, inputs, training=True, method="latents", mutable=["batch_stats"])
     quantized = quantize(latents, extra["codebooks"], key, _STYLE_QUANTIZER)
     extra = {"batch_stats": updated["batch_stats"], "codebooks": quantized.codebooks}
     return keep(quantized.latents, config), jax.lax.stop_gradient(extra)

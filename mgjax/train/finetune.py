@@ -108,8 +108,8 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
     Args:
       tuning: The settings.
       directory: The folder of the result.
-      stage: Enters a stage of the work by its name; its block is handed a function that reports progress, or None.
-      replace: Whether to start anew where there is another run.
+      stage: A context of a stage of the work, by its name; it yields a function that reports progress, or None.
+      replace: Whether to start anew if there is another run.
 
     Returns:
       Whether it is done; False where it was interrupted (SIGTERM).
@@ -157,7 +157,7 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
 
 
 def _check_free(directory: Path, outputs: tuple[str, ...]) -> None:
-    """Raises FileExistsError where files are in the way of `outputs` that are not of a fine-tuning."""
+    """Raises FileExistsError if `outputs` would replace files that are not of a fine-tuning."""
     work = directory / "run"
     if (work / "sound").is_dir():
         assembly.check_free(work / "sound")
@@ -170,7 +170,7 @@ def _check_free(directory: Path, outputs: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _own_words() -> Iterator[None]:
-    """Replaces the settings in the trainer's error messages by the options of `mgjax finetune`."""
+    """Replaces the names of settings in the trainer's error messages by the options of `mgjax finetune`."""
     try:
         yield
     except (ConfigError, DataError) as error:
@@ -249,7 +249,7 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
 
 
 def _check_lengths(paths: list[str], segment: float) -> None:
-    """Raises ConfigError where all pieces are too short for a segment, by the headers of their files."""
+    """Raises ConfigError if all pieces are too short for a segment, by the headers of their files."""
     longest = 0.0
     for path in paths:
         with contextlib.suppress(OSError, ValueError):
@@ -308,7 +308,7 @@ def run_of(tuning: Finetuning, base: ModelConfig, corpus: str, prompts: list[str
 
 
 def _make_corpus(tuning: Finetuning, base: ModelConfig, corpus: Path, stage: Stage, replace: bool) -> None:
-    """Makes the corpus to train on: of codes, or of audio where conditions are computed from it."""
+    """Builds the corpus to train on: of codes, or of audio if conditions are computed from it."""
     sound = corpus.with_name("sound")
     with stage("read the music") as progress:
         report = build.build(

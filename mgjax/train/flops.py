@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 def products(function: Callable, *arguments: Any) -> float:
     """The floating point operations of all convolutions and matrix products of `function` (two for each product).
 
-    Of a kernel, every block counts, those that it leaves out too.
+    All blocks of a kernel count, skipped ones too.
     """
 
     def count(jaxpr: Any) -> float:
@@ -36,7 +36,7 @@ def products(function: Callable, *arguments: Any) -> float:
 
 
 def _times(equation: Any) -> int:
-    """How often what is inside of an equation is done: by a loop, by the devices, by the blocks of a kernel."""
+    """How often the body of an equation runs: in a loop, on the devices, on the blocks of a kernel."""
     if equation.primitive.name == "scan":
         return equation.params["length"]
     if equation.primitive.name == "shard_map":

@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,17 +29,17 @@ from mgjax.errors import ConfigError, NotFiniteError
 from mgjax.inputs import files
 from mgjax.train.inputs import NONE, Inputs
 from mgjax.train.memory import gib
-from mgjax.train.programs import Programs
+from mgjax.train.programs import ClosableIterator, Programs
 from mgjax.train.report import Report
 from mgjax.train.state import TrainState
-from mgjax.train.task import LoopConfig, Task
+from mgjax.train.task import Batch, LoopConfig, Task
 from mgjax.train.training_state import Checkpoints, check_run, write_run
 from mgjax.train.watchdog import Watchdog
 
 __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 
-# Settings of a run that may be changed before it goes on, because they do not change what it computes; a longer run is
-# one of another schedule, and that is for the user to judge.
+# Settings of a run that may be changed before it goes on, because they do not change what it computes; a longer run has
+# another schedule, and that is for the user to decide.
 MAY_CHANGE = (
     *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
     *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
@@ -55,19 +55,21 @@ _COMPILING_SECONDS = 3600  # that the processes of a run may need one after the 
 
 @runtime_checkable
 class DataIterator(Protocol):
-    """Batches without end, and the position in them as JSON can hold it."""
+    """An endless iterator over batches, with a position in them that can be saved."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
-    def get_state(self) -> Any: ...
+    def get_state(self) -> Any:
+        """The position, as JSON values."""
 
-    def set_state(self, state: Any) -> None: ...
+    def set_state(self, state: Any) -> None:
+        """Goes on from the position that `get_state` returned."""
 
 
 def fit(
     task: Task,
     train_data: DataIterator,
-    valid_data: Callable[[], Iterator[dict[str, np.ndarray]]],
+    valid_data: Callable[[], ClosableIterator],
     config: LoopConfig,
     workdir: str | Path,
     *,
@@ -75,7 +77,7 @@ def fit(
     mesh: Mesh | None = None,
     inputs: Inputs = NONE,
 ) -> TrainState:
-    """The state after training, which went on from the checkpoints in `workdir` where there are any.
+    """Trains a task, from the newest checkpoint in `workdir` if there is one, and returns the state after it.
 
     The directory then holds `model`, and `best` where a validation chose it, as `task.save` writes them;
     `checkpoints`; `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C), to any of the
@@ -83,20 +85,20 @@ def fit(
     model yet.
 
     Args:
-      task: What is trained.
-      train_data: Batches of numpy arrays, of each the rows that belong to this process.
-      valid_data: Gives the validation split's batches from the beginning, as an iterator that can be closed.
-      config: How long, and what is kept.
+      task: The task.
+      train_data: Batches of numpy arrays, of each the rows of this process.
+      valid_data: Returns an iterator over the batches of the validation split, from the first one.
+      config: The length of the run, and what it keeps.
       workdir: The directory of the run.
-      run: The dataclass of all settings of the run, `config` as its `loop`; None where there are no others.
-      mesh: The devices; None for all that there are, each with a whole copy.
-      inputs: What the run reads besides its settings, which its checkpoints remember.
+      run: The dataclass of all settings of the run, `config` as its `loop`; None if there are no others.
+      mesh: The device mesh; None for all devices, each with a whole copy.
+      inputs: What the run reads besides its settings, which is stored in its checkpoints.
 
     Raises:
       ConfigError: `workdir` holds a run with other settings, or of other inputs.
       ValueError: `workdir` is not the same folder on all hosts.
       CheckpointError: It holds checkpoints, and none can be read.
-      NotFiniteError: A metric is NaN or infinite, in more updates in a row than `config.max_skipped`.
+      NotFiniteError: A metric is NaN or infinite, in more training steps in a row than `config.max_skipped`.
       OSError: A checkpoint could not be written.
     """
     workdir = Path(workdir).resolve()
@@ -129,27 +131,20 @@ def fit(
             report.say(f"goes on from the checkpoint of step {done}{remark}")
         metrics_reader = _LateMetrics(report, config, checkpoints)
         for step in range(done + 1, config.steps + 1):
-            if step > done + 1:
+            if step == done + 1:
+                batch = _first_batch(programs, train_data, report, watchdog)
+                watchdog.again()
+            else:
                 watchdog.again()
                 batch = programs.place(next(train_data))
-            else:
-                with watchdog.waiting("reading the first batch"):
-                    batch = programs.place(next(train_data))
-                with watchdog.waiting("compiling", may_last=True):
-                    memory = programs.compile(batch)
-                    report.say(f"an update needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
-                    report.work(*programs.work(batch))
-                    # Those that are first would not wait as long within the update.
-                    multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
-                watchdog.again()
             state, metrics = programs.train_step(state, programs.frozen, batch)
             metrics_reader.push(step, metrics)
 
             stopping = stop.agreed(step)
             validating = step == config.steps or _due(config.eval_every, step)
-            showing = task.show is not None and _due(config.show_every, step) and not stopping
+            show = task.show if _due(config.show_every, step) and not stopping else None
             saving = validating or stopping or _due(config.save_every, step)
-            if showing or saving:
+            if show or saving:
                 metrics_reader.flush()
                 with report.aside():
                     values = {}
@@ -158,9 +153,9 @@ def fit(
                         values = programs.validate(state, valid_data)
                         metrics_reader.check(step, _not_finite(values))
                         report.validated(step, values, task.best[0])
-                    if showing:
+                    if show:
                         watchdog.again()
-                        report.sounds(step, task.show(state, programs.example(valid_data)))
+                        report.sounds(step, show(state, programs.example(valid_data)))
                     if saving:
                         watchdog.again()
                         metrics_reader.check(step, programs.not_finite(state))
@@ -186,6 +181,19 @@ def fit(
         return state
 
 
+def _first_batch(programs: Programs, train_data: DataIterator, report: Report, watchdog: Watchdog) -> Batch:
+    """The first batch, for whose shapes the training step is compiled, on all processes."""
+    with watchdog.waiting("reading the first batch"):
+        batch = programs.place(next(train_data))
+    with watchdog.waiting("compiling", may_last=True):
+        memory = programs.compile(batch)
+        report.say(f"a training step needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
+        report.work(*programs.work(batch))
+        # The fastest process would not wait as long within the step.
+        multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
+    return batch
+
+
 @dataclasses.dataclass(frozen=True)
 class _LoopOnly:
     """The settings of a run that has no others than the loop's."""
@@ -194,9 +202,9 @@ class _LoopOnly:
 
 
 class _LateMetrics:
-    """Reads the metrics of an update while the device works on the next one, and stops the run where one is not finite.
+    """Reads the metrics of a training step during the next one, and stops the run if one is not finite.
 
-    So that the device never waits, and no state is kept whose metrics are not known.
+    So the device never waits, and no state is kept whose metrics are not known.
     """
 
     def __init__(self, report: Report, config: LoopConfig, checkpoints: Checkpoints):
@@ -205,12 +213,12 @@ class _LateMetrics:
         self._skipped, self._in_a_row = 0, 0
 
     def push(self, step: int, metrics: dict[str, Array]) -> None:
-        """Takes the metrics of `step`, which are not there yet, and reads those before."""
+        """Takes the metrics of `step`, which may not be computed yet, and reads those before."""
         self.flush()
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Reads what is waiting, and waits for it."""
+        """Waits for the metrics that `push` took, and reads them."""
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
@@ -229,7 +237,7 @@ class _LateMetrics:
         self._report.trained(step, values if step % self._config.log_every == 0 else None)
 
     def check(self, step: int, not_finite: list[str]) -> None:
-        """Raises NotFiniteError where `not_finite` names something."""
+        """Raises NotFiniteError if `not_finite` is not empty."""
         if not not_finite:
             return
         self._checkpoints.wait()
@@ -244,11 +252,11 @@ class _LateMetrics:
 class _Stop(contextlib.AbstractContextManager):
     """Notes SIGTERM and SIGINT instead of ending the process; a second SIGINT does what it always does.
 
-    Several processes have to stop after the same update. JAX sees to that, where `jax.distributed` was started: it
-    listens for SIGTERM in the place of Python, and finds the next update that none of them has done yet.
+    Several processes have to stop after the same training step. JAX sees to that, if `jax.distributed` was started: it
+    listens for SIGTERM instead of Python, and agrees on the next step that none of them has done yet.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._requested = False
         self._alone = jax.process_count() == 1
         self._before: dict[int, Any] = {}
@@ -264,7 +272,7 @@ class _Stop(contextlib.AbstractContextManager):
             signal.signal(number, handler)
 
     def agreed(self, step: int) -> bool:
-        """Whether all processes stop after `step`. To be asked after every step."""
+        """Whether all processes stop after `step`; to be called after every step."""
         return self._requested if self._alone else multihost_utils.reached_preemption_sync_point(step)
 
     def _note(self, number: int, _: Any) -> None:
@@ -276,12 +284,12 @@ class _Stop(contextlib.AbstractContextManager):
 
 
 def _claim(path: Path, run: Any, has_checkpoints: bool) -> None:
-    """Makes sure that the directory is that of `run`, where it holds a run with checkpoints, and writes `run` there."""
+    """Writes the settings of a run to its directory, unless that holds a run with other settings or other files."""
     if has_checkpoints and path.exists():
         check_run(path, run, MAY_CHANGE)
     elif path.exists() and "loop" not in files.read_json(path, error=ConfigError):
         raise FileExistsError(f"{path} is not of a run of mgjax, so it is not replaced: give another folder")
-    for name in ("model", "best") if not has_checkpoints else ():  # better now than when it is done
+    for name in ("model", "best") if not has_checkpoints else ():  # fails before the training rather than after it
         check_replaceable(path.with_name(name))
     if jax.process_index() == 0:
         write_run(path, run)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from jax.stages import Compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """Bytes of memory of one device.
 
     Attributes:
       arguments: Weights, the state of the optimiser, the batch.
-      outputs: What is not written into the place of an argument.
-      temporaries: What is needed while the program runs.
+      outputs: Results that do not take the place of an argument.
+      temporaries: Arrays that exist while the program runs.
       code: The program itself.
       beside: Weights that this program does not read, but others do.
     """
@@ -27,8 +28,8 @@ class Memory:
 
     @staticmethod
     def of(compiled: Compiled) -> Memory:
-        """What a compiled program needs on each device."""
-        sizes = compiled.memory_analysis()
+        """The memory that a compiled program needs on each device."""
+        sizes: Any = compiled.memory_analysis()
         return Memory(
             arguments=sizes.argument_size_in_bytes,
             outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
@@ -38,14 +39,15 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """All of it."""
         return self.arguments + self.outputs + self.temporaries + self.code + self.beside
 
     def parts(self) -> str:
-        """What it is made of, in words; what is next to nothing is left out."""
+        """The sizes of its parts as text, without those below 1 MB."""
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return ", ".join(f"{name} {gib(size)}" for name, size in sizes.items() if size >= 1e6)
 
 
 def gib(size: float) -> str:
-    """A number of bytes in words."""
+    """A number of bytes as text, in GiB."""
     return f"{size / 2**30:.3g} GiB"

@@ -1,4 +1,4 @@
-"""Metrics of a run, which are accumulated over batches, and sounds to listen to."""
+"""Metrics that are summed over batches, and sounds to listen to."""
 
 from __future__ import annotations
 

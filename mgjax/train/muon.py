@@ -1,7 +1,7 @@
 """The parameters that Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) trains: hidden matrices.
 
 Muon orthogonalises the momentum, so that a matrix is updated equally in all directions of its gradient. It is for
-matrices between hidden states; Adam takes the rest.
+matrices between hidden states; Adam trains the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How weights are updated: optimisers and schedules of the published recipes, averages, gradients of large batches.
+"""Optimisers and schedules of the published recipes, moving averages of weights, gradients of large batches.
 
 See Copet et al. 2023 (MusicGen), section 4.1, for the recipe of the language model and Défossez et al. 2022 (EnCodec),
 section 4.3, for that of the codec.
@@ -29,29 +29,29 @@ _ADAPTIVE_RATE = ("dadapt_adamw", "prodigy")
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """How weights are updated and averaged. The defaults are those of the medium language model.
+    """The optimiser, its schedule and the average of the weights. The defaults are those of the medium language model.
 
     Attributes:
       name: "adamw"; "adam", the same without decay; "dadapt_adamw" (D-Adaptation, Defazio & Mishchenko 2023) or
         "prodigy" (Mishchenko & Defazio 2023), which find the learning rate themselves; "muon" (Jordan et al. 2024) for
         the matrices in the language model's layers, and Adam with Nesterov's momentum and decay for all else.
-      learning_rate: The highest one. For the two that find theirs, a factor on it, which is 1 in all recipes.
-      adam_learning_rate: The highest one of what "muon" leaves to Adam; the others do not read it.
-      schedule: What follows the warm-up: "constant"; "cosine" or "linear", down to `min_ratio` of the highest at the
-        last update; "inverse_sqrt", down with the root of the number of updates.
-      warmup_steps: Updates in which the rate rises linearly. It rises from 0, so that the first update changes nothing.
-      min_ratio: The last rate as a share of the highest; "constant" and "inverse_sqrt" do not read it.
+      learning_rate: The peak. For the two optimisers that find the rate, a factor on it, which is 1 in all recipes.
+      adam_learning_rate: The peak for what "muon" leaves to Adam; unused by the others.
+      schedule: The schedule after the warm-up: "constant"; "cosine" or "linear", down to `min_ratio` of the peak at the
+        last step; "inverse_sqrt", down with the root of the number of steps.
+      warmup_steps: Training steps in which the rate rises linearly, from 0 at the first one.
+      min_ratio: The last rate as a share of the peak; unused by "constant" and "inverse_sqrt".
       b1: Decay of the gradient's average.
       b2: Decay of the squared gradient's average.
       eps: Added to the root of the squared gradient's average.
-      weight_decay: Each update takes this share, times the learning rate, off all weights (norms and biases too, as
-        in the published recipe), apart from what the gradient does (Loshchilov & Hutter 2019).
-      max_grad_norm: Gradients whose norm over all weights is above this are scaled down to it; None for never.
+      weight_decay: Decoupled weight decay (Loshchilov & Hutter 2019) of all weights, norms and biases too, as in the
+        published recipe: each step takes this share of them, times the learning rate.
+      max_grad_norm: The global norm that gradients are clipped to; None for no clipping.
       d0: The learning rate from which "dadapt_adamw" and "prodigy" start to search.
-      accumulate: A batch is worked through in so many parts, one after the other, to save memory. The update is that of
-        the whole batch.
-      average_decay: Of the average of the weights that is validated and saved; 0 for no average.
-      average_every: Updates between two of the average's.
+      accumulate: The number of parts of a batch over which gradients are accumulated, to save memory. The update is
+        that of the whole batch.
+      average_decay: Decay of the moving average of the weights, which is validated and saved; 0 for no average.
+      average_every: Training steps between two updates of the average.
     """
 
     name: str = "adamw"
@@ -70,7 +70,7 @@ class OptimConfig:
     average_decay: float = 0.99
     average_every: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("name", self.name, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
         ranged(self, "above 0", "learning_rate adam_learning_rate eps d0 max_grad_norm")
@@ -88,7 +88,7 @@ class OptimConfig:
 
 
 def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate of an update as a function of its number, from 0 to `total_steps` - 1.
+    """The learning rate as a function of the number of the training step, from 0 to `total_steps` - 1.
 
     Raises:
       ConfigError: The warm-up takes the whole run.
@@ -115,7 +115,7 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `total_steps` updates. (`accumulate` is not its business, see `gradients`.)"""
+    """The optimiser of a run of `total_steps` training steps; `gradients` accumulates, not the optimiser."""
     rate = schedule(config, total_steps)
     betas = (config.b1, config.b2)
     if config.name == "dadapt_adamw":
@@ -145,18 +145,17 @@ def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
 
 
 def learning_rate(config: OptimConfig, total_steps: int, state: Any, step: Array | int) -> Float[Array, ""]:
-    """The learning rate of update number `step`, with what the optimiser whose `state` it is has found out about it."""
+    """The learning rate of training step `step`, times the estimate in the optimiser's `state` if it has one."""
     return schedule(config, total_steps)(step) * optax.tree.get(state, "estim_lr", jnp.float32(1))
 
 
 def _idle_until_gradients(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same D-Adaptation or Prodigy, for schedules that begin at 0.
 
-    As long as no gradient has counted, its estimate of the learning rate is 0 / 0: then nothing moves, and the estimate
-    stays what it was.
+    Until a gradient has counted, its estimate of the learning rate is 0 / 0: weights and estimate stay as they are.
     """
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, after = optimizer.update(updates, state, params)
         counted = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(after.grad_sum)) != 0
         updates = jax.tree.map(lambda leaf: jnp.where(counted, leaf, 0), updates)
@@ -168,14 +167,14 @@ def _idle_until_gradients(optimizer: optax.GradientTransformation) -> optax.Grad
 def gradients(
     loss: Callable[[Any, Any], tuple[Float[Array, ""], Any]], weights: Any, batch: Any, parts: int
 ) -> tuple[Float[Array, ""], Any, Any]:
-    """The loss of a batch, what else `loss` returns, and the gradient, with the memory of a part of the batch.
+    """The loss of a batch, the auxiliary output of `loss`, and the gradient, with the memory of a part of the batch.
 
     Args:
-      loss: Called with `weights` and a part of the batch. What it returns is summed over the parts: whoever wants a
-        mean divides by what the whole batch holds.
-      weights: What is differentiated.
+      loss: Called with `weights` and a part of the batch. What it returns is summed over the parts, so that a mean has
+        to be divided by the count of the whole batch.
+      weights: The weights to differentiate for.
       batch: Arrays whose first axis is the row.
-      parts: How many; they must divide the rows.
+      parts: The number of parts; it must divide the number of rows.
     """
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
@@ -193,7 +192,7 @@ def gradients(
 
 
 def in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-    """`function` of a batch, each row for itself, with the memory of one of so many parts of the batch."""
+    """`function` of a batch, which it maps row by row, with the memory of one of `parts` parts of the batch."""
     if parts == 1:
         return function(batch)
     return jax.tree.map(
@@ -212,11 +211,11 @@ def _split(batch: Any, parts: int) -> Any:
 @struct.dataclass
 @typing.no_type_check  # such trees are also made of shapes and of shardings
 class Average:
-    """A moving average of weights, unbiased from the start: it never holds anything of the first, random weights.
+    """A moving average of weights, unbiased from the start: it holds nothing of the initial, random weights.
 
     Attributes:
       weights: The average.
-      count: How many updates it stands for: the sum of their decayed weights.
+      count: The sum of the decayed weights of its updates.
     """
 
     weights: Any
@@ -224,11 +223,11 @@ class Average:
 
     @classmethod
     def begin(cls, weights: Any) -> Average:
-        """The weights themselves, as long as nothing has been averaged."""
+        """The average before its first update: the weights themselves."""
         return cls(jax.tree.map(jnp.copy, weights), jnp.zeros((), jnp.float32))
 
     def update(self, config: OptimConfig, weights: Any, step: Array | int) -> Average:
-        """The average with `weights` in it where it is their turn, `step` updates having been done."""
+        """The average after training step `step`, updated by `weights` if it is due."""
 
         def taken(average: Average) -> Average:
             count = config.average_decay * average.count + 1

@@ -50,7 +50,7 @@ def read(cls: type[Run], name: str, settings: Sequence[str] = ()) -> Run:
     """The run that a preset or a config file describes, with settings of the command line.
 
     Args:
-      cls: What kind of run it is.
+      cls: The dataclass of the run.
       name: A preset of `mgjax.train.presets` ("lm:small"), or a Python file whose `get_config` takes what stands after
         the colon ("my_lm.py:small").
       settings: Such as "--config.optim.learning_rate=1e-4" (or learning-rate).
@@ -84,7 +84,7 @@ def _parsed(words: list[str]) -> ConfigDict:
 
 
 def _file(name: str) -> str:
-    """A config file and what it is asked for, where `name` may be that of a preset."""
+    """The config file and its variant, "FILE:VARIANT", where `name` may be that of a preset."""
     preset, colon, variant = name.partition(":")
     path = Path(presets.__file__).parent / f"{preset}.py"
     return f"{path}{colon}{variant}" if preset.isidentifier() and path.is_file() else name

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,23 @@ from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task
 
 
+class ClosableIterator(Iterator[dict[str, np.ndarray]], Protocol):
+    """An iterator over batches of numpy arrays that can be closed."""
+
+    def close(self) -> None:
+        """Frees what the iterator holds."""
+
+
 class Programs:
     """The functions of a task, jitted and placed on a mesh.
 
-    All that is known from shapes is made from shapes: weights, which may be shapes alone where the programs are only to
-    be compiled, are placed when they are first needed.
+    Programs are lowered from shapes. Weights are placed when they are first needed, and may be shapes if the programs
+    are compiled and not run.
+
+    Args:
+      task: The task.
+      config: The settings of the loop.
+      mesh: The device mesh.
     """
 
     def __init__(self, task: Task, config: LoopConfig, mesh: Mesh):
@@ -53,11 +65,11 @@ class Programs:
 
     @functools.cached_property
     def frozen(self) -> Any:
-        """The task's frozen weights, where they belong."""
+        """The task's frozen weights, placed on the mesh."""
         return sharding.place(self._task.frozen, self._mesh)
 
     def init(self) -> TrainState:
-        """The state before the first update."""
+        """The state before the first training step."""
         weights = self._task.pretrained
         pretrained = () if weights is None else (sharding.place(weights, self._mesh),)
         return jax.jit(self._task.init, out_shardings=_shardings(self.like))(self._key, *pretrained)
@@ -84,17 +96,18 @@ class Programs:
         return {name: sharding.place_rows(rows, self._mesh) for name, rows in batch.items()}
 
     def work(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
-        """The rows of a batch; the operations that an update takes on one device, and what it can do in a second."""
+        """The arguments of `Report.work`: rows of a batch, operations of a step on one device and its peak."""
         rows = len(next(iter(batch.values())))
         chip = chips.find(self._mesh.devices.flat[0].device_kind)
-        peak = self._config.peak_flops or (chip and chip.flops)
+        peak = self._config.peak_flops or (None if chip is None else chip.flops)
         if self._task.flops is None or peak is None:
             return rows, None
         return rows, (self._task.flops(batch) / self._mesh.size, peak)
 
-    def validate(self, state: TrainState, valid_data: Callable[[], Iterator]) -> dict[str, float]:
-        """The metrics over the validation split; those that are of nothing are left out."""
-        sums, pending = None, None
+    def validate(self, state: TrainState, valid_data: Callable[[], ClosableIterator]) -> dict[str, float]:
+        """The metrics over the validation split, without those whose count is 0."""
+        sums: Any = None
+        pending: Any = None
         with contextlib.closing(valid_data()) as batches:
             for batch in itertools.islice(batches, self._config.eval_batches):
                 ready, pending = pending, self._eval_step(state, self.frozen, self.place(batch))
@@ -108,7 +121,7 @@ class Programs:
             raise ConfigError(f"the validation gave {sorted(values)}, not {self._task.best[0]}, which names the best")
         return values
 
-    def example(self, valid_data: Callable[[], Iterator]) -> Batch:
+    def example(self, valid_data: Callable[[], ClosableIterator]) -> Batch:
         """The first batch of the validation split."""
         with contextlib.closing(valid_data()) as batches:
             return self.place(next(batches))
@@ -132,8 +145,10 @@ def _shardings(tree: Any) -> Any:
 
 
 def _skipping(train_step: Callable) -> Callable:
-    """`train_step`, but where a metric is not finite all but the number of the update stays as it was, and the metric
-    "skipped" is 1."""
+    """`train_step` that skips its update if a metric is not finite.
+
+    Then all but the number of the step stays as it was, and the metric "skipped" is 1, else 0.
+    """
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         new, metrics = train_step(state, frozen, batch)
@@ -145,7 +160,7 @@ def _skipping(train_step: Callable) -> Callable:
 
 
 def _added(sums: Any, more: Any) -> Any:
-    """The sums of two trees, in double precision; None is nothing."""
+    """The sum of two trees, in double precision; None is an empty one."""
     if more is None:
         return sums
     more = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(more))

@@ -60,7 +60,7 @@ class Report:
         self._terminal.reach(step, summary)
 
     def validated(self, step: int, values: Mapping[str, float], best: str) -> None:
-        """Writes the metrics of a validation, and prints the one that is called `best`."""
+        """Writes the metrics of a validation, and prints the one named `best`."""
         if self._writes:
             self._lines.add(step, "valid", values, {})
             self._board.curves(step, {f"valid/{name}": value for name, value in values.items()})

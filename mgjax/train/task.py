@@ -1,4 +1,4 @@
-"""What the loop is given: a task, as functions, and how long and on what to run it."""
+"""A task, as pure functions that the loop runs, and the settings of the loop and of the device mesh."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -19,27 +20,28 @@ from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
 
 Batch = dict[str, Array]
+BatchShapes = Mapping[str, Array | jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained, as pure functions, which the loop jits and shards.
+    """A training task, as pure functions, which the loop jits and shards.
 
     Attributes:
-      name: A word for messages, such as "codec".
-      init: (key) -> the state before the first update; (key, pretrained) where there is `pretrained`. The loop runs it
-        with the state's shardings, so that no device ever holds all of it.
-      train_step: (state, frozen, batch) -> the state after one update, and float32 scalars by name, all of them finite
-        while all is well; the one named "loss" is told at the terminal. The state is donated.
+      name: The name in messages, such as "codec".
+      init: (key) -> the state before the first training step; (key, pretrained) if there is `pretrained`. The loop runs
+        it with the state's shardings, so that no device ever holds all of it.
+      train_step: (state, frozen, batch) -> the state after one training step, and float32 scalars by name, all of them
+        finite; the terminal shows the one named "loss". The state is donated.
       eval_step: (state, frozen, batch) -> means by name, or other trees of sums that have `value`, which the loop adds
         up over the validation split.
       frozen: Weights that are read and not trained, placed by the table of `sharding.py`; {} for none.
-      flops: (batch) -> the floating point operations that the model needs for one update on a global batch of such
-        shapes, whatever is computed twice not counted; None if that is not known.
-      show: (state, batch) -> sounds by name, made of a batch of the validation split; None for nothing to hear.
+      flops: (batch or its shapes) -> the floating point operations that the model needs for one training step on that
+        global batch, without recomputed ones; None if that is not known.
+      show: (state, batch) -> sounds by name, of a batch of the validation split; None for no sounds.
       save: (state, directory) writes what was trained as a model that `mgjax.load` or `mgjax.load_codec` opens.
-      best: The validation metric that says which checkpoint is best, and which of its values are good ones.
-      pretrained: Weights to go on from, any tree of arrays, placed by the table and handed to `init`; None for none.
+      best: The validation metric by which the best checkpoint is chosen, and whether "min" or "max" is best.
+      pretrained: Weights to go on from, any tree of arrays, placed by the table and passed to `init`; None for none.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Task:
     train_step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
     eval_step: Callable[[TrainState, Any, Batch], dict[str, Mean | Any]]
     frozen: Any
-    flops: Callable[[Mapping[str, Any]], float] | None
+    flops: Callable[[BatchShapes], float] | None
     show: Callable[[TrainState, Batch], dict[str, Sound]] | None
     save: Callable[[TrainState, Path], None]
     best: tuple[str, Literal["min", "max"]]
@@ -56,7 +58,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each axis of the mesh has; one may have -1, as many as there are.
+    """The size of each axis of the device mesh; -1 for one of them is as many as there are devices for.
 
     Attributes:
       data: Devices (groups of them, with fsdp and model) that hold a whole copy.
@@ -70,33 +72,33 @@ class MeshConfig:
     model: int = 1
 
     def make(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh of all devices, or of `devices`; raises ValueError where there are not as many."""
+        """The mesh of all devices, or of `devices`; raises ValueError if there are too few."""
         return sharding.make_mesh(self.data, self.fsdp, self.model, devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is, and what it reports and keeps.
+    """The length of a run, and what it reports and keeps.
 
     Attributes:
-      steps: Updates in all.
-      seed: Of the first weights and of all that is drawn on the way.
-      log_every: Updates between two lines of training metrics.
-      eval_every: Updates between two evaluations, 0 for none but the last.
-      eval_batches: Batches of the validation split that an evaluation reads; None for all.
-      show_every: Updates between two rounds of sounds for TensorBoard; 0 for none.
-      save_every: Updates between two checkpoints. One is also written after each evaluation, and at the end.
-      keep_last: The newest checkpoints that are kept.
-      keep_best: The best checkpoints that are kept besides.
-      data: The old name of the mesh's `data`; None where it is not used.
+      steps: Training steps in all.
+      seed: The seed of the initial weights and of every training step.
+      log_every: Training steps between two lines of training metrics.
+      eval_every: Training steps between two validations, 0 for none but the last.
+      eval_batches: Batches of the validation split that a validation reads; None for all.
+      show_every: Training steps between two rounds of sounds for TensorBoard; 0 for none.
+      save_every: Training steps between two checkpoints. One is also written after each validation, and at the end.
+      keep_last: The number of newest checkpoints to keep.
+      keep_best: The number of best checkpoints to keep in addition.
+      data: The old name of the mesh's `data`; None if it is not used.
       fsdp: That of its `fsdp`.
       model: That of its `model`.
-      max_skipped: Updates in a row that may be left out because a number in them was NaN or infinite; one more stops
-        the run. More than 0 needs memory for a second state.
-      hang_seconds: An update, a validation, a round of sounds or the copying of a checkpoint that takes longer than
-        this ends the process, after the stacks of its threads were written to stderr; 0 for never. The first update,
-        which compiles, may take longer.
-      peak_flops: The floating point operations of one device in a second, for the utilisation that is printed; None to
+      max_skipped: Training steps in a row that may be skipped because a metric was NaN or infinite; one more stops the
+        run. More than 0 needs memory for a second state.
+      hang_seconds: A training step, a validation, a round of sounds or the copying of a checkpoint that takes longer
+        than this ends the process, after the stacks of its threads were written to stderr; 0 for never. The first
+        step, which compiles, may take longer.
+      peak_flops: The floating point operations of one device per second, for the utilisation that is printed; None to
         look it up by the name of the device.
     """
 
@@ -116,7 +118,7 @@ class LoopConfig:
     hang_seconds: float = 1800.0
     peak_flops: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_numbers(self, "loop.")
         ranged(self, "1 or more", "steps log_every save_every keep_last eval_batches", "loop.")
         ranged(self, "0 or more", "seed eval_every show_every keep_best max_skipped hang_seconds", "loop.")
@@ -124,7 +126,7 @@ class LoopConfig:
 
 
 def take_old_mesh(run: Any) -> None:
-    """Moves sizes that a run has by their old names, in its `loop`, into its `mesh`, and warns of that."""
+    """Moves sizes of the mesh by their old names, in the run's `loop`, into its `mesh`, with a warning."""
     old = {axis: size for axis in sharding.AXES if (size := getattr(run.loop, axis)) is not None}
     if not old:
         return
@@ -135,8 +137,10 @@ def take_old_mesh(run: Any) -> None:
 
 
 def check_numbers(config: Any, path: str = "") -> None:
-    """Raises ConfigError where a number in the dataclass `config`, or in one in it, is NaN or infinite, or is whole and
-    takes more than 32 bits."""
+    """Raises ConfigError if a number in the dataclass `config` is not finite, or an integer of more than 32 bits.
+
+    Dataclasses in it are checked too; `path` stands before the names in messages.
+    """
     for name, value in vars(config).items():
         for item in value if isinstance(value, tuple) else (value,):
             if dataclasses.is_dataclass(item):

@@ -19,11 +19,11 @@ from mgjax.errors import CheckpointError, ConfigError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A T5 encoder and its tokenizer; `config` and `weights` are None for a model that reads no text.
+    """A T5 encoder and its tokenizer; `config` and `weights` are None for a model without text prompts.
 
     Attributes:
-      config: Its sizes.
-      weights: Numpy arrays; None for a new one, whose weights `initial` draws.
+      config: Its config.
+      weights: Numpy arrays; None for a new one, which `initial` initialises.
       tokenizer_files: The folder that holds the tokenizer's files, or None.
       tokenizer: Its kind: "sentencepiece" or "bytes".
     """
@@ -43,14 +43,14 @@ def read(source: str | None, with_weights: bool = True) -> TextEncoder:
 
     Raises:
       CheckpointError: There is nothing readable.
-      ConfigError: The model there reads no text.
+      ConfigError: The model at `source` has no text encoder.
     """
     if source is None:
         return TextEncoder()
     if source == "debug":
-        config = random_weights.DEBUG
-        weights = random_weights.random_variables(config, place=lambda path, array: array)["text"]
-        return TextEncoder(config.text, weights if with_weights else None, None, config.tokenizer)
+        model = random_weights.DEBUG
+        weights = random_weights.random_variables(model, place=lambda path, array: array)["text"]
+        return TextEncoder(model.text, weights if with_weights else None, None, model.tokenizer)
     directory = hub.fetch(source)
     if native.read_json(directory / "config.json").get("format") != "mgjax":
         config, match = huggingface.match_text_encoder(directory)

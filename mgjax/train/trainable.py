@@ -1,4 +1,4 @@
-"""What a run trains: one filter over the paths of parameters, by which weights are split, masked and updated."""
+"""The filter over the paths of parameters that decides what a run trains: weights are split and masked by it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Filter = Callable[[str], bool]
 
 
 def matching(*patterns: str) -> Filter:
-    """Accepts the paths whose beginning one of the regular expressions matches, as `"text/"` does those of "text"."""
+    """Accepts the paths that one of the regular expressions matches from the start, as `"text/"` does "text/norm"."""
     return lambda path: any(re.match(pattern, path) for pattern in patterns)
 
 
 def partition(params: Mapping[str, Any], trainable: Filter) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters that `trainable` accepts, and the others; each without what is empty then."""
+    """The parameters that `trainable` accepts, and the others, as two trees without empty dicts."""
     leaves = flatten_dict(params, sep="/")
     trained = {path: leaf for path, leaf in leaves.items() if trainable(path)}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}

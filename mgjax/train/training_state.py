@@ -65,9 +65,9 @@ class Checkpoints:
         best: tuple[str, Literal["min", "max"]],
         keep_last: int,
         keep_best: int,
-        inputs: dict[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ):
-        self._inputs = inputs or {}
+        self._inputs = dict(inputs or {})
         self._directory = Path(directory).resolve()
         self._metric, self._sign = best[0], {"min": -1.0, "max": 1.0}[best[1]]
         self._keep_last, self._keep_best = keep_last, keep_best

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from mgjax.checkpoints import huggingface
+from mgjax.checkpoints import huggingface_config
 from mgjax.checkpoints.files import safetensors, torch_file
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.tables import musicgen, shapes
@@ -42,7 +42,7 @@ def test_peak_memory(tmp_path, form):
     for rule in musicgen.huggingface(CONFIG):
         for source, shape in zip(rule.sources, rule.source_shapes(wanted), strict=True):
             tensors[source] = Tensor(shape, np.dtype(np.float32), "", lambda shape=shape: np.ones(shape, np.float32))
-    (tmp_path / "config.json").write_text(json.dumps(huggingface._model_values(CONFIG)))
+    (tmp_path / "config.json").write_text(json.dumps(huggingface_config.model_values(CONFIG)))
     if form == "safetensors":
         safetensors.write(tmp_path, tensors)
     else:

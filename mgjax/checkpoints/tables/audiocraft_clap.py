@@ -29,7 +29,7 @@ def clap_config(run: Mapping[str, Any], clap: ClapConfig | None = None) -> ClapC
     """The condition through CLAP; `clap` is None for the one that audiocraft names.
 
     Raises:
-      CheckpointError: It is none that audiocraft knows, or its quantizer makes no sense.
+      CheckpointError: It is none that audiocraft knows, or its quantizer is invalid.
     """
     values = run.get("conditioners", {}).get("description", {}).get("clap") or {}
     arch = values.get("model_arch", "HTSAT-base")
@@ -55,7 +55,8 @@ def clap_run(config: ClapConditionConfig) -> dict[str, Any]:
             f"audiocraft's files name the CLAP and do not hold it, and this one ({config.clap}) is none of "
             f"{', '.join(CLAP)}. Save the model in mgjax form instead"
         )
-    clap = {"checkpoint": "//reference/clap/music_audioset_epoch_15_esc_90.14.pt", "model_arch": arch}
+    checkpoint = "//reference/clap/music_audioset_epoch_15_esc_90.14.pt"
+    clap: dict[str, Any] = {"checkpoint": checkpoint, "model_arch": arch}
     clap |= {"enable_fusion": False, "sample_rate": config.clap.audio.sample_rate, "max_audio_length": 10}
     clap |= {"audio_stride": 1, "dim": config.clap.dim, "attribute": "description", "normalize": True}
     clap |= {"quantize": config.num_codebooks > 0, "n_q": config.num_codebooks, "bins": config.codebook_size}

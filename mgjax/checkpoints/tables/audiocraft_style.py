@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, codebooks, linear, norm, one, stacked
+from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, codebooks, linear, norm, single, stacked
 from mgjax.config.conditioning import HubertConfig, StyleConfig
 from mgjax.config.published import MERT
 from mgjax.config.serialization import from_dict
@@ -13,7 +13,7 @@ from mgjax.errors import CheckpointError, ConfigError
 
 PREFIX = "condition_provider.conditioners.self_wav."
 
-# A count of batches, which means nothing with a constant momentum.
+# A count of batches, which is unused with a constant momentum.
 IGNORED = (r"^condition_provider\.conditioners\.self_wav\.batch_norm\.num_batches_tracked$",)
 
 
@@ -23,7 +23,7 @@ _TRANSFORMERS = {
     "large": {"dim": 1024, "num_heads": 16, "num_layers": 24},
 }
 
-# Our field -> theirs, and the value that audiocraft takes where xp.cfg does not say.
+# Our field -> theirs, and its default in audiocraft.
 _FIELDS = {
     "num_code_streams": ("encodec_n_q", 4),
     "num_codebooks": ("n_q_out", 6),
@@ -49,15 +49,15 @@ def _rules(config: StyleConfig) -> Iterator[Rule]:
     else:
         yield stacked(f"{encoder}/embed/embedding", "embed.{k}.weight", config.num_code_streams)
     for i in range(config.num_layers):
-        here, there = f"{encoder}/layer{i}", f"transformer.layers.{i}"
-        yield one(f"{here}/qkv/kernel", f"{there}.self_attn.in_proj_weight", LINEAR)
-        yield one(f"{here}/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
-        yield one(f"{here}/up/kernel", f"{there}.linear1.weight", LINEAR)
-        yield one(f"{here}/down/kernel", f"{there}.linear2.weight", LINEAR)
-        yield from norm(f"{here}/attn_norm", f"{there}.norm1")
-        yield from norm(f"{here}/ffn_norm", f"{there}.norm2")
+        target, source = f"{encoder}/layer{i}", f"transformer.layers.{i}"
+        yield single(f"{target}/qkv/kernel", f"{source}.self_attn.in_proj_weight", LINEAR)
+        yield single(f"{target}/out/kernel", f"{source}.self_attn.out_proj.weight", LINEAR_OUT)
+        yield single(f"{target}/up/kernel", f"{source}.linear1.weight", LINEAR)
+        yield single(f"{target}/down/kernel", f"{source}.linear2.weight", LINEAR)
+        yield from norm(f"{target}/attn_norm", f"{source}.norm1")
+        yield from norm(f"{target}/ffn_norm", f"{source}.norm2")
     for name in ("mean", "var"):
-        yield one(f"batch_stats/{name}", f"batch_norm.running_{name}")
+        yield single(f"batch_stats/{name}", f"batch_norm.running_{name}")
     yield from codebooks("rvq.vq.layers.{k}._codebook", config.num_codebooks)
 
 
@@ -84,10 +84,10 @@ def style_config(run: Mapping[str, Any]) -> StyleConfig:
     fields = {ours: style.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
     fields |= _TRANSFORMERS[style.get("transformer_scale", "default")]
     fields["ffn_dim"] = 4 * fields["dim"]
-    # It was trained on features of MERT-v1-95M, of audio as it is.
+    # It was trained on features of MERT-v1-95M, of unnormalised audio.
     from_codes = style.get("model_name") == "encodec"
     fields["features"] = None if from_codes else HubertConfig(normalize=False)
-    fields["code_size"] = (run.get("transformer_lm") or {}).get("card", 2048)  # of the codec that the model writes for
+    fields["code_size"] = (run.get("transformer_lm") or {}).get("card", 2048)  # of the model's codec
     try:
         return from_dict(StyleConfig, fields)
     except ConfigError as error:
@@ -102,9 +102,9 @@ def style_run(config: StyleConfig, run: Mapping[str, Any]) -> dict[str, Any]:
     """
     sizes = {"dim": config.dim, "num_heads": config.num_heads, "num_layers": config.num_layers}
     scale = next((name for name, known in _TRANSFORMERS.items() if known == sizes), None)
-    style = {"model_name": "encodec" if config.features is None else "mert", "transformer_scale": scale}
+    style: dict[str, Any] = {"model_name": "encodec" if config.features is None else "mert", "transformer_scale": scale}
     style |= {theirs: getattr(config, ours) for ours, (theirs, _) in _FIELDS.items()}
-    # What only its training reads, and what it does at generation as all published models do.
+    # Fields that only its training reads, and those that all published models share.
     style |= {"sample_rate": run["sample_rate"], "encodec_checkpoint": "//pretrained/facebook/encodec_32khz"}
     style |= {"q_dropout": True, "varying_lengths": [config.seconds / 2, config.seconds * 1.5], "batch_norm": True}
     style |= {"compute_mask": True, "num_codebooks_lm": run["transformer_lm"]["n_q"], "ds_rate_compression": 640}

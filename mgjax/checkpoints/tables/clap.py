@@ -11,7 +11,7 @@ from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.native import parsed, read_json, require
 from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.clap_shapes import clap_shapes
-from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, Transform, linear, norm, one
+from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, Transform, linear, norm, single
 from mgjax.config.conditioning import ClapAudioConfig, ClapConfig, ClapTextConfig
 from mgjax.errors import CheckpointError
 
@@ -25,7 +25,7 @@ _HEADS = Transform(lambda shape: (math.prod(shape),))
 _FIRST_ROW = Transform(lambda shape: (1, *shape))
 _SQUARES = Transform(lambda shape: (1, *shape), (3, 0, 1, 2))  # (side, side, out) <-> (out, 1, side, side)
 
-# Our field -> their field and the value that transformers takes where a config.json does not say.
+# Our field -> their field, and its default in transformers.
 _TEXT_FIELDS = {
     "vocab_size": ("vocab_size", 50_265),
     "dim": ("hidden_size", 768),
@@ -57,7 +57,7 @@ _FEATURE_FIELDS = {
     "highest_hz": ("frequency_max", 14_000),
     "seconds": ("max_length_s", 10),
 }
-# What is not a choice here.
+# Fields of which only these values are supported.
 _TEXT_FIXED = {"hidden_act": "gelu", "type_vocab_size": 1}
 _AUDIO_FIXED = {
     "hidden_act": "gelu",
@@ -69,17 +69,17 @@ _FEATURE_FIXED = {"truncation": "rand_trunc", "padding": "repeatpad", "top_db": 
 
 
 def match_clap(directory: Path) -> tuple[ClapConfig, matching.Match]:
-    """The config of the ClapModel in `directory`, and what `matching.read` needs to read its towers.
+    """The config of the ClapModel in `directory`, and the match of its towers to the files.
 
-    They are {"text": of ClapText, "audio": of ClapAudio}. The spectrogram is what preprocessor_config.json says, and
-    without that file the one of the published models.
+    The towers are {"text": variables of ClapText, "audio": variables of ClapAudio}. The spectrogram is that of
+    preprocessor_config.json, or of the published models if there is no such file.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
     config = _read_config(directory)
-    tensors, wanted = safetensors.find(directory), clap_shapes(config)
-    return config, matching.match(_rules(config), tensors, wanted, where=str(directory), ignored=_IGNORED)
+    tensors, expected = safetensors.find(directory), clap_shapes(config)
+    return config, matching.match(_rules(config), tensors, expected, where=str(directory), ignored=_IGNORED)
 
 
 def _read_config(directory: Path) -> ClapConfig:
@@ -110,7 +110,7 @@ def _read_config(directory: Path) -> ClapConfig:
 
 
 def _features(directory: Path, num_mels: int) -> dict[str, Any]:
-    """What the file of the feature extractor says of the spectrogram; nothing where there is no such file."""
+    """The fields of the spectrogram in the feature extractor's file; none if there is no such file."""
     path = directory / "preprocessor_config.json"
     if path.is_file():
         values = read_json(path)
@@ -124,7 +124,7 @@ def _features(directory: Path, num_mels: int) -> dict[str, Any]:
 
 
 def _part(path: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The object of that name, empty where it is left out."""
+    """The object of that name in `values`; empty if it is missing."""
     part = values.get(name) or {}
     if not isinstance(part, dict):
         raise CheckpointError(f"{path}: {name} should be an object, got {part!r:.200}")
@@ -146,46 +146,46 @@ def _rules(config: ClapConfig) -> Iterator[Rule]:
 
 def _text(config: ClapTextConfig) -> Iterator[Rule]:
     for name, theirs in (("embed", "word"), ("positions", "position")):
-        yield one(f"{name}/embedding", f"embeddings.{theirs}_embeddings.weight")
-    yield one("token_type", "embeddings.token_type_embeddings.weight", _FIRST_ROW)
+        yield single(f"{name}/embedding", f"embeddings.{theirs}_embeddings.weight")
+    yield single("token_type", "embeddings.token_type_embeddings.weight", _FIRST_ROW)
     yield from norm("embed_norm", "embeddings.LayerNorm")
     yield from linear("pool", "pooler.dense")
     for i in range(config.num_layers):
-        here, there = f"block{i}", f"encoder.layer.{i}"
-        yield from _block(here, there, qkv_bias=True)
-        yield from norm(f"{here}/attn_norm", f"{there}.attention.output.LayerNorm")
-        yield from norm(f"{here}/ffn_norm", f"{there}.output.LayerNorm")
+        target, source = f"block{i}", f"encoder.layer.{i}"
+        yield from _block(target, source, qkv_bias=True)
+        yield from norm(f"{target}/attn_norm", f"{source}.attention.output.LayerNorm")
+        yield from norm(f"{target}/ffn_norm", f"{source}.output.LayerNorm")
 
 
 def _audio(config: ClapAudioConfig) -> Iterator[Rule]:
     for name in ("mean", "var"):
-        yield one(f"stats/htsat/mel_norm/{name}", f"batch_norm.running_{name}")
+        yield single(f"stats/htsat/mel_norm/{name}", f"batch_norm.running_{name}")
     params = "params/htsat"
     yield from norm(f"{params}/mel_norm", "batch_norm")
-    yield one(f"{params}/patch/kernel", "patch_embed.proj.weight", _SQUARES)
-    yield one(f"{params}/patch/bias", "patch_embed.proj.bias")
+    yield single(f"{params}/patch/kernel", "patch_embed.proj.weight", _SQUARES)
+    yield single(f"{params}/patch/bias", "patch_embed.proj.bias")
     yield from norm(f"{params}/patch_norm", "patch_embed.norm")
     yield from norm(f"{params}/final_norm", "norm")
     for i, depth in enumerate(config.depths):
         if i > 0:
-            here, there = f"{params}/stage{i}_merge", f"layers.{i - 1}.downsample"
-            yield one(f"{here}/reduce/kernel", f"{there}.reduction.weight", LINEAR)
-            yield from norm(f"{here}/norm", f"{there}.norm")
+            target, source = f"{params}/stage{i}_merge", f"layers.{i - 1}.downsample"
+            yield single(f"{target}/reduce/kernel", f"{source}.reduction.weight", LINEAR)
+            yield from norm(f"{target}/norm", f"{source}.norm")
         for j in range(depth):
-            here, there = f"{params}/stage{i}_block{j}", f"layers.{i}.blocks.{j}"
-            yield from _block(here, there, qkv_bias=config.qkv_bias)
-            yield one(f"{here}/attn/position_bias", f"{there}.attention.self.relative_position_bias_table")
-            yield from norm(f"{here}/attn_norm", f"{there}.layernorm_before")
-            yield from norm(f"{here}/ffn_norm", f"{there}.layernorm_after")
+            target, source = f"{params}/stage{i}_block{j}", f"layers.{i}.blocks.{j}"
+            yield from _block(target, source, qkv_bias=config.qkv_bias)
+            yield single(f"{target}/attn/position_bias", f"{source}.attention.self.relative_position_bias_table")
+            yield from norm(f"{target}/attn_norm", f"{source}.layernorm_before")
+            yield from norm(f"{target}/ffn_norm", f"{source}.layernorm_after")
 
 
-def _block(here: str, there: str, *, qkv_bias: bool) -> Iterator[Rule]:
-    """What the layers of both towers call the same."""
+def _block(target: str, source: str, *, qkv_bias: bool) -> Iterator[Rule]:
+    """The rules that the layers of both towers share."""
     for name in ("query", "key", "value"):
-        yield one(f"{here}/attn/{name}/kernel", f"{there}.attention.self.{name}.weight", LINEAR)
+        yield single(f"{target}/attn/{name}/kernel", f"{source}.attention.self.{name}.weight", LINEAR)
         if qkv_bias:
-            yield one(f"{here}/attn/{name}/bias", f"{there}.attention.self.{name}.bias", _HEADS)
-    yield one(f"{here}/attn/out/kernel", f"{there}.attention.output.dense.weight", LINEAR_OUT)
-    yield one(f"{here}/attn/out/bias", f"{there}.attention.output.dense.bias")
-    yield from linear(f"{here}/ffn/up", f"{there}.intermediate.dense")
-    yield from linear(f"{here}/ffn/down", f"{there}.output.dense")
+            yield single(f"{target}/attn/{name}/bias", f"{source}.attention.self.{name}.bias", _HEADS)
+    yield single(f"{target}/attn/out/kernel", f"{source}.attention.output.dense.weight", LINEAR_OUT)
+    yield single(f"{target}/attn/out/bias", f"{source}.attention.output.dense.bias")
+    yield from linear(f"{target}/ffn/up", f"{source}.intermediate.dense")
+    yield from linear(f"{target}/ffn/down", f"{source}.output.dense")

@@ -19,7 +19,7 @@ def clap_shapes(config: ClapConfig) -> Shapes:
 
 def _text(config: ClapTextConfig) -> Shapes:
     d = config.dim
-    shapes = {"embed/embedding": (config.vocab_size, d), "positions/embedding": (config.max_positions, d)}
+    shapes: Shapes = {"embed/embedding": (config.vocab_size, d), "positions/embedding": (config.max_positions, d)}
     shapes |= {"token_type": (d,)} | norm_shapes("embed_norm", d) | dense_shapes("pool", (d,), (d,))
     for i in range(config.num_layers):
         shapes |= under(f"block{i}", _block(d, config.num_heads, config.ffn_dim, qkv_bias=True))

@@ -23,7 +23,7 @@ from mgjax.errors import CheckpointError
 
 _FLAT = Transform(lambda shape: (math.prod(shape),))
 
-# Our field -> their field and the value that transformers takes where a config.json does not say.
+# Our field -> their field, and its default in transformers.
 _FIELDS = {
     "conv_dims": ("conv_dim", [512] * 7),
     "conv_kernels": ("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
@@ -39,7 +39,7 @@ _FIELDS = {
     "pre_norm": ("do_stable_layer_norm", False),
     "norm_eps": ("layer_norm_eps", 1e-5),
 }
-# What m-a-p/MERT-v1-95M has, which musicgen-style was trained with, and the only thing that is supported.
+# Fields of which only the values of m-a-p/MERT-v1-95M are supported, with which musicgen-style was trained.
 _FIXED = {
     "feature_extractor_cqt": False,
     "deepnorm": False,
@@ -54,7 +54,7 @@ _POSITIONS = "encoder.pos_conv_embed.conv"
 
 
 def match_hubert(directory: Path) -> tuple[HubertConfig, matching.Match]:
-    """The config of the HubertModel or MERT in `directory`, and what `matching.read` needs; no code in there is run.
+    """The config of the HubertModel or MERT in `directory`, and its match to the files; no code in it is run.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
@@ -98,7 +98,7 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         )
 
     def read() -> np.ndarray:
-        # One length for each tap of the kernel, over what goes in and out.
+        # One norm for each tap of the kernel, over its inputs and outputs.
         wide = direction.read().astype(np.float64)
         length = np.sqrt(np.sum(np.square(wide), axis=(0, 1), keepdims=True))
         return (wide * (size.read().astype(np.float64) / length)).astype(np.float32)
@@ -110,24 +110,24 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def hubert(config: HubertConfig) -> Iterator[Rule]:
     """A HubertModel, with the weight norm folded."""
     for i in range(len(config.conv_dims)):
-        there = f"feature_extractor.conv_layers.{i}"
-        yield Rule((f"conv{i}/kernel",), (f"{there}.conv.weight",), CONV)
+        source = f"feature_extractor.conv_layers.{i}"
+        yield Rule((f"conv{i}/kernel",), (f"{source}.conv.weight",), CONV)
         if config.conv_bias:
-            yield Rule((f"conv{i}/bias",), (f"{there}.conv.bias",))
+            yield Rule((f"conv{i}/bias",), (f"{source}.conv.bias",))
         if i == 0 or config.conv_norm == "layer":
-            yield from norm(f"conv{i}_norm", f"{there}.layer_norm")
+            yield from norm(f"conv{i}_norm", f"{source}.layer_norm")
     yield from norm("features_norm", "feature_projection.layer_norm")
     yield from linear("features_proj", "feature_projection.projection")
     yield Rule(("positions/conv/kernel",), (f"{_POSITIONS}.weight",), CONV)
     yield Rule(("positions/conv/bias",), (f"{_POSITIONS}.bias",))
     yield from norm("norm", "encoder.layer_norm")
     for i in range(config.num_layers):
-        here, there = f"layer{i}", f"encoder.layers.{i}"
-        projections = [f"{there}.attention.{name}_proj" for name in "qkv"]
-        yield Rule((f"{here}/attn/qkv/kernel",), tuple(f"{name}.weight" for name in projections), LINEAR)
-        yield Rule((f"{here}/attn/qkv/bias",), tuple(f"{name}.bias" for name in projections), _FLAT)
-        yield from linear(f"{here}/attn/out", f"{there}.attention.out_proj", LINEAR_OUT)
-        yield from linear(f"{here}/ffn/up", f"{there}.feed_forward.intermediate_dense")
-        yield from linear(f"{here}/ffn/down", f"{there}.feed_forward.output_dense")
-        yield from norm(f"{here}/attn_norm", f"{there}.layer_norm")
-        yield from norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
+        target, source = f"layer{i}", f"encoder.layers.{i}"
+        projections = [f"{source}.attention.{name}_proj" for name in "qkv"]
+        yield Rule((f"{target}/attn/qkv/kernel",), tuple(f"{name}.weight" for name in projections), LINEAR)
+        yield Rule((f"{target}/attn/qkv/bias",), tuple(f"{name}.bias" for name in projections), _FLAT)
+        yield from linear(f"{target}/attn/out", f"{source}.attention.out_proj", LINEAR_OUT)
+        yield from linear(f"{target}/ffn/up", f"{source}.feed_forward.intermediate_dense")
+        yield from linear(f"{target}/ffn/down", f"{source}.feed_forward.output_dense")
+        yield from norm(f"{target}/attn_norm", f"{source}.layer_norm")
+        yield from norm(f"{target}/ffn_norm", f"{source}.final_layer_norm")

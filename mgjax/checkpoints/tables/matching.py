@@ -1,7 +1,7 @@
-"""Foreign checkpoints by table: which arrays of a file make which arrays here, read in both directions.
+"""Foreign checkpoints by table: which tensors of a file make which arrays here, read in both directions.
 
-A table is a list of `Rule`s, made from a model's config. `match` holds it against the names and shapes of a file: every
-array of the file is used or knowingly ignored, every array of the model is filled, every shape is equal, or else one
+A table is a list of `Rule`s, made from a model's config. `match` compares it with the names and shapes of a file: every
+tensor of the file is used or ignored by name, every array of the model is filled, every shape is equal, or else one
 error lists all that is wrong before anything is read. `load` then reads rule by rule, so that no more than one rule's
 arrays are in memory twice; `export` is the inverse.
 """
@@ -26,7 +26,7 @@ from mgjax.errors import CheckpointError
 Path = tuple[str, ...]
 Place = Callable[[Path, np.ndarray], Any]
 
-_LISTED = 12  # names that an error lists of each kind
+_LISTED = 12  # names of each kind in an error
 
 FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
@@ -39,14 +39,17 @@ class Transform:
     axes: tuple[int, ...] | None = None
 
     def source_shape(self, shape: Shape) -> Shape:
+        """The shape in the file of an array of `shape` here."""
         folded = self.fold(shape)
         return tuple(folded[axis] for axis in self.axes) if self.axes else folded
 
     def to_source(self, array: np.ndarray) -> np.ndarray:
+        """The array as it is in the file."""
         folded = array.reshape(self.fold(array.shape))
         return folded.transpose(self.axes) if self.axes else folded
 
     def to_target(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """The array of `shape` here, from that of the file."""
         return (array.transpose(np.argsort(self.axes)) if self.axes else array).reshape(shape)
 
 
@@ -83,17 +86,16 @@ class Rule:
 
     def to_targets(self, arrays: Sequence[np.ndarray], shapes: Shapes) -> list[np.ndarray]:
         """The targets, from the sources."""
-        wanted = [shapes[target] for target in self.targets]
+        expected = [shapes[target] for target in self.targets]
         if self.stacked:
-            return [np.stack([self.transform.to_target(array, wanted[0][1:]) for array in arrays])]
+            return [np.stack([self.transform.to_target(array, expected[0][1:]) for array in arrays])]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        ends = np.cumsum([self.transform.source_shape(shape)[0] for shape in wanted])[:-1]
-        return [
-            self.transform.to_target(part, shape) for part, shape in zip(np.split(whole, ends), wanted, strict=True)
-        ]
+        ends = np.cumsum([self.transform.source_shape(shape)[0] for shape in expected])[:-1]
+        parts = zip(np.split(whole, ends), expected, strict=True)
+        return [self.transform.to_target(part, shape) for part, shape in parts]
 
     def to_source(self, arrays: Sequence[np.ndarray], number: int) -> np.ndarray:
-        """The source of that number, from the targets."""
+        """Source `number`, from the targets."""
         if self.stacked:
             return self.transform.to_source(arrays[0][number, ...])
         parts = [self.transform.to_source(array) for array in arrays]
@@ -101,37 +103,37 @@ class Rule:
         return np.split(whole, len(self.sources))[number]
 
     def within(self, target: str, source: str = "") -> Rule:
-        """The same rule for a part of a model: with these before the names."""
+        """The same rule for a part of a model, with these prefixes of targets and sources."""
         targets, sources = (target + name for name in self.targets), (source + name for name in self.sources)
         return dataclasses.replace(self, targets=tuple(targets), sources=tuple(sources))
 
 
-def one(target: str, source: str, transform: Transform = PLAIN) -> Rule:
-    """One array here that is one array there."""
+def single(target: str, source: str, transform: Transform = PLAIN) -> Rule:
+    """An array here that is one tensor of the file."""
     return Rule((target,), (source,), transform)
 
 
 def stacked(target: str, source: str, count: int, transform: Transform = PLAIN) -> Rule:
-    """One array here whose first axis runs over `count` of them there; {k} in their name stands for the number."""
+    """An array here whose first axis runs over `count` tensors of the file; {k} in their name is the index."""
     return Rule((target,), tuple(source.format(k=k) for k in range(count)), transform, stacked=True)
 
 
 def codebooks(source: str, count: int) -> Iterator[Rule]:
-    """The codebooks of a residual vector quantizer, and what their training keeps."""
+    """The codebooks of a residual vector quantizer, with their moving averages."""
     for name in ("embed", "embed_avg", "cluster_size", "inited"):
         yield stacked(f"codebooks/{name}", f"{source}.{name}", count, FLAG if name == "inited" else PLAIN)
 
 
 def linear(target: str, source: str, transform: Transform = LINEAR) -> Iterator[Rule]:
     """A linear layer of torch with its bias."""
-    yield one(f"{target}/kernel", f"{source}.weight", transform)
-    yield one(f"{target}/bias", f"{source}.bias")
+    yield single(f"{target}/kernel", f"{source}.weight", transform)
+    yield single(f"{target}/bias", f"{source}.bias")
 
 
 def norm(target: str, source: str) -> Iterator[Rule]:
     """A layer norm of torch."""
-    yield one(f"{target}/scale", f"{source}.weight")
-    yield one(f"{target}/bias", f"{source}.bias")
+    yield single(f"{target}/scale", f"{source}.weight")
+    yield single(f"{target}/bias", f"{source}.bias")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,10 +154,10 @@ def match(
     aliases: Mapping[str, str] | None = None,
     ignored: Iterable[str] = (),
 ) -> Match:
-    """The table's fit to the tensors of a file or directory `where`.
+    """Matches a table to the tensors of a file or directory `where`.
 
     `aliases` are replacements (regex -> replacement) in the file's names; an alias of a name that the file has too is
-    left out. `ignored` are regexes of names that mean nothing here.
+    left out. `ignored` are regexes of names that are not read.
 
     Raises:
       CheckpointError: Names are missing or unexpected, or shapes differ; all of them are listed.
@@ -211,9 +213,9 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
 
     Args:
       match: What `match` returned.
-      dtype: The type of the weights; None for float32. See `is_exact` for those that are float32 always.
-      place: Called with the path and the numpy array of each array in turn; what it returns stands in the result.
-        None for the first device.
+      dtype: The dtype of the weights; None for float32. See `is_exact` for those that are always float32.
+      place: Called with the path and the numpy array of each array in turn; its results make up the tree. None to put
+        them on the first device.
     """
     place = place or (lambda path, array: jax.device_put(array))  # jnp.asarray compiles a program for every shape
     flat = {}
@@ -221,8 +223,8 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
         arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources], match.shapes)
         for target, array in zip(rule.targets, arrays, strict=True):
             path = tuple(target.split("/"))
-            wanted = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
-            flat[path] = place(path, np.ascontiguousarray(array, wanted))
+            kind = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
+            flat[path] = place(path, np.ascontiguousarray(array, kind))
     return unflatten_dict(flat)
 
 
@@ -231,15 +233,15 @@ def read(matched: tuple[Any, Match], *, dtype: Any = None, place: Place | None =
 
     `dtype` and `place` are those of `load`.
     """
-    config, fit = matched
-    return config, load(fit, dtype=dtype, place=place)
+    config, match = matched
+    return config, load(match, dtype=dtype, place=place)
 
 
 def is_exact(path: Path) -> bool:
-    """Whether an array is float32 whatever the type of the weights.
+    """Whether an array is float32 whatever the dtype of the weights.
 
-    Those of the codec and of the style conditioner are: both are small, and codes are hard decisions. So are codebooks
-    and running statistics anywhere.
+    The codec and the style conditioner are: both are small, and codes are hard decisions. So are codebooks and running
+    statistics anywhere.
     """
     alone = ("params", "batch_stats", "codebooks")  # the codec or the style conditioner without the rest of the model
     return path[0] in ("codec", "style", *alone) or not {"codebooks", "stats"}.isdisjoint(path)
@@ -254,7 +256,7 @@ def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Ten
         targets = [arrays[target] for target in rule.targets]
         for number, (source, shape) in enumerate(zip(rule.sources, rule.source_shapes(shapes), strict=True)):
 
-            def read(rule=rule, targets=targets, number=number) -> np.ndarray:
+            def read(rule: Rule = rule, targets: list[Any] = targets, number: int = number) -> np.ndarray:
                 return rule.to_source([np.asarray(target) for target in targets], number)
 
             tensors[source] = Tensor(shape, np.dtype(targets[0].dtype), source, read)

@@ -17,7 +17,7 @@ from mgjax.checkpoints.tables.matching import (
     codebooks,
     linear,
     norm,
-    one,
+    single,
     stacked,
 )
 from mgjax.checkpoints.tables.shapes import gated
@@ -53,26 +53,26 @@ def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
     yield Rule(("head/kernel",), tuple(f"decoder.lm_heads.{n}.weight" for n in range(k)), LINEAR)
     yield from norm("out_norm", f"{body}.layer_norm")
     for i in range(config.num_layers):
-        here, there = f"layer{i}", f"{body}.layers.{i}"
-        yield from norm(f"{here}/self_norm", f"{there}.self_attn_layer_norm")
-        qkv = tuple(f"{there}.self_attn.{name}_proj.weight" for name in "qkv")
-        yield Rule((f"{here}/self_attn/qkv/kernel",), qkv, LINEAR)
-        yield one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        target, source = f"layer{i}", f"{body}.layers.{i}"
+        yield from norm(f"{target}/self_norm", f"{source}.self_attn_layer_norm")
+        qkv = tuple(f"{source}.self_attn.{name}_proj.weight" for name in "qkv")
+        yield Rule((f"{target}/self_attn/qkv/kernel",), qkv, LINEAR)
+        yield single(f"{target}/self_attn/out/kernel", f"{source}.self_attn.out_proj.weight", LINEAR_OUT)
         if config.cross_attention:
-            yield from norm(f"{here}/cross_norm", f"{there}.encoder_attn_layer_norm")
-            yield one(f"{here}/cross_attn/query/kernel", f"{there}.encoder_attn.q_proj.weight", LINEAR)
-            kv = tuple(f"{there}.encoder_attn.{name}_proj.weight" for name in "kv")
-            yield Rule((f"{here}/cross_attn/kv/kernel",), kv, LINEAR)
-            yield one(f"{here}/cross_attn/out/kernel", f"{there}.encoder_attn.out_proj.weight", LINEAR_OUT)
-        yield from norm(f"{here}/ffn_norm", f"{there}.final_layer_norm")
-        yield one(f"{here}/ffn/up/kernel", f"{there}.fc1.weight", LINEAR)
-        yield one(f"{here}/ffn/down/kernel", f"{there}.fc2.weight", LINEAR)
+            yield from norm(f"{target}/cross_norm", f"{source}.encoder_attn_layer_norm")
+            yield single(f"{target}/cross_attn/query/kernel", f"{source}.encoder_attn.q_proj.weight", LINEAR)
+            kv = tuple(f"{source}.encoder_attn.{name}_proj.weight" for name in "kv")
+            yield Rule((f"{target}/cross_attn/kv/kernel",), kv, LINEAR)
+            yield single(f"{target}/cross_attn/out/kernel", f"{source}.encoder_attn.out_proj.weight", LINEAR_OUT)
+        yield from norm(f"{target}/ffn_norm", f"{source}.final_layer_norm")
+        yield single(f"{target}/ffn/up/kernel", f"{source}.fc1.weight", LINEAR)
+        yield single(f"{target}/ffn/down/kernel", f"{source}.fc2.weight", LINEAR)
     for condition in config.conditions:
         yield from linear(f"{condition.name}_proj", HUGGINGFACE_PROJECTIONS[condition.name])
 
 
 def audiocraft(config: ModelConfig) -> Iterator[Rule]:
-    """The language model in audiocraft, and what learned beside it."""
+    """The language model in audiocraft, and the conditioners that are trained with it."""
     yield from (rule.within("lm/") for rule in audiocraft_lm(config.lm))
     if config.style:
         yield from (rule.within("style/") for rule in audiocraft_style(config.style))
@@ -87,18 +87,18 @@ def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
     yield Rule(("head/kernel",), tuple(f"linears.{n}.weight" for n in range(k)), LINEAR)
     yield from norm("out_norm", "out_norm")
     for i in range(config.num_layers):
-        here, there = f"layer{i}", f"transformer.layers.{i}"
-        yield from norm(f"{here}/self_norm", f"{there}.norm1")
-        yield one(f"{here}/self_attn/qkv/kernel", f"{there}.self_attn.in_proj_weight", LINEAR)
-        yield one(f"{here}/self_attn/out/kernel", f"{there}.self_attn.out_proj.weight", LINEAR_OUT)
+        target, source = f"layer{i}", f"transformer.layers.{i}"
+        yield from norm(f"{target}/self_norm", f"{source}.norm1")
+        yield single(f"{target}/self_attn/qkv/kernel", f"{source}.self_attn.in_proj_weight", LINEAR)
+        yield single(f"{target}/self_attn/out/kernel", f"{source}.self_attn.out_proj.weight", LINEAR_OUT)
         if config.cross_attention:
-            yield from norm(f"{here}/cross_norm", f"{there}.norm_cross")
-            joined = (f"{here}/cross_attn/query/kernel", f"{here}/cross_attn/kv/kernel")
-            yield Rule(joined, (f"{there}.cross_attention.in_proj_weight",), LINEAR)
-            yield one(f"{here}/cross_attn/out/kernel", f"{there}.cross_attention.out_proj.weight", LINEAR_OUT)
-        yield from norm(f"{here}/ffn_norm", f"{there}.norm2")
-        yield one(f"{here}/ffn/up/kernel", f"{there}.linear1.weight", LINEAR)
-        yield one(f"{here}/ffn/down/kernel", f"{there}.linear2.weight", LINEAR)
+            yield from norm(f"{target}/cross_norm", f"{source}.norm_cross")
+            joined = (f"{target}/cross_attn/query/kernel", f"{target}/cross_attn/kv/kernel")
+            yield Rule(joined, (f"{source}.cross_attention.in_proj_weight",), LINEAR)
+            yield single(f"{target}/cross_attn/out/kernel", f"{source}.cross_attention.out_proj.weight", LINEAR_OUT)
+        yield from norm(f"{target}/ffn_norm", f"{source}.norm2")
+        yield single(f"{target}/ffn/up/kernel", f"{source}.linear1.weight", LINEAR)
+        yield single(f"{target}/ffn/down/kernel", f"{source}.linear2.weight", LINEAR)
     for condition in config.conditions:
         theirs = AUDIOCRAFT_CONDITIONERS.get(condition.name, condition.name)
         yield from linear(f"{condition.name}_proj", f"condition_provider.conditioners.{theirs}.output_proj")
@@ -106,20 +106,20 @@ def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
 
 def t5(config: T5Config) -> Iterator[Rule]:
     """The encoder of a T5EncoderModel."""
-    yield one("embed/embedding", "shared.weight")
+    yield single("embed/embedding", "shared.weight")
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    yield one("relative_bias/embedding", bias)
+    yield single("relative_bias/embedding", bias)
     ffn = {"gate": "wi_0", "up": "wi_1"} if gated(config) else {"up": "wi"}
     for i in range(config.num_layers):
-        here, there = f"block{i}", f"encoder.block.{i}.layer"
-        yield one(f"{here}/attn_norm/scale", f"{there}.0.layer_norm.weight")
+        target, source = f"block{i}", f"encoder.block.{i}.layer"
+        yield single(f"{target}/attn_norm/scale", f"{source}.0.layer_norm.weight")
         for name in ("query", "key", "value"):
-            yield one(f"{here}/attn/{name}/kernel", f"{there}.0.SelfAttention.{name[0]}.weight", LINEAR)
-        yield one(f"{here}/attn/out/kernel", f"{there}.0.SelfAttention.o.weight", LINEAR_OUT)
-        yield one(f"{here}/ffn_norm/scale", f"{there}.1.layer_norm.weight")
+            yield single(f"{target}/attn/{name}/kernel", f"{source}.0.SelfAttention.{name[0]}.weight", LINEAR)
+        yield single(f"{target}/attn/out/kernel", f"{source}.0.SelfAttention.o.weight", LINEAR_OUT)
+        yield single(f"{target}/ffn_norm/scale", f"{source}.1.layer_norm.weight")
         for name, theirs in (ffn | {"down": "wo"}).items():
-            yield one(f"{here}/ffn/{name}/kernel", f"{there}.1.DenseReluDense.{theirs}.weight", LINEAR)
-    yield one("final_norm/scale", "encoder.final_layer_norm.weight")
+            yield single(f"{target}/ffn/{name}/kernel", f"{source}.1.DenseReluDense.{theirs}.weight", LINEAR)
+    yield single("final_norm/scale", "encoder.final_layer_norm.weight")
 
 
 def huggingface_codec(config: CodecConfig) -> Iterator[Rule]:
@@ -135,27 +135,27 @@ def audiocraft_codec(config: CodecConfig) -> Iterator[Rule]:
 
 def _codec(config: CodecConfig, *, sequence: str, conv: tuple[str, str], codebook: str) -> Iterator[Rule]:
     for path, index, layer in layers.weighted(config):
-        here, there = f"params/{path}", f"{path.split('/')[0]}.{sequence}.{index}"
+        target, source = f"params/{path}", f"{path.split('/')[0]}.{sequence}.{index}"
         if isinstance(layer, layers.LSTM):
             for i in range(layer.num_layers):
                 for name, theirs, transform in (("input", "ih", LINEAR), ("hidden", "hh", PLAIN)):
-                    yield one(f"{here}/layer{i}/{name}_kernel", f"{there}.lstm.weight_{theirs}_l{i}", transform)
-                    yield one(f"{here}/layer{i}/{name}_bias", f"{there}.lstm.bias_{theirs}_l{i}")
+                    yield single(f"{target}/layer{i}/{name}_kernel", f"{source}.lstm.weight_{theirs}_l{i}", transform)
+                    yield single(f"{target}/layer{i}/{name}_bias", f"{source}.lstm.bias_{theirs}_l{i}")
         else:
-            yield from _convolution(config, layer, here, f"{there}.{conv[layer.transposed]}")
+            yield from _convolution(config, layer, target, f"{source}.{conv[layer.transposed]}")
     yield from codebooks(codebook, config.num_codebooks)
 
 
-def _convolution(config: CodecConfig, layer: layers.Conv, here: str, there: str) -> Iterator[Rule]:
+def _convolution(config: CodecConfig, layer: layers.Conv, target: str, source: str) -> Iterator[Rule]:
     transform = CONV_TRANSPOSED if layer.transposed else CONV
     # audiocraft names the transposed convolution inside of its wrapper by what it is, transformers does not.
-    inner = there + ("convtr" if there.endswith("convtr.") else "conv")
-    yield one(f"{here}/bias", f"{inner}.bias")
+    inner = source + ("convtr" if source.endswith("convtr.") else "conv")
+    yield single(f"{target}/bias", f"{inner}.bias")
     if config.norm == "weight_norm":
-        yield one(f"{here}/scale", f"{inner}.weight_g", GAIN)
-        yield one(f"{here}/kernel", f"{inner}.weight_v", transform)
+        yield single(f"{target}/scale", f"{inner}.weight_g", GAIN)
+        yield single(f"{target}/kernel", f"{inner}.weight_v", transform)
     else:
-        yield one(f"{here}/kernel", f"{inner}.weight", transform)
+        yield single(f"{target}/kernel", f"{inner}.weight", transform)
     if config.norm == "time_group_norm":
-        yield one(f"{here}/norm_scale", f"{there}norm.weight")
-        yield one(f"{here}/norm_bias", f"{there}norm.bias")
+        yield single(f"{target}/norm_scale", f"{source}norm.weight")
+        yield single(f"{target}/norm_bias", f"{source}norm.bias")

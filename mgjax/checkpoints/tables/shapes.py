@@ -1,6 +1,6 @@
 """The shape of every array of a model, from its config alone: path ("lm/layer0/ffn/up/kernel") -> shape.
 
-Written out, and held against the modules by tests: `jax.eval_shape` of the modules would add 2 s to every load of
+Written out, and compared with the modules by tests: `jax.eval_shape` of the modules would add 2 s to every load of
 musicgen-small (0.9 s with one layer traced for all), and trace whatever a damaged config says.
 
 Letters: k codebooks, v codes per codebook, d width, h heads, e head width, f ffn width.
@@ -38,7 +38,7 @@ def lm_shapes(config: LMConfig) -> Shapes:
     """The language model's parameters."""
     k, v, d = config.num_codebooks, config.codebook_size, config.dim
     h, e, f = config.num_heads, config.head_dim, config.ffn_dim
-    shapes = {"embed/embedding": (k, v + 1, d), "head/kernel": (d, k, v)} | norm_shapes("out_norm", d)
+    shapes: Shapes = {"embed/embedding": (k, v + 1, d), "head/kernel": (d, k, v)} | norm_shapes("out_norm", d)
     for i in range(config.num_layers):
         shapes |= under(f"layer{i}", norm_shapes("self_norm", d) | norm_shapes("ffn_norm", d))
         shapes[f"layer{i}/self_attn/qkv/kernel"] = (d, 3, h, e)
@@ -58,9 +58,9 @@ def lm_shapes(config: LMConfig) -> Shapes:
 def text_shapes(config: T5Config) -> Shapes:
     """The parameters of T5's encoder."""
     d, h, e, f = config.dim, config.num_heads, config.head_dim, config.ffn_dim
-    shapes = {"embed/embedding": (config.vocab_size, d), "relative_bias/embedding": (config.num_buckets, h)}
+    shapes: Shapes = {"embed/embedding": (config.vocab_size, d), "relative_bias/embedding": (config.num_buckets, h)}
     for i in range(config.num_layers):
-        block = {"attn_norm/scale": (d,), "ffn_norm/scale": (d,), "attn/out/kernel": (h, e, d)}
+        block: Shapes = {"attn_norm/scale": (d,), "ffn_norm/scale": (d,), "attn/out/kernel": (h, e, d)}
         block |= {f"attn/{name}/kernel": (d, h, e) for name in ("query", "key", "value")}
         block |= {f"ffn/{name}/kernel": (d, f) for name in (("gate", "up") if gated(config) else ("up",))}
         block["ffn/down/kernel"] = (f, d)
@@ -80,12 +80,12 @@ def codec_shapes(config: CodecConfig) -> Shapes:
         if isinstance(layer, layers.LSTM):
             d = layer.dim
             for i in range(layer.num_layers):
-                kernels = {"input_kernel": (d, 4 * d), "hidden_kernel": (4 * d, d)}
-                biases = {"input_bias": (4 * d,), "hidden_bias": (4 * d,)}
-                shapes |= under(f"params/{path}/layer{i}", kernels | biases)
+                lstm: Shapes = {"input_kernel": (d, 4 * d), "hidden_kernel": (4 * d, d)}
+                lstm |= {"input_bias": (4 * d,), "hidden_bias": (4 * d,)}
+                shapes |= under(f"params/{path}/layer{i}", lstm)
         else:
             kernel = (layer.width, layer.inputs, layer.features)
-            arrays = {"kernel": kernel, "bias": (layer.features,)}
+            arrays: Shapes = {"kernel": kernel, "bias": (layer.features,)}
             if config.norm == "weight_norm":
                 arrays["scale"] = (kernel[layer.norm_axis],)
             elif config.norm == "time_group_norm":

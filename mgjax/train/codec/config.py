@@ -28,15 +28,15 @@ class CodecRun:
     Attributes:
       model: The codec; `norm` is "weight_norm" or "time_group_norm". None for that of `init`.
       init: A codec to go on from, or a model that has one; None for new weights.
-      keep_codes: Only the decoder learns: the encoder and the codebooks stay as they are in `init`, so that corpora of
-        its codes, and language models of them, stay valid.
+      keep_codes: Whether only the decoder is trained. The encoder and the codebooks of `init` are frozen, so that
+        corpora of its codes, and language models of them, stay valid.
       data: Audio corpora at the codec's rate and of its channels.
       loss: The losses and their weights.
-      quantizer: How the codebooks learn.
+      quantizer: The training of the codebooks.
       discriminator: The discriminators that the codec is trained against.
-      optim: How the weights are updated, the codec's and the discriminators' alike.
-      loop: How long, and what is reported and kept.
-      mesh: How the devices are laid out.
+      optim: The optimiser, of the codec and of the discriminators.
+      loop: The length of the run, and what it reports and keeps.
+      mesh: The device mesh.
     """
 
     model: CodecConfig | None = field(default_factory=CodecConfig)
@@ -74,6 +74,12 @@ class CodecRun:
                 f"data.segment_seconds gives {samples} samples, the discriminators need "
                 f"{self.discriminator.least_samples}: make segments longer, or stft_sizes smaller"
             )
+
+    @property
+    def codec(self) -> CodecConfig:
+        """The codec that is trained: `model`, once `training.read_init` has put that of `init` there."""
+        assert self.model is not None, "read_init comes first"
+        return self.model
 
     @property
     def trainable(self) -> Filter:

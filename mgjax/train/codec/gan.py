@@ -25,22 +25,26 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class GAN:
-    """The codec, its discriminators and the optimiser of a run, and what is done with them; all methods are pure."""
+    """The pure functions of a run: its initial state, one training step, and what that is made of.
+
+    Args:
+      config: The run, with the codec that it trains.
+    """
 
     def __init__(self, config: CodecRun):
-        self.config = config
-        self.codec = EncodecModel(config.model)
+        self.config, self.model = config, config.codec
+        self.codec = EncodecModel(self.model)
         self.discriminator = Discriminator(config.discriminator)
         self.optimizer = optim.make(config.optim, config.loop.steps)
 
     def init(self, key: Array, pretrained: dict[str, Any] | None = None) -> TrainState:
-        """The state before the first training step. New codebooks are made from the first batch.
+        """The state before the first training step. New codebooks are initialised from the first batch.
 
         Args:
-          key: Of the new weights.
+          key: The key of new weights.
           pretrained: Variables of the codec to go on from; None for new ones.
         """
-        config, model = self.config, self.config.model
+        config, model = self.config, self.model
         codec_key, discriminator_key = jax.random.split(key)
         variables = self.codec.init(codec_key, jnp.zeros((1, model.hop_length, model.channels)))
         if pretrained is not None:
@@ -58,7 +62,7 @@ class GAN:
         )
 
     def train_step(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update of the discriminators, then one of the codec on the same audio, as in the published code."""
+        """Trains the discriminators, then the codec on the same audio, as in the published code."""
         config, audio = self.config, batch["audio"]
         params, optimizer, metrics = dict(state.params), dict(state.optimizer), {}
         key = jax.random.fold_in(jax.random.key(config.loop.seed), state.step)
@@ -91,7 +95,7 @@ class GAN:
         params |= combine(trained, kept)
 
         step = state.step + 1
-        counts = rvq_training.histogram(output.codes, config.model.codebook_size)
+        counts = rvq_training.histogram(output.codes, self.model.codebook_size)
         metrics |= values | {
             "loss": sum(weight * values[name] for name, weight in config.loss_weights.items()),
             "commitment": commitment,
@@ -112,19 +116,21 @@ class GAN:
         """The generator's forward pass; with a `key`, as in training, while the codebooks learn."""
         variables = {"params": sharding.gathered("codec", weights), "codebooks": codebooks}
         learns = key is not None and not self.config.keep_codes
-        return self.codec.apply(variables, audio, key, self.config.quantizer if learns else None)
+        reconstruction: Any = self.codec.apply(variables, audio, key, self.config.quantizer if learns else None)
+        return reconstruction
 
     def discriminator_loss(
         self, weights: Any, generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]
     ) -> tuple[Float[Array, ""], Metrics]:
         """The discriminators' hinge loss: the sum over families, and each family's."""
         weights = sharding.gathered("discriminator", weights)
-        outputs = self.discriminator.apply({"params": weights}, jnp.concatenate([audio, generated]))
+        outputs: Any = self.discriminator.apply({"params": weights}, jnp.concatenate([audio, generated]))
         values = {}
         for family, discriminators in outputs.items():
             real, fake = zip(*(jnp.split(scores, 2) for scores, _ in discriminators), strict=True)
             values[f"discriminator_{family}"] = losses.discriminator_hinge(real, fake)
-        return sum(values.values()), values
+        total: Any = sum(values.values())
+        return total, values
 
     def generator_losses(
         self, discriminator: Any, generated: Float[Array, "b n c"], audio: Float[Array, "b n c"]
@@ -139,7 +145,7 @@ class GAN:
         config = self.config
         reconstruction = {
             "l1": lambda x: losses.waveform(x, audio),
-            "mel": lambda x: losses.mel(x, audio, config.model.sample_rate, config.loss),
+            "mel": lambda x: losses.mel(x, audio, self.model.sample_rate, config.loss),
         }
         values, gradients = {}, {}
         for name, loss in reconstruction.items():  # in this order: every process has to compile the same program
@@ -158,8 +164,8 @@ class GAN:
     ) -> Metrics:
         """The adversarial loss and the feature matching loss that each family of discriminators gives the generator."""
         weights = sharding.gathered("discriminator", weights)
-        fake = self.discriminator.apply({"params": weights}, generated)
-        real = self.discriminator.apply({"params": weights}, audio)
+        fake: Any = self.discriminator.apply({"params": weights}, generated)
+        real: Any = self.discriminator.apply({"params": weights}, audio)
         values = {}
         for family in fake:
             values[f"adversarial_{family}"] = losses.adversarial([scores for scores, _ in fake[family]])

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -20,7 +18,7 @@ from mgjax.codec import losses, rvq_training, weight_norm
 from mgjax.config.model import CodecConfig
 from mgjax.data.corpus import Corpus
 from mgjax.data.description import SPLITS
-from mgjax.data.pipeline import batches, validation_batches
+from mgjax.data.pipeline import BatchIterator, batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.train.codec.config import CodecRun
@@ -30,7 +28,7 @@ from mgjax.train.inputs import Inputs
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
-from mgjax.train.task import Batch, Task
+from mgjax.train.task import Batch, BatchShapes, Task
 from mgjax.train.watchdog import Watchdog
 
 _CLIPS = 4  # of the validation split that can be listened to
@@ -47,6 +45,7 @@ class Usage:
     perplexity: bool = struct.field(pytree_node=False)
 
     def value(self) -> float:
+        """The share, or the perplexity, over all batches."""
         measure = rvq_training.perplexity if self.perplexity else rvq_training.usage
         return float(measure(jnp.asarray(self.counts)[None])[0])
 
@@ -58,19 +57,19 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
       ConfigError: The corpora do not hold what this codec codes.
     """
     with Watchdog(config.loop.hang_seconds) as watchdog:
-        with watchdog.waiting("reading what the run begins with", may_last=True):
+        with watchdog.waiting("reading the weights to start from", may_last=True):
             config, pretrained = read_init(config)
         with watchdog.waiting("opening the corpora"):
             corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
-            init_hash = pretrained and hash_of(config.model, pretrained)
+            init_hash = None if pretrained is None else hash_of(config.codec, pretrained)
             inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, init=init_hash)
     for corpus in corpora["train"] + corpora["valid"]:
-        _check(corpus, config.model)
+        _check(corpus, config.codec)
     mesh = config.mesh.make()
     rows = sharding.rows_here(config.data.batch_size, mesh)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows)
 
-    def valid_data() -> Iterator[dict[str, np.ndarray]]:
+    def valid_data() -> BatchIterator:
         return validation_batches(corpora["valid"], config.data, rows=rows)
 
     training = task(config, pretrained)
@@ -78,7 +77,7 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
 
 
 def read_init(config: CodecRun) -> tuple[CodecRun, dict[str, Any] | None]:
-    """The run with the model of its `init`, and the variables of that; None where it begins with new weights.
+    """The run with the codec of its `init` as its model, and the variables of that; None for new weights.
 
     Raises:
       ConfigError: `model` is another codec than that of `init`.
@@ -112,15 +111,15 @@ def task(config: CodecRun, pretrained: dict[str, Any] | None = None) -> Task:
         eval_step=functools.partial(_evaluate, gan),
         frozen={},
         flops=functools.partial(_flops, gan),
-        show=functools.partial(_show, config.model.sample_rate, reconstructed),
-        save=functools.partial(_save, config.model),
+        show=functools.partial(_show, config.codec.sample_rate, reconstructed),
+        save=functools.partial(_save, config.codec),
         best=("mel_distance", "min"),
     )
 
 
 def _evaluate(gan: GAN, state: TrainState, frozen: Any, batch: Batch) -> dict[str, Mean | Usage]:
-    """How near the averaged weights come to the audio by all codebooks, and which codes they use."""
-    model, audio, num_samples = gan.config.model, batch["audio"], batch["num_samples"]
+    """The distances of the reconstruction by all codebooks, with the averaged weights, and the use of the codes."""
+    model, audio, num_samples = gan.model, batch["audio"], batch["num_samples"]
     output = gan.reconstruct(state.average.value(), state.extra["codebooks"], audio)
     generated, valid = output.audio, num_samples > 0
     metrics: dict[str, Mean | Usage] = {
@@ -153,7 +152,7 @@ def _save(model: CodecConfig, state: TrainState, directory: Path) -> None:
         write_codec(directory, model, variables)
 
 
-def _flops(gan: GAN, batch: Mapping[str, Any]) -> float:
+def _flops(gan: GAN, batch: BatchShapes) -> float:
     """The operations of all convolutions and matrix products that one training step needs.
 
     The codec goes forward once and backward twice as long. The discriminators see real and generated audio for their

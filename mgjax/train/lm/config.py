@@ -35,52 +35,47 @@ class LMRun:
     Sources are directories, Hub ids, or "debug".
 
     Attributes:
-      lm: What the model is; None for that of `init`.
+      lm: The language model; None for that of `init`.
       init: A model to go on from; None for new weights.
       codec: A codec, or a model that has one; None for that of `init`.
-      codes_as_heard: Whether new weights begin with embeddings and heads made of the codec's codebooks, so that codes
-        that sound alike are read and predicted alike from the start.
-      codebook_weights: How much the cross-entropy of each codebook weighs in the loss; () for all alike, as published.
-        The first codebooks hold what is played, the last ones how it sounds, most of which nothing foretells: where
-        updates are few, they are better spent on the first.
+      codes_as_heard: Whether embeddings and heads of a new model are initialised from the codec's codebooks, so that
+        codes that sound alike are read and predicted alike from the start.
+      codebook_weights: The weight of each codebook's cross-entropy in the loss; () for equal ones, as published. The
+        last codebooks are hard to predict, so short runs gain from training the first ones more.
       text_encoder: A T5 (FLAN-T5 too), or a model that has one. None for that of `init`; without `init`, for a model
-        that reads no text, or has a new text encoder.
+        without text or with a new text encoder.
       new_text: A new text encoder, trained from scratch; None for none. A `vocab_size` that is left at T5's own becomes
         that of the vocabulary.
-      vocabulary: Of the new text encoder: a folder with spiece.model, as `mgjax corpus vocabulary` makes it; None or
-        "bytes" for the bytes of the texts.
-      train_text: Whether the text encoder is trained with the language model, rather than left as it is.
-      text_rate: Its learning rate then, as a share of what the optimiser's would be. At rates that suit new embeddings,
-        an encoder soon says the same of every text, before the language model has found out what the texts are for.
-      channels: Of the audio; 2 with a mono `init` makes a stereo model of it.
-      window_seconds: The length of music that the model will generate at once; None for the length of the segments.
+      vocabulary: The vocabulary of the new text encoder: a folder with spiece.model, of `mgjax corpus vocabulary`; None
+        or "bytes" for the bytes of the texts.
+      train_text: Whether the text encoder is trained with the language model rather than frozen.
+      text_rate: Its learning rate then, as a share of the optimiser's. At rates that suit new embeddings, the encoder
+        collapses to one output for all texts before the language model attends to them.
+      channels: The channels of the audio; 2 with a mono `init` makes a stereo model of it.
+      window_seconds: The length of music that the model generates at once; None for the length of the segments.
       data: Corpora of tokens made with `codec`, or of audio at its rate.
-      text: How texts are made, where the model reads text.
+      text: How text prompts are made, if the model reads text.
       melody: The chromagram that the model follows, one of the conditions of `lm`; None for none, or that of `init`.
-      style: The conditioner that is trained along, of an excerpt of each segment, whose codes do not count: of these
-        codes (`features` None), or of what the `style_encoder` hears in it; None for none, or that of `init`.
-      style_encoder: A MERT or HuBERT of transformers, which `style.features` is made to be, but for `normalize`. It
-        is not trained. None for that of `init`, or none.
+      style: The style conditioner, which is trained too. It reads an excerpt of each segment, which the loss leaves
+        out: its codes (`features` None), or its features by `style_encoder`. None for none, or that of `init`.
+      style_encoder: A frozen MERT or HuBERT of transformers, whose config replaces `style.features` but for
+        `normalize`. None for that of `init`, or none.
       clap: The condition on CLAP embeddings, of audio in training and of text in generation; with a `clap_encoder`.
-      clap_encoder: A CLAP of transformers, which `clap.clap` is made to be. It is not trained. None for that of `init`,
-        or none.
-      labels: Closed vocabularies that `lm` reads, found in the metadata by their names; () for none, or for those of
-        `init`.
-      numbers: Quantities, in the same way.
-      lora: An adapter of low rank that is trained in the place of the weights of `init`, which stay as they are; None
-        to train these.
-      dropout: How often conditions are dropped.
-      optim: How the weights are updated.
-      sampling: How the model draws codes where nothing else is asked for; None for how `init` does, or the published
-        models.
-      loop: How long, and what is reported and kept.
-      mesh: How the devices are laid out.
-      dtype: Of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
-      scan_layers: Compile one layer for all, which saves minutes, rather than each.
+      clap_encoder: A frozen CLAP of transformers, whose config replaces `clap.clap`. None for that of `init`, or none.
+      labels: Labels that `lm` reads, by their names in the metadata; () for none, or for those of `init`.
+      numbers: Numeric conditions, in the same way.
+      lora: A LoRA adapter that is trained instead of the weights of `init`, which are frozen; None to train these.
+      dropout: The dropout of conditions.
+      optim: The optimiser.
+      sampling: The default sampling parameters of the model; None for those of `init`, or of the published models.
+      loop: The length of the run, and what it reports and keeps.
+      mesh: The device mesh.
+      dtype: The dtype of activations: "float32" or "bfloat16". Weights, logits and losses are float32.
+      scan_layers: Whether one layer is compiled for all, which saves minutes, rather than each.
       remat: What is not stored for the backward pass but computed again: "none", "dots" (all but products with weights
         and attention by a kernel) or "full" (all within a layer). "weights" is "dots", but weights that are split among
         devices are also stored as they were gathered, not gathered again.
-      prompts: What is generated now and then to listen to, a clip for each text. A model without text makes as many.
+      prompts: The text prompts of the clips for TensorBoard. A model without text generates as many clips.
       prompt_seconds: The length of these clips.
     """
 
@@ -117,7 +112,7 @@ class LMRun:
     prompts: tuple[str, ...] = ("a slow waltz on accordion", "driving techno with a deep bass")
     prompt_seconds: float = 8.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         take_old_mesh(self)
         check_numbers(self)
         one_of("dtype", self.dtype, DTYPES)
@@ -137,9 +132,9 @@ class LMRun:
 
     @property
     def trainable(self) -> Filter:
-        """Which weights train, by their paths in the model's variables; an adapter's are those of "lora".
+        """The weights that train, by their paths in the model's variables; an adapter's are those of "lora".
 
-        Of a style those of its encoder do not, and of CLAP those of its codebooks alone do.
+        The encoder of style excerpts is frozen, and so is CLAP but for its codebooks.
         """
         parts = ["lora/" if self.lora else "lm/", r"style/(?!features/)", "clap/codebooks/"]
         return matching(*parts, *(["text/"] if self.train_text else []))

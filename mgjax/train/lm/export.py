@@ -1,4 +1,4 @@
-"""The model that a run has trained: assembled of trained and frozen weights, listened to, and written."""
+"""The model that a run trains: assembled of trained and frozen weights, written, and heard in clips."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from mgjax.train.lm.config import LMRun
 from mgjax.train.metrics import Sound
 from mgjax.train.state import TrainState
 
-_PROVENANCE = "provenance.json"  # beside a model: what it was made of
+_PROVENANCE = "provenance.json"  # beside a model: its codec, text encoder, corpora and so on
 
 
 def weights_of(state: TrainState) -> dict[str, Any]:
-    """What is validated, listened to and saved: the averaged weights where there is an average."""
+    """The weights that are validated and saved: the averaged ones if there is an average."""
     return state.params if state.average is None else state.average.value()
 
 
 def assembled(run: LMRun, start: Checkpoint, state: TrainState, dtype: str = "float32") -> Checkpoint:
-    """The whole model with the averaged weights, as numpy has them: on this process alone.
+    """The whole model with the averaged weights, as numpy arrays of this process.
 
     Args:
       run: The run.
-      start: What it started from.
-      state: How far it is.
-      dtype: Of the language model's weights.
+      start: The model that it started from.
+      state: The training state.
+      dtype: The dtype of the language model's weights.
     """
     weights, extra = sharding.on_host((weights_of(state), state.extra))
-    if "lora" in weights:
+    if run.lora is not None:
         lm = lora.merge(run.lora, start.variables["lm"], _adapter(run, weights))
     else:
         lm = unstack_layers(weights["lm"]) if run.scan_layers else weights["lm"]
@@ -54,29 +54,29 @@ def assembled(run: LMRun, start: Checkpoint, state: TrainState, dtype: str = "fl
 
 
 def show(run: LMRun, start: Checkpoint, state: TrainState) -> dict[str, Sound]:
-    """Music that the averaged weights make of the run's prompts, and of no other conditions."""
+    """Generates the run's prompts with the averaged weights, without other conditions."""
     weights = assembled(run, start, state, run.dtype)
     model = MusicGen(dataclasses.replace(weights, variables=jax.device_put(weights.variables)))
     texts = [text if start.config.text else None for text in run.prompts]
     sampling = model.config.sampling
     if not any(texts):
-        sampling = dataclasses.replace(sampling, guidance=1.0)  # there is nothing to be guided to
+        sampling = dataclasses.replace(sampling, guidance=1.0)  # without a prompt it changes nothing
     audio = model.generate(texts, seconds=run.prompt_seconds, sampling=sampling)
     names = [f"{i + 1} {text or ''}".strip() for i, text in enumerate(texts)]
     return {name: Sound(row, model.sample_rate) for name, row in zip(names, audio, strict=True)}
 
 
 def save(run: LMRun, start: Checkpoint, state: TrainState, directory: Path) -> None:
-    """Writes the averaged weights, of the whole model or of the adapter, for `mgjax.load`; and where they are from."""
+    """Writes the averaged weights, of the model or of the adapter, for `mgjax.load`, and their provenance."""
     model = assembled(run, start, state)
-    adapter = _adapter(run, sharding.on_host(weights_of(state))) if run.lora else None
+    weights = sharding.on_host(weights_of(state)) if run.lora else {}
     if jax.process_index() != 0:
         return
-    if adapter is None:
+    if run.lora is None:
         write_model(directory, model)
     else:
-        base = os.path.abspath(run.init) if os.path.isdir(run.init) else run.init
-        peft.write(directory, run.lora, adapter, model.config.lm, base)
+        base = os.path.abspath(run.init) if run.init and os.path.isdir(run.init) else run.init
+        peft.write(directory, run.lora, _adapter(run, weights), model.config.lm, base)
     text = None
     if model.config.text is not None:
         text = {
@@ -96,5 +96,5 @@ def save(run: LMRun, start: Checkpoint, state: TrainState, directory: Path) -> N
 
 
 def _adapter(run: LMRun, weights: dict[str, Any]) -> lora.Adapter:
-    """The adapter out of the trained weights, its layers apart."""
+    """The adapter among the trained weights, with unstacked layers."""
     return unstack_layers(weights["lora"]) if run.scan_layers else weights["lora"]

@@ -1,4 +1,4 @@
-"""What a run trains: the config of its model, from configs alone, and then the weights that it starts from.
+"""The model that a run trains: its config, from the configs of its sources, and then the weights that it starts from.
 
 A plan needs the shapes of these weights only, and fetches nothing.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from mgjax.conditioning import tokenizers
 from mgjax.config import published
 from mgjax.config.conditioning import ClapConditionConfig, ClapConfig, HubertConfig, StyleConfig, T5Config
 from mgjax.config.model import CodecConfig, ModelConfig
+from mgjax.config.serialization import Config
 from mgjax.errors import ConfigError
 from mgjax.generation import arguments
 from mgjax.lm import lora
@@ -38,20 +39,18 @@ from mgjax.train.text import TextEncoder
 from mgjax.train.trainable import matching as paths_matching
 from mgjax.train.trainable import partition
 
-Config = TypeVar("Config")
-
 
 def read_config(kind: type[Config], source: str, *, fetch: bool = True, **encoders: str | None) -> Config:
-    """The config of what is at `source`, without reading its weights.
+    """Reads the config of the model or encoder at `source`, without its weights.
 
     Args:
-      kind: Of part: ModelConfig, CodecConfig, TextEncoder (without weights then), HubertConfig or ClapConfig.
+      kind: ModelConfig, CodecConfig, TextEncoder (without weights), HubertConfig or ClapConfig.
       source: A directory, a Hub id or "debug".
-      fetch: Whether it may be fetched from the Hub; else published names are known by `mgjax.config.published`.
+      fetch: Whether it may be fetched from the Hub; else published names are looked up in `mgjax.config.published`.
       encoders: `text_encoder` and `style_encoder` of a model that comes without its own.
 
     Raises:
-      CheckpointError: There is nothing of that kind.
+      CheckpointError: There is nothing of that kind at `source`.
       ConfigError: It would have to be fetched.
     """
     if not fetch and source != "debug" and source not in hub.BUNDLED and not os.path.isdir(source):
@@ -73,11 +72,12 @@ def _published(kind: type, source: str) -> Any:
         raise ConfigError(
             f"{source}: a plan fetches nothing, and this is neither a folder here nor one of {', '.join(sorted(known))}"
         )
-    return TextEncoder(known[source]) if kind is TextEncoder else known[source]
+    config = known[source]
+    return TextEncoder(config) if isinstance(config, T5Config) else config
 
 
 def resolve(run: LMRun, *, fetch: bool = True) -> ModelConfig:
-    """What `run` trains, from the configs of its sources; all that can be wrong with it is checked here.
+    """The config of the model that `run` trains, from the configs of its sources, with all checks of the run.
 
     Args:
       run: The run.
@@ -109,7 +109,7 @@ def resolve(run: LMRun, *, fetch: bool = True) -> ModelConfig:
 
 
 def _new_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
-    """A model with new weights, on a codec and encoders from elsewhere."""
+    """The config of a model with new weights, and a codec and encoders from the sources."""
     if run.lm is None or run.codec is None:
         raise ConfigError("give lm and codec, what to train and on which codes; or init, a model to go on from")
     text = TextEncoder()
@@ -137,7 +137,7 @@ def _new_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
 
 
 def _style(run: LMRun, read: Callable[..., Any]) -> StyleConfig | None:
-    """A new model's style, whose features are those of the `style_encoder`."""
+    """The style conditioner of a new model, whose features are those of `style_encoder`."""
     if run.style is None or run.style.features is None:
         if run.style_encoder is not None:
             raise ConfigError(
@@ -149,13 +149,13 @@ def _style(run: LMRun, read: Callable[..., Any]) -> StyleConfig | None:
             f"the features of a style need an encoder: set style_encoder, to {published.MERT} as the published model "
             "has it, or style.features to None for a style of codes"
         )
-    # Whether clips are normalised is the style's to say: the published model hears them as they are.
+    # Whether clips are normalised is a setting of the style: the published model does not normalise them.
     features = dataclasses.replace(read(HubertConfig, run.style_encoder), normalize=run.style.features.normalize)
     return dataclasses.replace(run.style, features=features)
 
 
 def _continued_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
-    """The model `init`, which goes on to learn: as it is, on another codec, or from mono to stereo."""
+    """The config of the model `init`: as it is, with another codec, or from mono to stereo."""
     encoders = {"text_encoder": run.text_encoder, "style_encoder": run.style_encoder}
     base = read(ModelConfig, run.init, **encoders)
     if run.clap_encoder is not None:
@@ -183,26 +183,26 @@ def _continued_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
 
 
 def _codes_of(codec: CodecConfig) -> CodecConfig:
-    """The codec as a language model of its codes has it: with weight norm folded into the kernels."""
+    """The codec beside a language model of its codes: with weight norm folded into the kernels."""
     if codec.chunk_seconds is not None:
         raise ConfigError("this codec codes chunks of audio apart: its codes are no sequence that a model could learn")
     return dataclasses.replace(codec, norm="none") if codec.norm == "weight_norm" else codec
 
 
 def pretrained(run: LMRun) -> Checkpoint:
-    """The model that `run` trains, with the weights that it starts from, of numpy; the variables of what is new are
-    missing.
+    """The model that `run` trains with its pretrained weights, numpy arrays; new variables are missing.
 
     Raises:
       CheckpointError: There is nothing readable at a source.
       ConfigError: The parts do not fit together.
     """
     model = resolve(run)
-    return _new_weights(run, model) if run.init is None else _continued_weights(run, model)
+    return _new_weights(run, model) if run.init is None else _continued_weights(run, run.init, model)
 
 
 def _new_weights(run: LMRun, model: ModelConfig) -> Checkpoint:
-    """The codec, and the encoders that are not new."""
+    """The weights of the codec, and of the encoders that are not new."""
+    assert run.codec is not None, "resolve has checked it"
     variables, clap_tokenizer = {"codec": _folded(*sources.read_codec(run.codec))}, None
     if run.new_text is not None:
         text = text_encoders.new(run.new_text, run.vocabulary)
@@ -219,10 +219,10 @@ def _new_weights(run: LMRun, model: ModelConfig) -> Checkpoint:
     return Checkpoint(model, variables, text.tokenizer_files, clap_tokenizer)
 
 
-def _continued_weights(run: LMRun, model: ModelConfig) -> Checkpoint:
-    """All weights of `init`."""
+def _continued_weights(run: LMRun, init: str, model: ModelConfig) -> Checkpoint:
+    """All weights of the model `init`."""
     encoders = {"text_encoder": run.text_encoder, "style_encoder": run.style_encoder}
-    base = sources.read(run.init, place=_as_numpy, **encoders)
+    base = sources.read(init, place=_as_numpy, **encoders)
     codec = (base.config.codec, base.variables["codec"]) if run.codec is None else sources.read_codec(run.codec)
     variables = base.variables | {"codec": _folded(*codec)}
     if model.channels != base.config.channels:
@@ -239,7 +239,7 @@ def _folded(config: CodecConfig, variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_stereo(params: dict[str, Any]) -> dict[str, Any]:
-    """The stereo model's parameters of a mono model: left and right of a codebook begin with that codebook's weights.
+    """Initialises a stereo model from a mono model: left and right of a codebook have that codebook's weights.
 
     The order of the codebooks is that of the published stereo models: left 1, right 1, left 2, right 2, ...
     """
@@ -249,10 +249,10 @@ def to_stereo(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def pretrained_shapes(run: LMRun) -> Checkpoint:
-    """As `pretrained`, with shapes (`jax.ShapeDtypeStruct`) in the place of weights: nothing is read or fetched.
+    """`pretrained` with shapes (`jax.ShapeDtypeStruct`) instead of weights: nothing is read or fetched.
 
     Raises:
-      ConfigError: A source is neither here nor published, or the parts do not fit together.
+      ConfigError: A source is neither local nor published, or the parts do not fit together.
     """
     model = resolve(run, fetch=False)
     not_new = ["codec/", "style/features/", "clap/(text|audio)/", *([] if run.new_text else ["text/"])]
@@ -261,24 +261,24 @@ def pretrained_shapes(run: LMRun) -> Checkpoint:
 
 
 def _shaped(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """A tree of float32 shapes, from those by their paths."""
+    """Shapes by their paths as a tree of float32 `jax.ShapeDtypeStruct`."""
     leaves = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
     return unflatten_dict(leaves, sep="/")
 
 
 def codec_of(model: Checkpoint) -> Codec:
-    """The codec of a model, for as many channels as it has."""
+    """The codec of a model, for the model's channels."""
     return Codec(model.config.codec, model.variables["codec"], channels=model.config.channels)
 
 
 def corpus_kind(model: ModelConfig) -> Literal["tokens", "audio"]:
-    """What the corpora of such a model have to hold: codes, unless its conditions are made of the music itself."""
+    """The kind of corpus that a model is trained on: codes, unless its conditions are computed from audio."""
     needs_audio = model.clap is not None or (model.style is not None and model.style.features is not None)
     return "audio" if needs_audio else "tokens"
 
 
 def hashes(start: Checkpoint) -> dict[str, str | None]:
-    """What tells the parts that a run starts from apart from others, in hexadecimal digits; None for what is new."""
+    """The hashes of the parts that a run starts from, in hexadecimal digits; None for a new text encoder."""
     variables = start.variables
     text = variables.get("text")
     style = dict(variables.get("style", {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -29,7 +29,7 @@ from mgjax.train.lm.config import LMRun
 from mgjax.train.metrics import CrossEntropy, Mean, Perplexity
 from mgjax.train.optim import Average
 from mgjax.train.state import TrainState
-from mgjax.train.task import Batch, Task
+from mgjax.train.task import Batch, BatchShapes, Task
 from mgjax.train.trainable import mask, matching, partition
 
 Metrics = dict[str, Float[Array, ""]]
@@ -40,8 +40,8 @@ def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Tas
 
     Args:
       run: The run.
-      start: What it starts from, of arrays or of shapes, as `resolver.pretrained` or `pretrained_shapes` give it.
-      kind: Of what the batches are: codes ("tokens") or audio.
+      start: The model that it starts from, of arrays or of shapes (`resolver.pretrained` or `pretrained_shapes`).
+      kind: The kind of the batches: codes ("tokens") or audio.
     """
     trained, frozen = partition(start.variables, run.trainable)
     if kind == "tokens":
@@ -66,24 +66,24 @@ def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Tas
 
 
 def _stored(run: LMRun, params: dict[str, Any]) -> dict[str, Any]:
-    """The weights that an adapter leaves as they are, in the type of the activations, which they are read in."""
+    """The frozen weights beside an adapter, in the dtype of the activations, in which they are read."""
     params = jax.tree.map(lambda leaf: leaf.astype(run.dtype), params)
     return stack_layers(params) if run.scan_layers else params
 
 
 def _on_shapes_too(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`function` of a tree of arrays; of one of shapes, the shapes that it gives."""
+    """`function` of a tree of arrays, or its shapes for a tree of shapes."""
     if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
         return jax.eval_shape(function, tree)
     return function(tree)
 
 
 class TrainStep:
-    """The pure functions of a run: its first state, one training step, one validation step.
+    """The pure functions of a run: its initial state, one training step, one validation step.
 
     Args:
       run: The run.
-      start: What it starts from.
+      start: The model that it starts from.
       frozen: The weights that are read and not trained, of arrays or of shapes.
     """
 
@@ -99,15 +99,17 @@ class TrainStep:
             self.optimizer = optax.chain(self.optimizer, slower)
 
     def init(self, key: Array, pretrained: Any = None) -> TrainState:
-        """The state before the first step: the published initialisation, or the weights to go on from."""
-        trains, pretrained, params = self.run.trainable, pretrained or {}, {}
-        if trains("text/"):
+        """The state before the first step: initialised as published, or from the pretrained weights."""
+        pretrained, params = pretrained or {}, {}
+        if self.model.text is not None and self.run.trainable("text/"):
             key, text_key = jax.random.split(key)
             params["text"] = pretrained.get("text") or text_encoders.initial(self.model.text, text_key)
-        key, style_key = (key, None) if self.model.style is None else jax.random.split(key)
-        of_conditions, extra = conditions.initial(self.model, pretrained, style_key)
-        params |= of_conditions
-        if trains("lora/"):
+        style_key = key
+        if self.model.style is not None:
+            key, style_key = jax.random.split(key)
+        conditioners, extra = conditions.initial(self.model, pretrained, style_key)
+        params |= conditioners
+        if self.run.lora is not None:
             params["lora"] = lora.initial(self.run.lora, self.frozen_shapes["lm"], key)
         else:
             params["lm"] = self.new_lm(key, pretrained.get("lm"))
@@ -120,18 +122,20 @@ class TrainStep:
         )
 
     def new_lm(self, key: Array, pretrained: dict[str, Any] | None) -> dict[str, Any]:
-        """The language model's parameters before the first step: those of `pretrained` where there are any."""
-        key, codes_key = (key, None) if self.codebooks is None else jax.random.split(key)
+        """The language model's initial parameters: `pretrained`, or new ones if that is None."""
+        codes_key = key
+        if self.codebooks is not None:
+            key, codes_key = jax.random.split(key)
         stacked = initial(self.model.lm, key) if pretrained is None else stack_layers(pretrained)
         if self.codebooks is not None:
-            groups = self.model.channels // self.model.codec.channels  # that are coded apart
+            groups = self.model.channels // self.model.codec.channels  # of channels, each encoded alone
             codebooks = jnp.repeat(self.codebooks, groups, axis=0)[: self.model.lm.num_codebooks]
             stacked = codewords.placed(stacked, codebooks, codes_key)
         return stacked if self.run.scan_layers else unstack_layers(stacked)
 
     def lm_params(self, params: Any, frozen: Any, key: Array | None = None) -> dict[str, Any]:
-        """The language model's parameters, with the adapter beside them where it is what trains."""
-        if "lora" not in params:
+        """The language model's parameters, with the adapter beside them if one is trained."""
+        if self.run.lora is None:
             return params["lm"]
         return lora.insert(self.run.lora, frozen["lm"], params["lora"], key)
 
@@ -162,18 +166,18 @@ class TrainStep:
         return TrainState(step=step, params=params, optimizer=optimizer, average=average, extra=extra), metrics
 
     def evaluate(self, state: TrainState, frozen: Any, batch: Batch) -> dict[str, Any]:
-        """How well the averaged weights predict each codebook."""
+        """The cross-entropy and the perplexity of each codebook, with the averaged weights."""
         inputs = self.inputs(frozen, batch)
         sums, _ = self.cross_entropy(export.weights_of(state), frozen, inputs, state.extra)
         counts = jnp.sum(inputs["steps"].counted, axis=(0, 1), dtype=jnp.float32)
-        metrics = {"cross_entropy": CrossEntropy(sums, counts)}
+        metrics: dict[str, Any] = {"cross_entropy": CrossEntropy(sums, counts)}
         for k in range(self.model.lm.num_codebooks):
             metrics[f"cross_entropy_{k + 1}"] = Mean(sums[k], counts[k])
             metrics[f"perplexity_{k + 1}"] = Perplexity(sums[k], counts[k])
         return metrics
 
     def inputs(self, frozen: Any, batch: Batch) -> dict[str, Any]:
-        """What the language model learns from: the steps of the pattern, and what its conditions are made of."""
+        """The teacher-forced steps of the pattern ("steps"), and the conditioning inputs."""
         if "codes" in batch:
             codes, num_frames = batch["codes"], batch["num_frames"]
         else:
@@ -192,24 +196,26 @@ class TrainStep:
     def cross_entropy(
         self, params: Any, frozen: Any, inputs: dict[str, Any], extra: Any, key: Array | None = None
     ) -> tuple[Float[Array, " k"], Any]:
-        """The cross-entropy of each codebook, summed over what counts; and `extra` of the state after it, where there
-        is a `key`: then the conditions learn."""
+        """The cross-entropy of each codebook, summed over the loss mask, and `TrainState.extra` after it.
+
+        `extra` changes with a `key` only, as in training.
+        """
         steps = inputs["steps"]
         variables = {"params": self.lm_params(params, frozen, key)}
         weights, key = {**frozen, **params}, key if extra else None
         batch_conditions, extra = conditions.conditions(self.model, weights, inputs, extra, key)
-        context = self.lm.apply(variables, batch_conditions, batch=steps.inputs.shape[0], method="context")
-        hidden = self.lm.apply(variables, steps.inputs, context, method="hidden")
-        predict = functools.partial(self.lm.apply, variables, method="logits")
-        return losses.cross_entropy_of(predict, hidden, steps), extra
+        apply: Callable[..., Any] = functools.partial(self.lm.apply, variables)
+        context = apply(batch_conditions, batch=steps.inputs.shape[0], method="context")
+        hidden = apply(steps.inputs, context, method="hidden")
+        return losses.cross_entropy_of(functools.partial(apply, method="logits"), hidden, steps), extra
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def flops(self, batch: BatchShapes) -> float:
         """The operations of all convolutions and matrix products that one training step needs.
 
-        The language model goes forward once and backward twice as long, which is 6 for each weight and code step, and
-        its attention (counted in full, although half of it is masked); so does a text encoder that is trained. What is
-        not trained goes forward only; but beside an adapter the language model goes backward too, as long as forward,
-        for there are no gradients of its weights. What `remat` computes again is not counted.
+        The backward pass of the language model, and of a trained text encoder, takes twice the operations of the
+        forward pass: 6 in all for each weight and step, with attention in full, although half of it is masked. Frozen
+        encoders have a forward pass only; beside an adapter, the language model's backward pass takes as many
+        operations as its forward pass, without gradients of its weights. What `remat` computes again is not counted.
         """
         frozen = self.frozen_shapes
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(batch))
@@ -217,7 +223,7 @@ class TrainStep:
         inputs = jax.eval_shape(self.inputs, frozen, shapes)
         trained = products(self.cross_entropy, state.params, frozen, inputs, state.extra)
         forward_only = products(self.inputs, frozen, shapes)
-        if "text" in frozen:
+        if self.model.text is not None and "text" in frozen:
             encoder = T5Encoder(self.model.text)
             text = products(encoder.apply, {"params": frozen["text"]}, shapes["text_ids"], shapes["text_mask"])
             trained, forward_only = trained - text, forward_only + text
@@ -238,18 +244,18 @@ def initial(config: LMConfig, key: Array) -> dict[str, Any]:
 
 
 def encoded(config: CodecConfig, variables: dict[str, Any], audio: Float[Array, "b n c"]) -> Int[Array, "b t k"]:
-    """The codes of `audio`, as `Codec.encode` gives them, within a compiled step.
+    """Encodes audio within a compiled step, to the codes of `Codec.encode`.
 
     Args:
-      config: Of the codec, with weight norm folded into its kernels; for more channels than it has, groups of them are
-        coded apart.
-      variables: Of the codec.
-      audio: From -1 to 1.
+      config: The codec, with weight norm folded into its kernels. If the audio has more channels, groups of them are
+        encoded one by one.
+      variables: The variables of the codec.
+      audio: Audio from -1 to 1.
     """
     b, n, c = audio.shape
     groups, hop = c // config.channels, config.hop_length
     rows = jnp.moveaxis(audio.reshape(b, n, groups, -1), 2, 1).reshape(b * groups, n, -1)
     rows = jnp.pad(rows, ((0, 0), (0, -n % hop), (0, 0)))
     with jax.default_matmul_precision("highest"):  # a code is a hard decision
-        codes = EncodecModel(config).apply(variables, rows, n, method="encode")
+        codes: Any = EncodecModel(config).apply(variables, rows, n, method="encode")
     return jnp.moveaxis(codes.reshape(b, groups, *codes.shape[1:]), 1, 3).reshape(b, codes.shape[1], -1)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from mgjax.checkpoints.native import Checkpoint
 from mgjax.codec.codec import Codec
@@ -14,7 +11,7 @@ from mgjax.config.model import ModelConfig
 from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus
 from mgjax.data.description import SPLITS
-from mgjax.data.pipeline import batches, validation_batches
+from mgjax.data.pipeline import BatchIterator, batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.train.inputs import Inputs
@@ -36,24 +33,23 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
     with Watchdog(config.loop.hang_seconds) as watchdog:
         with watchdog.waiting("opening the corpora"):
             corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
-        with watchdog.waiting("reading what the run begins with", may_last=True):
+        with watchdog.waiting("reading the weights to start from", may_last=True):
             start = resolver.pretrained(config)
             inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, **resolver.hashes(start))
-    kinds = {corpus.kind for corpus in corpora["train"]}
     _check_corpora(corpora["train"] + corpora["valid"], start.config, resolver.codec_of(start))
     mesh = config.mesh.make()
-    options = {"rows": sharding.rows_here(config.data.batch_size, mesh), "conditions": batch_conditions(config, start)}
-    train_data = batches(corpora["train"], config.data, seed=config.loop.seed, **options)
+    rows, conditions = sharding.rows_here(config.data.batch_size, mesh), batch_conditions(config, start)
+    train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows, conditions=conditions)
 
-    def valid_data() -> Iterator[dict[str, np.ndarray]]:
-        return validation_batches(corpora["valid"], config.data, **options)
+    def valid_data() -> BatchIterator:
+        return validation_batches(corpora["valid"], config.data, rows=rows, conditions=conditions)
 
-    training = task(config, start, kinds.pop())
+    training = task(config, start, "audio" if corpora["train"][0].kind == "audio" else "tokens")
     return fit(training, train_data, valid_data, config.loop, workdir, run=config, mesh=mesh, inputs=inputs)
 
 
 def batch_conditions(config: LMRun, start: Checkpoint) -> BatchConditions:
-    """What the batches bring for the conditions of the model.
+    """The conditioning inputs that the batches of a run hold.
 
     Raises:
       CheckpointError: The model came without the files of a tokenizer.
@@ -63,8 +59,8 @@ def batch_conditions(config: LMRun, start: Checkpoint) -> BatchConditions:
         text=None if model.text is None else config.text,
         tokenize=None if model.text is None else tokenizers.load(model, start.tokenizer).encode,
         melody=model.melody,
-        style=model.style and model.style.seconds,
-        clap=model.clap and tokenizers.load_clap(model.clap.clap, start.clap_tokenizer).encode,
+        style=None if model.style is None else model.style.seconds,
+        clap=None if model.clap is None else tokenizers.load_clap(model.clap.clap, start.clap_tokenizer).encode,
         labels=(*model.labels, *model.numbers),
         dropout=config.dropout,
     )
@@ -74,11 +70,10 @@ def _check_corpora(corpora: list[Corpus], model: ModelConfig, codec: Codec) -> N
     """Raises ConfigError unless the model can be trained on all of the corpora."""
     for corpus in corpora:
         if corpus.kind == "audio":
-            found, expected = (corpus.sample_rate, corpus.width), (codec.sample_rate, codec.channels)
-            if found != expected:
+            if (corpus.sample_rate, corpus.width) != (codec.sample_rate, codec.channels):
                 raise ConfigError(
-                    f"{corpus.directory} holds audio of {found[0]} Hz with {found[1]} channels, the model is of "
-                    f"{expected[0]} Hz with {expected[1]}: build the corpus again with these"
+                    f"{corpus.directory} holds audio of {corpus.sample_rate} Hz with {corpus.width} channels, the "
+                    f"model is of {codec.sample_rate} Hz with {codec.channels}: build the corpus again with these"
                 )
         elif corpus.codec_hash != codec.hash:
             raise ConfigError(

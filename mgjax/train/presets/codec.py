@@ -3,7 +3,7 @@
     mgjax train codec --config=codec:mini --workdir=runs/codec --config.data.corpora="('corpus',)"
 
 where `corpus` is a folder that `mgjax corpus build` made, at the codec's rate. Any setting can be overridden in the
-same way. Each function below says what its run needs and gives.
+same way. Each function below is a run; its docstring says what it needs.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ from mgjax.train.overrides import to_config_dict
 
 
 def get_config(name: str = "32khz") -> ConfigDict:
+    """The settings of the run `name`, one of `VARIANTS`; raises ValueError if there is none of that name."""
     if name not in VARIANTS:
         raise ValueError(f"the preset codec has {', '.join(VARIANTS)}, not {name!r}")
     config = to_config_dict(CodecRun())
@@ -24,7 +25,7 @@ def get_config(name: str = "32khz") -> ConfigDict:
 def khz32(config: ConfigDict) -> None:
     """The codec of MusicGen, `facebook/encodec_32khz`: 50 frames a second of 4 codes out of 2048, 2.2 kb/s.
 
-    The published recipe is the default of every setting: batch 64 of 1 s, 400 000 updates, on 8 GPUs. Not run here.
+    The published recipe is the default of every setting: batch 64 of 1 s, 400 000 steps, on 8 GPUs. Not run here.
     """
 
 
@@ -91,7 +92,7 @@ def mini(config: ConfigDict) -> None:
 
 
 def debug(config: ConfigDict) -> None:
-    """The codec of the model "debug", for trying things: seconds on a laptop, and no sound worth hearing."""
+    """The codec of the model "debug", to try the trainer: seconds on a laptop, and no useful sound."""
     config.model = to_config_dict(random_weights.DEBUG.codec)
     config.discriminator.stft_filters = 4
     config.discriminator.stft_sizes = (1024, 256)

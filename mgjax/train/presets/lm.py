@@ -4,10 +4,10 @@
         --config.codec=runs/codec/best --config.vocabulary=words --config.data.corpora="('tokens',)"
 
 where `tokens` is a folder that `mgjax corpus tokenize` made with that codec. Any setting can be overridden in the same
-way; `lm:finetune --config.init=MODEL` goes on from a model that `mgjax.load` opens. Each function below says
-what its run needs and gives.
+way; `lm:finetune --config.init=MODEL` goes on from a model that `mgjax.load` opens. Each function below is a run; its
+docstring says what it needs.
 
-The published models were trained on 20 000 hours of music: 1 000 000 updates of 192 clips of 30 s, in float16 on 32, 64
+The published models were trained on 20 000 hours of music: 1 000 000 steps of 192 clips of 30 s, in float16 on 32, 64
 and 96 A100 GPUs (small, medium, large). None of the three has been run here.
 """
 
@@ -25,6 +25,7 @@ from mgjax.train.overrides import to_config_dict
 
 
 def get_config(name: str = "small") -> ConfigDict:
+    """The settings of the run `name`, one of `VARIANTS`; raises ValueError if there is none of that name."""
     if name not in VARIANTS:
         raise ValueError(f"the preset lm has {', '.join(VARIANTS)}, not {name!r}")
     config = to_config_dict(LMRun())
@@ -33,9 +34,9 @@ def get_config(name: str = "small") -> ConfigDict:
 
 
 def recipe(config: ConfigDict) -> None:
-    """What all the published models share. T5 and the codec come from the Hugging Face Hub, or from folders.
+    """The settings that all published models share. T5 and the codec come from the Hugging Face Hub, or from folders.
 
-    Weights are split among 64 devices, or among all where there are fewer, and gathered once in an update.
+    Weights are split among 64 devices, or all of fewer devices, and gathered once in a training step.
     """
     config.codec = published.ENCODEC
     config.text_encoder = "t5-base"
@@ -45,7 +46,7 @@ def recipe(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
-    """musicgen-small, 420 million weights. Its recipe finds the learning rate itself (D-Adaptation). Not run here."""
+    """musicgen-small, 420 million weights, with D-Adaptation, which finds the learning rate itself. Not run here."""
     recipe(config)
     config.optim.name = "dadapt_adamw"
     config.optim.learning_rate = 1.0
@@ -67,7 +68,7 @@ def large(config: ConfigDict) -> None:
 
 
 def melody(config: ConfigDict) -> None:
-    """musicgen-melody: medium, with text and the melody's pitch classes before the music. Not run here.
+    """musicgen-melody: medium, with the text and the melody's chromagram as a prefix. Not run here.
 
     Codes are made with `mgjax corpus tokenize --melody`; in the published training, melodies were of music without
     drums and bass.
@@ -80,9 +81,9 @@ def melody(config: ConfigDict) -> None:
 
 
 def style(config: ConfigDict) -> None:
-    """musicgen-style: medium, with the style of three seconds and text before the music. Not run here.
+    """musicgen-style: medium, with the style of a three-second excerpt and the text as a prefix. Not run here.
 
-    MERT hears the style, so the corpora are of sound. It comes from the Hugging Face Hub, or from a folder.
+    The style is of MERT's features, so the corpora are of audio. MERT comes from the Hugging Face Hub, or a folder.
     """
     medium(config)
     config.lm.conditions = published.STYLE_CONDITIONS
@@ -102,7 +103,7 @@ def settle(config: ConfigDict, name: str, values: Any) -> None:
 
 
 def stereo(config: ConfigDict) -> None:
-    """musicgen-stereo-small: 200 000 updates that go on from the mono model, with the codes of left and right by turns.
+    """musicgen-stereo-small: 200 000 steps from the mono model, with interleaved codes of left and right.
 
     Not run here.
     """
@@ -116,7 +117,7 @@ def stereo(config: ConfigDict) -> None:
 
 
 def finetune(config: ConfigDict) -> None:
-    """All weights of `--config.init`, any model that `mgjax.load` opens, go on to learn on your music. Not run here."""
+    """Trains all weights of `--config.init`, any model that `mgjax.load` opens, on your music. Not run here."""
     config.lm = None
     config.dtype = "bfloat16"
     config.remat = "dots"
@@ -129,7 +130,7 @@ def finetune(config: ConfigDict) -> None:
 
 
 def lora(config: ConfigDict) -> None:
-    """An adapter of low rank beside the weights of `--config.init`, as `mgjax finetune` trains it. Not run here."""
+    """Trains a LoRA adapter of `--config.init`, as `mgjax finetune` does. Not run here."""
     finetune(config)
     settle(config, "lora", LoraConfig(rank=16, alpha=32.0))
     config.optim.learning_rate = 5e-4
@@ -139,10 +140,10 @@ def lora(config: ConfigDict) -> None:
 def mini_beginning(config: ConfigDict) -> None:
     """The bundled model's language model, first part: text and melody, learned from short segments on two CPU cores.
 
-    For the codes of `codec:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is
-    new, and learns with it, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts
-    say most about the first seconds, which later ones only continue, so the segments are short and many. Unlike the
-    published recipe it takes Muon, and embeddings made of the codec's codewords: so few updates would not do otherwise.
+    For the codes of `codec:mini`, made with `mgjax corpus tokenize --melody 0.1707`. Its text encoder is new and is
+    trained too, on the vocabulary in `--config.vocabulary=DIR` that `mgjax corpus vocabulary` makes. Texts matter most
+    for the first seconds, which later ones continue, so the segments are short and many. Unlike the published recipe
+    it has Muon and embeddings initialised from the codebooks, without which so few steps would not suffice.
     """
     config.lm = to_config_dict(
         LMConfig(
@@ -183,7 +184,7 @@ def mini(config: ConfigDict) -> None:
 
 
 def on_two_cores(config: ConfigDict) -> None:
-    """What both parts of the bundled model's training share."""
+    """The settings that both parts of the bundled model's training share."""
     config.codebook_weights = (4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
     config.train_text = True
     config.text_rate = 0.1
@@ -205,7 +206,7 @@ def on_two_cores(config: ConfigDict) -> None:
 
 
 def debug(config: ConfigDict) -> None:
-    """The language model of "debug", for trying things: seconds on a laptop, and no music."""
+    """The language model of "debug", to try the trainer: seconds on a laptop, and no music."""
     config.lm = to_config_dict(random_weights.DEBUG.lm)
     config.codec = "debug"
     config.text_encoder = "debug"
