@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         with terminal.errors_at(where):
             generate.check(recipe, model)
         jobs.append(batch.Job(name, _kind(recipe), recipe, _about(recipe)))
-    form: batch.Form
+    form: batch.Writer
     if args.format == "array_record":
         from mgjax.data.description import describe_audio
 
