@@ -148,15 +148,15 @@ def test_every_option_reaches_the_model(monkeypatch, debug_model):
     calls = []
     real = type(debug_model).generate
 
-    def spy(self, texts, **options):
-        calls.append((texts, options))
-        return real(self, texts, **options)
+    def spy(self, prompts, **options):
+        calls.append((prompts, options))
+        return real(self, prompts, **options)
 
     monkeypatch.setattr(type(debug_model), "generate", spy)
     options = ["--temperature", "0", "--top-k", "7", "--top-p", "0.25", "--guidance", "1.5"]
     assert generate("a", "b", "--batch-size", "2", "--window", "3", "--stride", "1", "--seed", "8", *options) == 0
-    ((texts, given),) = calls
-    assert texts == ["a", "b"]
+    ((prompts, given),) = calls
+    assert prompts == ["a", "b"]
     assert (given["seed"], given["window"], given["stride"], given["seconds"]) == ([8, 9], 3.0, 1.0, 0.4)
     assert given["sampling"] == mgjax.Sampling(temperature=0.0, top_k=7, top_p=0.25, guidance=1.5)
 
@@ -168,7 +168,7 @@ def test_continuing_a_sound(monkeypatch, debug_model):
     assert len(files("songs")) == 4
     seen = []
     monkeypatch.setattr(
-        type(debug_model), "generate", lambda self, texts, **options: seen.append(options) or np.zeros((1, 8, 1), "f4")
+        type(debug_model), "generate", lambda self, **options: seen.append(options) or np.zeros((1, 8, 1), "f4")
     )
     # Longer than the window of 2 s: its last 1.5 s, as much as one window hands to the next.
     audio_files.write("long.wav", np.linspace(0, 0.9, 96_000, dtype=np.float32), 32_000)
@@ -462,11 +462,11 @@ def failing(monkeypatch, model, error, after):
     """Makes the model raise `error` in its call number `after`."""
     real, calls = type(model).generate, []
 
-    def fail(self, texts, **options):
-        calls.append(texts)
+    def fail(self, prompts, **options):
+        calls.append(prompts)
         if len(calls) > after:
             raise error
-        return real(self, texts, **options)
+        return real(self, prompts, **options)
 
     monkeypatch.setattr(type(model), "generate", fail)
 
