@@ -168,9 +168,7 @@ def test_continuing_a_sound(monkeypatch, debug_model):
     assert len(files("songs")) == 4
     seen = []
     monkeypatch.setattr(
-        type(debug_model),
-        "generate",
-        lambda self, prompts, **options: seen.append(options) or np.zeros((1, 8, 1), "f4"),
+        type(debug_model), "generate", lambda self, **options: seen.append(options) or np.zeros((1, 8, 1), "f4")
     )
     # Longer than the window of 2 s: its last 1.5 s, as much as one window hands to the next.
     audio_files.write("long.wav", np.linspace(0, 0.9, 96_000, dtype=np.float32), 32_000)

@@ -208,6 +208,7 @@ def _conditioning_inputs(
             chromas = list(_chroma(chroma, batch, config.melody.num_frames, config.melody.num_bins))
         elif chroma is None:
             rate = model_rate if melody_sample_rate is None else melody_sample_rate
+            rate = arguments.rate(rate, "melody_sample_rate")
             melodies = prepare_melodies(melody, rate, batch, config.melody, separate=separate)
         else:
             raise ValueError("melody and chroma say the same in two ways: give one of them")
@@ -215,6 +216,7 @@ def _conditioning_inputs(
         if config.style is None:
             raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
         rate = model_rate if style_sample_rate is None else style_sample_rate
+        rate = arguments.rate(rate, "style_sample_rate")
         styles = prepare_excerpts(style, rate, seeds, config)
     return OtherInputs(melodies, chromas, styles, _labels(labels, batch, config))
 
