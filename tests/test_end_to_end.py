@@ -11,6 +11,7 @@ import pytest
 from baselines import token_counts, unigram
 
 import mgjax
+from mgjax import cli
 from mgjax.audio import files as audio_files
 from mgjax.data.corpus import Corpus
 
@@ -37,6 +38,23 @@ def run(folder, *command):
     return result
 
 
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+@pytest.fixture
+def mgjax_command(folder, monkeypatch, capsys):
+    """Runs a command of mgjax in this process, which has started already; what it printed."""
+    monkeypatch.chdir(folder)
+
+    def command(*words):
+        assert cli.main(list(words)) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return command
+
+
 def train(folder, kind, workdir, settings, *more):
     flags = [f"--config.{setting}" for setting in [*settings.split(), *more]]
     config = f"--config={ROOT}/configs/{kind}.py:debug"
@@ -48,15 +66,9 @@ def values(lines, split, name):
     return [line["values"][name] for line in lines if line["split"] == split]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("end-to-end")
-
-
-def test_from_nothing_to_music(folder):
-    corpus = ("-m", "mgjax", "corpus")
-    run(folder, *corpus, "synthesize", "music", "--hours", "0.05", "--sample-rate", "16000")
-    run(folder, *corpus, "build", "music", "sound", "--sample-rate", "16000", "--valid", "0.2")
+def test_from_nothing_to_music(folder, mgjax_command):
+    mgjax_command("corpus", "synthesize", "music", "--hours", "0.05", "--sample-rate", "16000")
+    mgjax_command("corpus", "build", "music", "sound", "--sample-rate", "16000", "--valid", "0.2")
 
     lines = train(folder, "codec", "codec", CODEC, "data.corpora=('sound',)")
     found = {name: values(lines, "valid", name) for name in ("mel_distance", "si_snr")}
@@ -65,8 +77,8 @@ def test_from_nothing_to_music(folder):
     usage = [values(lines, "valid", f"usage_{k}")[-1] for k in range(1, 5)]
     assert min(usage) > 0.5, usage
 
-    run(folder, *corpus, "tokenize", "sound", "tokens", "--codec", "codec/best")
-    assert "4 codebooks" in run(folder, *corpus, "inspect", "tokens").stdout
+    mgjax_command("corpus", "tokenize", "sound", "tokens", "--codec", "codec/best")
+    assert "4 codebooks" in mgjax_command("corpus", "inspect", "tokens")
 
     lines = train(folder, "lm", "lm", LM, "codec=codec/best", "data.corpora=('tokens',)")
     loss = values(lines, "train", "loss")
