@@ -28,14 +28,6 @@ def partition(params: Mapping[str, Any], trainable: Filter) -> tuple[dict[str, A
     return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
 
 
-def combine(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of all `parts`, which have no path in common: undoes `partition`."""
-    leaves: dict[str, Any] = {}
-    for part in parts:
-        leaves |= flatten_dict(part, sep="/")
-    return unflatten_dict(leaves, sep="/")
-
-
 def mask(params: Any, accepted: Filter) -> Any:
     """A tree like `params` of whether `accepted` accepts each of them, as `optax.masked` takes it."""
     return jax.tree_util.tree_map_with_path(lambda path, _: accepted(path_of(path)), params)

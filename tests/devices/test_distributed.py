@@ -39,7 +39,7 @@ def test_a_process_that_is_alone_starts_as_ever():
     assert find(SLURM, num_processes=1) is None
     assert find(SLURM | {"SLURM_NTASKS": "1"}) is None
     assert find({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
-    code = "import time, sys; from mgjax import hosts; hosts.start(heeds_sigterm=True); import jax"
+    code = "import time, sys; from mgjax.devices import distributed; distributed.start(heeds_sigterm=True); import jax"
     code += "; print(jax.distributed.is_initialized(), jax._src.xla_bridge.backends_are_initialized())"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

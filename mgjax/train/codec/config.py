@@ -83,8 +83,8 @@ class CodecRun:
 
     @property
     def trainable(self) -> Filter:
-        """The parameters that train, by their paths: "codec/..." and "discriminator/..."."""
-        return matching("discriminator/", "codec/decoder/") if self.keep_codes else matching("")
+        """Which of the codec's parameters train, by their paths."""
+        return matching("decoder/" if self.keep_codes else "")
 
     @property
     def has_discriminators(self) -> bool:

@@ -19,7 +19,7 @@ from mgjax.train.codec.config import CodecRun
 from mgjax.train.optim import Average
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch
-from mgjax.train.trainable import combine, partition
+from mgjax.train.trainable import mask
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -90,9 +90,8 @@ class GAN:
         )
         (gradient,) = backward((balanced, jnp.float32(config.loss.commitment)))
         learned, optimizer["codec"] = self._update(params["codec"], optimizer["codec"], gradient)
-        trained, _ = partition({"codec": learned}, config.trainable)
-        _, kept = partition({"codec": params["codec"]}, config.trainable)
-        params |= combine(trained, kept)
+        trains = mask(learned, config.trainable)
+        params["codec"] = jax.tree.map(lambda train, new, old: new if train else old, trains, learned, params["codec"])
 
         step = state.step + 1
         counts = rvq_training.histogram(output.codes, self.model.codebook_size)
