@@ -218,7 +218,7 @@ def test_pieces_over_eight_devices_are_those_made_alone(tmp_path):
     ],
 )
 def test_a_bad_line_is_told_before_anything_is_played(tmp_path, monkeypatch, capsys, lines, message):
-    monkeypatch.setattr(batch, "make", pytest.fail)
+    monkeypatch.setattr(batch, "generate", pytest.fail)
     prompts = write(tmp_path / "p.jsonl", lines)
     out = tmp_path / "music"
     assert command.main(["--model", "debug", "--prompts", str(prompts), "--out", str(out), "--cache", "off"]) == 2
