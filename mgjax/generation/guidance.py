@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 from mgjax.conditioning.excerpts import Encode
 from mgjax.conditioning.provider import ConditioningInputs, ConditionProvider, Span
 from mgjax.config.model import ModelConfig, Sampling
-from mgjax.generation.arguments import OtherInputs, Request, Schedule, TimedPrompt
+from mgjax.generation.request import OtherInputs, Request, Schedule, TimedPrompt
 from mgjax.generation.windows import Extent, Window, extents, split
 
 

@@ -16,8 +16,8 @@ from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.model import Fused, LMConfig
 from mgjax.config.serialization import ConfigError
-from mgjax.generation.arguments import OtherInputs, Request, TimedPrompt
 from mgjax.generation.guidance import row_sets
+from mgjax.generation.request import OtherInputs, Request, TimedPrompt
 
 RATE = 8000
 CONDITIONS = (
