@@ -13,7 +13,7 @@ import mgjax
 from mgjax.audio.metadata import Metadata
 from mgjax.checkpoints.native import Checkpoint, write_model
 from mgjax.checkpoints.random_weights import DEBUG, random_variables
-from mgjax.conditioning.provider import tokenizer_of
+from mgjax.conditioning import tokenizers
 from mgjax.config.model import Fused, Sampling
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing
@@ -66,7 +66,7 @@ def test_what_is_loaded_predicts_as_what_was_validated(fuse, tmp_path):
     text_lm = dataclasses.replace(DEBUG.lm, conditions=(Fused("text", 16, fuse),))
     start, task, state = made(dataclasses.replace(RUN, lm=text_lm, text_encoder="debug"))
     batch = {"codes": codes(), "num_frames": np.array(LENGTHS, np.int32)}
-    batch["text_ids"], batch["text_mask"] = tokenizer_of(start.config, start.tokenizer).encode(TEXTS)
+    batch["text_ids"], batch["text_mask"] = tokenizers.load(start.config, start.tokenizer).encode(TEXTS)
     found = validated(task, state, batch)
     task.save(state, tmp_path / "model")
     model = mgjax.load(tmp_path / "model")
@@ -133,7 +133,9 @@ def test_training_on_stereo_audio_is_training_on_its_codes():
     config = dataclasses.replace(RUN, lm=None, init="debug", codec=None, channels=2)
     start, task, state = made(config, "audio")
     audio = np.random.default_rng(0).normal(size=(3, 15_700, 2)).astype(np.float32) / 8
-    texts = dict(zip(("text_ids", "text_mask"), tokenizer_of(start.config, start.tokenizer).encode(TEXTS), strict=True))
+    texts = dict(
+        zip(("text_ids", "text_mask"), tokenizers.load(start.config, start.tokenizer).encode(TEXTS), strict=True)
+    )
     lengths = np.array([15_700, 6_000, 1], np.int32)
     heard = validated(task, state, {"audio": audio, "num_samples": lengths} | texts)
     frames = np.array([25, 10, 1], np.int32)

@@ -9,7 +9,7 @@ import pytest
 
 import mgjax
 from mgjax.checkpoints import peft
-from mgjax.conditioning.provider import tokenizer_of
+from mgjax.conditioning.tokenizers import load as load_tokenizer
 from mgjax.config.serialization import ConfigError
 from mgjax.data.pipeline import DataConfig
 from mgjax.data.prompts import TextConfig
@@ -53,7 +53,9 @@ def test_only_the_adapter_learns_and_it_loads(corpus, tmp_path, scan):
     task = lm.task(config, start, "tokens")
     codes = np.random.default_rng(0).integers(0, 64, (2, 10, 4)).astype(np.int32)
     texts = ["a scale", None]
-    told = dict(zip(("text_ids", "text_mask"), tokenizer_of(start.config, start.tokenizer).encode(texts), strict=True))
+    told = dict(
+        zip(("text_ids", "text_mask"), load_tokenizer(start.config, start.tokenizer).encode(texts), strict=True)
+    )
     batch = {"codes": codes, "num_frames": np.array([10, 10], np.int32)} | told
     validated = jax.device_get(jax.jit(task.eval_step)(state, task.frozen, batch))["cross_entropy"].value()
     logits = np.asarray(adapted.logits(codes, texts), np.float64)

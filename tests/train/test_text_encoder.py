@@ -16,9 +16,9 @@ from mgjax.audio.metadata import Metadata
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.native import hash_of
 from mgjax.checkpoints.random_weights import random_variables
-from mgjax.conditioning.provider import tokenizer_of
 from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import load as load_tokenizer
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import Fused, LMConfig
 from mgjax.config.serialization import ConfigError
@@ -100,7 +100,7 @@ def batch_of(start):
     texts = dict(
         zip(
             ("text_ids", "text_mask"),
-            tokenizer_of(start.config, start.tokenizer).encode([*CAPTIONS[:2], None]),
+            load_tokenizer(start.config, start.tokenizer).encode([*CAPTIONS[:2], None]),
             strict=True,
         )
     )
