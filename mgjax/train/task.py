@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -20,7 +21,7 @@ from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
 
 Batch = dict[str, Array]
-BatchShapes = Mapping[str, Array | jax.ShapeDtypeStruct]
+BatchShapes = Mapping[str, Array | np.ndarray | jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)

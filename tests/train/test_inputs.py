@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 from test_lm import DEBUG, RUN, on
 from test_loop import CONFIG, Rows, line, valid
@@ -11,6 +12,7 @@ from mgjax.train import lm
 from mgjax.train.inputs import Inputs
 from mgjax.train.lm import training
 from mgjax.train.loop import fit
+from mgjax.train.state import TrainState
 from mgjax.train.training_state import Checkpoints
 
 BEFORE = {"codec": "c1", "train split of tokens": ["a", "b"], "init": "w1"}
@@ -67,8 +69,8 @@ def test_checkpoints_keep_it(tmp_path, capfd, monkeypatch):
 
 def test_a_run_knows_its_inputs(corpus, monkeypatch):
     """By what they are: the parts of a model that is gone on from, and the corpora."""
-    given = []
-    monkeypatch.setattr(training, "fit", lambda *_, **named: given.append(named["inputs"]))
+    given, state = [], TrainState(jnp.int32(0), {}, {}, None, {})
+    monkeypatch.setattr(training, "fit", lambda *_, **named: given.append(named["inputs"]) or state)
     lm.run(on(corpus), "never")
     lm.run(on(corpus, lm=DEBUG.lm, text_encoder="debug"), "never")
     first, second = (inputs.hashes for inputs in given)
