@@ -34,7 +34,7 @@ def keeps(path):
 
 
 def takes(path):
-    np.ones(40 << 20)  # for a moment
+    np.ones(16 << 20)  # for a moment
 
 
 def aborts(path):
@@ -62,17 +62,17 @@ DOOR = fuzzing.Door(write, read)
 
 def test_every_fault_is_found():
     cases = [3, 4, 6, 8, 10, 11, 17, 46]  # one of each deed, the first that takes memory for a moment
-    with fuzzing.Pool(1, fuzzing.Limits(1.0, 2.0, 200 * fuzzing.MIB)) as pool:
+    with fuzzing.Pool(1, fuzzing.Limits(4.0, 2.0, 100 * fuzzing.MIB)) as pool:
         results = pool.run("itself", cases)
-    moment, *others = results  # which may be over before the memory is looked at
-    assert moment.kind.startswith("more than 200 MiB of memory")
+    moment, *others = results  # which may be over before the memory is looked at; fresh memory can cost seconds of work
+    assert moment.kind.startswith("more than 100 MiB of memory")
     found = {result.kind for result in others if result.verdict == "fault"}
     assert found == {
         "KeyError in no file of mgjax: raw",
         "ConfigError in no file of mgjax: names no file",
-        "more than 1 s of work in no file of mgjax",
+        "more than 4 s of work in no file of mgjax",
         "waits for more than 2 s in no file of mgjax",
-        "more than 200 MiB of memory in no file of mgjax",
+        "more than 100 MiB of memory in no file of mgjax",
         "ended with status -6 in no file of mgjax",
     }
     assert [result.verdict for result in results].count("clear") == 1
