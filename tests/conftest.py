@@ -6,8 +6,9 @@ import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Compiling takes most of the time; what is compiled is tiny.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+# What is compiled is tiny, and each core has a worker of pytest: threads would wait for one another.
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
