@@ -195,21 +195,6 @@ def sinusoidal_positions(
 Shapes = dict[str, tuple[int, ...]]  # of arrays, by their paths
 
 
-def under(prefix: str, shapes: Shapes) -> Shapes:
-    """`shapes` with "prefix/" before every path."""
-    return {f"{prefix}/{path}": shape for path, shape in shapes.items()}
-
-
-def dense_shapes(path: str, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool = True) -> Shapes:
-    """The shapes of a `Dense`, or of a convolution, at `path`."""
-    return {f"{path}/kernel": inputs + outputs} | ({f"{path}/bias": outputs} if bias else {})
-
-
-def norm_shapes(path: str, dim: int) -> Shapes:
-    """The shapes of a norm with a scale and a bias, at `path`."""
-    return {f"{path}/scale": (dim,), f"{path}/bias": (dim,)}
-
-
 def codebook_shapes(k: int, v: int, d: int) -> Shapes:
     """The shapes of a residual vector quantizer: k codebooks of v codewords of width d, and their moving averages."""
     return {"embed": (k, v, d), "embed_avg": (k, v, d), "cluster_size": (k, v), "inited": (k,)}

@@ -22,7 +22,7 @@ from mgjax.checkpoints import audiocraft_config, hub, huggingface
 from mgjax.checkpoints.files import torch_file, xp_cfg
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
-from mgjax.checkpoints.tables import clap, hubert, matching, musicgen, shapes
+from mgjax.checkpoints.tables import clap, hubert, matching, musicgen
 from mgjax.checkpoints.tables.audiocraft_clap import clap_config
 from mgjax.checkpoints.tables.audiocraft_style import IGNORED, PREFIX, style_config
 from mgjax.config.conditioning import StyleConfig
@@ -67,8 +67,7 @@ def read_model(
     """
     path = Path(directory) / LM_FILE
     state, config, encoders = _match_parts(path, text_encoder, style_encoder, fetch)
-    rules, expected = musicgen.audiocraft(config), shapes.model_shapes(config)
-    match = matching.match(rules, state, expected, where=str(path), ignored=_IGNORED)
+    match = matching.match(musicgen.audiocraft(config), state, where=str(path), ignored=_IGNORED)
     flat = flatten_dict(matching.load(match, dtype=dtype, place=place))
     for prefix, match in encoders.matches.items():
         inside = (lambda path, array, prefix=prefix: place((*prefix, *path), array)) if place else None
@@ -201,9 +200,8 @@ def match_codec(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> tu
     state, run = _read_package(path)
     audiocraft_config.check_codec(path, run)
     config = audiocraft_config.codec_config(path, run)
-    rules, expected = musicgen.audiocraft_codec(config), shapes.codec_shapes(config)
-    match = matching.match(rules, state, expected, where=str(path), aliases=musicgen.ALIASES)
-    return config, match
+    rules = musicgen.audiocraft_codec(config)
+    return config, matching.match(rules, state, where=str(path), aliases=musicgen.ALIASES)
 
 
 def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,7 +20,7 @@ from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.huggingface_config import part_of_model, read_config
 from mgjax.checkpoints.native import Checkpoint, copy_tokenizer, find_tokenizer, replacing
-from mgjax.checkpoints.tables import matching, musicgen, shapes
+from mgjax.checkpoints.tables import matching, musicgen
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec import weight_norm
 from mgjax.config.conditioning import T5Config
@@ -41,7 +41,7 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place 
     directory = Path(directory)
     config = read_config(directory)
     tensors = safetensors.find(directory) | _identities(config.lm)
-    match = _match(directory, musicgen.huggingface(config), tensors, shapes.model_shapes(config), _IGNORED)
+    match = _match(directory, musicgen.huggingface(config), tensors, _IGNORED)
     return Checkpoint(config, matching.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
 
@@ -51,7 +51,7 @@ def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Mat
     values, prefix = part_of_model(directory, "encodec", "audio_encoder")
     config = huggingface_config.codec_config(values, directory / "config.json")
     tensors = _with_prefix(safetensors.find(directory), prefix)
-    return config, _match(directory, musicgen.huggingface_codec(config), tensors, shapes.codec_shapes(config))
+    return config, _match(directory, musicgen.huggingface_codec(config), tensors)
 
 
 def match_text_encoder(directory: Path) -> tuple[T5Config, matching.Match]:
@@ -59,18 +59,16 @@ def match_text_encoder(directory: Path) -> tuple[T5Config, matching.Match]:
     values, prefix = part_of_model(directory, "t5", "text_encoder")
     config = huggingface_config.t5_config(values, directory / "config.json")
     tensors, ignored = _with_prefix(safetensors.find(directory), prefix), () if prefix else _IGNORED_OF_T5
-    return config, _match(directory, musicgen.t5(config), tensors, shapes.text_shapes(config), ignored)
+    return config, _match(directory, musicgen.t5(config), tensors, ignored)
 
 
 def _match(
     directory: Path,
     rules: Iterable[matching.Rule],
     tensors: Mapping[str, Tensor],
-    expected: shapes.Shapes,
     ignored: tuple[str, ...] = (),
 ) -> matching.Match:
-    where = str(directory)
-    return matching.match(rules, tensors, expected, where=where, aliases=musicgen.ALIASES, ignored=ignored)
+    return matching.match(rules, tensors, where=str(directory), aliases=musicgen.ALIASES, ignored=ignored)
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.checkpoints.native import parsed, read_json, require
+from mgjax.checkpoints.files.config_json import parsed, read_json, require
 from mgjax.config.conditioning import MelodyConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mgjax.checkpoints.files import packed, safetensors
+from mgjax.checkpoints.files.config_json import parsed, read_json
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.tables import matching, shapes
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.config.model import CodecConfig, ModelConfig
-from mgjax.config.serialization import Config, from_dict, to_json
-from mgjax.errors import CheckpointError, ConfigError
+from mgjax.config.serialization import Config, to_json
+from mgjax.errors import CheckpointError
 from mgjax.inputs import files
+from mgjax.nn import Shapes
 
 VERSION = 1
 _HASHED_NUMBERS = 1024  # of each array
@@ -261,17 +263,15 @@ def _files(directory: Path) -> list[Path]:
     return [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
-def _match(directory: Path, tensors: dict[str, Tensor], expected: shapes.Shapes) -> matching.Match:
-    return matching.match(_own_rules(expected), tensors, expected, where=str(directory))
+def _match(directory: Path, tensors: dict[str, Tensor], expected: Shapes) -> matching.Match:
+    return matching.match(_own_rules(expected), tensors, where=str(directory))
 
 
-def _own_rules(expected: shapes.Shapes) -> list[matching.Rule]:
-    return [matching.Rule((path,), (path,)) for path in expected]
+def _own_rules(expected: Shapes) -> list[matching.Rule]:
+    return [matching.single(path, shape, path) for path, shape in expected.items()]
 
 
-def _write_weights(
-    directory: Path, variables: dict[str, Any], expected: shapes.Shapes, form: str | None = None
-) -> None:
+def _write_weights(directory: Path, variables: dict[str, Any], expected: Shapes, form: str | None = None) -> None:
     actual = {path: tuple(np.shape(array)) for path, array in flatten_dict(variables, sep="/").items()}
     if actual != expected:
         differing = sorted(path for path in actual | expected if actual.get(path) != expected.get(path))
@@ -297,46 +297,3 @@ def _read_config(directory: Path, kind: str, cls: type[Config]) -> Config:
     if kind not in content:
         raise CheckpointError(f"{path}: holds no {kind}, only {sorted(set(content) - {'format', 'version'})!s:.200}")
     return parsed(path, cls, content[kind])
-
-
-def parsed(
-    path: Path,
-    cls: type[Config],
-    values: Any,
-    theirs: Mapping[str, tuple[str, Any]] | None = None,
-    **more: Any,
-) -> Config:
-    """A `cls` from the values in the file `path`, and `more` of its fields.
-
-    `theirs`, for files of transformers: each field's name in the file, and its default there.
-
-    Raises:
-      CheckpointError: A value has the wrong type or is out of bounds.
-    """
-    try:
-        if theirs is not None:
-            values = {ours: values.get(name, default) for ours, (name, default) in theirs.items()} | more
-        return from_dict(cls, values)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], part: str = "") -> None:
-    """Raises CheckpointError unless the values in the file `path` are those of `fixed`, or missing."""
-    for name, expected in fixed.items():
-        if values.get(name, expected) != expected:
-            raise CheckpointError(f"{path}: {part}{name} is {values[name]!r:.200}; only {expected!r} is supported")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      CheckpointError: There is no such file, or no object in it.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; give the folder that holds the model")
-    content = files.read_json(path, error=CheckpointError)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: should hold an object; fetch the file again")
-    return content

@@ -16,8 +16,9 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mgjax.checkpoints.files import safetensors
+from mgjax.checkpoints.files.config_json import read_json
 from mgjax.checkpoints.files.torch_file import Tensor
-from mgjax.checkpoints.native import read_json, replacing
+from mgjax.checkpoints.native import replacing
 from mgjax.checkpoints.tables import musicgen, shapes
 from mgjax.config.model import LMConfig
 from mgjax.errors import CheckpointError, ConfigError
@@ -142,8 +143,8 @@ def _layers(lm: LMConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
     """The path of each layer with a kernel that can be adapted, and transformers' names of the kernel's matrices."""
     layers = {}
     for rule in musicgen.huggingface_lm(lm):
-        path = tuple(rule.targets[0].split("/"))
-        if len(rule.targets) == 1 and matrix(path) is not None:
+        path = tuple(next(iter(rule.shapes)).split("/"))
+        if matrix(path) is not None:
             layers[path[:-1]] = tuple(source.removesuffix(".weight") for source in rule.sources)
     return layers
 

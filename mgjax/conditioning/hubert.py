@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mgjax.conditioning.roberta import FeedForward
 from mgjax.config.conditioning import HubertConfig
-from mgjax.nn import Dense, LayerNorm, Shapes, attention, dense_shapes, norm_shapes, under
+from mgjax.nn import Dense, LayerNorm, attention
 
 _FEATURE_EPS = 1e-5  # of the norms between the convolutions
 _NORMALIZE_EPS = 1e-7
@@ -162,23 +162,3 @@ class _SelfAttention(nn.Module):
         qkv = Dense((dim,), (3, *shape), use_bias=True, name="qkv")(x)
         y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], scale=shape[1] ** -0.5)
         return Dense(shape, (dim,), use_bias=True, name="out")(y)
-
-
-def hubert_shapes(config: HubertConfig) -> Shapes:
-    """The shape of every parameter of `Hubert`, by its path."""
-    shapes: Shapes = {}
-    inputs = 1
-    for i, (outputs, width) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
-        shapes |= dense_shapes(f"conv{i}", (width, inputs), (outputs,), bias=config.conv_bias)
-        if i == 0 or config.conv_norm == "layer":
-            shapes |= norm_shapes(f"conv{i}_norm", outputs)
-        inputs = outputs
-    d, heads, f = config.dim, (config.num_heads, config.dim // config.num_heads), config.ffn_dim
-    shapes |= norm_shapes("features_norm", inputs) | dense_shapes("features_proj", (inputs,), (d,))
-    shapes |= dense_shapes("positions/conv", (config.position_kernel, d // config.position_groups), (d,))
-    shapes |= norm_shapes("norm", d)
-    for i in range(config.num_layers):
-        layer = dense_shapes("attn/qkv", (d,), (3, *heads)) | dense_shapes("attn/out", heads, (d,))
-        layer |= dense_shapes("ffn/up", (d,), (f,)) | dense_shapes("ffn/down", (f,), (d,))
-        shapes |= under(f"layer{i}", layer | norm_shapes("attn_norm", d) | norm_shapes("ffn_norm", d))
-    return shapes

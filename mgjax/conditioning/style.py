@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from mgjax.conditioning import quantizer
 from mgjax.config.conditioning import StyleConfig
-from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_shapes, sinusoidal_positions, under
+from mgjax.nn import Dense, LayerNorm, attention, codebook_shapes, sinusoidal_positions
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
@@ -140,18 +140,3 @@ def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> n
     around_a_sound = np.clip(np.argmax(sounds) - length // 2, 0, len(audio) - length)
     start = next((start for start in starts if sounds[start : start + length].any()), around_a_sound)
     return audio[start : start + length]
-
-
-def style_shapes(config: StyleConfig) -> Shapes:
-    """The shape of every array of `StyleConditioner`, by its path: "params/...", "batch_stats/...", "codebooks/..."."""
-    d, h, e, f = config.dim, config.num_heads, config.dim // config.num_heads, config.ffn_dim
-    if config.features is not None:
-        encoder = {"embed/kernel": (config.features.dim, d), "embed/bias": (d,)}
-    else:
-        encoder = {"embed/embedding": (config.num_code_streams, config.code_size, d)}
-    for i in range(config.num_layers):
-        layer = {"qkv/kernel": (d, 3, h, e), "out/kernel": (h, e, d), "up/kernel": (d, f), "down/kernel": (f, d)}
-        encoder |= under(f"layer{i}", layer | norm_shapes("attn_norm", d) | norm_shapes("ffn_norm", d))
-    statistics = {"batch_stats/mean": (d,), "batch_stats/var": (d,)}
-    codebooks = codebook_shapes(config.num_codebooks, config.codebook_size, d)
-    return under("params/encoder", encoder) | statistics | under("codebooks", codebooks)

@@ -29,6 +29,7 @@ from tiny_transformers import (
 from mgjax.checkpoints import huggingface, native
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.tables import matching, shapes
+from mgjax.checkpoints.tables.musicgen import t5 as t5_table
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 
@@ -500,7 +501,7 @@ def test_text_encoder_of_a_whole_t5(proj, tmp_path):
     if proj != "relu":
         gate = block.layer[1].DenseReluDense.wi_0.weight.detach().numpy()
         np.testing.assert_array_equal(params["block1"]["ffn"]["gate"]["kernel"], gate.T)
-    assert {path[1:]: array.shape for path, array in flat(params).items()} == shapes.text_shapes(ours)
+    assert {path[1:]: array.shape for path, array in flat(params).items()} == matching.target_shapes(t5_table(ours))
 
 
 def test_text_encoder_inside(saved, read):

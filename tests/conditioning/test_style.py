@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mgjax.checkpoints.tables.audiocraft_style import audiocraft_style
+from mgjax.checkpoints.tables.matching import target_shapes
 from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.quantizer import quantize
-from mgjax.conditioning.style import StyleConditioner, excerpt, style_shapes
+from mgjax.conditioning.style import StyleConditioner, excerpt
 from mgjax.config.conditioning import HubertConfig, StyleConfig
 from mgjax.config.serialization import ConfigError, from_dict
 
@@ -35,7 +37,9 @@ TINY = StyleConfig(
 def test_shapes_are_those_of_the_module(config, inputs):
     style, made = jax.eval_shape(StyleConditioner(config).init_with_output, jax.random.key(0), inputs)
     leaves = jax.tree_util.tree_flatten_with_path(made)[0]
-    assert style_shapes(config) == {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+    assert target_shapes(audiocraft_style(config)) == {
+        "/".join(key.key for key in path): leaf.shape for path, leaf in leaves
+    }
     assert style.shape == (len(inputs), -(-inputs.shape[1] // config.downsample), config.dim)
 
 

@@ -22,7 +22,7 @@ def audiocraft_clap(config: ClapConditionConfig) -> Iterator[Rule]:
     """The quantizer of joint embeddings, under "codebooks/"; the towers are not in the file."""
     if config.num_codebooks:
         name = "condition_provider.conditioners.description.quantizer.vq.layers.{k}._codebook"
-        yield from codebooks(name, config.num_codebooks)
+        yield from codebooks(name, config.num_codebooks, config.codebook_size, config.clap.dim)
 
 
 def clap_config(run: Mapping[str, Any], clap: ClapConfig | None = None) -> ClapConditionConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, codebooks, linear, norm, single, stacked
+from mgjax.checkpoints.tables.matching import LINEAR, Rule, codebooks, linear, norm, single, stacked
 from mgjax.config.conditioning import HubertConfig, StyleConfig
 from mgjax.config.published import MERT
 from mgjax.config.serialization import from_dict
@@ -35,7 +35,7 @@ _FIELDS = {
 
 
 def audiocraft_style(config: StyleConfig) -> Iterator[Rule]:
-    """The style conditioner in audiocraft's language model, under the paths of `style_shapes`.
+    """The variables of `StyleConditioner` in audiocraft's language model.
 
     Its `output_proj` belongs to the language model here, and its feature extractor is not in the file.
     """
@@ -43,22 +43,28 @@ def audiocraft_style(config: StyleConfig) -> Iterator[Rule]:
 
 
 def _rules(config: StyleConfig) -> Iterator[Rule]:
-    encoder = "params/encoder"
+    encoder, d, f, heads = (
+        "params/encoder",
+        config.dim,
+        config.ffn_dim,
+        (config.num_heads, config.dim // config.num_heads),
+    )
     if config.features is not None:
-        yield from linear(f"{encoder}/embed", "embed")
+        yield from linear(f"{encoder}/embed", "embed", (config.features.dim,), (d,))
     else:
-        yield stacked(f"{encoder}/embed/embedding", "embed.{k}.weight", config.num_code_streams)
+        shape = (config.num_code_streams, config.code_size, d)
+        yield stacked(f"{encoder}/embed/embedding", shape, "embed.{k}.weight")
     for i in range(config.num_layers):
         target, source = f"{encoder}/layer{i}", f"transformer.layers.{i}"
-        yield single(f"{target}/qkv/kernel", f"{source}.self_attn.in_proj_weight", LINEAR)
-        yield single(f"{target}/out/kernel", f"{source}.self_attn.out_proj.weight", LINEAR_OUT)
-        yield single(f"{target}/up/kernel", f"{source}.linear1.weight", LINEAR)
-        yield single(f"{target}/down/kernel", f"{source}.linear2.weight", LINEAR)
-        yield from norm(f"{target}/attn_norm", f"{source}.norm1")
-        yield from norm(f"{target}/ffn_norm", f"{source}.norm2")
+        yield single(f"{target}/qkv/kernel", (d, 3, *heads), f"{source}.self_attn.in_proj_weight", LINEAR)
+        yield from linear(f"{target}/out", f"{source}.self_attn.out_proj", heads, (d,), bias=False)
+        yield from linear(f"{target}/up", f"{source}.linear1", (d,), (f,), bias=False)
+        yield from linear(f"{target}/down", f"{source}.linear2", (f,), (d,), bias=False)
+        yield from norm(f"{target}/attn_norm", f"{source}.norm1", d)
+        yield from norm(f"{target}/ffn_norm", f"{source}.norm2", d)
     for name in ("mean", "var"):
-        yield single(f"batch_stats/{name}", f"batch_norm.running_{name}")
-    yield from codebooks("rvq.vq.layers.{k}._codebook", config.num_codebooks)
+        yield single(f"batch_stats/{name}", (d,), f"batch_norm.running_{name}")
+    yield from codebooks("rvq.vq.layers.{k}._codebook", config.num_codebooks, config.codebook_size, d)
 
 
 def style_config(run: Mapping[str, Any]) -> StyleConfig:
