@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mgjax.audio.metadata import Metadata
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus

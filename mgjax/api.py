@@ -21,7 +21,7 @@ from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec.codec import Codec
 from mgjax.conditioning.provider import ConditionProvider
 from mgjax.conditioning.separation import Separate
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.model import Sampling
 from mgjax.devices import sharding
 from mgjax.errors import NotFiniteError

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place 
     """
     directory = Path(directory)
     config = read_config(directory)
-    tensors = safetensors.find(directory) | _identities(config.lm)
+    tensors = safetensors.find(directory) | {name: identity for _, name, identity in _identities(config.lm)}
     match = _match(directory, musicgen.huggingface(config), tensors, _IGNORED)
     return Checkpoint(config, matching.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
@@ -87,10 +87,13 @@ def write_model(
     config = dataclasses.replace(checkpoint.config, codec=codec_config)
     variables = checkpoint.variables | {"codec": codec}
     values = huggingface_config.model_values(config) | {"dtype": str(variables["lm"]["head"]["kernel"].dtype)}
-    _check_identities(config.lm, variables["lm"])
     tensors = matching.export(musicgen.huggingface(config), variables)
-    for name in _identities(config.lm):
-        del tensors[name]
+    for condition, name, identity in _identities(config.lm):
+        if not np.array_equal(tensors.pop(name).read(), identity.read()):
+            raise CheckpointError(
+                f"transformers has no projection of the {condition} between equal widths ({config.lm.dim}), and this "
+                "model's changes its input. Save it in mgjax form instead"
+            )
     with replacing(directory) as temporary:
         _write_json(temporary / "config.json", values)
         _write_json(temporary / "generation_config.json", huggingface_config.generation_values(config))
@@ -99,41 +102,18 @@ def write_model(
         copy_tokenizer(checkpoint.tokenizer, temporary)
 
 
-def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
-    """Writes a codec alone, as an EncodecModel of transformers."""
-    config, variables = weight_norm.unfold(config, variables)
-    values = {"architectures": ["EncodecModel"]} | huggingface_config.codec_values(config)
-    with replacing(directory) as temporary:
-        _write_json(temporary / "config.json", values)
-        features = huggingface_config.feature_extractor_values(config, config.channels)
-        _write_json(temporary / "preprocessor_config.json", features)
-        safetensors.write(temporary, matching.export(musicgen.huggingface_codec(config), variables))
+def _identities(config: LMConfig) -> Iterator[tuple[str, str, Tensor]]:
+    """The projections that transformers leaves out because their input is as wide as the model; they change nothing.
 
-
-def _absent_projections(config: LMConfig) -> list[str]:
-    """The conditions whose projections transformers leaves out because their input is as wide as the model."""
-    return [condition.name for condition in config.conditions if condition.dim == config.dim]
-
-
-def _identities(config: LMConfig) -> dict[str, Tensor]:
-    """Tensors for the projections that transformers leaves out: they change nothing."""
-    dim, tensors = config.dim, {}
-    for name in _absent_projections(config):
+    Yields:
+      The name of the condition, and the name and the content of each tensor.
+    """
+    dim = config.dim
+    for name in (condition.name for condition in config.conditions if condition.dim == dim):
         for part, shape, make in (("weight", (dim, dim), np.eye), ("bias", (dim,), np.zeros)):
             read = functools.partial(make, dim, dtype=np.float32)
             key = f"{musicgen.HUGGINGFACE_PROJECTIONS[name]}.{part}"
-            tensors[key] = Tensor(shape, np.dtype(np.float32), "none", read)
-    return tensors
-
-
-def _check_identities(config: LMConfig, lm: dict[str, Any]) -> None:
-    for name in _absent_projections(config):
-        kernel, bias = (np.asarray(lm[f"{name}_proj"][part]) for part in ("kernel", "bias"))
-        if not np.array_equal(kernel, np.eye(len(kernel))) or bias.any():
-            raise CheckpointError(
-                f"transformers has no projection of the {name} between equal widths ({config.dim}), and this model's "
-                "changes its input. Save it in mgjax form instead"
-            )
+            yield name, key, Tensor(shape, np.dtype(np.float32), "none", read)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -10,13 +10,12 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mgjax.checkpoints.files import safetensors
-from mgjax.checkpoints.files.config_json import read_json
+from mgjax.checkpoints.files.config_json import read_json, require
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import replacing
 from mgjax.checkpoints.tables import musicgen, shapes
@@ -42,13 +41,6 @@ _SUPPORTED = {
 }
 
 
-class Peft(NamedTuple):
-    """The content of an adapter's folder."""
-
-    config: LoraConfig
-    adapter: Adapter
-
-
 def is_adapter(directory: str | os.PathLike) -> bool:
     """Whether there is an adapter in `directory`."""
     return (Path(directory) / CONFIG).is_file()
@@ -60,7 +52,7 @@ def base(directory: str | os.PathLike) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
+def read(directory: str | os.PathLike, lm: LMConfig) -> tuple[LoraConfig, Adapter]:
     """The adapter in `directory` for a language model `lm`, as numpy arrays with unstacked layers.
 
     Raises:
@@ -68,10 +60,9 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
     """
     directory = Path(directory)
     config = read_json(directory / CONFIG)
-    for name, supported in _SUPPORTED.items():
-        value = config.get(name, supported)
-        if value != supported and not (not value and not supported):
-            raise CheckpointError(f"{directory / CONFIG}: {name} is {value!r:.200}; only {supported!r} is supported")
+    require(
+        directory / CONFIG, {name: value for name, value in config.items() if value or _SUPPORTED.get(name)}, _SUPPORTED
+    )
     tensors = {_plain(name): tensor for name, tensor in safetensors.read_safetensors(directory / WEIGHTS).items()}
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or isinstance(alpha, bool):
@@ -99,7 +90,7 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
         lora = LoraConfig(rank, float(alpha), float(config.get("lora_dropout", 0.0)), tuple(targets))
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / CONFIG}: {error}") from None
-    return Peft(lora, unflatten_dict(pairs))
+    return lora, unflatten_dict(pairs)
 
 
 def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm: LMConfig, base: str | None) -> None:

@@ -14,13 +14,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mgjax.conditioning import clap, tokenizers
-from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.condition import Condition, attends_to_null, condition
 from mgjax.conditioning.excerpts import Encode, Excerpt, encode
 from mgjax.conditioning.labels import vectors
 from mgjax.conditioning.melody import Melody, windowed
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.text import BUCKETS, Tokenizer
+from mgjax.conditioning.tokenizers import BUCKETS, Tokenizer
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig, StyleConfig
 from mgjax.config.model import ModelConfig
 from mgjax.nn import applied
@@ -53,17 +52,11 @@ class ConditioningInputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Span:
-    """The window of the music that conditions are for.
+    """The window of the music that conditions are for."""
 
-    Attributes:
-      offset_seconds: Where the window begins in the music.
-      seconds: Its length.
-      beyond_window: Whether the music is longer than a window.
-    """
-
-    offset_seconds: float
-    seconds: float
-    beyond_window: bool
+    offset_seconds: float  # where the window begins in the music
+    seconds: float  # its length
+    beyond_window: bool  # whether the music is longer than a window
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,6 +76,7 @@ class EncodedTexts:
     clap: Float[Array, "v j"]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class ConditionProvider:
     """The encoders of a model's conditions, with their weights and tokenizers.
 
@@ -91,20 +85,11 @@ class ConditionProvider:
     depends on its batch.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        variables: Mapping[str, Any],
-        *,
-        tokenizer_files: Path | None = None,
-        clap_tokenizer_files: Path | None = None,
-        compat: str | None = None,
-    ):
-        self._config = config
-        self._variables = variables
-        self._tokenizer_files = tokenizer_files
-        self._clap_tokenizer_files = clap_tokenizer_files
-        self._compat = compat
+    config: ModelConfig
+    variables: Mapping[str, Any]
+    tokenizer_files: Path | None = None
+    clap_tokenizer_files: Path | None = None
+    compat: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tokenizers, which cannot be pickled and are read again."""
@@ -113,12 +98,12 @@ class ConditionProvider:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's T5; raises as `tokenizers.load`."""
-        return tokenizers.load(self._config, self._tokenizer_files)
+        return tokenizers.load(self.config, self.tokenizer_files)
 
     @functools.cached_property
-    def _clap_tokenizer(self) -> ClapTokenizer:
-        assert self._config.clap is not None
-        return tokenizers.load_clap(self._config.clap.clap, self._clap_tokenizer_files)
+    def _clap_tokenizer(self) -> Tokenizer:
+        assert self.config.clap is not None
+        return tokenizers.load_clap(self.config.clap.clap, self.clap_tokenizer_files)
 
     def encode(self, texts: Sequence[str | None]) -> EncodedTexts:
         """Encodes each different text once, None and "" excepted."""
@@ -127,28 +112,26 @@ class ConditionProvider:
         return EncodedTexts(index, *self._t5(unique), self._clap(unique))
 
     def styles(self, excerpts: Sequence[Excerpt | None], codec: Encode) -> list[Float[np.ndarray, "l d"] | None]:
-        """The vectors of each row's style, of a model with a style conditioner.
+        """The vectors of each row's style, of the excerpts that `mgjax.conditioning.excerpts.prepare` cuts.
 
-        Args:
-          excerpts: As `mgjax.conditioning.excerpts.prepare` cuts them; None where a row has none.
-          codec: Encodes mono audio, for a style conditioner that reads codes.
+        `codec` encodes mono audio, for a style conditioner that reads codes.
         """
-        assert self._config.style is not None
-        return encode(excerpts, self._config.style, self._variables["style"], codec)
+        assert self.config.style is not None
+        return encode(excerpts, self.config.style, self.variables["style"], codec)
 
     def _t5(self, texts: Sequence[str]) -> tuple[Float[Array, "u l d"], Bool[np.ndarray, "u l"]]:
-        config = self._config.text
+        config = self.config.text
         if config is None or not texts:
             shape = (1, BUCKETS[0])
             return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
         ids, mask = self.tokenizer.encode(_padded(texts))
-        return applied(T5Encoder(config), {"params": self._variables["text"]}, ids, mask), mask
+        return applied(T5Encoder(config), {"params": self.variables["text"]}, ids, mask), mask
 
     def _clap(self, texts: Sequence[str]) -> Float[Array, "v j"]:
-        config = self._config.clap
+        config = self.config.clap
         if config is None or not texts:
             return jnp.zeros((1, config.clap.dim if config else 1))
-        variables = self._variables["clap"]
+        variables = self.variables["clap"]
         ids, mask = self._clap_tokenizer.encode(_padded(texts))
         embeddings = applied(clap.ClapText(config.clap), variables["text"], ids, mask)
         return _quantized(embeddings, variables["codebooks"]["embed"]) if "codebooks" in variables else embeddings
@@ -158,27 +141,23 @@ class ConditionProvider:
     ) -> dict[str, Condition]:
         """The conditions of a batch by name, for one window.
 
-        A condition that no row has is left out where that has no effect.
-
-        Args:
-          sets: The rows of the batch, then for guidance the same rows with fewer conditions or none, any number of
-            times. The arrays hold all of them, one set after the other.
-          texts: All the texts in them, by `encode`.
-          span: The window.
+        The `sets` are the rows of the batch, then for guidance the same rows with fewer conditions or none, any number
+        of times; the arrays hold all of them, one set after the other. `texts` are all of theirs. A condition that no
+        row has is left out where that has no effect.
         """
-        model, batch = self._config, len(sets[0])
+        model, batch = self.config, len(sets[0])
         conditions = {}
         for name, (tokens, mask) in self._encoded([row for rows in sets for row in rows], texts, span).items():
             if mask.any() or attends_to_null(model, name):
                 # A null condition is as long as the one that it replaces: a shorter prefix would move the positions.
                 null_length = np.tile(np.maximum(mask[:batch].sum(axis=1), 1), len(sets))
-                padded = self._compat == "audiocraft"
+                padded = self.compat == "audiocraft"
                 conditions[name] = condition(model, name, tokens, mask, null_length=null_length, pad_to_longest=padded)
         return conditions
 
     def _encoded(self, rows: Sequence[ConditioningInputs], texts: EncodedTexts, span: Span) -> dict[str, Encoded]:
         """Every condition that the model has, by name."""
-        model = self._config
+        model = self.config
         encoded: dict[str, Encoded] = {}
         index = np.array([texts.index.get(row.text or "", 0) for row in rows])
         has_text = np.array([[bool(row.text)] for row in rows])

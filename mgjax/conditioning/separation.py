@@ -21,11 +21,8 @@ STEMS = ("vocals", "other")
 def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarray, "n s"]:
     """Separates the melody from a mix, as audio of the same rate and length, in any number of channels.
 
-    Args:
-      audio: The mix.
-      sample_rate: In hertz.
-      separate: A function of the audio and its rate that returns the melody, or all stems by their names; ready stems;
-        or "demucs".
+    `separate` is a function of the mix and its rate that returns the melody, or all stems by their names; ready stems;
+    or "demucs".
 
     Raises:
       ImportError: Demucs is asked for and not installed.
@@ -65,15 +62,8 @@ def mixed(stems: Mapping[str, Any]) -> Audio:
 def demucs(audio: Audio, sample_rate: int) -> Float32[np.ndarray, "n 2"]:
     """Removes drums and bass by Demucs (htdemucs, Rouard et al. 2023), as the published models were trained.
 
-    It is deterministic: the random shift that Demucs averages over by default is left out. Its weights are downloaded
-    when it is first used.
-
-    Args:
-      audio: Mono or stereo.
-      sample_rate: In hertz.
-
-    Returns:
-      Stereo of the same rate and length.
+    It gives stereo of the same rate and length, and is deterministic: the random shift that Demucs averages over by
+    default is left out. Its weights are downloaded when it is first used.
 
     Raises:
       ImportError: The extra `separate` is not installed.

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mgjax.conditioning import quantizer
 from mgjax.config.conditioning import StyleConfig
-from mgjax.nn import Dense, LayerNorm, attention, codebook_shapes, sinusoidal_positions
+from mgjax.nn import Dense, LayerNorm, attention, codebook_shapes, quantize, sinusoidal_positions
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
@@ -53,7 +52,7 @@ class StyleConditioner(nn.Module):
     def __call__(self, inputs: Inputs) -> Float[Array, "b l d"]:
         """The style through the first `config.eval_codebooks` codebooks, as at generation."""
         latents = self.latents(inputs)
-        total, _ = quantizer.quantize(latents, self.embed.value[: self.config.eval_codebooks])
+        _, total, _ = quantize(latents, self.embed.value[: self.config.eval_codebooks])
         return keep(total, self.config)
 
     def latents(self, inputs: Inputs, training: bool = False) -> Float[Array, "b t d"]:

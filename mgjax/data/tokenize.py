@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from mgjax.checkpoints import hub, sources
 from mgjax.codec.codec import Codec
 from mgjax.conditioning import chroma
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.conditioning import MelodyConfig
 from mgjax.data import assembly
 from mgjax.data.assembly import Plan, Progress, Report

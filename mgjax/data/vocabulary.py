@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from mgjax.conditioning.text import SPECIAL
+from mgjax.conditioning.tokenizers import SPECIAL
 from mgjax.data.corpus import Corpus
 from mgjax.data.prompts import TextConfig, assemble
 from mgjax.errors import VocabularyError

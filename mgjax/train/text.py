@@ -12,7 +12,7 @@ from jaxtyping import Array
 from mgjax.checkpoints import hub, huggingface, native, random_weights
 from mgjax.checkpoints.tables import matching
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.conditioning import T5Config
 from mgjax.errors import CheckpointError, ConfigError
 

@@ -25,6 +25,7 @@ from tiny_transformers import (
     save,
     t5_config,
 )
+from written_codecs import write_encodec
 
 from mgjax.checkpoints import huggingface, native
 from mgjax.checkpoints.files.torch_file import CheckpointError
@@ -446,7 +447,7 @@ def test_codec_alone_and_inside(saved, read, tmp_path):
     model = randomised(transformers.EncodecModel(config))
     ours, variables = matching.read(huggingface.match_codec(save(model, tmp_path / "codec")))
     assert ours == read.config.codec
-    huggingface.write_codec(tmp_path / "again", ours, variables)
+    write_encodec(tmp_path / "again", ours, variables)
     again, info = loaded(model, tmp_path / "again")
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
@@ -457,7 +458,7 @@ def test_codec_alone_and_inside(saved, read, tmp_path):
 
 def test_codebooks_that_the_bandwidth_does_not_tell(saved, tmp_path):
     config, variables = matching.read(huggingface.match_codec(saved), place=as_numpy)
-    huggingface.write_codec(tmp_path / "codec", dataclasses.replace(config, bandwidths=(9.9,)), variables)
+    write_encodec(tmp_path / "codec", dataclasses.replace(config, bandwidths=(9.9,)), variables)
     written = transformers.EncodecModel.from_pretrained(tmp_path / "codec")
     assert len(written.quantizer.layers) == 4
     assert written.quantizer.get_num_quantizers_for_bandwidth(written.config.target_bandwidths[0]) == 4
@@ -476,7 +477,7 @@ def test_a_folded_codec_is_written_with_weight_norm(saved, tmp_path):
         if not name.endswith("/scale"):
             folded[tuple(name.split("/")[1:])] = array
     folded["params", "decoder", "conv_out", "kernel"][...] = 0
-    huggingface.write_codec(tmp_path / "codec", dataclasses.replace(config, norm="none"), unflatten_dict(folded))
+    write_encodec(tmp_path / "codec", dataclasses.replace(config, norm="none"), unflatten_dict(folded))
     written = transformers.EncodecModel.from_pretrained(tmp_path / "codec")
     for number, path in ((3, "decoder/block0/up"), (0, "decoder/conv_in"), (-1, "decoder/conv_out")):
         weight = written.decoder.layers[number].conv.weight.detach().numpy()

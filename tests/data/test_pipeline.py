@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("grain")
 
 from mgjax.audio.metadata import Metadata
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.serialization import ConfigError, from_dict
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import BatchConditions, Dropout

@@ -10,7 +10,7 @@ from mgjax.audio.metadata import Metadata
 from mgjax.checkpoints import native, sources
 from mgjax.codec import codec as codec_module
 from mgjax.codec.codec import Codec
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.model import CodecConfig
 from mgjax.data import corpus_writing, processes, tokenize
 from mgjax.data.corpus import Corpus, CorpusError

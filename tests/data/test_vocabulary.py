@@ -8,7 +8,7 @@ import sentencepiece
 
 from mgjax import cli
 from mgjax.audio.metadata import Metadata
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.data import corpus_writing, vocabulary
 from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece

@@ -17,7 +17,7 @@ from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.native import hash_of
 from mgjax.checkpoints.random_weights import random_variables
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.conditioning.tokenizers import load as load_tokenizer
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import Fused, LMConfig

@@ -30,10 +30,8 @@ _EXACT = {"codebooks", "batch_stats", "stats"}
 def pack(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
     """The tensors of a file in mgjax's own format, in fewer bytes.
 
-    Args:
-      tensors: By path, joined with "/".
-      form: "bfloat16": 2 bytes per number. "int8": 1 byte, and a scale for every 64 numbers of an array; vectors and
-        smaller arrays are stored as bfloat16.
+    The form "bfloat16" has 2 bytes per number; "int8" has 1, and a scale for every 64 numbers of an array, but for
+    vectors and smaller arrays, which are stored as bfloat16.
 
     Raises:
       ValueError: There is no such form.

@@ -5,7 +5,6 @@ MERT comes with code of its own, which is never run: without its constant-Q part
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,12 +77,7 @@ def _config(directory: Path) -> HubertConfig:
 
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the weight norm of the positions' convolution folded into one kernel."""
-    renamed = {
-        re.sub(r"\.parametrizations\.weight\.original0$", ".weight_g", name): tensor for name, tensor in tensors.items()
-    }
-    renamed = {
-        re.sub(r"\.parametrizations\.weight\.original1$", ".weight_v", name): tensor for name, tensor in renamed.items()
-    }
+    renamed = {matching.renamed(name, matching.WEIGHT_NORM): tensor for name, tensor in tensors.items()}
     size, direction = (renamed.pop(f"{_POSITIONS}.weight_{part}", None) for part in "gv")
     if direction is None or size is None or len(direction.shape) != 3 or size.shape != (1, 1, direction.shape[2]):
         raise CheckpointError(

@@ -10,6 +10,7 @@ arrays are in memory twice; `export` is the inverse.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,11 @@ Place = Callable[[Path, np.ndarray], Any]
 
 _LISTED = 12  # names of each kind in an error
 
+# torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
+WEIGHT_NORM = {
+    r"\.parametrizations\.weight\.original0$": ".weight_g",
+    r"\.parametrizations\.weight\.original1$": ".weight_v",
+}
 FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 
@@ -176,9 +182,7 @@ def match(
     for name, tensor in tensors.items():
         if any(re.search(pattern, name) for pattern in ignored):
             continue
-        canonical = name
-        for pattern, replacement in aliases.items():
-            canonical = re.sub(pattern, replacement, canonical)
+        canonical = renamed(name, aliases)
         if canonical == name or canonical not in tensors:
             named[canonical] = (name, tensor)
 
@@ -210,19 +214,21 @@ def match(
     return Match(rules, {key: tensor for key, (_, tensor) in named.items()})
 
 
+def renamed(name: str, aliases: Mapping[str, str]) -> str:
+    """The name after the replacements `aliases` (regex -> replacement)."""
+    return functools.reduce(lambda name, alias: re.sub(*alias, name), aliases.items(), name)
+
+
 def _listing(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(name[:300] for name in names[:_LISTED]) + more
 
 
 def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict[str, Any]:
-    """The arrays of a match as nested dictionaries.
+    """The arrays of a match as nested dictionaries, with weights of `dtype` (None: float32; but see `is_exact`).
 
-    Args:
-      match: What `match` returned.
-      dtype: The dtype of the weights; None for float32. See `is_exact` for those that are always float32.
-      place: Called with the path and the numpy array of each array in turn; its results make up the tree. None to put
-        them on the first device.
+    `place` is called with the path and the numpy array of each array in turn; its results make up the tree. None puts
+    them on the first device.
     """
     place = place or (lambda path, array: jax.device_put(array))  # jnp.asarray compiles a program for every shape
     flat = {}
@@ -236,10 +242,7 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
 
 
 def read(matched: tuple[Any, Match], *, dtype: Any = None, place: Place | None = None) -> tuple[Any, dict[str, Any]]:
-    """The config and the arrays of a part of a model, from its config and match as `hubert.match_hubert` returns them.
-
-    `dtype` and `place` are those of `load`.
-    """
+    """The config and the arrays of a part of a model, of what `hubert.match_hubert` returns; see `load`."""
     config, match = matched
     return config, load(match, dtype=dtype, place=place)
 
@@ -260,6 +263,7 @@ def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Ten
     tensors = {}
     for rule in rules:
         targets = [arrays[target] for target in rule.shapes]
+        rule = dataclasses.replace(rule, shapes={target: tuple(arrays[target].shape) for target in rule.shapes})
         for number, (source, shape) in enumerate(zip(rule.sources, rule.source_shapes, strict=True)):
 
             def read(rule: Rule = rule, targets: list[Any] = targets, number: int = number) -> np.ndarray:

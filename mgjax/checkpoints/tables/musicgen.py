@@ -11,6 +11,7 @@ from mgjax.checkpoints.tables.matching import (
     CONV_TRANSPOSED,
     GAIN,
     LINEAR,
+    WEIGHT_NORM,
     Rule,
     codebooks,
     linear,
@@ -23,13 +24,8 @@ from mgjax.config.conditioning import T5Config
 from mgjax.config.model import CodecConfig, LMConfig, ModelConfig
 from mgjax.nn import Shapes
 
-# torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
 # T5's embedding has two names, of which a file holds either or both.
-ALIASES = {
-    r"\.parametrizations\.weight\.original0$": ".weight_g",
-    r"\.parametrizations\.weight\.original1$": ".weight_v",
-    r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight",
-}
+ALIASES = WEIGHT_NORM | {r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight"}
 
 HUGGINGFACE_PROJECTIONS = {"text": "enc_to_dec_proj", "melody": "audio_enc_to_dec_proj"}
 # audiocraft calls a condition by the field of the metadata that it reads.
