@@ -23,8 +23,7 @@ from mgjax.checkpoints.files import torch_file, xp_cfg
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
 from mgjax.checkpoints.tables import clap, hubert, matching, musicgen
-from mgjax.checkpoints.tables.audiocraft_clap import clap_config
-from mgjax.checkpoints.tables.audiocraft_style import IGNORED, PREFIX, style_config
+from mgjax.checkpoints.tables.audiocraft_conditioners import IGNORED, PREFIX, clap_config, style_config
 from mgjax.config.conditioning import ClapConditionConfig, StyleConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, ModelConfig
 from mgjax.config.published import MERT, T5

@@ -16,8 +16,7 @@ from flax.traverse_util import unflatten_dict
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.files.xp_cfg import at
 from mgjax.checkpoints.tables import musicgen
-from mgjax.checkpoints.tables.audiocraft_clap import clap_run
-from mgjax.checkpoints.tables.audiocraft_style import style_run
+from mgjax.checkpoints.tables.audiocraft_conditioners import clap_run, style_run
 from mgjax.config.conditioning import MelodyConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.config.published import T5
@@ -271,11 +270,7 @@ def check_writable(config: ModelConfig) -> None:
 
 
 def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
-    """The xp.cfg from which audiocraft builds the language model.
-
-    Raises:
-      CheckpointError: audiocraft has no such style conditioner, or no such CLAP.
-    """
+    """The xp.cfg from which audiocraft builds the language model; raises CheckpointError if it has no such one."""
     lm = config.lm
     conditioners: dict[str, Any] = {}
     dropped: dict[str, Any] = {}
@@ -335,11 +330,7 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
 
 
 def codec_run(config: CodecConfig) -> dict[str, Any]:
-    """The xp.cfg from which audiocraft builds the codec.
-
-    Raises:
-      CheckpointError: audiocraft has no such codec.
-    """
+    """The xp.cfg from which audiocraft builds the codec; raises CheckpointError if it has no such codec."""
     if config.phases != 1 or config.chunk_seconds is not None:
         what = f"phases {config.phases} and chunk_seconds {config.chunk_seconds}"
         raise CheckpointError(f"audiocraft has no codec with {what}. Save it in mgjax form instead")

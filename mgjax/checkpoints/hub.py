@@ -64,25 +64,18 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
     except CheckpointError:
         raise
     except _FAILURES as error:
-        return _cached(source, error)
-
-
-def _cached(source: str, error: Exception) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
-    except _FAILURES:
-        raise CheckpointError(
-            f"{source}: could not be fetched from the Hub ({type(error).__name__}: {error}) and no copy from before is "
-            "on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the model"
-        ) from None
+        try:
+            return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
+        except _FAILURES:
+            raise CheckpointError(
+                f"{source}: could not be fetched from the Hub ({type(error).__name__}: {error}) and no copy from before"
+                " is on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the"
+                " model"
+            ) from None
 
 
 def select(files: Sequence[str], source: str) -> list[str]:
-    """The needed files of a repository: configs, tokenizer, and the weights in the preferred format.
-
-    Raises:
-      CheckpointError: There are no weights in a format that can be read.
-    """
+    """The needed files of a repository: configs, tokenizer, weights; raises CheckpointError if none can be read."""
     needed = [name for name in (*_CONFIGS, *TOKENIZER_FILES, *_CLAP_FILES) if name in files]
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         if f"{stem}.{suffix}" in files:

@@ -19,7 +19,7 @@ from mgjax.checkpoints import huggingface_config
 from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.huggingface_config import part_of_model, read_config
-from mgjax.checkpoints.native import Checkpoint, copy_tokenizer, find_tokenizer, replacing
+from mgjax.checkpoints.native import TOKENIZER_FILES, Checkpoint, copy_files, find_tokenizer, replacing
 from mgjax.checkpoints.tables import matching, musicgen
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec import weight_norm
@@ -75,9 +75,7 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def write_model(
-    directory: str | os.PathLike, checkpoint: Checkpoint, *, largest_shard: int = safetensors.LARGEST_SHARD
-) -> None:
+def write_model(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Writes a model for `from_pretrained` of transformers; an existing one is replaced once the new one is complete.
 
     Raises:
@@ -98,8 +96,8 @@ def write_model(
         _write_json(temporary / "config.json", values)
         _write_json(temporary / "generation_config.json", huggingface_config.generation_values(config))
         _write_json(temporary / "preprocessor_config.json", huggingface_config.preprocessor_values(config))
-        safetensors.write(temporary, tensors, largest_shard)
-        copy_tokenizer(checkpoint.tokenizer, temporary)
+        safetensors.write(temporary, tensors)
+        copy_files(TOKENIZER_FILES, checkpoint.tokenizer, temporary)
 
 
 def _identities(config: LMConfig) -> Iterator[tuple[str, str, Tensor]]:

@@ -95,10 +95,8 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str 
     with replacing(directory) as temporary:
         _write_config(temporary, "model", checkpoint.config)
         _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config), form)
-        copy_tokenizer(checkpoint.tokenizer, temporary)
-        if checkpoint.clap_tokenizer:
-            (temporary / CLAP_FOLDER).mkdir()
-            _copy(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
+        copy_files(TOKENIZER_FILES, checkpoint.tokenizer, temporary)
+        copy_files(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
 
 
 def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Match]:
@@ -121,11 +119,7 @@ def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: di
 
 
 def detect(directory: str | os.PathLike) -> str:
-    """The form of the model in `directory`: "mgjax", "huggingface" or "audiocraft".
-
-    Raises:
-      CheckpointError: There is no model.
-    """
+    """The form of the model in `directory`, "mgjax", "huggingface" or "audiocraft"; raises CheckpointError for none."""
     directory = Path(directory)
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     if config.get("format") == "mgjax":
@@ -155,15 +149,11 @@ def find_clap_tokenizer(directory: Path) -> Path | None:
     return directory if any(all((directory / name).is_file() for name in form) for form in forms) else None
 
 
-def copy_tokenizer(source: Path | None, directory: Path) -> None:
-    """Copies the tokenizer's files, if there are any."""
-    if source:
-        _copy(TOKENIZER_FILES, source, directory)
-
-
-def _copy(names: Sequence[str], source: Path, directory: Path) -> None:
+def copy_files(names: Sequence[str], source: Path | None, directory: Path) -> None:
+    """Copies those of the files that are in `source`, if there is one."""
     for name in names:
-        if (source / name).is_file():
+        if source and (source / name).is_file():
+            directory.mkdir(exist_ok=True)
             shutil.copyfile(source / name, directory / name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -85,9 +86,9 @@ def unpadded(pieces: Iterable[Chunks], layout: ChunkLayout) -> Iterator[tuple[np
 
     A chunk overlaps the next one, so its length is known once the next one has come.
     """
-    waiting = []
-    for piece in pieces:
-        count = piece.codes.shape[1]
+    waiting: list[tuple[np.ndarray, np.ndarray, int]] = []
+    for piece in itertools.chain(pieces, [None]):
+        count = piece.codes.shape[1] if piece else 0
         for i in range(count):
             ahead = layout.stride if i < count - 1 else piece.num_samples - layout.stride * (count - 1)
             if not 0 < ahead <= layout.stride:
@@ -96,18 +97,12 @@ def unpadded(pieces: Iterable[Chunks], layout: ChunkLayout) -> Iterator[tuple[np
                     f"{piece.num_samples} samples"
                 )
             waiting.append((piece.codes[:, i], piece.scales[:, i], ahead))
-        while sum(ahead for *_, ahead in waiting) >= layout.length + layout.stride:
-            yield _first(waiting, layout)
-    while waiting:
-        yield _first(waiting, layout)
-
-
-def _first(
-    waiting: list[tuple[np.ndarray, np.ndarray, int]], layout: ChunkLayout
-) -> tuple[np.ndarray, np.ndarray, int]:
-    samples = min(layout.length, sum(ahead for *_, ahead in waiting))
-    codes, scale, ahead = waiting.pop(0)
-    return codes[:, : layout.frames(samples)], scale, ahead
+        while waiting:
+            samples = sum(ahead for *_, ahead in waiting)
+            if piece and samples < layout.length + layout.stride:
+                break
+            codes, scale, ahead = waiting.pop(0)
+            yield codes[:, : layout.frames(min(layout.length, samples))], scale, ahead
 
 
 def overlap_add(pieces: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:

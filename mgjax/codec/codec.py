@@ -51,6 +51,11 @@ class Codec:
       folded_config: The same with weight norm folded into the kernels; `variables` are of this form.
       variables: The weights, `{"params", "codebooks"}` of `EncodecModel(folded_config)`.
       channels: Of the audio.
+      sample_rate: Of the audio, in hertz.
+      frame_rate: Frames of codes per second.
+      hop_length: Audio samples per frame of codes.
+      num_codebooks: Codes per frame, over all channels.
+      codebook_size: The number of different codes of a codebook.
     """
 
     def __init__(self, config: CodecConfig, variables: Mapping[str, Any], channels: int | None = None):
@@ -64,6 +69,8 @@ class Codec:
         self._groups = self.channels // config.channels
         if self.channels % config.channels:
             raise ValueError(f"{self.channels} channels cannot be coded by a codec of {config.channels}")
+        self.sample_rate, self.frame_rate, self.hop_length = config.sample_rate, config.frame_rate, config.hop_length
+        self.num_codebooks, self.codebook_size = config.num_codebooks * self._groups, config.codebook_size
         self._layout = None if config.chunk_seconds is None else chunks.ChunkLayout.of(config)
         if config.normalize and self._layout is None:
             raise ValueError("a codec that renormalises (normalize) needs the length of its chunks (chunk_seconds)")
@@ -72,31 +79,6 @@ class Codec:
         # Folded once: the runtime would otherwise normalise every kernel in every call.
         self.folded_config, params = weight_norm.fold(config, variables["params"])
         self.variables = jax.device_put({"params": params, "codebooks": dict(variables["codebooks"])})
-
-    @property
-    def sample_rate(self) -> int:
-        """Of the audio, in hertz."""
-        return self.config.sample_rate
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames of codes per second."""
-        return self.config.frame_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Audio samples per frame of codes."""
-        return self.config.hop_length
-
-    @property
-    def num_codebooks(self) -> int:
-        """Codes per frame, over all channels."""
-        return self.config.num_codebooks * self._groups
-
-    @property
-    def codebook_size(self) -> int:
-        """The number of different codes of a codebook."""
-        return self.config.codebook_size
 
     @functools.cached_property
     def hash(self) -> str:
@@ -122,12 +104,13 @@ class Codec:
         audio = self._batched(audio, set())
         if sample_rate is not None and (sample_rate := arguments.rate(sample_rate)) != self.sample_rate:
             audio = np.stack([waveform.resample(row, sample_rate, self.sample_rate) for row in audio])
-        frames, num_codebooks = -(-audio.shape[1] // self.hop_length), self.config.codebooks_for(bandwidth)
+        rows, num_codebooks = self._rows(audio), self.config.codebooks_for(bandwidth)
+        frames = -(-audio.shape[1] // self.hop_length)
         if self._layout:
-            return chunks.merge(self._encode_chunks(self._layout, self._checked_rows([audio]), num_codebooks))
-        if not 0 < frames <= _WHOLE:
-            return np.concatenate(list(self._encode_windows(self._checked_rows([audio]), num_codebooks)), axis=1)
-        return self._interleaved(self._encode_whole(self._rows(audio), frames, num_codebooks))
+            return chunks.merge(self._encode_chunks(self._layout, [rows], num_codebooks))
+        if frames > _WHOLE:
+            return np.concatenate(list(self._encode_windows([rows], num_codebooks)), axis=1)
+        return self._interleaved(self._encode_whole(rows, frames, num_codebooks))
 
     def decode(self, codes: Codes | Chunks, num_samples: int | None = None) -> Float32[np.ndarray, "b n c"]:
         """The audio of `codes`: frames * hop_length samples, or the first `num_samples` of them.

@@ -18,21 +18,13 @@ from mgjax.nn import codebook_shapes, dequantize, quantize
 
 @struct.dataclass
 class Reconstruction:
-    """A batch of audio through the codec.
+    """A batch of audio through the codec."""
 
-    Attributes:
-      audio: The decoder's output.
-      latents: The encoder's output, before quantization.
-      codes: Of all codebooks.
-      commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword.
-      codebooks: The collection "codebooks" after this batch.
-    """
-
-    audio: Float[Array, "b n c"]
-    latents: Float[Array, "b t d"]
-    codes: Int[Array, "b t k"]
-    commitment: Float[Array, ""]
-    codebooks: Codebooks
+    audio: Float[Array, "b n c"]  # the decoder's output
+    latents: Float[Array, "b t d"]  # the encoder's output, before quantization
+    codes: Int[Array, "b t k"]  # of all codebooks
+    commitment: Float[Array, ""]  # the commitment loss; see `rvq_training.Quantized`
+    codebooks: Codebooks  # the collection "codebooks" after this batch
 
 
 class EncodecModel(nn.Module):

@@ -50,20 +50,14 @@ class QuantizerConfig:
 class Quantized:
     """What `quantize` returns.
 
-    Attributes:
-      latents: The sum of the codewords; its gradient goes straight through, to the latents.
-      codes: Of all codebooks, those too that this batch left out.
-      commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword, over the
-        codebooks in use.
-      codebooks: For the next batch.
-      num_used: How many codebooks this batch went through.
+    The commitment loss is the mean squared distance of each codebook's input from its codeword, over those in use.
     """
 
-    latents: Float[Array, "b t d"]
-    codes: Int[Array, "b t k"]
+    latents: Float[Array, "b t d"]  # the sum of the codewords; its gradient goes straight through, to the latents
+    codes: Int[Array, "b t k"]  # of all codebooks, those too that this batch left out
     commitment: Float[Array, ""]
-    codebooks: Codebooks
-    num_used: Int[Array, ""]
+    codebooks: Codebooks  # for the next batch
+    num_used: Int[Array, ""]  # codebooks that this batch went through
 
 
 def quantize(

@@ -17,22 +17,13 @@ from mgjax.config.model import CodecConfig
 
 
 class ReceptiveField(NamedTuple):
-    """How much of its input a part of the codec sees, in frames.
+    """How much of its input a part of the codec sees, in frames."""
 
-    Attributes:
-      left: Frames that a frame depends on before it.
-      right: And after it.
-      start: Frames that the first frame depends on: padded by reflection, it depends on later ones even in a causal
-        codec.
-      unit_in: Input samples per frame.
-      unit_out: Output samples per frame.
-    """
-
-    left: int
-    right: int
-    start: int
-    unit_in: int
-    unit_out: int
+    left: int  # frames that a frame depends on before it
+    right: int  # and after it
+    start: int  # that the first frame depends on: padded by reflection, on later ones even in a causal codec
+    unit_in: int  # input samples per frame
+    unit_out: int  # output samples per frame
 
 
 def receptive_field(config: CodecConfig, part: Sequence[layers.Layer]) -> ReceptiveField:

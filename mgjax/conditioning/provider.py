@@ -29,21 +29,13 @@ Encoded = tuple[Float[Array, "b l d"] | Float[np.ndarray, "b l d"], Bool[np.ndar
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConditioningInputs:
-    """The conditioning inputs of one row of a batch; None or empty where a condition is null.
+    """The conditioning inputs of one row of a batch; None or empty where a condition is null."""
 
-    Attributes:
-      text: The prompt.
-      melody: A melody to follow, as `mgjax.conditioning.melody.prepare` gives it.
-      chroma: The chromagram of a melody, in the place of the melody.
-      style: The vectors of a style, as `ConditionProvider.styles` gives them.
-      labels: Values of the model's labels and numbers by name.
-    """
-
-    text: str | None = None
-    melody: Melody | None = None
-    chroma: Float[np.ndarray, "f p"] | None = None
-    style: Float[np.ndarray, "l d"] | None = None
-    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    text: str | None = None  # the prompt
+    melody: Melody | None = None  # as `mgjax.conditioning.melody.prepare` gives it
+    chroma: Float[np.ndarray, "f p"] | None = None  # the chromagram of a melody, in the place of the melody
+    style: Float[np.ndarray, "l d"] | None = None  # the vectors of a style, as `ConditionProvider.styles` gives them
+    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of labels and numbers by name
 
     def __bool__(self) -> bool:
         """Whether there is any condition; without one this is an unconditional row."""
@@ -61,19 +53,12 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedTexts:
-    """The different texts of a request through the text encoders.
+    """The different texts of a request through the text encoders (one row of zeros without an encoder or any text)."""
 
-    Attributes:
-      index: Where each text stands in the arrays.
-      tokens: T5's hidden states (one row of zeros without a T5 or any text).
-      mask: Which of them are valid.
-      clap: Joint embeddings of CLAP, quantized where the model does that (one row of zeros without).
-    """
-
-    index: dict[str, int]
-    tokens: Float[Array, "u l d"]
-    mask: Bool[np.ndarray, "u l"]
-    clap: Float[Array, "v j"]
+    index: dict[str, int]  # where each text stands in the arrays
+    tokens: Float[Array, "u l d"]  # T5's hidden states
+    mask: Bool[np.ndarray, "u l"]  # which of them are valid
+    clap: Float[Array, "v j"]  # joint embeddings of CLAP, quantized where the model does that
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

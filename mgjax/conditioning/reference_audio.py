@@ -55,11 +55,7 @@ def converted(
 
 
 def sound(audio: Any, label: str, name: str) -> Float32[np.ndarray, "n c"]:
-    """Converts the audio of one row to mono or stereo, mixed down from more channels; messages call it `label`.
-
-    Raises:
-      TypeError, ValueError: It is no audio, empty, not finite, or silent.
-    """
+    """Converts a row's audio, called `label`, to mono or stereo; raises as `waveform.check`, and ValueError for silence."""
     audio = waveform.check(audio, label)
     audio = waveform.to_channels(audio, min(2, audio.shape[1]), label)
     check_not_silent(audio, f"{label} is silent", name)
@@ -67,11 +63,7 @@ def sound(audio: Any, label: str, name: str) -> Float32[np.ndarray, "n c"]:
 
 
 def mono(audio: Float32[np.ndarray, "n c"], label: str, name: str) -> Float32[np.ndarray, "n 1"]:
-    """Averages the channels.
-
-    Raises:
-      ValueError: They cancel each other out.
-    """
+    """Averages the channels; raises ValueError if they cancel each other out."""
     mixed = waveform.to_channels(audio, 1)
     check_not_silent(mixed, f"{label} is silent when it is mixed down: its channels cancel each other out", name)
     return mixed

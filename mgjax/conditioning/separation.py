@@ -45,11 +45,7 @@ def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarr
 
 
 def mixed(stems: Mapping[str, Any]) -> Audio:
-    """Sums the stems with a melody, `[n, c]`: "vocals" and "other", or either alone where `stems` holds no other.
-
-    Raises:
-      ValueError: `stems` holds neither, or they do not fit together.
-    """
+    """Sums the stems with a melody (`STEMS`), or either alone; raises ValueError for neither, or for unlike shapes."""
     melodic = {name: waveform.check(stems[name], f"the stem {name!r}", {"loud"}) for name in STEMS if name in stems}
     if not melodic:
         raise ValueError(f"stems must hold {' or '.join(map(repr, STEMS))}, got {sorted(map(str, stems))}")

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mgjax.config.conditioning import StyleConfig
-from mgjax.nn import Dense, LayerNorm, attention, codebook_shapes, quantize, sinusoidal_positions
+from mgjax.nn import Dense, LayerNorm, attention, codebook_shapes, dequantize, quantize, sinusoidal_positions
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
@@ -105,8 +105,7 @@ class _CodeEmbedding(nn.Module):
     def __call__(self, codes: Int[Array, "b t k"]) -> Float[Array, "b t d"]:
         k, v = self.config.num_code_streams, self.config.code_size
         table = self.param("embedding", nn.initializers.normal(1.0), (k, v, self.config.dim)).astype(jnp.float32)
-        rows = codes[:, :, :k] + (jnp.arange(k) * v)[None, None]
-        return jnp.sum(jnp.take(table.reshape(k * v, -1), rows, axis=0), axis=2)
+        return dequantize(codes[:, :, :k], table)
 
 
 class _Layer(nn.Module):

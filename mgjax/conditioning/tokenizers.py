@@ -230,11 +230,7 @@ def load(model: ModelConfig, directory: Path | None) -> Tokenizer:
 
 
 def load_clap(clap: ClapConfig, directory: Path | None) -> Tokenizer:
-    """Loads the tokenizer of a CLAP, from the folder that holds its files.
-
-    Raises:
-      CheckpointError: The model came without its tokenizer (None), or with another one's.
-    """
+    """Loads the tokenizer of a CLAP from its folder; raises CheckpointError for None, or if it is another one's."""
     if directory is None:
         raise CheckpointError(
             "this model came without the tokenizer of its CLAP, so it cannot read texts: put tokenizer.json, or "

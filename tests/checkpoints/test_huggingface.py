@@ -28,6 +28,7 @@ from tiny_transformers import (
 from written_codecs import write_encodec
 
 from mgjax.checkpoints import huggingface, native
+from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.tables import matching, shapes
 from mgjax.checkpoints.tables.musicgen import t5 as t5_table
@@ -254,8 +255,9 @@ def check_round_trip(model, read, tmp_path):
     assert_same(huggingface.read_model(tmp_path / "theirs", place=as_numpy).variables, read.variables)
 
 
-def test_written_in_shards(read, model, tmp_path):
-    huggingface.write_model(tmp_path / "model", read, largest_shard=50_000)
+def test_written_in_shards(read, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors, "LARGEST_SHARD", 50_000)
+    huggingface.write_model(tmp_path / "model", read)
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
     again, info = loaded(model, tmp_path / "model")
     assert not info["missing_keys"]

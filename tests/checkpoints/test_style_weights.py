@@ -9,7 +9,7 @@ from torch import nn
 
 from mgjax.checkpoints.files.torch_file import CheckpointError, Tensor
 from mgjax.checkpoints.tables import matching
-from mgjax.checkpoints.tables.audiocraft_style import IGNORED, PREFIX, audiocraft_style, style_config
+from mgjax.checkpoints.tables.audiocraft_conditioners import IGNORED, PREFIX, audiocraft_style, style_config
 from mgjax.codec import rvq_training
 from mgjax.conditioning.style import StyleConditioner, keep
 from mgjax.config.conditioning import HubertConfig, StyleConfig

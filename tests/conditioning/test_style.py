@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.checkpoints.tables.audiocraft_style import audiocraft_style
+from mgjax.checkpoints.tables.audiocraft_conditioners import audiocraft_style
 from mgjax.checkpoints.tables.matching import target_shapes
 from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import StyleConditioner, excerpt

@@ -41,11 +41,7 @@ def require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], par
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      CheckpointError: There is no such file, or no object in it.
-    """
+    """The object in a JSON file; raises CheckpointError if there is no such file, or no object in it."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; give the folder that holds the model")
     content = files.read_json(path, error=CheckpointError)

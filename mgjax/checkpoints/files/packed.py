@@ -53,11 +53,7 @@ def pack(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `pack` up to rounding; tensors that are not packed stay as they are.
-
-    Raises:
-      CheckpointError: The scales do not fit their array.
-    """
+    """The inverse of `pack` up to rounding; others stay. Raises CheckpointError where scales do not fit their array."""
     unpacked: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = name.removesuffix(_INT8)

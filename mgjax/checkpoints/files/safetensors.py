@@ -139,12 +139,12 @@ def _read_shards(index: Path, shards: dict[str, str]) -> dict[str, Tensor]:
     return tensors
 
 
-def write(directory: Path, tensors: Mapping[str, Tensor], largest_shard: int = LARGEST_SHARD) -> None:
-    """Writes `model.safetensors`, or shards and an index where it would be larger than `largest_shard` bytes."""
+def write(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `model.safetensors`, or shards and an index where it would be larger than `LARGEST_SHARD` bytes."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
-        if shards[-1] and filled + _nbytes(tensor) > largest_shard:
+        if shards[-1] and filled + _nbytes(tensor) > LARGEST_SHARD:
             shards.append({})
             filled = 0
         shards[-1][name] = tensor

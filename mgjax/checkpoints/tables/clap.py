@@ -68,8 +68,7 @@ _FEATURE_FIXED = {"truncation": "rand_trunc", "padding": "repeatpad", "top_db": 
 def match_clap(directory: Path) -> tuple[ClapConfig, matching.Match]:
     """The config of the ClapModel in `directory`, and the match of its towers to the files.
 
-    The towers are {"text": variables of ClapText, "audio": variables of ClapAudio}. The spectrogram is that of
-    preprocessor_config.json, or of the published models if there is no such file.
+    The spectrogram is that of preprocessor_config.json, or of the published models if there is no such file.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.

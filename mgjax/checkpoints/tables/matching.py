@@ -10,7 +10,6 @@ arrays are in memory twice; `export` is the inverse.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -204,7 +203,11 @@ def match(
         ],
     }
     if any(problems.values()):
-        lines = [f"  {kind} ({len(names)}): {_listing(names)}" for kind, names in problems.items() if names]
+        lines = []
+        for kind, names in problems.items():
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            if names:
+                lines.append(f"  {kind} ({len(names)}): {', '.join(name[:300] for name in names[:_LISTED])}{more}")
         raise CheckpointError(
             f"{where}: the weights do not fit the model that the configuration beside them describes.\n"
             + "\n".join(lines)
@@ -216,12 +219,9 @@ def match(
 
 def renamed(name: str, aliases: Mapping[str, str]) -> str:
     """The name after the replacements `aliases` (regex -> replacement)."""
-    return functools.reduce(lambda name, alias: re.sub(*alias, name), aliases.items(), name)
-
-
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(name[:300] for name in names[:_LISTED]) + more
+    for pattern, replacement in aliases.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict[str, Any]:

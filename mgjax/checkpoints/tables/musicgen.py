@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from mgjax.checkpoints.tables.audiocraft_clap import audiocraft_clap
-from mgjax.checkpoints.tables.audiocraft_style import audiocraft_style
+from mgjax.checkpoints.tables.audiocraft_conditioners import audiocraft_clap, audiocraft_style
 from mgjax.checkpoints.tables.matching import (
     CONV,
     CONV_TRANSPOSED,

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mgjax.checkpoints.tables import clap, hubert, musicgen
-from mgjax.checkpoints.tables.audiocraft_clap import audiocraft_clap
-from mgjax.checkpoints.tables.audiocraft_style import audiocraft_style
+from mgjax.checkpoints.tables.audiocraft_conditioners import audiocraft_clap, audiocraft_style
 from mgjax.checkpoints.tables.matching import Rule, target_shapes
 from mgjax.config.model import CodecConfig, LMConfig, ModelConfig
 from mgjax.nn import Shapes

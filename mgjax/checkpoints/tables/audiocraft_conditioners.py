@@ -1,12 +1,13 @@
-"""The style conditioner in audiocraft: its arrays inside the language model's file, and its part of xp.cfg."""
+"""audiocraft's style and CLAP conditioners: their arrays in the language model's file, their parts of xp.cfg."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mgjax.checkpoints.tables.matching import LINEAR, Rule, codebooks, linear, norm, single, stacked
-from mgjax.config.conditioning import HubertConfig, StyleConfig
+from mgjax.config.conditioning import ClapAudioConfig, ClapConditionConfig, ClapConfig, HubertConfig, StyleConfig
 from mgjax.config.published import MERT
 from mgjax.config.serialization import from_dict
 from mgjax.errors import CheckpointError, ConfigError
@@ -33,6 +34,12 @@ _FIELDS = {
     "seconds": ("length", 3.0),
 }
 
+# The CLAPs that audiocraft knows, by their audio tower.
+CLAP = {
+    "HTSAT-tiny": ClapConfig(),
+    "HTSAT-base": ClapConfig(audio=ClapAudioConfig(dim=128, depths=(2, 2, 12, 2))),
+}
+
 
 def audiocraft_style(config: StyleConfig) -> Iterator[Rule]:
     """The variables of `StyleConditioner` in audiocraft's language model.
@@ -43,12 +50,8 @@ def audiocraft_style(config: StyleConfig) -> Iterator[Rule]:
 
 
 def _rules(config: StyleConfig) -> Iterator[Rule]:
-    encoder, d, f, heads = (
-        "params/encoder",
-        config.dim,
-        config.ffn_dim,
-        (config.num_heads, config.dim // config.num_heads),
-    )
+    encoder, d, f = "params/encoder", config.dim, config.ffn_dim
+    heads = (config.num_heads, d // config.num_heads)
     if config.features is not None:
         yield from linear(f"{encoder}/embed", "embed", (config.features.dim,), (d,))
     else:
@@ -68,21 +71,16 @@ def _rules(config: StyleConfig) -> Iterator[Rule]:
 
 
 def style_config(run: Mapping[str, Any]) -> StyleConfig:
-    """The style conditioner that xp.cfg (with its references resolved) describes.
-
-    Raises:
-      CheckpointError: xp.cfg describes no style conditioner, or one of another kind.
-    """
+    """The style conditioner that xp.cfg describes, references resolved; raises CheckpointError if it has none."""
     conditioner = run.get("conditioners", {}).get("self_wav", {})
     if not isinstance(conditioner, Mapping) or conditioner.get("model") != "style":
         raise CheckpointError(
             "xp.cfg describes no style conditioner: expected conditioners.self_wav.model to be 'style'"
         )
     style = conditioner.get("style") or {}
-    choices = {"model_name": ("mert", ("mert", "encodec")), "batch_norm": (True, (True,))}
-    choices["transformer_scale"] = ("default", tuple(_TRANSFORMERS))
-    for name, (default, known) in choices.items():
-        if style.get(name, default) not in known:
+    choices = {"model_name": ("mert", "encodec"), "batch_norm": (True,), "transformer_scale": tuple(_TRANSFORMERS)}
+    for name, known in choices.items():
+        if style.get(name, known[0]) not in known:
             raise CheckpointError(
                 f"conditioners.self_wav.style.{name} is {style[name]!r} in xp.cfg; supported: "
                 f"{', '.join(map(repr, known))}"
@@ -101,11 +99,7 @@ def style_config(run: Mapping[str, Any]) -> StyleConfig:
 
 
 def style_run(config: StyleConfig, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of xp.cfg that describes a style conditioner of a model of which the rest of xp.cfg is `run`.
-
-    Raises:
-      CheckpointError: audiocraft has no such style conditioner.
-    """
+    """A style conditioner's part of the xp.cfg `run`; raises CheckpointError if audiocraft has no such conditioner."""
     sizes = {"dim": config.dim, "num_heads": config.num_heads, "num_layers": config.num_layers}
     scale = next((name for name, known in _TRANSFORMERS.items() if known == sizes), None)
     style: dict[str, Any] = {"model_name": "encodec" if config.features is None else "mert", "transformer_scale": scale}
@@ -123,3 +117,44 @@ def style_run(config: StyleConfig, run: Mapping[str, Any]) -> dict[str, Any]:
             f"codes, by a transformer of one of the sizes {known}. Save the model in mgjax form instead"
         )
     return part
+
+
+def audiocraft_clap(config: ClapConditionConfig) -> Iterator[Rule]:
+    """The quantizer of joint embeddings, under "codebooks/"; the towers are not in the file."""
+    if config.num_codebooks:
+        name = "condition_provider.conditioners.description.quantizer.vq.layers.{k}._codebook"
+        yield from codebooks(name, config.num_codebooks, config.codebook_size, config.clap.dim)
+
+
+def clap_config(run: Mapping[str, Any], clap: ClapConfig | None = None) -> ClapConditionConfig:
+    """The condition through CLAP; `clap` is None for the one that audiocraft names.
+
+    Raises:
+      CheckpointError: It is none that audiocraft knows, or its quantizer is invalid.
+    """
+    values = run.get("conditioners", {}).get("description", {}).get("clap") or {}
+    arch = values.get("model_arch", "HTSAT-base")
+    if clap is None and arch not in CLAP:
+        raise CheckpointError(f"conditioners.description.clap.model_arch is {arch!r}; supported: {', '.join(CLAP)}")
+    count = values.get("n_q", 12) if values.get("quantize", True) else 0
+    try:
+        numbers = from_dict(ClapConditionConfig, {"num_codebooks": count, "codebook_size": values.get("bins", 1024)})
+    except ConfigError as error:
+        raise CheckpointError(f"xp.cfg does not describe a quantizer: {error}") from None
+    return dataclasses.replace(numbers, clap=clap or CLAP[arch])
+
+
+def clap_run(config: ClapConditionConfig) -> dict[str, Any]:
+    """The part of xp.cfg that describes the CLAP condition; raises CheckpointError if audiocraft has no such CLAP."""
+    arch = next((name for name, known in CLAP.items() if known == config.clap), None)
+    if arch is None:
+        raise CheckpointError(
+            f"audiocraft's files name the CLAP and do not hold it, and this one ({config.clap}) is none of "
+            f"{', '.join(CLAP)}. Save the model in mgjax form instead"
+        )
+    checkpoint = "//reference/clap/music_audioset_epoch_15_esc_90.14.pt"
+    clap: dict[str, Any] = {"checkpoint": checkpoint, "model_arch": arch}
+    clap |= {"enable_fusion": False, "sample_rate": config.clap.audio.sample_rate, "max_audio_length": 10}
+    clap |= {"audio_stride": 1, "dim": config.clap.dim, "attribute": "description", "normalize": True}
+    clap |= {"quantize": config.num_codebooks > 0, "n_q": config.num_codebooks, "bins": config.codebook_size}
+    return {"model": "clap", "clap": clap | {"kmeans_iters": 50, "text_p": 0.0, "cache_path": None}}
