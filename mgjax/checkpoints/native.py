@@ -23,7 +23,6 @@ from flax.traverse_util import flatten_dict
 
 from mgjax.checkpoints.files import packed, safetensors
 from mgjax.checkpoints.files.config_json import parsed, read_json
-from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.tables import matching, shapes
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.config.model import CodecConfig, ModelConfig
@@ -33,6 +32,7 @@ from mgjax.inputs import files
 from mgjax.nn import Shapes
 
 VERSION = 1
+_HEAD = {"format": "mgjax", "version": VERSION}
 _HASHED_NUMBERS = 1024  # of each array
 CLAP_FOLDER = "clap"
 CLAP_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -77,7 +77,8 @@ def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place 
     """
     directory = Path(directory)
     config = _read_config(directory, "model", ModelConfig)
-    match = _match(directory, packed.unpack(safetensors.find(directory)), shapes.model_shapes(config))
+    tensors = packed.unpack(safetensors.find(directory))
+    match = matching.match(_own_rules(shapes.model_shapes(config)), tensors, where=str(directory))
     variables = matching.load(match, dtype=dtype, place=place)
     return Checkpoint(config, variables, find_tokenizer(directory), find_clap_tokenizer(directory / CLAP_FOLDER))
 
@@ -93,7 +94,7 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str 
     `form` is one of `checkpoints.files.packed.FORMS` to store the weights in fewer bytes, or None for their dtype.
     """
     with replacing(directory) as temporary:
-        _write_config(temporary, "model", checkpoint.config)
+        files.write_json(temporary / "config.json", _HEAD | {"model": dataclasses.asdict(checkpoint.config)})
         _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config), form)
         copy_files(TOKENIZER_FILES, checkpoint.tokenizer, temporary)
         copy_files(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
@@ -108,13 +109,13 @@ def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Mat
         tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
     else:
         config = _read_config(directory, "codec", CodecConfig)
-    return config, _match(directory, tensors, shapes.codec_shapes(config))
+    return config, matching.match(_own_rules(shapes.codec_shapes(config)), tensors, where=str(directory))
 
 
 def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
     """Writes a codec alone, in mgjax form."""
     with replacing(directory) as temporary:
-        _write_config(temporary, "codec", config)
+        files.write_json(temporary / "config.json", _HEAD | {"codec": dataclasses.asdict(config)})
         _write_weights(temporary, variables, shapes.codec_shapes(config))
 
 
@@ -253,10 +254,6 @@ def _files(directory: Path) -> list[Path]:
     return [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
-def _match(directory: Path, tensors: dict[str, Tensor], expected: Shapes) -> matching.Match:
-    return matching.match(_own_rules(expected), tensors, where=str(directory))
-
-
 def _own_rules(expected: Shapes) -> list[matching.Rule]:
     return [matching.single(path, shape, path) for path, shape in expected.items()]
 
@@ -268,11 +265,6 @@ def _write_weights(directory: Path, variables: dict[str, Any], expected: Shapes,
         raise CheckpointError(f"the variables are not those of this config; different are {', '.join(differing[:12])}")
     tensors = matching.export(_own_rules(expected), variables)
     safetensors.write(directory, packed.pack(tensors, form) if form else tensors)
-
-
-def _write_config(directory: Path, kind: str, config: Any) -> None:
-    content = {"format": "mgjax", "version": VERSION, kind: dataclasses.asdict(config)}
-    files.write_json(directory / "config.json", content)
 
 
 def _read_config(directory: Path, kind: str, cls: type[Config]) -> Config:

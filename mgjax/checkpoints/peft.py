@@ -41,11 +41,6 @@ _SUPPORTED = {
 }
 
 
-def is_adapter(directory: str | os.PathLike) -> bool:
-    """Whether there is an adapter in `directory`."""
-    return (Path(directory) / CONFIG).is_file()
-
-
 def base(directory: str | os.PathLike) -> str | None:
     """The name of the model that the adapter in `directory` was trained for; None where it is not stored."""
     name = read_json(Path(directory) / CONFIG).get("base_model_name_or_path")

@@ -52,7 +52,7 @@ def read(
         _refuse_encoders(source, text_encoder, style_encoder)
         return Checkpoint(DEBUG, random_variables(DEBUG, dtype=dtype, place=place))
     directory = hub.fetch(source)
-    if peft.is_adapter(directory):
+    if (directory / peft.CONFIG).is_file():
         base = peft.base(directory) or "MODEL"
         raise CheckpointError(
             f"{source} is an adapter, not a model: load the model that it was made for with it, as in "

@@ -45,10 +45,6 @@ class ChunkLayout:
         length = int(config.chunk_seconds * config.sample_rate)
         return cls(length, max(1, int((1.0 - config.chunk_overlap) * length)), config.hop_length)
 
-    def frames(self, num_samples: int) -> int:
-        """The frames of a chunk with `num_samples` samples."""
-        return math.ceil(num_samples / self.hop_length)
-
 
 def volume(audio: Float[AnyArray, "b n c"]) -> Float[AnyArray, " b"]:
     """The scale that a codec that renormalises divides by: the RMS of each row's mean over channels, plus 1e-8."""
@@ -102,7 +98,8 @@ def unpadded(pieces: Iterable[Chunks], layout: ChunkLayout) -> Iterator[tuple[np
             if piece and samples < layout.length + layout.stride:
                 break
             codes, scale, ahead = waiting.pop(0)
-            yield codes[:, : layout.frames(min(layout.length, samples))], scale, ahead
+            frames = math.ceil(min(layout.length, samples) / layout.hop_length)
+            yield codes[:, :frames], scale, ahead
 
 
 def overlap_add(pieces: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:

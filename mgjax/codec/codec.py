@@ -16,7 +16,6 @@ from mgjax.audio import waveform
 from mgjax.codec import chunks, layers, stream, weight_norm
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.encodec import EncodecModel
-from mgjax.codec.lstm import State, zero_state
 from mgjax.config.model import CodecConfig
 from mgjax.config.serialization import to_json
 from mgjax.devices import sharding
@@ -169,7 +168,8 @@ class Codec:
             return stream.windowed(run, stream.receptive_field(self.config, part), _WINDOW, rows, one_size)
 
         before = windows("before", half.before, rows)
-        recurred = stream.recurrent(functools.partial(self._recur, name), _WINDOW, before, one_size)
+        run, num_layers = functools.partial(self._run, "recur", half=name), self.config.num_lstm_layers
+        recurred = stream.recurrent(run, num_layers, _WINDOW, before, one_size)
         yield from windows("after", half.after, recurred, **options)
 
     def _run(self, method: str, x: np.ndarray, length: int, *inputs: Any, **options: Any) -> Any:
@@ -179,11 +179,6 @@ class Codec:
             x = jax.device_put(x, sharding.rows(len(x), where.mesh))
         inputs = (x, np.int32(length), *inputs)
         return _apply(self.folded_config, method, self.variables, *inputs, options=tuple(options.items()))
-
-    def _recur(self, half: str, x: np.ndarray, length: int, state: State | None) -> tuple[jax.Array, State]:
-        if state is None:
-            state = zero_state(self.config.num_lstm_layers, x.shape[0], x.shape[2])
-        return self._run("recur", x, length, state, half=half)
 
     def _encode_whole(self, rows: np.ndarray, frames: int, num_codebooks: int) -> np.ndarray:
         buffer = stream.padded(rows, stream.bucket(frames) * self.hop_length)
@@ -205,7 +200,7 @@ class Codec:
     ) -> Iterator[Chunks]:
         for chunk, ahead in chunks.split(rows, layout):
             scale = chunks.volume(chunk) if self.config.normalize else np.ones(chunk.shape[0], np.float32)
-            frames = layout.frames(chunk.shape[1])
+            frames = -(-chunk.shape[1] // self.hop_length)
             codes = self._encode_whole(chunk / scale[:, None, None], frames, num_codebooks)
             yield Chunks(codes[:, None], scale[:, None], ahead)
 

@@ -89,7 +89,8 @@ class Discriminator(nn.Module):
             outputs["scale"], scaled = [], audio
             for i in range(config.num_scales):
                 outputs["scale"].append(ScaleDiscriminator(config, name=f"scale{i}")(scaled))
-                scaled = _halved(scaled)
+                # Half the rate: means of four samples, every second one, with two zeros at each end.
+                scaled = nn.avg_pool(scaled, (4,), (2,), [(2, 2)])
         if "period" in config.families:
             outputs["period"] = [
                 PeriodDiscriminator(config, period, name=f"period{period}")(audio) for period in config.periods
@@ -266,8 +267,3 @@ def _merged(x: Array, kernel: Array, stride: int, dilation: tuple[int, ...], aro
     )
     kernel = kernel.reshape(*kernel.shape[:-3], taps, stride * channels, features)
     return convolve.fun(x, kernel, 1, dilation, (0,) * len(around))
-
-
-def _halved(audio: Float[Array, "b n c"]) -> Float[Array, "b m c"]:
-    """The audio at half its rate: means of four samples, every second one, with two zeros at each end."""
-    return nn.avg_pool(audio, (4,), (2,), [(2, 2)])

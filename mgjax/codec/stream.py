@@ -12,7 +12,7 @@ import numpy as np
 
 from mgjax.codec import layers
 from mgjax.codec.conv import paddings, trims
-from mgjax.codec.lstm import State
+from mgjax.codec.lstm import State, zero_state
 from mgjax.config.model import CodecConfig
 
 
@@ -100,17 +100,19 @@ def windowed(
 
 
 def recurrent(
-    run: Callable[[np.ndarray, int, State | None], tuple[np.ndarray | jax.Array, State]],
+    run: Callable[[np.ndarray, int, State], tuple[np.ndarray | jax.Array, State]],
+    num_layers: int,
     most: int,
     blocks: Iterable[np.ndarray],
     one_size: bool = False,
 ) -> Iterator[np.ndarray]:
-    """The output of a part that depends on earlier frames alone, through a state that is carried along.
+    """The output of `num_layers` recurrent layers, with the state carried along.
 
-    `run` is (buffer [b, size, ...], length, state or None) -> ([b, size, ...], state); see `windowed` for the rest.
+    `run` is (buffer [b, size, d], length, state) -> ([b, size, d], state); see `windowed` for the rest.
     """
     state = None
     for block in blocks:
+        state = zero_state(num_layers, block.shape[0], block.shape[2]) if state is None else state
         for start in range(0, block.shape[1], most):
             piece = block[:, start : start + most]
             size = bucket(most if one_size else piece.shape[1])

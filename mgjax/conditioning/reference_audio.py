@@ -55,7 +55,7 @@ def converted(
 
 
 def sound(audio: Any, label: str, name: str) -> Float32[np.ndarray, "n c"]:
-    """Converts a row's audio, called `label`, to mono or stereo; raises as `waveform.check`, and ValueError for silence."""
+    """A row's audio as mono or stereo; raises as `waveform.check`, and ValueError for silence, about `label`."""
     audio = waveform.check(audio, label)
     audio = waveform.to_channels(audio, min(2, audio.shape[1]), label)
     check_not_silent(audio, f"{label} is silent", name)

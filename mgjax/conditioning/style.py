@@ -45,14 +45,12 @@ class StyleConditioner(nn.Module):
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, (config.dim,))
         self.var = self.variable("batch_stats", "var", jnp.ones, (config.dim,))
         shapes = codebook_shapes(config.num_codebooks, config.codebook_size, config.dim)
-        self.embed = self.variable("codebooks", "embed", jnp.zeros, shapes.pop("embed"))
-        for name, shape in shapes.items():
-            self.variable("codebooks", name, jnp.zeros, shape)
+        self.codebooks = {name: self.variable("codebooks", name, jnp.zeros, shape) for name, shape in shapes.items()}
 
     def __call__(self, inputs: Inputs) -> Float[Array, "b l d"]:
         """The style through the first `config.eval_codebooks` codebooks, as at generation."""
         latents = self.latents(inputs)
-        _, total, _ = quantize(latents, self.embed.value[: self.config.eval_codebooks])
+        _, total, _ = quantize(latents, self.codebooks["embed"].value[: self.config.eval_codebooks])
         return keep(total, self.config)
 
     def latents(self, inputs: Inputs, training: bool = False) -> Float[Array, "b t d"]:

@@ -71,7 +71,7 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix, counts = name.removesuffix(_COUNTS), unpacked[name]
         means = unpacked.get(prefix + _MEANS)
         if prefix + _SUMS not in unpacked and means is not None:
-            read = functools.partial(_sums, means, counts)
+            read = functools.partial(lambda means, counts: means.read() * counts.read()[..., None], means, counts)
             unpacked[prefix + _SUMS] = Tensor(means.shape, means.dtype, means.file, read)
     return unpacked
 
@@ -99,7 +99,3 @@ def _dequantized(integers: Tensor, scale: Tensor) -> np.ndarray:
     flat = integers.read().reshape(-1).astype(np.float32)
     scales = np.repeat(scale.read().astype(np.float32), _GROUP)[: flat.size]
     return (flat * scales).reshape(integers.shape)
-
-
-def _sums(means: Tensor, counts: Tensor) -> np.ndarray:
-    return means.read() * counts.read()[..., None]
