@@ -84,15 +84,16 @@ def unpadded(pieces: Iterable[Chunks], layout: ChunkLayout) -> Iterator[tuple[np
     """
     waiting: list[tuple[np.ndarray, np.ndarray, int]] = []
     for piece in itertools.chain(pieces, [None]):
-        count = piece.codes.shape[1] if piece else 0
-        for i in range(count):
-            ahead = layout.stride if i < count - 1 else piece.num_samples - layout.stride * (count - 1)
-            if not 0 < ahead <= layout.stride:
-                raise ValueError(
-                    f"{count} chunks of {layout.length} samples every {layout.stride} cannot hold "
-                    f"{piece.num_samples} samples"
-                )
-            waiting.append((piece.codes[:, i], piece.scales[:, i], ahead))
+        if piece:
+            count = piece.codes.shape[1]
+            for i in range(count):
+                ahead = layout.stride if i < count - 1 else piece.num_samples - layout.stride * (count - 1)
+                if not 0 < ahead <= layout.stride:
+                    raise ValueError(
+                        f"{count} chunks of {layout.length} samples every {layout.stride} cannot hold "
+                        f"{piece.num_samples} samples"
+                    )
+                waiting.append((piece.codes[:, i], piece.scales[:, i], ahead))
         while waiting:
             samples = sum(ahead for *_, ahead in waiting)
             if piece and samples < layout.length + layout.stride:
