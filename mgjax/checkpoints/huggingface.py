@@ -33,11 +33,7 @@ _IGNORED_OF_T5 = (r"^decoder\.", r"^lm_head\.")
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place | None = None) -> Checkpoint:
-    """The MusicGen model in `directory`; `dtype` and `place` are those of `matching.load`.
-
-    Raises:
-      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
-    """
+    """The MusicGen model in `directory`, as by `matching.load`; raises CheckpointError if it is damaged or another."""
     directory = Path(directory)
     config = read_config(directory)
     tensors = safetensors.find(directory) | {name: identity for _, name, identity in _identities(config.lm)}
@@ -76,11 +72,7 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def write_model(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
-    """Writes a model for `from_pretrained` of transformers; an existing one is replaced once the new one is complete.
-
-    Raises:
-      CheckpointError: transformers has no such model (another pattern, no text, a projection that it leaves out).
-    """
+    """Writes a model for transformers' `from_pretrained`; raises CheckpointError if transformers has none such."""
     codec_config, codec = weight_norm.unfold(checkpoint.config.codec, checkpoint.variables["codec"])
     config = dataclasses.replace(checkpoint.config, codec=codec_config)
     variables = checkpoint.variables | {"codec": codec}

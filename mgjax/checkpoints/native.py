@@ -70,11 +70,7 @@ def hash_of(config: Any, variables: Any) -> str:
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place | None = None) -> Checkpoint:
-    """The model in mgjax form in `directory`; `dtype` and `place` are those of `checkpoints.tables.matching.load`.
-
-    Raises:
-      CheckpointError: Files are missing or damaged, or do not fit together.
-    """
+    """The model in mgjax form in `directory`, loaded as by `matching.load`; raises CheckpointError if it is damaged."""
     directory = Path(directory)
     config = _read_config(directory, "model", ModelConfig)
     tensors = packed.unpack(safetensors.find(directory))

@@ -48,11 +48,7 @@ def base(directory: str | os.PathLike) -> str | None:
 
 
 def read(directory: str | os.PathLike, lm: LMConfig) -> tuple[LoraConfig, Adapter]:
-    """The adapter in `directory` for a language model `lm`, as numpy arrays with unstacked layers.
-
-    Raises:
-      CheckpointError: There is none, it is damaged, for another model, or of an unsupported kind.
-    """
+    """The adapter in `directory` for a model `lm`, with unstacked layers; raises CheckpointError if none fits."""
     directory = Path(directory)
     config = read_json(directory / CONFIG)
     require(

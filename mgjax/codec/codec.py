@@ -50,26 +50,15 @@ class Codec:
       folded_config: The same with weight norm folded into the kernels; `variables` are of this form.
       variables: The weights, `{"params", "codebooks"}` of `EncodecModel(folded_config)`.
       channels: Of the audio.
-      sample_rate: Of the audio, in hertz.
-      frame_rate: Frames of codes per second.
-      hop_length: Audio samples per frame of codes.
-      num_codebooks: Codes per frame, over all channels.
-      codebook_size: The number of different codes of a codebook.
     """
 
     def __init__(self, config: CodecConfig, variables: Mapping[str, Any], channels: int | None = None):
-        """Takes the variables `{"params", "codebooks"}` of `EncodecModel(config)`.
-
-        Raises:
-          ValueError: `channels` is no multiple of the codec's, or chunks are asked for where they have no meaning.
-        """
+        """Takes variables of `EncodecModel(config)`; raises ValueError where `channels` or chunks do not fit it."""
         self.config = config
         self.channels = channels or config.channels
         self._groups = self.channels // config.channels
         if self.channels % config.channels:
             raise ValueError(f"{self.channels} channels cannot be coded by a codec of {config.channels}")
-        self.sample_rate, self.frame_rate, self.hop_length = config.sample_rate, config.frame_rate, config.hop_length
-        self.num_codebooks, self.codebook_size = config.num_codebooks * self._groups, config.codebook_size
         self._layout = None if config.chunk_seconds is None else chunks.ChunkLayout.of(config)
         if config.normalize and self._layout is None:
             raise ValueError("a codec that renormalises (normalize) needs the length of its chunks (chunk_seconds)")
@@ -78,6 +67,31 @@ class Codec:
         # Folded once: the runtime would otherwise normalise every kernel in every call.
         self.folded_config, params = weight_norm.fold(config, variables["params"])
         self.variables = jax.device_put({"params": params, "codebooks": dict(variables["codebooks"])})
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio, in hertz."""
+        return self.config.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.config.frame_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Audio samples per frame of codes."""
+        return self.config.hop_length
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes per frame, over all channels."""
+        return self.config.num_codebooks * self._groups
+
+    @property
+    def codebook_size(self) -> int:
+        """The number of different codes of a codebook."""
+        return self.config.codebook_size
 
     @functools.cached_property
     def hash(self) -> str:

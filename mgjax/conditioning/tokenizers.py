@@ -205,11 +205,7 @@ def _roberta_from_json(path: Path) -> tuple[Callable[[str], list[int]], dict[str
 
 
 def load(model: ModelConfig, directory: Path | None) -> Tokenizer:
-    """Loads the tokenizer of a model's T5, of the kind `model.tokenizer`, from the folder that holds its files if any.
-
-    Raises:
-      CheckpointError: The model has no T5, came without its tokenizer, or with one that has more tokens than the T5.
-    """
+    """Loads a T5's tokenizer from the folder of its files, if any; raises CheckpointError if none fits."""
     if model.text is None:
         raise CheckpointError("this model has no T5, and so no tokenizer of one")
     if model.tokenizer == "bytes":

@@ -49,11 +49,7 @@ _POSITIONS = "encoder.pos_conv_embed.conv"
 
 
 def match_hubert(directory: Path) -> tuple[HubertConfig, matching.Match]:
-    """The config of the HubertModel or MERT in `directory`, and its match to the files; no code in it is run.
-
-    Raises:
-      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
-    """
+    """The config of the HubertModel or MERT in `directory` and its match; raises CheckpointError for another model."""
     config = _config(directory)
     tensors = _folded(safetensors.find(directory))
     return config, matching.match(hubert(config), tensors, where=str(directory), ignored=_IGNORED)
