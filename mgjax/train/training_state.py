@@ -265,11 +265,9 @@ def _of_process_0(steps: list[int]) -> list[int]:
 
 
 def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
-    """Raises ConfigError if `write_run` stored other settings at `path` than those of the dataclass `run`.
-
-    Settings in `may_change`, such as "loop.log_every", may differ.
-    """
-    stored, current = _flat(files.read_json(path, error=ConfigError)), _flat(_plain(run))
+    """Raises ConfigError if `write_run` stored other settings at `path`, apart from those in `may_change`."""
+    current = _flat(json.loads(_to_json(run)))  # tuples become lists, as they are stored
+    stored = _flat(files.read_json(path, error=ConfigError))
     differing = sorted(key for key in stored | current if stored.get(key) != current.get(key) and key not in may_change)
     if differing:
         listed = ", ".join(f"{key} is {stored.get(key)!r} there and {current.get(key)!r} here" for key in differing[:6])
@@ -279,13 +277,12 @@ def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
 
 
 def write_run(path: Path, run: Any) -> None:
-    """Writes the settings of a run, the dataclass `run`, as JSON."""
-    files.write_json(path, _plain(run))
+    """Writes the settings of a run, a dataclass or a dict of them, as JSON."""
+    files.write_text(path, _to_json(run))
 
 
-def _plain(run: Any) -> Any:
-    """The settings after a round trip through JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(run)))
+def _to_json(run: Any) -> str:
+    return json.dumps(run, default=dataclasses.asdict, indent=2) + "\n"
 
 
 def _flat(settings: Any, path: str = "") -> dict[str, Any]:
