@@ -22,12 +22,8 @@ def embedded(
 ) -> Float[Array, "b d"]:
     """Embeds each row of a batch: its text where the batch has texts, as in validations, else its audio.
 
-    Args:
-      config: The config of the condition.
-      variables: The variables of the towers: {"text": ..., "audio": ...}.
-      batch: See `data.pipeline.batches`.
-      sample_rate: The sample rate of its audio, in hertz.
-      parts: The number of parts of the batch that are embedded one after the other, to save memory.
+    The `variables` are those of the towers, {"text": ..., "audio": ...}; the audio of the batch (see
+    `data.pipeline.batches`) has `sample_rate` hertz, and is embedded in `parts` one after the other, to save memory.
     """
     if "clap_ids" in batch:
         embeddings: Any = ClapText(config.clap).apply(variables["text"], batch["clap_ids"], batch["clap_ids_mask"])
@@ -43,10 +39,9 @@ def embedded(
 def coded(
     embeddings: Float[Array, "b d"], codebooks: Codebooks | None, key: Array | None
 ) -> tuple[Float[Array, "b d"], Codebooks | None]:
-    """Quantizes embeddings by `codebooks`, if there are any, which are updated if there is a `key`.
+    """Quantizes embeddings by `codebooks`, if there are any, and returns both.
 
-    Returns:
-      The quantized embeddings, and the codebooks after them.
+    The codebooks are updated if there is a `key`.
     """
     if codebooks is None:
         return embeddings, None

@@ -30,12 +30,9 @@ _STYLE_QUANTIZER = QuantizerConfig(kmeans_iterations=10, dropout=True)
 
 
 def check(model: ModelConfig, parts: int, seconds: float) -> None:
-    """Checks that a model can be trained with its conditions.
+    """Checks that a model can be trained with its conditions on segments of `seconds`.
 
-    Args:
-      model: The model.
-      parts: The number of parts of a batch over which gradients are accumulated.
-      seconds: The length of the segments.
+    Gradients are accumulated over `parts` parts of a batch.
 
     Raises:
       ConfigError: It cannot.
@@ -69,10 +66,7 @@ def initial(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The conditioners' initial `TrainState.params` and `TrainState.extra`.
 
-    Args:
-      model: The model whose conditions they are.
-      pretrained: Variables to go on from: "style" of the style conditioner, "clap" of CLAP; None for new ones.
-      key: For new variables of the style conditioner.
+    They go on from the `pretrained` variables "style" of the style conditioner and "clap" of CLAP, if there are any.
     """
     params: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -95,7 +89,7 @@ def initial(
 def conditioning_inputs(
     model: ModelConfig, weights: Mapping[str, Any], batch: Batch, codes: Int[Array, "b t k"], parts: int
 ) -> dict[str, Array]:
-    """The conditioning inputs of a batch, by encoders that are not trained.
+    """The conditioning inputs of a batch, by encoders that are not trained; their first axis is the batch's rows.
 
     They are the token ids and labels of the batch, chromagrams, joint embeddings of CLAP, and the features or codes of
     style excerpts.
@@ -106,9 +100,6 @@ def conditioning_inputs(
       batch: See `data.pipeline.batches`.
       codes: The codes of the batch.
       parts: The number of parts of the batch that are encoded one after the other, to save memory.
-
-    Returns:
-      Arrays whose first axis is the batch's rows.
     """
     inputs = {name: batch[name] for name in batch if name.startswith(("text_", "melody", "label_"))}
     if model.melody is not None and "melody" not in inputs:
@@ -156,11 +147,7 @@ def excerpt_features(
 ) -> Float[Array, "b t d"]:
     """Encodes the excerpts of a batch of audio, mixed down to mono: the same seconds as in `excerpt_mask`.
 
-    Args:
-      model: The model of which the style is a condition.
-      style: A style with an encoder of excerpts.
-      weights: The weights of that encoder.
-      batch: A batch of audio; see `data.pipeline.batches`.
+    The `style` has an encoder of excerpts, whose `weights` these are.
     """
     features = style.features
     assert features is not None, "a style of codes has no encoder"

@@ -100,16 +100,11 @@ class Finetuning:
 
 
 def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool = False) -> bool:
-    """Fine-tunes a model; called again, an interrupted run goes on.
+    """Fine-tunes a model; called again, an interrupted run goes on, unless it is to `replace` another run.
 
-    `directory` then holds the adapter, or with `full` the model; the folder `clips`, music for some captions before
-    and after the training; and `run`, the folder of the training with its corpora and curves.
-
-    Args:
-      tuning: The settings.
-      directory: The folder of the result.
-      stage: A context of a stage of the work, by its name; it yields a function that reports progress, or None.
-      replace: Whether to start anew if there is another run.
+    `directory` then holds the adapter, or with `full` the model; the folder `clips`, music for some captions before and
+    after the training; and `run`, the folder of the training with its corpora and curves. `stage` is a context of a
+    stage of the work, by its name; it yields a function that reports progress, or None.
 
     Returns:
       Whether it is done; False where it was interrupted (SIGTERM).

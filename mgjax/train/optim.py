@@ -169,12 +169,8 @@ def gradients(
 ) -> tuple[Float[Array, ""], Any, Any]:
     """The loss of a batch, the auxiliary output of `loss`, and the gradient, with the memory of a part of the batch.
 
-    Args:
-      loss: Called with `weights` and a part of the batch. What it returns is summed over the parts, so that a mean has
-        to be divided by the count of the whole batch.
-      weights: The weights to differentiate for.
-      batch: Arrays whose first axis is the row.
-      parts: The number of parts; it must divide the number of rows.
+    `loss` is called with `weights` and one of `parts` parts of the batch, which must divide the number of rows. What it
+    returns is summed over the parts, so that a mean has to be divided by the count of the whole batch.
     """
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:

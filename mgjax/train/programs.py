@@ -35,11 +35,6 @@ class Programs:
 
     Programs are lowered from shapes. Weights are placed when they are first needed, and may be shapes if the programs
     are compiled and not run.
-
-    Args:
-      task: The task.
-      config: The settings of the loop.
-      mesh: The device mesh.
     """
 
     def __init__(self, task: Task, config: LoopConfig, mesh: Mesh):

@@ -17,13 +17,10 @@ from mgjax.train.metrics import Sound
 
 
 class Report:
-    """The report of a run; process 0 writes it.
+    """The report of a run of `steps` training steps that goes on after `step`; process 0 writes it.
 
-    Args:
-      name: The name of the task.
-      workdir: The folder for `metrics.jsonl` and the folder `tensorboard`.
-      step: The training step to go on from. Lines of a killed process about later ones are dropped.
-      steps: The training steps of the whole run.
+    It goes to `metrics.jsonl` and the folder `tensorboard` in `workdir`. Lines of a killed process about later steps
+    are dropped.
     """
 
     def __init__(self, name: str, workdir: Path, step: int, steps: int):
@@ -37,12 +34,9 @@ class Report:
             self._terminal = _Terminal(name, step, steps)
 
     def work(self, rows: int, flops: tuple[float, float] | None) -> None:
-        """Sets the work of a training step, which speed and utilisation are computed from.
+        """Sets the global batch size, and the operations of a step on one device and those that it can do per second.
 
-        Args:
-          rows: The global batch size.
-          flops: The operations of a step on one device, and those that a device can do per second; None if either is
-            unknown.
+        Speed and utilisation are computed from them; `flops` is None if either is unknown.
         """
         self._rows, self._flops = rows, flops
 

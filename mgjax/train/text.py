@@ -35,11 +35,9 @@ class TextEncoder:
 
 
 def read(source: str | None, with_weights: bool = True) -> TextEncoder:
-    """Reads a pretrained text encoder.
+    """Reads a pretrained text encoder, or its config alone.
 
-    Args:
-      source: A directory or the Hub id of a T5 or of a model that has one; "debug"; or None for no text encoder.
-      with_weights: Whether its weights are read, rather than its config alone.
+    `source` is a directory or the Hub id of a T5 or of a model that has one; "debug"; or None for no text encoder.
 
     Raises:
       CheckpointError: There is nothing readable.
@@ -66,9 +64,8 @@ def read(source: str | None, with_weights: bool = True) -> TextEncoder:
 def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
     """A text encoder to be trained from scratch, without weights yet.
 
-    Args:
-      config: Its sizes. A `vocab_size` that is left at T5's own becomes that of the vocabulary.
-      vocabulary: A folder with a spiece.model, as `mgjax corpus vocabulary` writes it; None or "bytes" for bytes.
+    A `vocab_size` that is left at T5's own becomes that of the `vocabulary`: a folder with a spiece.model, as `mgjax
+    corpus vocabulary` writes it; None or "bytes" for bytes.
 
     Raises:
       CheckpointError: There is no vocabulary.

@@ -51,12 +51,8 @@ class Restored:
 class Checkpoints:
     """The checkpoints in a directory, which are written in the background.
 
-    Args:
-      directory: Their folder, which is created if missing.
-      best: The validation metric by which the best checkpoint is chosen, and whether "min" or "max" is best.
-      keep_last: The number of newest checkpoints to keep.
-      keep_best: The number of best checkpoints to keep in addition.
-      inputs: JSON values to store in each.
+    The newest `keep_last` are kept, and in addition the `keep_best` best by the validation metric that `best` names, of
+    which "min" or "max" is best. `inputs` are JSON values that are stored in each.
     """
 
     def __init__(
@@ -96,11 +92,7 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Waits until all checkpoints are written.
-
-        Raises:
-          OSError: One could not be written.
-        """
+        """Waits until all checkpoints are written; raises OSError if one could not be."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -117,10 +109,8 @@ class Checkpoints:
     def latest(self, like: TrainState) -> Restored | None:
         """Restores the newest checkpoint that can be read; None where there are no checkpoints.
 
-        Newer ones that cannot be read are logged, and renamed to "broken-<step>".
-
-        Args:
-          like: The shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of the state.
+        Newer ones that cannot be read are logged, and renamed to "broken-<step>". `like` is the state as
+        `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
           ConfigError: They are of another model.

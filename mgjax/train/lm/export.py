@@ -30,13 +30,9 @@ def weights_of(state: TrainState) -> dict[str, Any]:
 
 
 def assembled(run: LMRun, start: Checkpoint, state: TrainState, dtype: str = "float32") -> Checkpoint:
-    """The whole model with the averaged weights, as numpy arrays of this process.
+    """The whole model with the averaged weights, as numpy arrays of this process; the language model's in `dtype`.
 
-    Args:
-      run: The run.
-      start: The model that it started from.
-      state: The training state.
-      dtype: The dtype of the language model's weights.
+    `start` is the model that the run started from.
     """
     weights, extra = sharding.on_host((weights_of(state), state.extra))
     if run.lora is not None:

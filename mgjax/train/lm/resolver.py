@@ -79,9 +79,7 @@ def _published(kind: type, source: str) -> Any:
 def resolve(run: LMRun, *, fetch: bool = True) -> ModelConfig:
     """The config of the model that `run` trains, from the configs of its sources, with all checks of the run.
 
-    Args:
-      run: The run.
-      fetch: Whether sources may be fetched from the Hub; see `read_config`.
+    Sources are fetched from the Hub if need be, unless `fetch` is False; see `read_config`.
 
     Raises:
       CheckpointError: There is nothing readable at a source.

@@ -36,12 +36,10 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Task:
-    """The functions that the loop runs.
+    """The functions that the loop runs, on batches of codes ("tokens") or of audio.
 
-    Args:
-      run: The run.
-      start: The model that it starts from, of arrays or of shapes (`resolver.pretrained` or `pretrained_shapes`).
-      kind: The kind of the batches: codes ("tokens") or audio.
+    `start` is the model that the run starts from, of arrays or of shapes (`resolver.pretrained` or
+    `pretrained_shapes`).
     """
     trained, frozen = partition(start.variables, run.trainable)
     if kind == "tokens":
@@ -81,10 +79,7 @@ def _on_shapes_too(function: Callable[[Any], Any], tree: Any) -> Any:
 class TrainStep:
     """The pure functions of a run: its initial state, one training step, one validation step.
 
-    Args:
-      run: The run.
-      start: The model that it starts from.
-      frozen: The weights that are read and not trained, of arrays or of shapes.
+    The `frozen` weights, which are read and not trained, are arrays or shapes.
     """
 
     def __init__(self, run: LMRun, start: Checkpoint, frozen: dict[str, Any]):
@@ -244,13 +239,10 @@ def initial(config: LMConfig, key: Array) -> dict[str, Any]:
 
 
 def encoded(config: CodecConfig, variables: dict[str, Any], audio: Float[Array, "b n c"]) -> Int[Array, "b t k"]:
-    """Encodes audio within a compiled step, to the codes of `Codec.encode`.
+    """Encodes audio from -1 to 1 within a compiled step, to the codes of `Codec.encode`.
 
-    Args:
-      config: The codec, with weight norm folded into its kernels. If the audio has more channels, groups of them are
-        encoded one by one.
-      variables: The variables of the codec.
-      audio: Audio from -1 to 1.
+    Weight norm is folded into the kernels of the codec. If the audio has more channels than the codec, groups of them
+    are encoded one by one.
     """
     b, n, c = audio.shape
     groups, hop = c // config.channels, config.hop_length
