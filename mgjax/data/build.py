@@ -32,14 +32,8 @@ _IN_MEMORY = 1 << 26  # bytes of a piece; longer ones are buffered in a file
 class AudioMaker:
     """Makes audio pieces out of sources.
 
-    A piece is read to its end before its first sample is written, so that nothing is left of a file that is damaged
-    in the middle.
-
-    Attributes:
-      sample_rate: In hertz.
-      channels: 1 or 2.
-      min_seconds: Shorter pieces are left out.
-      loudness: The loudness that pieces are normalized to, in LUFS; None for no change.
+    A piece is read to its end before its first sample is written, so that nothing is left of a file that is damaged in
+    the middle. The settings are those of `build`.
     """
 
     sample_rate: int

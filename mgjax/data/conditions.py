@@ -96,19 +96,12 @@ class BatchConditions:
 
 
 class Segment(NamedTuple):
-    """A segment of a piece that was drawn for a row of a batch.
-
-    Attributes:
-      piece: The number of the piece.
-      start: Where the segment begins, in samples or frames.
-      length: How much music is in it, in samples or frames.
-      rng: For all other draws about it.
-    """
+    """A segment of a piece that was drawn for a row of a batch."""
 
     piece: int
-    start: int
-    length: int
-    rng: np.random.Generator
+    start: int  # samples or frames
+    length: int  # of music in it, in samples or frames
+    rng: np.random.Generator  # for all other draws about it
 
 
 class ConditionReader:

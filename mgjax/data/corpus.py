@@ -154,10 +154,7 @@ class Corpus:
     ) -> Float32[np.ndarray, "m c"] | Int32[np.ndarray, "m k"]:
         """A segment of a piece: audio float32 [m, c] or codes int32 [m, k].
 
-        Args:
-          piece: Index of the piece.
-          start: First sample or frame.
-          length: Number of samples or frames; None for all. The segment is shorter where the piece ends before.
+        It has `length` samples or frames from `start` on, or all if that is None; fewer where the piece ends before.
 
         Raises:
           IndexError: There is no such piece.

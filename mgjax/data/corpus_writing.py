@@ -46,17 +46,11 @@ class Piece(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A finished shard.
+    """A finished shard."""
 
-    Attributes:
-      lengths: The length of each piece, in samples or frames.
-      num_bytes: Size of its file.
-      digest: A hash of all its records, of twelve hexadecimal digits; None if unknown.
-    """
-
-    lengths: list[int]
+    lengths: list[int]  # of each piece, in samples or frames
     num_bytes: int
-    digest: str | None = None
+    digest: str | None = None  # of all its records, twelve hexadecimal digits; None if unknown
 
 
 def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -> Shard:

@@ -90,10 +90,8 @@ class DatasetSource:
 def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
     """All examples of a dataset, over all its splits.
 
-    Args:
-      source: A folder with dataset_info.json in it, or "tfds:NAME" or "tfds:NAME/CONFIG", in the data directory of
-        tensorflow-datasets.
-      fields: The features to use; None for those of KNOWN_FIELDS, or else the audio alone.
+    `source` is a folder with dataset_info.json in it, or "tfds:NAME" or "tfds:NAME/CONFIG", in the data directory of
+    tensorflow-datasets. Without `fields`, those of KNOWN_FIELDS are read, or else the audio alone.
 
     Raises:
       CorpusError: It is missing, in a format that cannot be read, or lacks a feature.

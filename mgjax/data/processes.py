@@ -57,16 +57,10 @@ def run(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str]
 
 
 def run_apart(make: Callable[[Any], None], missing: Callable[[], Sequence[Any]], workers: int, log: Path) -> None:
-    """Calls `make` in several processes of this machine until no job is `missing`.
+    """Calls `make`, which is pickled, in several processes of this machine until no job is `missing`.
 
     Beam's direct runner hangs when one of its processes dies. So it runs in a process of its own, which exits as soon
-    as that happens, and another one is started for the missing jobs.
-
-    Args:
-      make: Does a job. It is pickled.
-      missing: Returns the jobs that are not done.
-      workers: The number of processes.
-      log: The file for their output.
+    as that happens, and another one is started for the missing jobs. Their output goes to the file `log`.
 
     Raises:
       CorpusError: A job failed, or workers die repeatedly.

@@ -68,14 +68,8 @@ def of_model(
 ) -> Plan:
     """The plan of one decode step with the cache of the longest window, as the last steps have it.
 
-    Args:
-      config: The model.
-      workload: The pieces to generate.
-      devices: The devices to compile for.
-      chip: Their chip.
-      data: The size of the mesh's data axis; -1 for as many as there are devices for.
-      fsdp: The size of its fsdp axis.
-      model: The size of its model axis.
+    The `devices` to compile for, which are of the kind `chip`, form a mesh of `data`, `fsdp` and `model`, as for
+    `sharding.make_mesh`.
 
     Raises:
       DoesNotFitError: It needs more memory than a device has.

@@ -84,12 +84,9 @@ class Collective:
 
 
 class Program:
-    """The compiled SPMD program of one device.
+    """The compiled SPMD program of one device, from `text`, the HLO of `compiled.as_text()`.
 
-    Args:
-      text: The HLO, of `compiled.as_text()`.
-      num_devices: The number of devices that run it.
-      open_loops: The trip count of loops whose own is not constant.
+    Loops whose trip count is not constant run `open_loops` times.
     """
 
     def __init__(self, text: str, num_devices: int, open_loops: int = 1):
