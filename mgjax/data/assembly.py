@@ -1,6 +1,6 @@
-"""Makes a corpus shard by shard, as an Apache Beam pipeline.
+"""Makes a corpus shard by shard, in one process or many, or as an Apache Beam pipeline.
 
-The split, shard and position of every piece are planned first, and an element of the pipeline is a shard. A worker
+The split, shard and position of every piece are planned first, and a job is a shard. A worker
 writes the shard and a summary of it, each atomically. So the corpus does not depend on the number of workers, a shard
 that is made twice has the same bytes, and an interrupted run goes on: a summary holds the hash of the sources and
 settings of its shard.
@@ -68,28 +68,20 @@ class Maker(Protocol):
     def open(self, source: Any, scratch: Path) -> contextlib.AbstractContextManager[Piece]:
         """The piece made of `source`, with temporary files in the folder `scratch`.
 
-        Raises:
-          BadPiece: The source cannot be used.
+        Raises BadPiece if the source cannot be used.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A corpus to be made.
-
-    Attributes:
-      description: The description of the corpus.
-      maker: Makes the pieces.
-      shards: The sources of each shard of each split. A source has a `name`.
-      settings: JSON values: everything apart from the sources that the bytes of the corpus depend on.
-      request: JSON values: all arguments. An unfinished corpus of the same request goes on although sources have
-        changed, and keeps the shards of unchanged ones. None: it goes on with the same sources only.
-    """
+    """A corpus to be made."""
 
     description: Description
     maker: Maker
-    shards: Mapping[str, Sequence[Sequence[Any]]]
-    settings: Any
+    shards: Mapping[str, Sequence[Sequence[Any]]]  # the sources of each shard of each split; a source has a `name`
+    settings: Any  # JSON values: everything apart from the sources that the bytes of the corpus depend on
+    # JSON values: all arguments. An unfinished corpus of the same request goes on although sources have changed, and
+    # keeps the shards of unchanged ones. None: it goes on with the same sources only.
     request: Any = None
 
     @functools.cached_property
@@ -205,8 +197,7 @@ def check_free(directory: Path) -> None:
 def _finished(directory: Path, plan: Plan, replace: bool) -> bool:
     """Whether `directory` holds the corpus of `plan` already. If not, checks that it can be made there.
 
-    Raises:
-      FileExistsError: There is another corpus, finished or not.
+    Raises FileExistsError if there is another corpus, finished or not.
     """
     unfinished, report = directory / "unfinished" / "plan.json", directory / "report.json"
     if replace:

@@ -60,28 +60,18 @@ class Dropout:
 
 @dataclasses.dataclass(frozen=True)
 class BatchConditions:
-    """The conditions whose inputs are in the batches.
+    """The conditions whose inputs are in the batches."""
 
-    Attributes:
-      text: How texts are assembled from metadata; None for batches without texts.
-      tokenize: From texts to token ids and the mask of valid ones. Not called where the corpora hold token ids and
-        `text` leaves the descriptions as they are.
-      melody: The chromagram; None for none.
-      style: Seconds of the excerpt of each segment for its style; None for no styles.
-      clap: Tokenizes texts for CLAP, which in validations are embedded in the place of the music; None for no CLAP.
-      labels: The labels and numbers.
-      dropout: How often conditions are dropped.
-      for_validation: Whether CLAP reads texts, as at generation: see `validation`.
-    """
-
-    text: TextConfig | None = None
+    text: TextConfig | None = None  # how texts are assembled from metadata
+    # From texts to token ids and the mask of valid ones. Not called where the corpora hold token ids and `text` leaves
+    # the descriptions as they are.
     tokenize: Tokenize | None = None
     melody: MelodyConfig | None = None
-    style: float | None = None
-    clap: Tokenize | None = None
+    style: float | None = None  # seconds of the excerpt of each segment
+    clap: Tokenize | None = None  # of texts for CLAP, which in validations are embedded in the place of the music
     labels: tuple[LabelConfig | NumberConfig, ...] = ()
     dropout: Dropout = dataclasses.field(default_factory=Dropout)
-    for_validation: bool = False
+    for_validation: bool = False  # CLAP reads texts, as at generation: see `validation`
 
     @property
     def names(self) -> tuple[str, ...]:

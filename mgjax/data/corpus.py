@@ -41,7 +41,11 @@ class Corpus:
       directory: The folder of the corpus.
       split: "train" or "valid".
       description: The content of corpus.json.
+      kind: "audio" or "tokens".
       lengths: The length of each piece, in samples or frames.
+      rate: Samples or frames per second, the unit of `lengths`.
+      sample_rate: Of the audio, in hertz; in a token corpus, of the audio that was encoded.
+      width: The number of channels, or of codebooks.
     """
 
     def __init__(
@@ -55,6 +59,11 @@ class Corpus:
         self.directory = directory
         self.split = split
         self.description = description
+        self.kind, self.sample_rate = description.kind, description.sample_rate
+        self.codebook_size, self.codec_hash = description.codebook_size, description.codec_hash
+        is_audio = self.kind == "audio"
+        self.rate = float(self.sample_rate if is_audio else description.frame_rate)
+        self.width = description.channels if is_audio else description.num_codebooks
         self.lengths = lengths
         self._first = first_records(description, lengths)
         self._shards = shards
@@ -65,8 +74,7 @@ class Corpus:
     def open(cls, directory: str | os.PathLike[str], split: str = "train") -> Corpus:
         """Opens a split of the corpus in `directory`.
 
-        Raises:
-          CorpusError: There is no such corpus or split, or files are missing or damaged.
+        Raises CorpusError if there is no such corpus or split, or files are missing or damaged.
         """
         directory = Path(directory)
         description, splits = read_description(directory)
@@ -91,41 +99,6 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def kind(self) -> str:
-        """Whether it holds audio or codes: "audio" or "tokens"."""
-        return self.description.kind
-
-    @property
-    def sample_rate(self) -> int:
-        """Of the audio, in hertz; in a token corpus, of the audio that was encoded."""
-        return self.description.sample_rate
-
-    @property
-    def rate(self) -> float:
-        """Samples or frames per second, the unit of `lengths`."""
-        return float(self.sample_rate if self.kind == "audio" else self.description.frame_rate)
-
-    @property
-    def width(self) -> int:
-        """The number of channels, or of codebooks."""
-        return self.description.channels if self.kind == "audio" else self.description.num_codebooks
-
-    @property
-    def codebook_size(self) -> int:
-        """The number of different codes; 0 in an audio corpus."""
-        return self.description.codebook_size
-
-    @property
-    def codec_hash(self) -> str | None:
-        """`Codec.hash` of the codec of the codes."""
-        return self.description.codec_hash
-
-    @property
-    def codec_source(self) -> str | None:
-        """Where the codec of the codes was loaded from."""
-        return self.description.codec_source
 
     def shards(self) -> list[range]:
         """The pieces in each shard."""
@@ -180,12 +153,7 @@ class Corpus:
         return segment.astype(np.float32).reshape(-1, self.width) / np.float32(FULL_SCALE)
 
     def metadata(self, piece: int) -> Metadata:
-        """The metadata of a piece.
-
-        Raises:
-          IndexError: There is no such piece.
-          CorpusError: The records are damaged.
-        """
+        """The metadata of a piece; raises IndexError if there is none, CorpusError if the records are damaged."""
         return Metadata.from_json(self._bytes(self._head(piece), "metadata"), f"{self.directory}: piece {piece}")
 
     def name(self, piece: int) -> str:
@@ -201,9 +169,7 @@ class Corpus:
     def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
         """The chromagram of a segment of a piece, in frames of `description.melody`; shorter where the piece ends.
 
-        Raises:
-          IndexError: There is no such piece.
-          CorpusError: The corpus stores no melodies, or the records are damaged.
+        Raises IndexError if there is no such piece, CorpusError if no melodies are stored or the records are damaged.
         """
         if self.description.melody is None:
             raise CorpusError(f"{self.directory}: keeps no melodies; tokenize it anew with --melody")

@@ -94,8 +94,7 @@ class ShardRecord(NamedTuple):
 def read_description(directory: str | os.PathLike[str]) -> tuple[Description, dict[str, list[ShardRecord]]]:
     """Reads corpus.json: the description, and the shards of each split.
 
-    Raises:
-      CorpusError: There is no corpus, or its description is damaged.
+    Raises CorpusError if there is no corpus, or its description is damaged.
     """
     path = Path(directory, "corpus.json")
     try:

@@ -21,17 +21,8 @@ class Pieces:
         _check(self.corpora)
         self.counts = np.array([len(corpus.lengths) for corpus in self.corpora])
         self.lengths = np.concatenate([corpus.lengths for corpus in self.corpora])
+        self.kind, self.rate = self.corpora[0].kind, self.corpora[0].rate
         self._ends = np.cumsum(self.counts)
-
-    @property
-    def kind(self) -> str:
-        """Whether they are audio or codes: "audio" or "tokens"."""
-        return self.corpora[0].kind
-
-    @property
-    def rate(self) -> float:
-        """Samples or frames per second, the unit of `lengths`."""
-        return self.corpora[0].rate
 
     def read(self, piece: int, start: int, length: int) -> np.ndarray:
         """`length` samples or frames of a piece from `start` on, or fewer where it ends before."""
@@ -57,11 +48,7 @@ class Pieces:
 
     @contextlib.contextmanager
     def _reading(self, piece: int) -> Iterator[tuple[Corpus, int]]:
-        """The corpus of a piece and its index in it, to read from in the block.
-
-        Raises:
-          DataError: It cannot be read.
-        """
+        """The corpus of a piece and its index in it, to read from in the block; raises DataError where that fails."""
         index = int(np.searchsorted(self._ends, piece, side="right"))
         corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
         try:

@@ -26,27 +26,16 @@ from mgjax.train.memory import Memory
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The cost of one run of a program, on each device.
-
-    Attributes:
-      chip: The device.
-      mesh: The sizes of the mesh.
-      memory: The memory that it needs.
-      needed: Operations of the model, without recomputed ones.
-      computed: Operations in all.
-      moved: Bytes between memory and chip.
-      traffic: The collectives.
-      remarks: XLA's warnings about rematerialization.
-    """
+    """The cost of one run of a program, on each device."""
 
     chip: Chip
     mesh: Mapping[str, int]
     memory: Memory
-    needed: float
-    computed: float
-    moved: float
+    needed: float  # operations of the model, without recomputed ones
+    computed: float  # operations in all
+    moved: float  # bytes between memory and chip
     traffic: tuple[Traffic, ...]
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...]  # XLA's warnings about rematerialization
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -99,7 +88,7 @@ def of(
       chip: The devices of the mesh.
       needed: Operations of the model, on all devices together.
       computed: Operations in all, on all devices together.
-      open_loops: The trip count of loops whose own is not constant.
+      open_loops: The trip count of loops whose own is not constant; the plan is of one of these.
 
     Raises:
       DoesNotFitError: It needs more memory than a device has, and cannot be compiled.

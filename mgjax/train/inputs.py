@@ -13,15 +13,10 @@ from mgjax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run.
+    """The inputs of a run."""
 
-    Attributes:
-      hashes: The hash of each input by its name; of a corpus, a hash for each shard.
-      may_grow: Whether shards may have been appended to corpora.
-    """
-
-    hashes: Mapping[str, str | list[str]]
-    may_grow: bool = False
+    hashes: Mapping[str, str | list[str]]  # of each input by its name; of a corpus, one for each shard
+    may_grow: bool = False  # whether shards may have been appended to corpora
 
     @classmethod
     def of(cls, corpora: Iterable[Corpus], may_grow: bool, **hashes: str | None) -> Inputs:
@@ -32,8 +27,7 @@ class Inputs:
     def check(self, before: Mapping[str, str | list[str]] | None, workdir: Path) -> str:
         """Compares with the inputs that the run in `workdir` started with, and returns a remark to log, or "".
 
-        Raises:
-          ConfigError: It started with other inputs.
+        Raises ConfigError if it started with other inputs.
         """
         if before is None:
             return ", which says nothing of what it was begun with: corpora and weights are not compared"

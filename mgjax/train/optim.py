@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from mgjax.config.serialization import one_of, ranged
 from mgjax.errors import ConfigError
-from mgjax.train import muon
+from mgjax.lm.matrices import matrix
 
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
@@ -90,8 +90,7 @@ class OptimConfig:
 def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the number of the training step, from 0 to `total_steps` - 1.
 
-    Raises:
-      ConfigError: The warm-up takes the whole run.
+    Raises ConfigError if the warm-up takes the whole run.
     """
     warmup = config.warmup_steps
     if warmup and warmup >= total_steps:
@@ -136,12 +135,30 @@ def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
             adam_b2=config.b2,
             adam_weight_decay=config.weight_decay,
             adam_learning_rate=lambda step: share * rate(step),
-            muon_weight_dimension_numbers=muon.matrices,
+            muon_weight_dimension_numbers=_muon_matrices,
         )
     else:
         update = optax.adamw(rate, *betas, config.eps, weight_decay=config.weight_decay)
     clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)
     return optax.chain(clip, update)
+
+
+def _muon_matrices(params: Any) -> Any:
+    """The axes of each kernel of the language model's layers as a matrix, for Muon; None for all other parameters.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) orthogonalises the momentum, so that a matrix
+    between hidden states is updated equally in all directions of its gradient. Adam trains the rest.
+    """
+
+    def axes(path: tuple[Any, ...], leaf: Float[Array, "..."]) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        if names[:1] != ["lm"] or names[-1] != "kernel" or not names[1].startswith("layer"):
+            return None
+        sides = matrix(tuple(names[1:]))
+        assert sides is not None, "every kernel of a layer is a matrix"
+        return optax.contrib.MuonDimensionNumbers(*(tuple(axis + leaf.ndim for axis in side) for side in sides))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def learning_rate(config: OptimConfig, total_steps: int, state: Any, step: Array | int) -> Float[Array, ""]:
@@ -207,15 +224,10 @@ def _split(batch: Any, parts: int) -> Any:
 @struct.dataclass
 @typing.no_type_check  # such trees are also made of shapes and of shardings
 class Average:
-    """A moving average of weights, unbiased from the start: it holds nothing of the initial, random weights.
-
-    Attributes:
-      weights: The average.
-      count: The sum of the decayed weights of its updates.
-    """
+    """A moving average of weights, unbiased from the start: it holds nothing of the initial, random weights."""
 
     weights: Any
-    count: Float[Array, ""]
+    count: Float[Array, ""]  # the sum of the decayed weights of its updates
 
     @classmethod
     def begin(cls, weights: Any) -> Average:
@@ -231,7 +243,3 @@ class Average:
             return Average(mixed, count)
 
         return jax.lax.cond(jnp.asarray(step) % config.average_every == 0, taken, lambda average: average, self)
-
-    def value(self) -> Any:
-        """The averaged weights."""
-        return self.weights

@@ -40,8 +40,7 @@ def to_config_dict(run: Any) -> ConfigDict:
 def from_config_dict(cls: type[Run], config: ConfigDict) -> Run:
     """The dataclass `cls` from `config`, the inverse of `to_config_dict`.
 
-    Raises:
-      ConfigError: A key is unknown, or a value is invalid; the message has the path to it.
+    Raises ConfigError with the path to a key that is unknown, or whose value is invalid.
     """
     return from_dict(cls, config.to_dict(), "config")
 

@@ -19,19 +19,12 @@ from mgjax.errors import CheckpointError, ConfigError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A T5 encoder and its tokenizer; `config` and `weights` are None for a model without text prompts.
-
-    Attributes:
-      config: Its config.
-      weights: Numpy arrays; None for a new one, which `initial` initialises.
-      tokenizer_files: The folder that holds the tokenizer's files, or None.
-      tokenizer: Its kind: "sentencepiece" or "bytes".
-    """
+    """A T5 encoder and its tokenizer; `config` and `weights` are None for a model without text prompts."""
 
     config: T5Config | None = None
-    weights: dict[str, Any] | None = None
-    tokenizer_files: Path | None = None
-    tokenizer: str = "sentencepiece"
+    weights: dict[str, Any] | None = None  # numpy arrays; None for a new one, which `initial` initialises
+    tokenizer_files: Path | None = None  # their folder
+    tokenizer: str = "sentencepiece"  # or "bytes"
 
 
 def read(source: str | None, with_weights: bool = True) -> TextEncoder:

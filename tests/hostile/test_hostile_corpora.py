@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import tiny_corpora
 from fuzzing import Door
 
 from mgjax.audio.metadata import Metadata
@@ -27,7 +28,7 @@ def write(folder):
         ("codes", TOKENS, codes),
         ("record", TOKENS, codes),
     ):
-        corpus_writing.write(folder / name, about, {"train": pieces})
+        tiny_corpora.write(folder / name, about, {"train": pieces})
     records = list(corpus_writing._code_records(TOKENS, codes[0]))
     (folder / "record" / "piece.record").write_bytes(records[0][1])
 

@@ -26,7 +26,7 @@ _PROVENANCE = "provenance.json"  # beside a model: its codec, text encoder, corp
 
 def weights_of(state: TrainState) -> dict[str, Any]:
     """The weights that are validated and saved: the averaged ones if there is an average."""
-    return state.params if state.average is None else state.average.value()
+    return state.params if state.average is None else state.average.weights
 
 
 def assembled(run: LMRun, start: Checkpoint, state: TrainState, dtype: str = "float32") -> Checkpoint:

@@ -249,8 +249,7 @@ def to_stereo(params: dict[str, Any]) -> dict[str, Any]:
 def pretrained_shapes(run: LMRun) -> Checkpoint:
     """`pretrained` with shapes (`jax.ShapeDtypeStruct`) instead of weights: nothing is read or fetched.
 
-    Raises:
-      ConfigError: A source is neither local nor published, or the parts do not fit together.
+    Raises ConfigError if a source is neither local nor published, or the parts do not fit together.
     """
     model = resolve(run, fetch=False)
     not_new = ["codec/", "style/features/", "clap/(text|audio)/", *([] if run.new_text else ["text/"])]

@@ -49,11 +49,7 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
 
 
 def batch_conditions(config: LMRun, start: Checkpoint) -> BatchConditions:
-    """The conditioning inputs that the batches of a run hold.
-
-    Raises:
-      CheckpointError: The model came without the files of a tokenizer.
-    """
+    """The conditioning inputs of a run; raises CheckpointError if the model came without the files of a tokenizer."""
     model = start.config
     return BatchConditions(
         text=None if model.text is None else config.text,
@@ -77,9 +73,9 @@ def _check_corpora(corpora: list[Corpus], model: ModelConfig, codec: Codec) -> N
                 )
         elif corpus.codec_hash != codec.hash:
             raise ConfigError(
-                f"the codes in {corpus.directory} were made with another codec ({corpus.codec_source}, hash "
-                f"{corpus.codec_hash}) than that of this run (hash {codec.hash}): set codec to that one, or tokenize "
-                "the corpus anew"
+                f"the codes in {corpus.directory} were made with another codec ({corpus.description.codec_source}, "
+                f"hash {corpus.codec_hash}) than that of this run (hash {codec.hash}): set codec to that one, or "
+                "tokenize the corpus anew"
             )
         elif corpus.width != codec.num_codebooks:
             raise ConfigError(
