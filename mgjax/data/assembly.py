@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mgjax.audio.metadata import escaped
+from mgjax.config.serialization import from_dict
 from mgjax.data import corpus_writing, processes
 from mgjax.data.corpus_writing import Piece, Shard
 from mgjax.data.description import SPLITS, Description, read_description, shard_path
-from mgjax.errors import CorpusError
+from mgjax.errors import ConfigError, CorpusError
 from mgjax.inputs import claims, files
 
 log = logging.getLogger("mgjax")
@@ -124,10 +125,10 @@ class Job:
 class Report:
     """The result of a build: pieces and seconds in each split, (name, reason) of skipped sources, and `Notes`."""
 
-    pieces: Mapping[str, int]
-    seconds: Mapping[str, float]
+    pieces: dict[str, int]
+    seconds: dict[str, float]
     skipped: tuple[tuple[str, str], ...]
-    notes: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    notes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
 
 def assemble(
@@ -317,10 +318,8 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
 def _read_report(directory: Path) -> Report:
     content = _read(directory / "report.json")
     try:
-        skipped = tuple((name, reason) for name, reason in content["skipped"])
-        notes = {kind: (count, name) for kind, (count, name) in dict(content.get("notes", {})).items()}
-        return Report(dict(content["pieces"]), dict(content["seconds"]), skipped, notes)
-    except (KeyError, TypeError, ValueError) as error:
+        return from_dict(Report, {name: content[name] for name in content if name not in ("hash", "settings")})
+    except ConfigError as error:
         raise CorpusError(f"{directory / 'report.json'}: is damaged; make the corpus anew (--force)") from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Int32
 
 from mgjax.conditioning.labels import from_metadata, vectors
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
@@ -113,23 +113,24 @@ class ConditionReader:
     def __call__(self, segments: Sequence[Segment]) -> dict[str, np.ndarray]:
         """The arrays of a batch, named as `pipeline.batches` says, with a row for each segment."""
         conditions = self._conditions
-        kept = [conditions.dropout.kept(conditions.names, segment.rng) for segment in segments]
+        draws = [conditions.dropout.kept(conditions.names, segment.rng) for segment in segments]
+        kept = {name: [name in names for names in draws] for name in conditions.names}
         batch: dict[str, np.ndarray] = {}
         if conditions.text is not None:
-            batch |= self._texts(segments, ["text" in names for names in kept], conditions.text)
+            batch |= self._texts(segments, kept["text"], conditions.text)
         if conditions.melody is not None:
-            batch |= self._melodies(segments, ["melody" in names for names in kept], conditions.melody)
+            batch |= self._melodies(segments, kept["melody"], conditions.melody)
         if conditions.style is not None:
-            batch |= self._excerpts(segments, ["style" in names for names in kept], conditions.style)
+            batch |= self._excerpts(segments, kept["style"], conditions.style)
         if conditions.clap is not None:
-            batch["clap_mask"] = np.array(["clap" in names for names in kept])
+            batch["clap_mask"] = np.array(kept["clap"])
             if conditions.for_validation:
                 ids, mask = conditions.clap([plain(self._pieces.metadata(segment.piece)) for segment in segments])
                 batch |= {"clap_ids": ids, "clap_ids_mask": mask, "clap_mask": batch["clap_mask"] & mask.any(axis=1)}
         for label in conditions.labels:
             values = [
-                from_metadata(vars(self._pieces.metadata(segment.piece)), label) if label.name in names else None
-                for segment, names in zip(segments, kept, strict=True)
+                from_metadata(vars(self._pieces.metadata(segment.piece)), label) if keep else None
+                for segment, keep in zip(segments, kept[label.name], strict=True)
             ]
             name = f"label_{label.name}"
             batch |= dict(zip((name, f"{name}_mask"), vectors(values, label), strict=True))
@@ -173,7 +174,8 @@ class ConditionReader:
         if self._pieces.kind == "audio":
             return {"melody_mask": mask}
         if config.bottleneck == "dominant":
-            melody = _dominant(melody)
+            # 1 for the strongest pitch class of each frame, the first of several; 0 for the others.
+            melody = np.eye(melody.shape[-1], dtype=np.float32)[np.argmax(melody, axis=-1)]
         return {"melody": melody * mask[..., None], "melody_mask": mask}
 
     def _excerpts(self, segments: Sequence[Segment], kept: Sequence[bool], seconds: float) -> dict[str, np.ndarray]:
@@ -192,11 +194,6 @@ def stored_melody(config: MelodyConfig) -> MelodyConfig:
     defaults = MelodyConfig()
     bottleneck = "none" if config.bottleneck == "dominant" else config.bottleneck
     return dataclasses.replace(config, bottleneck=bottleneck, num_frames=defaults.num_frames, null=defaults.null)
-
-
-def _dominant(chroma: Float32[np.ndarray, "b f p"]) -> Float32[np.ndarray, "b f p"]:
-    """1 for the strongest pitch class of each frame, the first of several; 0 for the others."""
-    return np.eye(chroma.shape[-1], dtype=np.float32)[np.argmax(chroma, axis=-1)]
 
 
 def _check_melodies(pieces: Pieces, config: MelodyConfig) -> None:

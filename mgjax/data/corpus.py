@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt16
+from jaxtyping import Float32, Int32, Int64
 
 from mgjax.audio.metadata import Metadata
 from mgjax.data import records
@@ -141,7 +141,10 @@ class Corpus:
             raise ValueError(f"cannot read {length} from {start} on of a piece of {available}")
         end = min(start + length, available)
         if self.kind == "tokens":
-            return self._codes(piece)[start:end].astype(np.int32)
+            codes = self._array(self._head(piece), "codes", "<u2", self.width)
+            if len(codes) != available or codes.max() >= self.codebook_size:
+                raise self._damaged(f"the codes of piece {piece} are not those that the index and corpus.json tell of")
+            return codes[start:end].astype(np.int32)
         size = self.description.chunk_samples
         first = int(self._first[piece])
         chunks = range(first + start // size, first + (end - 1) // size + 1)
@@ -190,12 +193,6 @@ class Corpus:
     def _check(self, piece: int) -> None:
         if not 0 <= piece < len(self):
             raise IndexError(f"there is no piece {piece} among {len(self)}")
-
-    def _codes(self, piece: int) -> UInt16[np.ndarray, "t k"]:
-        codes = self._array(self._head(piece), "codes", "<u2", self.width)
-        if len(codes) != self.lengths[piece] or codes.max() >= self.codebook_size:
-            raise self._damaged(f"the codes of piece {piece} are not those that the index and corpus.json tell of")
-        return codes
 
     def _array(self, example: Any, name: str, dtype: str, *width: int) -> np.ndarray:
         """The array of a feature, `[-1, *width]`."""

@@ -103,7 +103,8 @@ class Program:
                 groups = _groups(instruction.rest, self._num_devices)
                 if kind == "reduce-scatter":
                     size *= groups.shape[1]
-                elif not instruction.is_root and self._is_scattered(outer):
+                # A fusion of this name is an all-reduce of whose sum each device keeps only a part.
+                elif not instruction.is_root and outer.called("calls").startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
                 if groups.shape[1] > 1:
                     collectives.append(Collective(kind, size, groups, times))
@@ -117,10 +118,6 @@ class Program:
             return []
         inner = self._computations.get(instruction.called("calls"), {})
         return [collective for part in inner.values() for collective in self._collectives_in(part)]
-
-    def _is_scattered(self, instruction: Instruction) -> bool:
-        """Whether a fusion is an all-reduce of whose sum each device keeps only a part."""
-        return instruction.called("calls").startswith("all-reduce-scatter")
 
     def _run(self) -> Iterator[tuple[Instruction, Computation, float]]:
         """Every instruction outside of fusions, with its computation and how often it runs."""

@@ -33,7 +33,8 @@ class Inputs:
             return ", which says nothing of what it was begun with: corpora and weights are not compared"
         shared = sorted(set(before) & set(self.hashes))
         differing = [name for name in shared if before[name] != self.hashes[name]]
-        grown = [name for name in differing if _has_grown(before[name], self.hashes[name])]
+        shards = {name: now for name in differing if isinstance(now := self.hashes[name], list)}
+        grown = [name for name, now in shards.items() if now[: len(before[name])] == before[name]]
         others = [name for name in differing if name not in grown]
         if others:
             raise ConfigError(
@@ -46,10 +47,6 @@ class Inputs:
                 "data.may_grow to go on with all that is there now, or give another folder"
             )
         return "".join(f"; the {name} has grown" for name in grown)
-
-
-def _has_grown(before: str | list[str], now: str | list[str]) -> bool:
-    return isinstance(now, list) and now[: len(before)] == before
 
 
 NONE = Inputs({})

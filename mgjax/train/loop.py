@@ -33,21 +33,20 @@ from mgjax.train.programs import ClosableIterator, Programs
 from mgjax.train.report import Report
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task
+from mgjax.train.trainable import matching
 from mgjax.train.training_state import Checkpoints, check_run, write_run
 from mgjax.train.watchdog import Watchdog
 
 __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 
-# Settings of a run that may be changed before it goes on, because they do not change what it computes; a longer run has
-# another schedule, and that is for the user to decide.
-MAY_CHANGE = (
-    *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
-    *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
-    *(f"mesh.{name}" for name in ("data", "fsdp", "model")),
-    *(f"loop.{name}" for name in ("max_skipped", "hang_seconds")),
-    *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch", "max_bad", "may_grow")),
-    *("prompts", "prompt_seconds", "sampling"),
-    *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "guidance", "text_guidance")),
+# Accepts the settings of a run that may be changed before it goes on, because they do not change what it computes; a
+# longer run has another schedule, and that is for the user to decide.
+MAY_CHANGE = matching(
+    r"loop\.(?!seed$)",
+    r"mesh\.",
+    r"data\.(num_threads|num_workers|prefetch|max_bad|may_grow)$",
+    r"(prompts|prompt_seconds)$",
+    r"sampling(\.|$)",
 )
 
 _COMPILING_SECONDS = 3600  # that the processes of a run may need one after the other
@@ -203,7 +202,7 @@ class _Training:
             return
         self._read_metrics()
         values: dict[str, float] = {}
-        with self.report.aside():
+        with self.report.clock.aside():
             if validating:
                 self.watchdog.again()
                 values = self.programs.validate(self.state, self.valid_data)

@@ -24,7 +24,7 @@ from mgjax.lm.matrices import matrix
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
 
-_ADAPTIVE_RATE = ("dadapt_adamw", "prodigy")
+_ADAPTIVE_RATE = {"dadapt_adamw": optax.contrib.dadapt_adamw, "prodigy": optax.contrib.prodigy}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,29 +116,24 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimiser of a run of `total_steps` training steps; `gradients` accumulates, not the optimiser."""
     rate = schedule(config, total_steps)
-    betas = (config.b1, config.b2)
-    if config.name == "dadapt_adamw":
-        update = _idle_until_gradients(
-            optax.contrib.dadapt_adamw(rate, betas, config.eps, config.d0, config.weight_decay)
-        )
-    elif config.name == "prodigy":
-        update = _idle_until_gradients(
-            optax.contrib.prodigy(rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=config.weight_decay)
-        )
+    betas, decay = (config.b1, config.b2), config.weight_decay
+    if config.name in _ADAPTIVE_RATE:
+        adaptive = _ADAPTIVE_RATE[config.name]
+        update = _idle_until_gradients(adaptive(rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=decay))
     elif config.name == "muon":
         share = config.adam_learning_rate / config.learning_rate
         update = optax.contrib.muon(
             rate,
             eps=config.eps,
-            weight_decay=config.weight_decay,
+            weight_decay=decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
+            adam_weight_decay=decay,
             adam_learning_rate=lambda step: share * rate(step),
             muon_weight_dimension_numbers=_muon_matrices,
         )
     else:
-        update = optax.adamw(rate, *betas, config.eps, weight_decay=config.weight_decay)
+        update = optax.adamw(rate, *betas, config.eps, weight_decay=decay)
     clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)
     return optax.chain(clip, update)
 

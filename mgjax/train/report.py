@@ -27,7 +27,7 @@ class Report:
         self._steps, self._rows = steps, 0
         self._flops: tuple[float, float] | None = None
         self._writes = jax.process_index() == 0
-        self._clock = _Clock(step)
+        self.clock = _Clock(step)
         if self._writes:
             self._lines = _Lines(workdir / "metrics.jsonl", step)
             self._board = Board(workdir / "tensorboard", step)
@@ -42,7 +42,7 @@ class Report:
 
     def trained(self, step: int, values: Mapping[str, float] | None) -> None:
         """Reports `step` finished training steps, and writes `values` if they are to be logged."""
-        self._clock.reach(step)
+        self.clock.reach(step)
         if not self._writes:
             return
         summary = ""
@@ -70,12 +70,6 @@ class Report:
         if self._writes:
             self._terminal.say(message)
 
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Excludes its block from the time of training."""
-        with self._clock.aside():
-            yield
-
     def sync(self) -> None:
         """Flushes `metrics.jsonl` to disk, so that no checkpoint is ahead of it."""
         if self._writes:
@@ -89,7 +83,7 @@ class Report:
             self._board.close()
 
     def _speed(self) -> dict[str, float]:
-        seconds = self._clock.lap()
+        seconds = self.clock.lap()
         if seconds is None:
             return {}
         speed = {"examples_per_second": self._rows / seconds}
@@ -103,7 +97,7 @@ class Report:
             parts.append(f"{speed['examples_per_second']:.4g} examples/s")
         if "utilization" in speed:
             parts.append(f"{100 * speed['utilization']:.0f} % of peak")
-        seconds = self._clock.average()
+        seconds = self.clock.average()
         if seconds is not None:
             parts.append(f"{_duration(seconds * (self._steps - step))} left")
         return ", ".join(parts)
@@ -124,6 +118,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
+        """Excludes its block from the time of training."""
         before = time.monotonic()
         try:
             yield

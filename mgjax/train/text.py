@@ -6,12 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array
-
 from mgjax.checkpoints import hub, huggingface, native, random_weights
 from mgjax.checkpoints.tables import matching
-from mgjax.conditioning.t5 import T5Encoder
 from mgjax.conditioning.text import Tokenizer
 from mgjax.config.conditioning import T5Config
 from mgjax.errors import CheckpointError, ConfigError
@@ -22,7 +18,7 @@ class TextEncoder:
     """A T5 encoder and its tokenizer; `config` and `weights` are None for a model without text prompts."""
 
     config: T5Config | None = None
-    weights: dict[str, Any] | None = None  # numpy arrays; None for a new one, which `initial` initialises
+    weights: dict[str, Any] | None = None  # numpy arrays; None for a new one
     tokenizer_files: Path | None = None  # their folder
     tokenizer: str = "sentencepiece"  # or "bytes"
 
@@ -82,8 +78,3 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
             f"({vocabulary or 'bytes'}) has, got {config.vocab_size}"
         )
     return TextEncoder(config, None, files, kind)
-
-
-def initial(config: T5Config, key: Array) -> dict[str, Any]:
-    """Draws new weights of a text encoder."""
-    return T5Encoder(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]

@@ -30,6 +30,7 @@ from mgjax.devices.sharding import path_of
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 from mgjax.train.state import TrainState
+from mgjax.train.trainable import Filter
 
 log = logging.getLogger("mgjax")
 
@@ -254,11 +255,11 @@ def _of_process_0(steps: list[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(own).tolist()
 
 
-def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
-    """Raises ConfigError if `write_run` stored other settings at `path`, apart from those in `may_change`."""
+def check_run(path: Path, run: Any, may_change: Filter) -> None:
+    """Raises ConfigError if `write_run` stored other settings at `path`, apart from those that `may_change` accepts."""
     current = _flat(json.loads(_to_json(run)))  # tuples become lists, as they are stored
     stored = _flat(files.read_json(path, error=ConfigError))
-    differing = sorted(key for key in stored | current if stored.get(key) != current.get(key) and key not in may_change)
+    differing = sorted(key for key in stored | current if stored.get(key) != current.get(key) and not may_change(key))
     if differing:
         listed = ", ".join(f"{key} is {stored.get(key)!r} there and {current.get(key)!r} here" for key in differing[:6])
         raise ConfigError(

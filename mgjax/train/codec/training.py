@@ -19,7 +19,7 @@ from mgjax.codec import losses, rvq_training, weight_norm
 from mgjax.config.model import CodecConfig
 from mgjax.data.corpus import Corpus
 from mgjax.data.description import SPLITS
-from mgjax.data.pipeline import BatchIterator, batches, validation_batches
+from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.train.codec.config import CodecRun
@@ -68,10 +68,7 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     mesh = config.mesh.make()
     rows = sharding.rows_here(config.data.batch_size, mesh)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows)
-
-    def valid_data() -> BatchIterator:
-        return validation_batches(corpora["valid"], config.data, rows=rows)
-
+    valid_data = functools.partial(validation_batches, corpora["valid"], config.data, rows=rows)
     training = task(config, pretrained)
     return fit(training, train_data, valid_data, config.loop, workdir, run=config, mesh=mesh, inputs=inputs)
 

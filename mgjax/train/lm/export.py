@@ -36,9 +36,9 @@ def assembled(run: LMRun, start: Checkpoint, state: TrainState, dtype: str = "fl
     """
     weights, extra = sharding.on_host((weights_of(state), state.extra))
     if run.lora is not None:
-        lm = lora.merge(run.lora, start.variables["lm"], _adapter(run, weights))
+        lm = lora.merge(run.lora, start.variables["lm"], _unstacked(run, weights["lora"]))
     else:
-        lm = unstack_layers(weights["lm"]) if run.scan_layers else weights["lm"]
+        lm = _unstacked(run, weights["lm"])
     trained = {"lm": jax.tree.map(lambda leaf: leaf.astype(dtype), lm)}
     if "text" in weights:
         trained["text"] = weights["text"]
@@ -72,7 +72,7 @@ def save(run: LMRun, start: Checkpoint, state: TrainState, directory: Path) -> N
         write_model(directory, model)
     else:
         base = os.path.abspath(run.init) if run.init and os.path.isdir(run.init) else run.init
-        peft.write(directory, run.lora, _adapter(run, weights), model.config.lm, base)
+        peft.write(directory, run.lora, _unstacked(run, weights["lora"]), model.config.lm, base)
     text = None
     if model.config.text is not None:
         text = {
@@ -91,6 +91,5 @@ def save(run: LMRun, start: Checkpoint, state: TrainState, directory: Path) -> N
     files.write_json(Path(directory) / _PROVENANCE, provenance)
 
 
-def _adapter(run: LMRun, weights: dict[str, Any]) -> lora.Adapter:
-    """The adapter among the trained weights, with unstacked layers."""
-    return unstack_layers(weights["lora"]) if run.scan_layers else weights["lora"]
+def _unstacked(run: LMRun, params: dict[str, Any]) -> dict[str, Any]:
+    return unstack_layers(params) if run.scan_layers else params

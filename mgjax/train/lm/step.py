@@ -22,7 +22,6 @@ from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.stack import stack_layers, unstack_layers
 from mgjax.train import conditions, optim
-from mgjax.train import text as text_encoders
 from mgjax.train.flops import products
 from mgjax.train.lm import export
 from mgjax.train.lm.config import LMRun
@@ -47,7 +46,7 @@ def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Tas
     if "style" in frozen:
         frozen["features"] = frozen.pop("style")["features"]
     if "lm" in frozen:
-        frozen["lm"] = _on_shapes_too(functools.partial(_stored, run), frozen["lm"])
+        frozen["lm"] = _stored(run, frozen["lm"])
     step = TrainStep(run, start, frozen)
     return Task(
         name="language model",
@@ -64,16 +63,14 @@ def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Tas
 
 
 def _stored(run: LMRun, params: dict[str, Any]) -> dict[str, Any]:
-    """The frozen weights beside an adapter, in the dtype of the activations, in which they are read."""
-    params = jax.tree.map(lambda leaf: leaf.astype(run.dtype), params)
-    return stack_layers(params) if run.scan_layers else params
+    """The frozen weights (or their shapes) beside an adapter, in the dtype of activations, in which they are read."""
 
+    def stored(params: dict[str, Any]) -> dict[str, Any]:
+        params = jax.tree.map(lambda leaf: leaf.astype(run.dtype), params)
+        return stack_layers(params) if run.scan_layers else params
 
-def _on_shapes_too(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`function` of a tree of arrays, or its shapes for a tree of shapes."""
-    if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
-        return jax.eval_shape(function, tree)
-    return function(tree)
+    are_shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+    return jax.eval_shape(stored, params) if are_shapes else stored(params)
 
 
 class TrainStep:
@@ -98,7 +95,8 @@ class TrainStep:
         pretrained, params = pretrained or {}, {}
         if self.model.text is not None and self.run.trainable("text/"):
             key, text_key = jax.random.split(key)
-            params["text"] = pretrained.get("text") or text_encoders.initial(self.model.text, text_key)
+            ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+            params["text"] = pretrained.get("text") or T5Encoder(self.model.text).init(text_key, ids, mask)["params"]
         style_key = key
         if self.model.style is not None:
             key, style_key = jax.random.split(key)

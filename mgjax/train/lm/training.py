@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from mgjax.checkpoints.native import Checkpoint
@@ -11,7 +12,7 @@ from mgjax.config.model import ModelConfig
 from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus
 from mgjax.data.description import SPLITS
-from mgjax.data.pipeline import BatchIterator, batches, validation_batches
+from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.train.inputs import Inputs
@@ -40,10 +41,7 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
     mesh = config.mesh.make()
     rows, conditions = sharding.rows_here(config.data.batch_size, mesh), batch_conditions(config, start)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows, conditions=conditions)
-
-    def valid_data() -> BatchIterator:
-        return validation_batches(corpora["valid"], config.data, rows=rows, conditions=conditions)
-
+    valid_data = functools.partial(validation_batches, corpora["valid"], config.data, rows=rows, conditions=conditions)
     training = task(config, start, "audio" if corpora["train"][0].kind == "audio" else "tokens")
     return fit(training, train_data, valid_data, config.loop, workdir, run=config, mesh=mesh, inputs=inputs)
 
