@@ -93,32 +93,24 @@ class Plan:
 
     def jobs(self) -> list[Job]:
         """A job for each shard."""
-        settings = _hash([dataclasses.asdict(self.description), self.settings])
-        return [
-            Job(split, shard, len(self.shards[split]), tuple(sources), _hash([settings, *map(repr, sources)]))
-            for split in SPLITS
-            for shard, sources in enumerate(self.shards[split])
-        ]
+        settings, jobs = _hash([dataclasses.asdict(self.description), self.settings]), []
+        for split in SPLITS:
+            for shard, sources in enumerate(self.shards[split]):
+                path = shard_path("", self.description.kind, split, shard, len(self.shards[split]))
+                digest = _hash([settings, *map(repr, sources)])
+                jobs.append(Job(split, f"{split}-{shard:05d}", path, tuple(sources), digest))
+        return jobs
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A shard to be made; `hash` is of its sources and of the settings."""
+    """A shard to be made."""
 
     split: str
-    shard: int
-    num_shards: int
+    label: str  # the stem of the names of its temporary files, "train-00000"
+    path: Path  # in the folder of the corpus
     sources: tuple[Any, ...]
-    hash: str
-
-    @property
-    def label(self) -> str:
-        """The stem of the names of its temporary files, "train-00000"."""
-        return f"{self.split}-{self.shard:05d}"
-
-    def path(self, directory: Path, description: Description) -> Path:
-        """The path of the shard in the corpus at `directory`."""
-        return shard_path(directory, description.kind, self.split, self.shard, self.num_shards)
+    hash: str  # of its sources and of the settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +163,7 @@ def assemble(
             make = functools.partial(_make_shard, directory, plan.description, plan.maker)
 
             def missing() -> list[Job]:
-                return [job for job in jobs if _summary(directory, plan.description, job) is None]
+                return [job for job in jobs if _summary(directory, job) is None]
 
             if beam_options or workers == 1:
                 processes.run(make, missing(), beam_options)
@@ -257,16 +249,16 @@ def _make_shard(directory: Path, description: Description, maker: Maker, job: Jo
                     skipped.append([source.name, str(error)])
                 progress.write(b".")
 
-    shard = corpus_writing.write_shard(job.path(directory, description), description, pieces())
+    shard = corpus_writing.write_shard(directory / job.path, description, pieces())
     summary = {**shard._asdict(), "skipped": skipped, "notes": notes}
     files.write_json(work / f"{job.label}.json", {**summary, "hash": _hash([job.hash, summary])})
 
 
-def _summary(directory: Path, description: Description, job: Job) -> dict[str, Any] | None:
+def _summary(directory: Path, job: Job) -> dict[str, Any] | None:
     """The summary of a finished shard; None if it has yet to be made, or was made of other sources."""
     try:
         summary = _read(directory / "unfinished" / f"{job.label}.json")
-        size = job.path(directory, description).stat().st_size
+        size = (directory / job.path).stat().st_size
     except (OSError, CorpusError):
         return None
     return summary if summary.pop("hash") == _hash([job.hash, summary]) and summary["num_bytes"] == size else None
@@ -278,9 +270,9 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     skipped, notes = [], Notes()
     for job in jobs:
-        summary = _summary(directory, plan.description, job)
+        summary = _summary(directory, job)
         if summary is None:
-            raise CorpusError(f"{job.path(directory, plan.description)}: is gone; run it again")
+            raise CorpusError(f"{directory / job.path}: is gone; run it again")
         shards[job.split].append(Shard(summary["lengths"], summary["num_bytes"], summary.get("digest")))
         skipped += [(name, reason) for name, reason in summary["skipped"]]
         for kind, (count, name) in summary["notes"].items():
@@ -304,7 +296,7 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
             "them, or allow more (--max-bad), and run it again: what is done is kept, where its pieces stay"
         )
     corpus_writing.finish(directory, plan.description, shards)
-    used = {job.path(directory, plan.description) for job in jobs if report.pieces[job.split]}
+    used = {directory / job.path for job in jobs if report.pieces[job.split]}
     # Others are of empty splits, of killed workers, and of sources that are gone.
     for path in {*directory.glob("mgjax_*.array_record-*"), *directory.glob(".mgjax_*.tmp")} - used:
         path.unlink()

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int32
 from mgjax.conditioning.labels import from_metadata, vectors
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.serialization import ranged
-from mgjax.data.pieces import Pieces
+from mgjax.data.corpus import Pieces
 from mgjax.data.prompts import TextConfig, assemble, plain
 from mgjax.errors import ConfigError, DataError
 

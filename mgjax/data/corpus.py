@@ -1,4 +1,4 @@
-"""Reads a corpus at random; `mgjax.data.description` says what is in its files."""
+"""Reads corpora at random, one or several as one; `mgjax.data.description` says what is in their files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mgjax.data.description import (
     read_description,
     shard_path,
 )
-from mgjax.errors import CorpusError
+from mgjax.errors import CorpusError, DataError
 from mgjax.inputs import arrays, files
 
 _LONGEST = 2**38  # samples or frames of a piece, so that their bytes fit into 64 bits
@@ -244,3 +244,60 @@ def _read_index(path: Path) -> Int64[np.ndarray, "p"]:
     if not are_numbers or not 0 < lengths.min() <= lengths.max() < _LONGEST:
         raise CorpusError(f"{path}: is damaged: it holds no lengths; copy it again, or build the corpus anew")
     return lengths
+
+
+class Pieces:
+    """The pieces of several corpora as one list."""
+
+    def __init__(self, corpora: Corpus | Sequence[Corpus]):
+        self.corpora = list(corpora) if isinstance(corpora, Sequence) else [corpora]
+        _check_alike(self.corpora)
+        self.counts = np.array([len(corpus.lengths) for corpus in self.corpora])
+        self.lengths = np.concatenate([corpus.lengths for corpus in self.corpora])
+        self.kind, self.rate = self.corpora[0].kind, self.corpora[0].rate
+        self._ends = np.cumsum(self.counts)
+
+    def read(self, piece: int, start: int, length: int) -> np.ndarray:
+        """`length` samples or frames of a piece from `start` on, or fewer where it ends before."""
+        with self._reading(piece) as (corpus, number):
+            return corpus.read(number, start, length)
+
+    def metadata(self, piece: int) -> Metadata:
+        """The metadata of a piece."""
+        with self._reading(piece) as (corpus, number):
+            return corpus.metadata(number)
+
+    def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
+        """As `Corpus.melody`."""
+        with self._reading(piece) as (corpus, number):
+            return corpus.melody(number, start, length)
+
+    def text_ids(self, piece: int) -> Int32[np.ndarray, "l"]:
+        """As `Corpus.text_ids`, of corpora that store them."""
+        with self._reading(piece) as (corpus, number):
+            ids = corpus.text_ids(number)
+        assert ids is not None, f"{corpus.directory} stores no token ids"
+        return ids
+
+    @contextlib.contextmanager
+    def _reading(self, piece: int) -> Iterator[tuple[Corpus, int]]:
+        """The corpus of a piece and its index in it, to read from in the block; raises DataError where that fails."""
+        index = int(np.searchsorted(self._ends, piece, side="right"))
+        corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
+        try:
+            yield corpus, number
+        except (ValueError, OSError) as error:
+            raise DataError(
+                f"piece {number} of the corpus {corpus.directory} ({corpus.split}) cannot be read: {error}"
+            ) from error
+
+
+def _check_alike(corpora: Sequence[Corpus]) -> None:
+    """Raises DataError unless the corpora can be read as one."""
+    if not corpora:
+        raise DataError("there is no corpus to read: name at least one directory in `corpora`")
+    for name in ("kind", "sample_rate", "rate", "width", "codebook_size", "codec_hash"):
+        values = [getattr(corpus, name) for corpus in corpora]
+        if len(set(values)) > 1:
+            listed = ", ".join(f"{corpus.directory}: {value}" for corpus, value in zip(corpora, values, strict=True))
+            raise DataError(f"corpora that are read together must have the same {name}, but these have {listed}")

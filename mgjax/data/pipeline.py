@@ -25,8 +25,7 @@ from jaxtyping import Float64, Int64
 
 from mgjax.config.serialization import ranged
 from mgjax.data.conditions import BatchConditions, ConditionReader, Segment
-from mgjax.data.corpus import Corpus
-from mgjax.data.pieces import Pieces
+from mgjax.data.corpus import Corpus, Pieces
 from mgjax.devices.parent import end_with_parent
 from mgjax.errors import ConfigError, DataError
 

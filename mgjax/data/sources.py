@@ -82,12 +82,10 @@ Source = FileSource | DatasetSource
 def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[Source]:
     """All pieces of `source`, in a fixed order.
 
-    Args:
-      source: A folder of sound files, each with or without a JSON sidecar of the same stem (links are followed, and
-        each folder is read once); a manifest (.csv, .tsv, .jsonl or .jsonl.gz, such as audiocraft's data.jsonl.gz)
-        with a column or key `path`, relative to the manifest, and the fields of `Metadata`; or a prepared dataset of
-        tensorflow-datasets, as for `datasets.find`.
-      fields: The features of such a dataset to use.
+    It is a folder of sound files, each with or without a JSON sidecar of the same stem (links are followed, and each
+    folder is read once); a manifest (.csv, .tsv, .jsonl or .jsonl.gz, such as audiocraft's data.jsonl.gz) with a column
+    or key `path`, relative to the manifest, and the fields of `Metadata`; or a prepared dataset of tensorflow-datasets,
+    as for `datasets.find`, with the features `fields`.
 
     Raises:
       FileNotFoundError: There is no such source.

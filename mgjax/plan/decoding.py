@@ -20,14 +20,7 @@ from mgjax.conditioning.condition import Condition
 from mgjax.config.model import ModelConfig, Sampling
 from mgjax.devices import sharding
 from mgjax.devices.chips import Chip
-from mgjax.generation.sampling import (
-    SamplingParams,
-    capacity_for,
-    decode_steps,
-    make_context,
-    prefill,
-    state_shardings,
-)
+from mgjax.generation.sampling import SamplingParams, capacity_for, decode_steps, make_context, prefill, state_shardings
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.plan import roofline

@@ -71,24 +71,11 @@ class DoesNotFitError(ValueError):
     """A program that needs more memory than a device has."""
 
 
-def of(
-    lowered: Lowered,
-    mesh: Mesh,
-    chip: Chip,
-    *,
-    needed: float,
-    computed: float,
-    open_loops: int = 1,
-) -> Plan:
-    """The plan of a program.
+def of(lowered: Lowered, mesh: Mesh, chip: Chip, *, needed: float, computed: float, open_loops: int = 1) -> Plan:
+    """The plan of a program that runs on a mesh of the kind `chip`.
 
-    Args:
-      lowered: The program.
-      mesh: The mesh that it runs on.
-      chip: The devices of the mesh.
-      needed: Operations of the model, on all devices together.
-      computed: Operations in all, on all devices together.
-      open_loops: The trip count of loops whose own is not constant; the plan is of one of these.
+    The model needs `needed` operations on all devices together, and `computed` are computed. Loops whose trip count is
+    not constant run `open_loops` times; the plan is of one of these.
 
     Raises:
       DoesNotFitError: It needs more memory than a device has, and cannot be compiled.

@@ -88,15 +88,9 @@ def conditioning_inputs(
 ) -> dict[str, Array]:
     """The conditioning inputs of a batch, by encoders that are not trained; their first axis is the batch's rows.
 
-    They are the token ids and labels of the batch, chromagrams, joint embeddings of CLAP, and the features or codes of
-    style excerpts.
-
-    Args:
-      model: The model whose conditions they are.
-      weights: The weights of these encoders: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
-      batch: See `data.pipeline.batches`.
-      codes: The codes of the batch.
-      parts: The number of parts of the batch that are encoded one after the other, to save memory.
+    They are the token ids and labels of the batch (see `data.pipeline.batches`), chromagrams, joint embeddings of CLAP,
+    and the features or codes of style excerpts. The `weights` are {"clap": ..., "features": ...}, the latter of the
+    excerpts' encoder. The batch is encoded in `parts` parts one after the other, to save memory.
     """
     inputs = {name: batch[name] for name in batch if name.startswith(("text_", "melody", "label_"))}
     if model.melody is not None and "melody" not in inputs:
@@ -202,12 +196,9 @@ def conditions(
 ) -> tuple[dict[str, Condition], dict[str, Any]]:
     """Makes the conditions of a batch by name, by the encoders that may be trained; and `extra` after it.
 
-    Args:
-      model: The model whose conditions they are.
-      weights: The weights of the encoders: {"text": ..., "style": ...}.
-      inputs: What `conditioning_inputs` returned, or a part of its rows; other names are ignored.
-      extra: `TrainState.extra`.
-      key: For the quantizers' dead codes and dropout; None to leave their codebooks as they are.
+    The `weights` of these encoders are {"text": ..., "style": ...}. `inputs` is what `conditioning_inputs` returned, or
+    a part of its rows; other names are ignored. Without a `key`, for the quantizers' dead codes and dropout, their
+    codebooks in `extra` (that of the `TrainState`) stay as they are.
     """
     encoded: dict[str, tuple[Array, Array]] = {}
     extra = dict(extra)
@@ -231,11 +222,7 @@ def conditions(
 
 
 def _style(
-    config: StyleConfig,
-    params: Mapping[str, Any],
-    inputs: Inputs,
-    extra: Mapping[str, Any],
-    key: Array | None,
+    config: StyleConfig, params: Mapping[str, Any], inputs: Inputs, extra: Mapping[str, Any], key: Array | None
 ) -> tuple[Float[Array, "b l d"], Mapping[str, Any]]:
     """The vectors of excerpts, and `extra` after them. Their gradient passes the quantizer as if it were not there."""
     conditioner: Any = StyleConditioner(config)

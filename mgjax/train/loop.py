@@ -78,20 +78,14 @@ def fit(
 ) -> TrainState:
     """Trains a task, from the newest checkpoint in `workdir` if there is one, and returns the state after it.
 
-    The directory then holds `model`, and `best` where a validation chose it, as `task.save` writes them;
-    `checkpoints`; `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C), to any of the
-    processes, the loop writes a checkpoint and returns early: `state.step` is below `config.steps`, and there is no
-    model yet.
+    The directory then holds `model`, and `best` where a validation chose it, as `task.save` writes them; `checkpoints`;
+    `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C), to any of the processes, the
+    loop writes a checkpoint and returns early: `state.step` is below `config.steps`, and there is no model yet.
 
-    Args:
-      task: The task.
-      train_data: Batches of numpy arrays, of each the rows of this process.
-      valid_data: Returns an iterator over the batches of the validation split, from the first one.
-      config: The length of the run, and what it keeps.
-      workdir: The directory of the run.
-      run: The dataclass of all settings of the run, `config` as its `loop`; None if there are no others.
-      mesh: The device mesh; None for all devices, each with a whole copy.
-      inputs: What the run reads besides its settings, which is stored in its checkpoints.
+    `train_data` gives batches of numpy arrays, of each the rows of this process, and `valid_data` returns an iterator
+    over those of the validation split, from the first one. `run` is the dataclass of all settings of the run, `config`
+    as its `loop`; None if there are no others. Without a `mesh`, every device has a whole copy. The `inputs` are what
+    the run reads besides its settings, which is stored in its checkpoints.
 
     Raises:
       ConfigError: `workdir` holds a run with other settings, or of other inputs.

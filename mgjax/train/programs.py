@@ -48,10 +48,7 @@ class Programs:
         step = _skipping(task.train_step) if config.max_skipped else task.train_step
         self._compiled: Compiled | None = None
         self._train_step = jax.jit(
-            sharding.over(mesh, step),
-            donate_argnums=0,
-            in_shardings=inputs,
-            out_shardings=(placed, everywhere),
+            sharding.over(mesh, step), donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere)
         )
         self._eval_step = jax.jit(sharding.over(mesh, task.eval_step), in_shardings=inputs, out_shardings=everywhere)
         self._all_finite = jax.jit(

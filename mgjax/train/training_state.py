@@ -74,14 +74,10 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, position: Any, metrics: Mapping[str, float]) -> None:
         """Starts to write a checkpoint; returns once the arrays are copied, so that they may be donated.
 
-        Args:
-          step: The training steps that are done; there must be no checkpoint of it yet.
-          state: The training state after them.
-          position: `get_state` of the data iterator after them, as JSON values.
-          metrics: The metrics of a validation of this state; empty where there was none.
+        There must be no checkpoint of this `step` yet. `position` is `get_state` of the data iterator, as JSON values;
+        `metrics` are those of a validation of this state, empty where there was none.
 
-        Raises:
-          OSError: This checkpoint, or the previous one in the background, could not be written.
+        Raises OSError if this checkpoint, or the previous one in the background, could not be written.
         """
         record = {"position": position, "metrics": dict(metrics), "checksum": int(_checksum(state))}
         record["inputs"] = self._inputs
@@ -138,9 +134,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> Restored:
         """Restores the checkpoint of `step`; the arguments are those of `latest`.
 
-        Raises:
-          ConfigError: It is of another model.
-          Exception: It is damaged.
+        Raises ConfigError if it is of another model, and any exception if it is damaged.
         """
         content: tuple[TrainState, dict[str, Any]] | Exception
         try:

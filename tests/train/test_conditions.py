@@ -25,9 +25,8 @@ from mgjax.config.model import Fused
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing, tokenize
 from mgjax.data.conditions import BatchConditions, ConditionReader, Dropout, Segment, stored_melody
-from mgjax.data.corpus import Corpus
+from mgjax.data.corpus import Corpus, Pieces
 from mgjax.data.description import describe_audio
-from mgjax.data.pieces import Pieces
 from mgjax.data.pipeline import DataConfig, batches
 from mgjax.lm.stack import stack_layers
 from mgjax.train import conditions, lm

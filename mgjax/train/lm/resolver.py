@@ -43,11 +43,9 @@ from mgjax.train.trainable import partition
 def read_config(kind: type[Config], source: str, *, fetch: bool = True, **encoders: str | None) -> Config:
     """Reads the config of the model or encoder at `source`, without its weights.
 
-    Args:
-      kind: ModelConfig, CodecConfig, TextEncoder (without weights), HubertConfig or ClapConfig.
-      source: A directory, a Hub id or "debug".
-      fetch: Whether it may be fetched from the Hub; else published names are looked up in `mgjax.config.published`.
-      encoders: `text_encoder` and `style_encoder` of a model that comes without its own.
+    The `kind` is ModelConfig, CodecConfig, TextEncoder (without weights), HubertConfig or ClapConfig; the `source` a
+    directory, a Hub id or "debug". Unless it is to `fetch` from the Hub, published names are looked up in
+    `mgjax.config.published`. A model that comes without its own takes `text_encoder` and `style_encoder`.
 
     Raises:
       CheckpointError: There is nothing of that kind at `source`.

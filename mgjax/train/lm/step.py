@@ -149,11 +149,7 @@ class TrainStep:
         rate = optim.learning_rate(config, self.run.loop.steps, optimizer, state.step)
         params, step = optax.apply_updates(state.params, updates), state.step + 1
         average = None if state.average is None else state.average.update(config, params, step)
-        metrics = {
-            "loss": value,
-            "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": rate,
-        }
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
         for k, cross_entropy in enumerate(sums / jnp.maximum(counts, 1.0)):
             metrics[f"cross_entropy_{k + 1}"] = cross_entropy
         return TrainState(step=step, params=params, optimizer=optimizer, average=average, extra=extra), metrics

@@ -70,11 +70,4 @@ def debug(config: ConfigDict) -> None:
     config.loop.update(steps=100, log_every=10, eval_every=50, show_every=50, save_every=50)
 
 
-VARIANTS = {
-    "32khz": khz32,
-    "24khz": khz24,
-    "16khz": khz16,
-    "8x1024": eight_by_1024,
-    "mini": mini,
-    "debug": debug,
-}
+VARIANTS = {"32khz": khz32, "24khz": khz24, "16khz": khz16, "8x1024": eight_by_1024, "mini": mini, "debug": debug}
