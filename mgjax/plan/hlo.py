@@ -287,9 +287,9 @@ def _sizes(text: str) -> tuple[tuple[float, bool], ...]:
 
 def _groups(rest: str, num_devices: int) -> np.ndarray:
     """The groups of devices of a collective, in any of the forms that HLO writes them in."""
-    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", rest)
-    if pairs:
-        return np.array([[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
+    listed = re.search(r"(?:source_target_pairs|replica_groups)=\{(\{.*?\})\}", rest)
+    if listed:
+        return np.array([[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest
     )
@@ -300,9 +300,6 @@ def _groups(rest: str, num_devices: int) -> np.ndarray:
         along = [list(axes).index(name) for name in re.findall(r"'(\w+)'", mesh[4])]
         count = math.prod(sizes[axis] for axis in along)
         return np.moveaxis(devices, along, range(-len(along), 0)).reshape(-1, count)
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", rest)
-    if listed:
-        return np.array([[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if iota:
         return _iota(iota[2], iota[3]).reshape([int(size) for size in iota[1].split(",")])
