@@ -174,7 +174,7 @@ class _Training:
         with self.watchdog.waiting("compiling", may_last=True):
             memory = self.programs.compile(batch)
             self.report.say(f"a training step needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
-            self.report.work(*self.programs.work(batch))
+            self.report.rows, self.report.flops = self.programs.work(batch)
             # The fastest process would not wait as long within the step.
             multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
         self._is_compiled = True

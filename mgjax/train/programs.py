@@ -88,7 +88,7 @@ class Programs:
         return {name: sharding.place_rows(rows, self._mesh) for name, rows in batch.items()}
 
     def work(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
-        """The arguments of `Report.work`: rows of a batch, operations of a step on one device and its peak."""
+        """Rows of a batch; and the operations of a step on one device and its peak, None if either is unknown."""
         rows = len(next(iter(batch.values())))
         chip = chips.find(self._mesh.devices.flat[0].device_kind)
         peak = self._config.peak_flops or (None if chip is None else chip.flops)

@@ -9,10 +9,10 @@ decides which checkpoint is read, as others may see an older listing of the dire
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +69,10 @@ class Checkpoints:
         self._metric, self._sign = best[0], {"min": -1.0, "max": 1.0}[best[1]]
         self._keep_last, self._keep_best = keep_last, keep_best
         self._open()
-        self._scores = {step: self._read_score(step) for step in self.steps()}
+        self._scores: dict[int, float] = {}  # of the validated steps; the higher, the better
+        for step in self.steps():
+            with contextlib.suppress(LookupError, OSError, TypeError, ValueError):  # damaged, or half deleted by a kill
+                self._score(step, self._record.restore(self._directory / str(step) / "record")["metrics"])
 
     def save(self, step: int, state: TrainState, position: Any, metrics: Mapping[str, float]) -> None:
         """Starts to write a checkpoint; returns once the arrays are copied, so that they may be donated.
@@ -82,7 +85,7 @@ class Checkpoints:
         record = {"position": position, "metrics": dict(metrics), "checksum": int(_checksum(state))}
         record["inputs"] = self._inputs
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record))
-        self._scores[step] = self._score(metrics)
+        self._score(step, metrics)
         try:
             self._manager.save(step, args=items)
         except Exception as error:
@@ -179,12 +182,11 @@ class Checkpoints:
 
     def _best_first(self, steps: Sequence[int]) -> list[int]:
         """The validated ones of `steps`, the best first."""
-        validated = [step for step in steps if self._scores[step] > -math.inf]
-        return sorted(validated, key=lambda step: -self._scores[step])
+        return sorted((step for step in steps if step in self._scores), key=lambda step: -self._scores[step])
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        """The higher, the better; minus infinity without a validation."""
-        return self._sign * metrics[self._metric] if metrics else -math.inf
+    def _score(self, step: int, metrics: Mapping[str, float]) -> None:
+        if metrics:
+            self._scores[step] = self._sign * metrics[self._metric]
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The arrays and the record of a checkpoint, without communication between processes."""
@@ -192,12 +194,6 @@ class Checkpoints:
         arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
         folder = self._directory / str(step)
         return self._state.restore(folder / "state", args=arrays), self._record.restore(folder / "record")
-
-    def _read_score(self, step: int) -> float:
-        try:
-            return self._score(self._record.restore(self._directory / str(step) / "record")["metrics"])
-        except (LookupError, OSError, TypeError, ValueError):  # damaged, or half deleted when the process was killed
-            return -math.inf
 
     def _check(self, step: int, like: TrainState) -> None:
         """Raises ConfigError unless the checkpoint has the arrays of `like`."""
