@@ -83,10 +83,10 @@ def _run_workers(arguments: Sequence[tuple[Callable[[Any], None], Sequence[Any],
     try:
         for worker in workers:
             worker.start()
-        running = {worker.sentinel: worker for worker in workers}
+        running = workers
         while running:
-            for sentinel in multiprocessing.connection.wait(running):
-                running.pop(sentinel).join()  # type: ignore[call-overload] # these are the keys
+            multiprocessing.connection.wait([worker.sentinel for worker in running])
+            running = [worker for worker in running if worker.is_alive()]
             if any((worker.exitcode or 0) > 0 for worker in workers):  # below 0 it was killed by a signal
                 return True
         return False
