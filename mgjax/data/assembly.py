@@ -141,7 +141,8 @@ def assemble(
     Args:
       directory: The folder of the corpus, which is created if missing.
       plan: The corpus to make.
-      workers: Processes on this machine; 1 is this one.
+      workers: Processes on this machine; 1 is this one. Scripts with more need `if __name__ == "__main__"`, as for any
+        use of multiprocessing.
       max_bad: The largest share of sources that may be skipped.
       replace: Whether to remove an existing corpus, finished or not, first.
       beam_options: Options of Beam, such as "--runner=FlinkRunner", that choose where to run, instead of `workers`.

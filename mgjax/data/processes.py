@@ -62,6 +62,7 @@ def run_apart(make: Callable[[Any], None], missing: Callable[[], Sequence[Any]],
     Raises:
       CorpusError: A job failed, or workers die repeatedly.
     """
+    log.touch()
     futile = 0
     while jobs := missing():
         if _run_workers([(make, jobs[i::workers], log) for i in range(min(workers, len(jobs)))]):
