@@ -12,6 +12,7 @@ from typing import Any
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import conditions, generate, terminal
+from mgjax.cli.options import add_host_options, add_model_options, count, option, positive
 from mgjax.cli.recipe import Recipe, read_lines
 from mgjax.devices import distributed
 
@@ -120,30 +121,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(batch=None, offline=False, cache=None, coordinator=None, num_processes=None, process_id=None)
     what = parser.add_argument_group("what to play")
-    what.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="one a line, or .jsonl; see below")
-    what.add_argument("--seconds", type=terminal.positive, metavar="S", help="length of each piece (8)")
-    what.add_argument("--seed", type=int, metavar="N", help="of the first prompt; the next one gets N + 1 ... (0)")
+    option(what, "--prompts FILE", "one a line, or .jsonl; see below", Path, required=True)
+    option(what, "--seconds S", "length of each piece (8)", positive)
+    option(what, "--seed N", "of the first prompt; the next one gets N + 1 ... (0)", int)
     conditions.add_options(parser)
     where = parser.add_argument_group("where to put it")
-    where.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that all hosts see")
+    option(where, "--out DIR", "a folder that all hosts see", Path, required=True)
     forms = [*(suffix[1:] for suffix in audio_files.FORMATS), "array_record"]
-    where.add_argument(
-        "--format", choices=forms, default="wav", help="a file for each, or the shards of a corpus (wav)"
-    )
-    where.add_argument("--loudness", type=generate.lufs, metavar="LUFS|off", help="make all equally loud (-14)")
+    option(where, "--format", "a file for each, or the shards of a corpus (wav)", choices=forms, default="wav")
+    option(where, "--loudness LUFS|off", "make all equally loud (-14)", generate.lufs)
     how = parser.add_argument_group("how to play it")
-    how.add_argument("--model", required=True, metavar="NAME|DIR", help="as for mgjax generate")
+    option(how, "--model NAME|DIR", "as for mgjax generate", required=True)
     generate.add_sampling(how)
     machine = parser.add_argument_group("the machines")
-    machine.add_argument(
-        "--batch",
-        type=terminal.count,
-        metavar="N",
-        help="pieces that a host plays at a time (4 for each of its devices)",
-    )
+    option(machine, "--batch N", "pieces that a host plays at a time (4 for each of its devices)", count)
     generate.add_model_sources(machine)
-    terminal.add_model_options(machine)
-    terminal.add_host_options(machine)
+    add_model_options(machine)
+    add_host_options(machine)
     return parser
 
 

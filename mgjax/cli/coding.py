@@ -14,6 +14,7 @@ import numpy as np
 import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.cli import terminal
+from mgjax.cli.options import add_model_options, command, option, positive
 from mgjax.inputs import arrays, files
 
 _BLOCK_SECONDS = 10.0
@@ -38,37 +39,23 @@ class CodeFile(NamedTuple):
 
 def add_commands(commands: Any) -> None:
     """Adds `encode` and `decode` to the commands of argparse."""
-    encode = commands.add_parser(
-        "encode",
-        help="turn sound into codes",
-        description="Writes the codes of a sound file, of any length, as numpy arrays.",
-        epilog="example:\n  mgjax encode song.wav song.npz --model facebook/encodec_32khz",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    encode.set_defaults(run=run_encode)
-    encode.add_argument(
-        "input", type=Path, metavar="SOUND", help="a sound file (wav, flac, ogg, mp3, aiff ...), or a pipe"
-    )
-    encode.add_argument("output", type=Path, metavar="CODES.npz")
-    encode.add_argument("--model", default="mini", metavar="NAME|DIR", help=f"{_MODEL_HELP} (mini)")
-    encode.add_argument(
-        "--bandwidth", type=terminal.positive, metavar="KBPS", help="one of the codec's, in kilobits a second (highest)"
-    )
+    description = "Writes the codes of a sound file, of any length, as numpy arrays."
+    example = "example:\n  mgjax encode song.wav song.npz --model facebook/encodec_32khz"
+    encode = command(commands, "encode", run_encode, "turn sound into codes", description, example)
+    option(encode, "input SOUND", "a sound file (wav, flac, ogg, mp3, aiff ...), or a pipe", Path)
+    option(encode, "output CODES.npz", type=Path)
+    option(encode, "--model NAME|DIR", f"{_MODEL_HELP} (mini)", default="mini")
+    option(encode, "--bandwidth KBPS", "one of the codec's, in kilobits a second (highest)", positive)
 
-    decode = commands.add_parser(
-        "decode",
-        help="turn codes into sound",
-        description="Writes the sound of a file of codes that mgjax encode made.",
-        epilog="example:\n  mgjax decode song.npz again.wav",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    decode.set_defaults(run=run_decode)
-    decode.add_argument("input", type=Path, metavar="CODES.npz")
-    decode.add_argument("output", type=Path, metavar="SOUND", help="a name that ends in .wav, .flac, .ogg or .mp3")
-    decode.add_argument("--model", metavar="NAME|DIR", help=f"{_MODEL_HELP} (the one that the file names)")
+    description = "Writes the sound of a file of codes that mgjax encode made."
+    example = "example:\n  mgjax decode song.npz again.wav"
+    decode = command(commands, "decode", run_decode, "turn codes into sound", description, example)
+    option(decode, "input CODES.npz", type=Path)
+    option(decode, "output SOUND", "a name that ends in .wav, .flac, .ogg or .mp3", Path)
+    option(decode, "--model NAME|DIR", f"{_MODEL_HELP} (the one that the file names)")
     for parser in (encode, decode):
-        parser.add_argument("--force", action="store_true", help="replace a file that is there already")
-        terminal.add_model_options(parser)
+        option(parser, "--force", "replace a file that is there already")
+        add_model_options(parser)
 
 
 def run_encode(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import conditions, terminal
+from mgjax.cli.options import add_model_options, command, count, option, positive
 from mgjax.cli.recipe import PromptLine, Recipe, read_lines, read_recipe, settled, sha256, slug
 from mgjax.config import model as model_config
 from mgjax.config import serialization
@@ -39,104 +40,67 @@ _SAMPLING = ("temperature", "top_k", "top_p", "guidance", "text_guidance")
 
 def add_command(commands: Any) -> None:
     """Adds `generate` to the commands of argparse."""
-    parser = commands.add_parser(
-        "generate",
-        help="make music from words",
-        description="Makes a sound file for each prompt.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # so that --again knows which options are used with it
+    suppressed = argparse.SUPPRESS  # so that --again knows which options are used with it
+    description = "Makes a sound file for each prompt."
+    parser = command(
+        commands, "generate", run, "make music from words", description, _EXAMPLES, argument_default=suppressed
     )
-    parser.set_defaults(run=run, prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
+    parser.set_defaults(prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
 
     what = parser.add_argument_group("what to play")
-    what.add_argument("prompt", nargs="*", metavar="PROMPT", help='style, instruments, mood, tempo; "" for no text')
-    what.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="more prompts, one a line; or a .jsonl file of objects with prompt and, if wanted, seconds, seed, name",
-    )
-    what.add_argument("--again", type=Path, metavar="FILE.json", help="make a piece again, as the file says")
-    what.add_argument("--seconds", type=terminal.positive, metavar="S", help="length of each piece (8)")
-    what.add_argument(
-        "--seed", type=int, metavar="N", help="another number, another piece; the second prompt gets N + 1 ... (0)"
-    )
-    what.add_argument("--continue", dest="continued", metavar="FILE", help="begin with this sound and go on from it")
-    what.add_argument(
-        "--trim-prompt",
-        action="store_true",
-        help="begin with the end of that sound, where it is longer than the model hears at once",
-    )
+    option(what, "prompt PROMPT", 'style, instruments, mood, tempo; "" for no text', nargs="*")
+    prompts = "more prompts, one a line; or a .jsonl file of objects with prompt and, if wanted, seconds, seed, name"
+    option(what, "--prompts FILE", prompts, Path)
+    option(what, "--again FILE.json", "make a piece again, as the file says", Path)
+    option(what, "--seconds S", "length of each piece (8)", positive)
+    option(what, "--seed N", "another number, another piece; the second prompt gets N + 1 ... (0)", int)
+    option(what, "--continue FILE", "begin with this sound and go on from it", dest="continued")
+    trim = "begin with the end of that sound, where it is longer than the model hears at once"
+    option(what, "--trim-prompt", trim)
 
     conditions.add_options(parser)
 
     where = parser.add_argument_group("where to put it")
-    where.add_argument("--out", type=Path, metavar="FILE|DIR", help="a file, or a folder for several (this folder)")
-    where.add_argument("--format", choices=[suffix[1:] for suffix in audio_files.FORMATS], help="kind of file (wav)")
-    where.add_argument("--force", action="store_true", help="replace files that are there already")
-    where.add_argument("--loudness", type=lufs, metavar="LUFS|off", help="make all pieces equally loud (-14)")
+    option(where, "--out FILE|DIR", "a file, or a folder for several (this folder)", Path)
+    option(where, "--format", "kind of file (wav)", choices=[suffix[1:] for suffix in audio_files.FORMATS])
+    option(where, "--force", "replace files that are there already")
+    option(where, "--loudness LUFS|off", "make all pieces equally loud (-14)", lufs)
 
     how = parser.add_argument_group("how to play it")
-    how.add_argument(
-        "--model",
-        metavar="NAME|DIR",
-        help='"mini", which comes with mgjax; "debug", a toy that makes noise; a name on the Hugging Face Hub, such as '
+    option(
+        how,
+        "--model NAME|DIR",
+        '"mini", which comes with mgjax; "debug", a toy that makes noise; a name on the Hugging Face Hub, such as '
         "facebook/musicgen-small; or a folder (mini)",
     )
     add_sampling(how)
 
     machine = parser.add_argument_group("the machine")
-    machine.add_argument("--batch-size", type=terminal.count, metavar="N", help="pieces to play at a time (4)")
+    option(machine, "--batch-size N", "pieces to play at a time (4)", count)
     add_model_sources(machine)
-    terminal.add_model_options(machine)
+    add_model_options(machine)
 
 
-def add_sampling(how: Any) -> None:
+def add_sampling(how: argparse._ArgumentGroup) -> None:
     """Adds the options of sampling and guidance."""
-    how.add_argument(
-        "--temperature",
-        type=conditions.numbers,
-        metavar="T",
-        help="above 1 wilder, below 1 tamer, 0 greedy (1); with commas, one for each codebook",
-    )
-    how.add_argument(
-        "--guidance",
-        type=conditions.guidance_scales,
-        metavar="G",
-        help="guidance scale: how closely to follow the prompt and other conditions, 1 for off (3); 0:3,20:5 "
-        "rises from 3 to 5 in 20 seconds",
-    )
-    how.add_argument(
-        "--text-guidance",
-        type=float,
-        metavar="G",
-        help="guidance scale of the text beside melody or style (double guidance)",
-    )
-    how.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest codes, 0 for all (250)")
-    how.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="instead: nucleus sampling, from the likeliest codes that together have probability P (0: off)",
-    )
-    how.add_argument("--window", type=terminal.positive, metavar="S", help="what the model sees at once (30)")
-    how.add_argument(
-        "--stride",
-        type=terminal.positive,
-        metavar="S",
-        help="by which each window is later than the one before, in long pieces (18)",
-    )
+    temperature = "above 1 wilder, below 1 tamer, 0 greedy (1); with commas, one for each codebook"
+    option(how, "--temperature T", temperature, conditions.numbers)
+    guidance = "guidance scale: how closely to follow the prompt and other conditions, 1 for off (3); 0:3,20:5 "
+    option(how, "--guidance G", guidance + "rises from 3 to 5 in 20 seconds", conditions.guidance_scales)
+    option(how, "--text-guidance G", "guidance scale of the text beside melody or style (double guidance)", float)
+    option(how, "--top-k K", "sample from the K likeliest codes, 0 for all (250)", int)
+    nucleus = "instead: nucleus sampling, from the likeliest codes that together have probability P (0: off)"
+    option(how, "--top-p P", nucleus, float)
+    option(how, "--window S", "what the model sees at once (30)", positive)
+    option(how, "--stride S", "by which each window is later than the one before, in long pieces (18)", positive)
 
 
-def add_model_sources(machine: Any) -> None:
+def add_model_sources(machine: argparse._ArgumentGroup) -> None:
     """Adds the options of loading a model: its dtype, its adapter and its encoders."""
-    machine.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
-    )
-    machine.add_argument("--adapter", metavar="DIR", help="an adapter (LoRA) of the model")
-    machine.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
-    machine.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model that comes without one")
+    option(machine, "--dtype", "precision (what suits the device)", choices=["float32", "bfloat16", "float16"])
+    option(machine, "--adapter DIR", "an adapter (LoRA) of the model")
+    option(machine, "--text-encoder NAME|DIR", "the T5 encoder of a model that comes without one")
+    option(machine, "--style-encoder NAME|DIR", "the MERT of a style model that comes without one")
 
 
 class Piece(NamedTuple):

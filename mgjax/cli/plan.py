@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgjax.cli import corpus, terminal
+from mgjax.cli.options import command, count, option, positive
 from mgjax.config.model import ModelConfig
 from mgjax.inputs import files
 
@@ -35,41 +36,23 @@ devices:
 
 def add_command(commands: Any) -> None:
     """Adds `plan` to the commands of argparse."""
-    parser = commands.add_parser(
-        "plan",
-        help="say what training or generation takes on devices that need not be there",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run, settings=[])
-    parser.add_argument("--topology", required=True, metavar="DEVICES", help="what to compile for (see below)")
-    parser.add_argument(
-        "--mesh",
-        type=_mesh,
-        metavar="AXIS=N,...",
-        help="sizes of data, fsdp and model: -1 for as many as there are; those that are not named are 1 (as in the "
-        "config; --decode: data=-1)",
-    )
+    help = "say what training or generation takes on devices that need not be there"
+    parser = command(commands, "plan", run, help, _DESCRIPTION, _EXAMPLES)
+    parser.set_defaults(settings=[])
+    option(parser, "--topology DEVICES", "what to compile for (see below)", required=True)
+    mesh = "sizes of data, fsdp and model: -1 for as many as there are; those that are not named are 1 (as in the "
+    option(parser, "--mesh AXIS=N,...", mesh + "config; --decode: data=-1)", _mesh)
     training = parser.add_argument_group("a training run")
-    training.add_argument("--config", metavar="NAME", help="a preset, as in mgjax train; --config.NAME=VALUE sets more")
-    training.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="the same as --config.NAME=VALUE",
-    )
+    option(training, "--config NAME", "a preset, as in mgjax train; --config.NAME=VALUE sets more")
+    option(training, "--set NAME=VALUE", "the same as --config.NAME=VALUE", nargs="+", default=[])
     decoding = parser.add_argument_group("generation")
-    decoding.add_argument("--decode", action="store_true", help="plan generation, not training")
-    decoding.add_argument(
-        "--model", metavar="NAME|DIR|FILE:NAME", help="a published model, a folder with one, or that of a run"
-    )
-    decoding.add_argument("--batch", type=terminal.count, default=1, metavar="N", help="pieces at a time (1)")
-    decoding.add_argument("--seconds", type=terminal.positive, default=30.0, metavar="S", help="their length (30)")
-    decoding.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(bfloat16)")
-    decoding.add_argument("--unguided", action="store_true", help="without guidance, which doubles the rows")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    option(decoding, "--decode", "plan generation, not training")
+    option(decoding, "--model NAME|DIR|FILE:NAME", "a published model, a folder with one, or that of a run")
+    option(decoding, "--batch N", "pieces at a time (1)", count, default=1)
+    option(decoding, "--seconds S", "their length (30)", positive, default=30.0)
+    option(decoding, "--dtype", "(bfloat16)", choices=["float32", "bfloat16"], default="bfloat16")
+    option(decoding, "--unguided", "without guidance, which doubles the rows")
+    option(parser, "--json FILE", "write the numbers there too", Path)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import math
 import os
 import shutil
 import sys
@@ -137,28 +136,6 @@ def errors_at(where: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"{where}{where and ': '}{explain(error) or error}") from error
-
-
-def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Adds the options of every command that loads a model."""
-    parser.add_argument(
-        "--offline", action="store_true", help="use only what is on this machine already, never the network"
-    )
-    parser.add_argument(
-        "--cache",
-        metavar="DIR|off",
-        help="where to keep compiled programs, which makes the second start quicker (a folder of your user cache)",
-    )
-
-
-def add_host_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Adds the options by which plain hosts find each other; schedulers and TPUs need none."""
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="on several hosts: that of process 0")
-    for names, metavar, what in (
-        (("--num-processes", "--num_processes"), "N", "how many processes there are"),
-        (("--process-id", "--process_id"), "I", "which of them this is, from 0"),
-    ):
-        parser.add_argument(*names, type=int, metavar=metavar, help=f"on several hosts: {what}")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -296,22 +273,6 @@ def print_table(title: Any, rows: Iterable[tuple[str, str]]) -> None:
     print(title)
     for name, value in rows:
         print(f"  {name:<16}{value}")
-
-
-def positive(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
-def count(text: str) -> int:
-    """An argparse type: a whole number of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
 
 
 class Progress:

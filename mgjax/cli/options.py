@@ -1,0 +1,92 @@
+"""Options of the command line: how commands declare them, their types, and those that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None] | None,
+    help: str,
+    description: str,
+    epilog: str | None = None,
+    **settings: Any,
+) -> argparse.ArgumentParser:
+    """Adds a command to those of argparse: what runs it, its line in the list of commands, and the text of its help."""
+    form = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
+    texts = {"help": help, "description": description, "epilog": epilog}
+    parser: argparse.ArgumentParser = commands.add_parser(name, **texts, formatter_class=form, **settings)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def option(
+    parser: argparse._ActionsContainer,
+    spelling: str,
+    help: str | None = None,
+    type: Callable[[str], Any] | None = None,
+    **settings: Any,
+) -> None:
+    """Adds an option, spelled as its help shows it.
+
+    Args:
+      parser: The parser, or a group of its options.
+      spelling: "--seconds S" for an option with a value, "--then S PROMPT" for one with two, "--force" for a switch,
+        "--num-processes,--num_processes N" for one with two names, "output DIR" for an argument without a name.
+      help: What the help says about it.
+      type: Converts the text of a value.
+      settings: Others of `ArgumentParser.add_argument`.
+    """
+    names, *metavars = spelling.split()
+    if len(metavars) > 1:
+        settings |= {"nargs": len(metavars), "metavar": tuple(metavars)}
+    elif metavars:
+        settings["metavar"] = metavars[0]
+    elif names.startswith("--") and "choices" not in settings:
+        settings["action"] = "store_true"
+    if type is not None:
+        settings["type"] = type
+    parser.add_argument(*names.split(","), help=help, **settings)
+
+
+def add_model_options(parser: argparse._ActionsContainer) -> None:
+    """Adds the options of every command that loads a model."""
+    option(parser, "--offline", "use only what is on this machine already, never the network")
+    programs = "where to keep compiled programs, which makes the second start quicker (a folder of your user cache)"
+    option(parser, "--cache DIR|off", programs)
+
+
+def add_host_options(parser: argparse._ActionsContainer) -> None:
+    """Adds the options by which plain hosts find each other; schedulers and TPUs need none."""
+    option(parser, "--coordinator HOST:PORT", "on several hosts: that of process 0")
+    option(parser, "--num-processes,--num_processes N", "on several hosts: how many processes there are", int)
+    option(parser, "--process-id,--process_id I", "on several hosts: which of them this is, from 0", int)
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a share from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, got {text}")
+    return value
