@@ -70,14 +70,14 @@ def run_encode(args: argparse.Namespace) -> None:
     if codec.channels < sound.channels == 2:  # audio_files.blocks warns about more
         warnings.warn(f"{args.input} has {sound.channels} channels; mixed down to {codec.channels}", stacklevel=2)
     num_samples = 0
-    with terminal.Progress("encode", sound.num_samples / sound.sample_rate) as progress:
+    with terminal.progress("encode", sound.num_samples / sound.sample_rate) as reach:
 
         def counted() -> Iterator[np.ndarray]:
             nonlocal num_samples
             for block in audio_files.blocks(source, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
                 num_samples += len(block)
                 yield block
-                progress.reach(num_samples / codec.sample_rate)
+                reach(num_samples / codec.sample_rate)
 
         dtype = np.min_scalar_type(codec.codebook_size - 1)
         codes, scales = _concatenated(codec.encode_blocks(counted(), args.bandwidth), dtype)
@@ -116,13 +116,13 @@ def run_decode(args: argparse.Namespace) -> None:
     if missing > file.codes.shape[0] * math.prod(file.codes.shape[1:-1]) * codec.hop_length:
         raise ValueError(f"{args.input}: the codes end before the {missing} samples of sound that they should hold")
     with (
-        terminal.Progress("decode", file.num_samples / file.sample_rate) as progress,
+        terminal.progress("decode", file.num_samples / file.sample_rate) as reach,
         audio_files.writer(args.output, codec.sample_rate, codec.channels) as sound,
     ):
         for piece in _decoded(args.input, file, codec):
             sound.write(piece[0, :missing])
             missing -= min(missing, piece.shape[1])
-            progress.reach((file.num_samples - missing) / file.sample_rate)
+            reach((file.num_samples - missing) / file.sample_rate)
     print(args.output)
 
 

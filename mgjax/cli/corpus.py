@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,7 @@ example:
   mgjax corpus inspect token-corpus"""
 
 _INSPECTED = 1000  # pieces, at most, that `inspect` reads
-TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
 _WORK = ("workers", "replace", "beam_options")  # options of `_add_work_options`
-_SYNTHETIC = ("pretty_midi",)
 
 
 def add_command(commands: Any) -> None:
@@ -126,10 +121,10 @@ def _add_work_options(parser: argparse.ArgumentParser) -> None:
 
 def run_build(args: argparse.Namespace) -> None:
     """Builds an audio corpus from `args.source`."""
-    need(TRAIN, "train")
+    terminal.need("train")
     from mgjax.data import build
 
-    with bar("build") as progress:
+    with terminal.progress_of_pieces("build") as progress:
         names = ("sample_rate", "channels", "valid", "min_seconds", "loudness", "max_bad", "num_shards", *_WORK)
         options = {name: getattr(args, name) for name in names}
         report = build.build(args.source, args.output, fields=_fields(args), progress=progress, **options)
@@ -139,10 +134,10 @@ def run_build(args: argparse.Namespace) -> None:
 def run_tokenize(args: argparse.Namespace) -> None:
     """Encodes the audio corpus `args.source` into a token corpus."""
     terminal.prepare(args)
-    need(TRAIN, "train")
+    terminal.need("train")
     from mgjax.data import tokenize
 
-    with bar("tokenize") as progress:
+    with terminal.progress_of_pieces("tokenize") as progress:
         options = {name: getattr(args, name) for name in ("channels", "tokenizer", *_WORK)}
         melody = _melody(args.source, args.melody) if args.melody else None
         report = tokenize.tokenize(args.source, args.output, args.codec, melody=melody, progress=progress, **options)
@@ -161,18 +156,18 @@ def _melody(source: Path, seconds: float) -> Any:
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Prints a description of the corpus `args.corpus`."""
-    need(TRAIN, "train")
+    terminal.need("train")
     terminal.print_table(args.corpus, describe(args.corpus, args.examples))
 
 
 def run_vocabulary(args: argparse.Namespace) -> None:
     """Learns a vocabulary from the texts of `args.corpora`."""
-    need(TRAIN, "train")
+    terminal.need("train")
     from mgjax.data import vocabulary
     from mgjax.data.corpus import Corpus
 
     corpora = [Corpus.open(directory) for directory in args.corpora]
-    with bar("vocabulary") as progress:
+    with terminal.progress_of_pieces("vocabulary") as progress:
         texts = vocabulary.texts_of(corpora, progress)
         size = vocabulary.train(texts, args.size, args.out, replace=args.force)
     fewer = f"; the texts do not hold {args.size}" if size < args.size else ""
@@ -182,10 +177,10 @@ def run_vocabulary(args: argparse.Namespace) -> None:
 
 def run_synthesize(args: argparse.Namespace) -> None:
     """Fills the folder `args.output` with music."""
-    need(_SYNTHETIC, "synthetic")
+    terminal.need("synthetic")
     from mgjax import synthetic
 
-    with terminal.Progress("synthesize", args.hours * 3600) as progress:
+    with terminal.progress("synthesize", args.hours * 3600) as reach:
         synthetic.write_folder(
             args.output,
             args.hours,
@@ -194,7 +189,7 @@ def run_synthesize(args: argparse.Namespace) -> None:
             channels=args.channels,
             lengths=tuple(args.lengths),
             workers=args.workers,
-            progress=lambda seconds, _: progress.reach(seconds),
+            progress=lambda seconds, _: reach(seconds),
         )
     print(args.output)
 
@@ -275,24 +270,3 @@ def _fields(args: argparse.Namespace) -> Any:
             raise ValueError(f"--field {text}: expected FIELD=FEATURE, as in genre=label")
         pairs.append((field, feature))
     return Fields(args.audio_feature or "audio", args.source_rate, tuple(pairs))
-
-
-def need(packages: tuple[str, ...], extra: str) -> None:
-    """Raises ValueError, with how to install them, if packages of an extra are missing."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"this needs {', '.join(missing)}, not installed here; run: pip install 'mgjax[{extra}]'")
-
-
-@contextlib.contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of pieces, at a terminal only; its block gets the function that updates it."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as progress:
-
-        def reach(done: int, total: int) -> None:
-            progress.total = total
-            progress.update(done - progress.n)
-
-        yield reach

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mgjax.cli import corpus, terminal
+from mgjax.cli import terminal
 from mgjax.cli.options import add_model_options, command, count, option, positive, share
 
 _EXAMPLES = """\
@@ -49,7 +49,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Fine-tunes `args.model` on `args.music`."""
     terminal.prepare(args)
-    corpus.need((*corpus.TRAIN, "grain", "optax", "orbax"), "train")
+    terminal.need("train")
     from mgjax.train.finetune import Finetuning, finetune
 
     tuning = Finetuning(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Finetuning)})
@@ -64,5 +64,5 @@ def run(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _stage(name: str) -> Iterator[Callable[[int, int], None] | None]:
     terminal.say(name)
-    with corpus.bar(name) as progress:
+    with terminal.progress_of_pieces(name) as progress:
         yield progress

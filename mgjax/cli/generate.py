@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,10 +129,10 @@ def run(args: argparse.Namespace) -> None:
         with terminal.errors_at(piece.where):
             check(recipe, model, audio_prompt)
             conditions.check_sounds(recipe, model)
-    with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:
+    with terminal.progress("generate", sum(recipe.seconds for recipe in recipes)) as reach:
         done = 0.0
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
-            for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, progress, done), batch, strict=True):
+            for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, reach, done), batch, strict=True):
                 _keep(piece, model.sample_rate, recipe, path)
                 done += recipe.seconds
     for path in paths:
@@ -280,7 +280,7 @@ def _play(
     model: Any,
     batch: list[tuple[Recipe, Path]],
     audio_prompt: _AudioPrompt | None,
-    progress: terminal.Progress,
+    reach: Callable[[float], None],
     done: float,
 ) -> Any:
     """The sound of a batch, float32 `[b, n, c]`; `done` seconds are finished already."""
@@ -290,7 +290,7 @@ def _play(
         **arguments(recipes, model),
         prompt=audio_prompt and audio_prompt.sound,
         prompt_sample_rate=audio_prompt and audio_prompt.sample_rate,
-        progress=lambda frames, total: progress.reach(done + seconds * frames / total),
+        progress=lambda frames, total: reach(done + seconds * frames / total),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import io
 import logging
 import os
@@ -26,6 +27,11 @@ except ImportError:  # Windows, where names are not claimed
 
 _LARGEST_CACHE = 2**29  # bytes of compiled programs; the least recently used ones are dropped first
 _LOCK_SECONDS = 1.0  # of waiting for processes that read or write compiled programs
+
+_EXTRAS = {  # the modules of each
+    "train": "apache_beam array_record tensorflow_datasets importlib_resources absl grain ml_collections optax orbax",
+    "synthetic": "pretty_midi",
+}
 
 _held = contextlib.ExitStack()  # locks and files that are released when the command ends
 _copies: dict[str, Any] = {}  # of pipes, by their names
@@ -275,39 +281,43 @@ def print_table(title: Any, rows: Iterable[tuple[str, str]]) -> None:
         print(f"  {name:<16}{value}")
 
 
-class Progress:
-    """A progress bar in seconds of audio at a terminal; elsewhere, one line at the end.
+@contextlib.contextmanager
+def progress(what: str, total_seconds: float) -> Iterator[Callable[[float], None]]:
+    """A progress bar in seconds of audio at a terminal, elsewhere one line at the end; its block gets what sets it."""
+    from tqdm import tqdm
 
-    Args:
-      what: The name of the work, such as "generate".
-      total_seconds: The seconds of audio of the whole work; None if unknown.
-    """
+    start, done, is_terminal = time.monotonic(), 0.0, sys.stderr.isatty()
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"
+    with tqdm(desc=what, total=total_seconds, disable=not is_terminal, bar_format=form) as bar:
 
-    def __init__(self, what: str, total_seconds: float | None):
-        from tqdm import tqdm
+        def reach(seconds: float) -> None:
+            nonlocal done
+            bar.set_postfix_str(f"{seconds / (time.monotonic() - start):.2f} s of sound a second", refresh=False)
+            bar.update(seconds - done)
+            done = seconds
 
-        self._what, self._done, self._start = what, 0.0, time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-        total = "" if total_seconds is None else "/{total:.0f} s"
-        self._bar = tqdm(
-            desc=what,
-            total=total_seconds,
-            disable=not self._is_terminal,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}" + total + " [{elapsed}<{remaining}{postfix}]",
-        )
+        yield reach
+    if not is_terminal:
+        spent = time.monotonic() - start
+        say(f"{what}: {done:.1f} s of sound in {spent:.1f} s ({done / spent:.2f} a second)")
 
-    def __enter__(self) -> Progress:
-        return self
 
-    def __exit__(self, error_type: type | None, *_: Any) -> None:
-        self._bar.close()
-        if error_type is None and not self._is_terminal:
-            spent = time.monotonic() - self._start
-            say(f"{self._what}: {self._done:.1f} s of sound in {spent:.1f} s ({self._done / spent:.2f} a second)")
+@contextlib.contextmanager
+def progress_of_pieces(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of pieces, at a terminal only; its block gets what sets it to so many of so many."""
+    from tqdm import tqdm
 
-    def reach(self, seconds: float) -> None:
-        """Sets the progress to `seconds` of finished audio."""
-        spent = time.monotonic() - self._start
-        self._bar.set_postfix_str(f"{seconds / spent:.2f} s of sound a second", refresh=False)
-        self._bar.update(seconds - self._done)
-        self._done = seconds
+    with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as bar:
+
+        def reach(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield reach
+
+
+def need(extra: str) -> None:
+    """Raises ValueError, with how to install them, if packages of an extra are missing."""
+    missing = [name for name in _EXTRAS[extra].split() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"this needs {', '.join(missing)}, not installed here; run: pip install 'mgjax[{extra}]'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mgjax.cli import corpus
+from mgjax.cli import terminal
 from mgjax.cli.options import add_host_options, command, option
 
 # The exit status of a run that was stopped (SIGTERM, Ctrl-C) and goes on when it is started again: that of a temporary
@@ -39,18 +39,15 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains what `args` says; leaves with the exit status `UNFINISHED` where the run was stopped."""
-    corpus.need((*corpus.TRAIN, "absl", "grain", "ml_collections", "optax", "orbax"), "train")
+    terminal.need("train")
     from absl import logging
 
     from mgjax.devices import distributed
     from mgjax.train import codec, lm, overrides
 
     logging.set_verbosity(logging.WARNING)  # orbax logs every step of its work
-    config: codec.CodecRun | lm.LMRun
-    if args.task == "codec":
-        config = overrides.read(codec.CodecRun, args.config, args.settings)
-    else:
-        config = overrides.read(lm.LMRun, args.config, args.settings)
+    kind: type[codec.CodecRun | lm.LMRun] = codec.CodecRun if args.task == "codec" else lm.LMRun
+    config = overrides.read(kind, args.config, args.settings)
     distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=True)
     state = codec.run(config, args.workdir) if isinstance(config, codec.CodecRun) else lm.run(config, args.workdir)
     if int(state.step) < config.loop.steps:
