@@ -39,11 +39,7 @@ _COMMON = ("model", "model_hash", "adapter", "dtype", "format", "loudness")  # o
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the command line `argv` (None: that of this process)."""
-
-    def work() -> None:
-        run(_parser().parse_args(argv))
-
-    return distributed.finish(terminal.status(work))
+    return distributed.finish(terminal.status(lambda: run(_parser().parse_args(argv))))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -80,8 +76,9 @@ def run(args: argparse.Namespace) -> None:
         recipe = generate.completed(recipe, sampling, model)
         with terminal.errors_at(where):
             generate.check(recipe, model)
-        jobs.append(batch.Job(name, _kind(recipe), recipe, _about(recipe)))
-    form: batch.Writer
+        about = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
+        jobs.append(batch.Job(name, _kind(recipe), recipe, about))
+    form: batch.Sounds | batch.Records
     if args.format == "array_record":
         from mgjax.data.description import describe_audio
 
@@ -154,11 +151,6 @@ def _kind(recipe: Recipe) -> Hashable:
     """What recipes of one batch have in common, because the compiled programs depend on it."""
     present = tuple(map(bool, (recipe.prompt, recipe.negative, recipe.melody, recipe.style)))
     return recipe.seconds, tuple(when for when, _ in recipe.then), present, tuple(sorted(recipe.labels))
-
-
-def _about(recipe: Recipe) -> dict[str, Any]:
-    """The recipe, without the fields that do not change the piece."""
-    return {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
 
 
 def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:

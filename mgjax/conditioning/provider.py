@@ -36,14 +36,14 @@ class ConditioningInputs:
       text: The prompt.
       melody: A melody to follow, as `mgjax.conditioning.melody.prepare` gives it.
       chroma: The chromagram of a melody, in the place of the melody.
-      style: The vectors of a style, as `ConditionProvider.styles` gives them.
+      style: The vectors of a style, as `ConditionProvider.styles` gives them, or of a request an excerpt.
       labels: Values of the model's labels and numbers by name.
     """
 
     text: str | None = None
     melody: Melody | None = None
     chroma: Float[np.ndarray, "f p"] | None = None
-    style: Float[np.ndarray, "l d"] | None = None
+    style: Float[np.ndarray, "l d"] | Excerpt | None = None
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __bool__(self) -> bool:

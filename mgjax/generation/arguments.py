@@ -21,10 +21,11 @@ from mgjax.conditioning.excerpts import prepare as prepare_excerpts
 from mgjax.conditioning.labels import row_values, vectors
 from mgjax.conditioning.melody import Melody
 from mgjax.conditioning.melody import prepare as prepare_melodies
+from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.conditioning.reference_audio import rows as rows_of
 from mgjax.config.conditioning import LabelConfig, NumberConfig
 from mgjax.config.model import ModelConfig, Sampling
-from mgjax.generation.request import OtherInputs, Request, Schedule, TimedPrompt
+from mgjax.generation.request import Request, Schedule, TimedPrompt
 from mgjax.inputs import arguments
 from mgjax.inputs.arguments import is_number, is_whole, shown
 
@@ -132,7 +133,7 @@ def _conditioning_inputs(
     style: Any = None,
     style_sample_rate: Any = None,
     labels: Any = None,
-) -> OtherInputs:
+) -> list[ConditioningInputs]:
     """The conditioning inputs of the rows with these seeds; raises as `request`."""
     batch, model_rate = len(seeds), config.codec.sample_rate
     melodies: Sequence[Melody | None] = [None] * batch
@@ -155,7 +156,8 @@ def _conditioning_inputs(
         rate = model_rate if style_sample_rate is None else style_sample_rate
         rate = arguments.rate(rate, "style_sample_rate")
         styles = prepare_excerpts(style, rate, seeds, config)
-    return OtherInputs(melodies, chromas, styles, _labels(labels, batch, config))
+    rows = zip(melodies, chromas, styles, _labels(labels, batch, config), strict=True)
+    return [ConditioningInputs(None, *row) for row in rows]
 
 
 def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frames: int) -> list[Schedule]:

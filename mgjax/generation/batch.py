@@ -17,7 +17,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,27 +60,10 @@ class Piece(NamedTuple):
 GenerateBatch = Callable[[Sequence[Any]], Sequence[Piece]]  # recipes of one kind -> their pieces
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """Writes pieces in some format."""
-
-    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
-        """Writes the pieces of batch `number` of `count`, each file whole or not at all.
-
-        Returns:
-          What the manifest's line of each piece says of its place, its "file" above all.
-        """
-        ...
-
-    def finish(self, folder: Path, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Is called once all batches are written, with the manifest's lines of each."""
-        ...
-
-
 def generate(
     jobs: Sequence[Job],
     generate_batch: GenerateBatch,
-    writer: Writer,
+    writer: Sounds | Records,
     folder: Path,
     size: int,
     settings: dict[str, Any],
@@ -166,14 +149,14 @@ class Sounds:
     sample_rate: int
 
     def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
-        """Writes the files; see `Writer`."""
+        """Writes the pieces of batch `number` of `count`; returns what the manifest says of where each is."""
         names = [f"{job.name}{self.suffix}" for job, _ in pieces]
         for name, (_, piece) in zip(names, pieces, strict=True):
             audio_files.write(folder / name, piece.audio, self.sample_rate)
         return [{"file": name} for name in names]
 
     def finish(self, folder: Path, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Nothing is left to do."""
+        """Is called once all batches are written, with the manifest's lines of each; nothing is left to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +166,7 @@ class Records:
     description: Any  # of the corpus
 
     def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
-        """Writes the shard; see `Writer`."""
+        """Writes the shard of batch `number` of `count`; see `Sounds`."""
         from mgjax.audio.metadata import Metadata
         from mgjax.data import corpus, corpus_writing
 

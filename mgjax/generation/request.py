@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
-from mgjax.conditioning.melody import Melody
+from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.config.model import Sampling
 
 
@@ -24,23 +24,6 @@ Schedule = Sequence[TimedPrompt]  # in the order of time, the first from frame 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OtherInputs:
-    """The conditioning inputs of b rows other than text; None or empty where a row has none.
-
-    Attributes:
-      melodies: Melodies to follow, each mono at `config.melody.sample_rate`.
-      chromas: Chromagrams in the place of melodies.
-      styles: Excerpts of music to sound like, mono, at the rate of the style conditioner.
-      labels: Values of the model's labels and numbers by name.
-    """
-
-    melodies: Sequence[Melody | None]
-    chromas: Sequence[Float32[np.ndarray, "f p"] | None]
-    styles: Sequence[Float32[np.ndarray, "m"] | None]
-    labels: Sequence[Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """A checked request for music, of b rows.
 
@@ -52,7 +35,7 @@ class Request:
       schedules: The prompt schedule of each row; one prompt is a schedule too.
       crossfade_frames: Length of the crossfade from a prompt to the next; 0 for none.
       negatives: The negative prompt of each row, None for none.
-      inputs: The conditioning inputs of the rows other than text.
+      inputs: The conditioning inputs of each row but for its text.
       samplings: The sampling parameters and the guidance scale of each row.
       seeds: The seed of each row, below 2**32.
       audio_prompt: Codes that the result starts with, [b, p, k]; p is 0 for none.
@@ -65,7 +48,7 @@ class Request:
     schedules: Sequence[Schedule]
     crossfade_frames: int
     negatives: Sequence[str | None]
-    inputs: OtherInputs
+    inputs: Sequence[ConditioningInputs]
     samplings: Sequence[Sampling]
     seeds: Sequence[int]
     audio_prompt: Int32[np.ndarray, "b p k"]
