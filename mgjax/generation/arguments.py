@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,12 +165,8 @@ def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frame
 
     Prompts that begin when the music is over are left out, with a warning.
     """
-    rows = [prompts] if _is_text(prompts) or _is_schedule(prompts) else prompts
-    if not isinstance(rows, Sequence) or not all(_is_text(row) or _is_schedule(row) for row in rows):
-        raise TypeError(
-            f"texts must be a string, None, a list of (seconds, text), or a list with one of these for each row, got "
-            f"{shown(prompts)}"
-        )
+    expected = "texts must be a string, None, a list of (seconds, text), or a list with one of these for each row"
+    rows = _rows(prompts, lambda row: _is_text(row) or _is_schedule(row), expected)
     if not rows:
         raise ValueError("there is no text: give at least one (None for music without a description)")
     return [
@@ -186,6 +182,14 @@ def _check_readable(texts: Sequence[str | None], config: ModelConfig) -> None:
     longest = max((len(text) for text in texts if text), default=0)
     if longest > _MOST_CHARACTERS:
         raise ValueError(f"a text has {longest} characters, the most is {_MOST_CHARACTERS}: its beginning is enough")
+
+
+def _rows(value: Any, is_row: Callable[[Any], bool], expected: str) -> Sequence[Any]:
+    """The rows of a batch, or a single one for all; raises TypeError, which says what was `expected`."""
+    rows = [value] if is_row(value) else value
+    if not isinstance(rows, Sequence) or not all(map(is_row, rows)):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    return rows
 
 
 def _is_text(value: Any) -> bool:
@@ -232,17 +236,14 @@ def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, cross
 
 def _plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
     """One text for each row, from one for all or one for each; messages call them `name`."""
-    rows = [texts] if _is_text(texts) else texts
-    if not isinstance(rows, Sequence) or not all(_is_text(row) for row in rows):
-        raise TypeError(f"{name} must be a string, None, or a list of them, got {shown(texts)}")
+    rows = _rows(texts, _is_text, f"{name} must be a string, None, or a list of them")
     return [row or None for row in arguments.each(rows, batch, name)]
 
 
 def _samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
     """The sampling parameters of each row, from one for all or one for each."""
-    rows = [sampling] if isinstance(sampling, Sampling) else sampling
-    if not isinstance(rows, Sequence) or not all(isinstance(row, Sampling) for row in rows):
-        raise TypeError(f"sampling must be a mgjax.Sampling or a list of them, got {shown(sampling)}")
+    expected = "sampling must be a mgjax.Sampling or a list of them"
+    rows = _rows(sampling, lambda row: isinstance(row, Sampling), expected)
     for row in rows:
         if isinstance(row.temperature, tuple) and len(row.temperature) != num_codebooks:
             raise ValueError(f"the model has {num_codebooks} codebooks: give one temperature, or as many, got {row}")
@@ -268,9 +269,8 @@ def _labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]
 
 def seeds(seed: Any, batch: int) -> list[int]:
     """One seed per row: `seed + i` for row i of a single number (from 0 again after 2**32 - 1)."""
-    rows = [seed] if is_whole(seed) else seed.tolist() if isinstance(seed, np.ndarray) else seed
-    if not isinstance(rows, Sequence) or not all(is_whole(row) for row in rows):
-        raise TypeError(f"seed must be a whole number or a list of them, got {shown(seed)}")
+    seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
+    rows = _rows(seed, is_whole, "seed must be a whole number or a list of them")
     if not all(0 <= row < _SEEDS for row in rows):
         raise ValueError(f"a seed must be 0 or above and below 2**32, got {shown(seed)}")
     if is_whole(seed):
@@ -384,12 +384,10 @@ def _chroma(chroma: Any, batch: int, num_frames: int, num_classes: int) -> Float
 def dtype(name: Any) -> str | None:
     """The name of a type that weights may have, of a name or a type; None for None."""
     known = ("float32", "bfloat16", "float16")
-    if name is None or name in known:
-        return name
-    for good in known:
-        if not isinstance(name, str) and getattr(name, "__name__", getattr(name, "name", None)) == good:
-            return good  # jnp.bfloat16 or np.dtype("float32")
-    raise ValueError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+    plain = name if isinstance(name, str) else getattr(name, "__name__", getattr(name, "name", None))
+    if name is not None and plain not in known:  # jnp.bfloat16 has a __name__, np.dtype("float32") a name
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+    return plain
 
 
 def _to_frames(seconds: Any, frame_rate: float, name: str) -> int:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -91,15 +90,14 @@ def insert(
     keys: Iterable[Array | None] = [None] * len(pairs)
     if key is not None and config.dropout > 0:
         keys = jax.random.split(key, len(pairs))
-    joined = params
+    joined = flatten_dict(params)
     for (path, pair), pair_key in zip(pairs.items(), keys, strict=True):
-        beside = {"lora_down": pair["down"], "lora_up": pair["up"] * config.scale}
+        joined |= {(*path, "lora_down"): pair["down"], (*path, "lora_up"): pair["up"] * config.scale}
         if pair_key is not None:
             lead = pair["down"].shape[:-3]
-            beside["lora_key"] = jax.random.split(pair_key, lead) if lead else pair_key
-            beside["lora_keep"] = jnp.full(lead, 1 - config.dropout)
-        joined = _with(joined, path, operator.or_, beside)
-    return joined
+            joined[*path, "lora_key"] = jax.random.split(pair_key, lead) if lead else pair_key
+            joined[*path, "lora_keep"] = jnp.full(lead, 1 - config.dropout)
+    return unflatten_dict(joined)
 
 
 def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
@@ -108,23 +106,22 @@ def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[
     Raises:
       ConfigError: The adapter is for another model.
     """
-    merged = params
+    merged = flatten_dict(params)
     for path, pair in pairs_of(adapter).items():
-        merged = _with(merged, path, _merged, config, path, pair)
-    return merged
-
-
-def _merged(dense: dict[str, Any], config: LoraConfig, path: Path, pair: dict[str, Any]) -> dict[str, Any]:
-    kernel = dense["kernel"]
-    lead, count, ins, outs = _sizes(path, kernel.shape)
-    expected = {"down": (*lead, count, ins, config.rank), "up": (*lead, count, config.rank, outs)}
-    if {name: tuple(np.shape(part)) for name, part in pair.items()} != expected:
-        raise ConfigError(f"the adapter does not fit {'/'.join(path)}, whose kernel is {kernel.shape}")
-    numbers = np if isinstance(kernel, np.ndarray) else jnp
-    # Sums in float32 whatever the kernel is: an update may be smaller than its type resolves.
-    product = numbers.matmul(np.float32(config.scale) * pair["down"], pair["up"])
-    product = numbers.moveaxis(product, -3, -2).reshape(kernel.shape)
-    return dense | {"kernel": (kernel.astype(np.float32) + product).astype(kernel.dtype)}
+        place = (*path, "kernel")
+        if place not in merged:
+            raise ConfigError(f"the adapter is for {path[0]!r}, which the model does not have")
+        kernel = merged[place]
+        lead, count, ins, outs = _sizes(path, kernel.shape)
+        expected = {"down": (*lead, count, ins, config.rank), "up": (*lead, count, config.rank, outs)}
+        if {name: tuple(np.shape(part)) for name, part in pair.items()} != expected:
+            raise ConfigError(f"the adapter does not fit {'/'.join(path)}, whose kernel is {kernel.shape}")
+        numbers = np if isinstance(kernel, np.ndarray) else jnp
+        # Sums in float32 whatever the kernel is: an update may be smaller than its type resolves.
+        product = numbers.matmul(np.float32(config.scale) * pair["down"], pair["up"])
+        product = numbers.moveaxis(product, -3, -2).reshape(kernel.shape)
+        merged[place] = (kernel.astype(np.float32) + product).astype(kernel.dtype)
+    return unflatten_dict(merged)
 
 
 def _targets(config: LoraConfig, params: dict[str, Any]) -> dict[Path, Any]:
@@ -155,12 +152,3 @@ def _sizes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, in
 def pairs_of(adapter: Adapter) -> dict[Path, dict[str, Any]]:
     """The narrow matrices by the paths of their layers."""
     return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))
-
-
-def _with(tree: dict[str, Any], path: Path, change: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """A copy of `tree` with `change(part, *args)` for the part at `path`."""
-    if not path:
-        return change(tree, *args)
-    if path[0] not in tree:
-        raise ConfigError(f"the adapter is for {path[0]!r}, which the model does not have")
-    return tree | {path[0]: _with(tree[path[0]], path[1:], change, *args)}
