@@ -15,13 +15,13 @@ _TOLERANCE = 0.1  # LU
 _MOST_EXTRA = 6.0  # dB of gain beyond the difference between the target and the loudness before the limiter
 
 
-def normalized(audio: Audio, sample_rate: int, target_lufs: float = -14.0) -> Audio:
-    """`audio` at a loudness of `target_lufs`, its peaks limited to 0.98 of full scale.
+def normalized(audio: Audio, sample_rate: int, target_lufs: float | None = -14.0) -> Audio:
+    """`audio` at a loudness of `target_lufs` (as it is where None), its peaks limited to 0.98 of full scale.
 
     Audio shorter than 0.4 s, which cannot be measured, and silence (a root mean square below 0.002) are returned
     unchanged. If peaks leave no room, the loudness stays below the target.
     """
-    if np.sqrt(np.mean(np.square(audio))) < _SILENCE_RMS:
+    if target_lufs is None or np.sqrt(np.mean(np.square(audio))) < _SILENCE_RMS:
         return audio
     lufs = _lufs(audio, sample_rate)
     if lufs is None:

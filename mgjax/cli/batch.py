@@ -169,7 +169,5 @@ def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
     sounds = np.concatenate(list(model.codec.decode_blocks(kept())), axis=1)
     pieces = []
     for row, sound, recipe in zip(np.concatenate(codes, axis=1), sounds, recipes, strict=True):
-        if recipe.loudness is not None:
-            sound = loudness.normalized(sound, model.sample_rate, recipe.loudness)
-        pieces.append(Piece(row, sound))
+        pieces.append(Piece(row, loudness.normalized(sound, model.sample_rate, recipe.loudness)))
     return pieces

@@ -81,10 +81,8 @@ def run_encode(args: argparse.Namespace) -> None:
 
         dtype = np.min_scalar_type(codec.codebook_size - 1)
         codes, scales = _concatenated(codec.encode_blocks(counted(), args.bandwidth), dtype)
-    write_codes(
-        args.output,
-        CodeFile(codes, num_samples, codec.sample_rate, codec.channels, args.model, codec.hash, scales),
-    )
+    sound_format = codec.sample_rate, codec.channels
+    write_codes(args.output, CodeFile(codes, num_samples, *sound_format, args.model, codec.hash, scales))
     print(args.output)
 
 
@@ -173,10 +171,8 @@ def _concatenated(blocks: Iterable[Any], dtype: np.dtype) -> tuple[np.ndarray, n
 
 def _decoded(path: Path, file: CodeFile, codec: Any) -> Iterator[np.ndarray]:
     """The audio of `file` in blocks; the codec's errors get the name of the file."""
-    try:
+    with terminal.errors_at(str(path)):
         yield from codec.decode_blocks(_blocks(file, codec))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _blocks(file: CodeFile, codec: Any) -> Iterator[Any]:

@@ -74,11 +74,6 @@ def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     return kwargs
 
 
-def prompts(recipe: Recipe) -> Any:
-    """The recipe's prompt, or its prompt schedule."""
-    return [(0.0, recipe.prompt), *recipe.then] if recipe.then else recipe.prompt
-
-
 def warn_of_changes(recipe: Recipe) -> None:
     """Warns if a sound file that the recipe names has changed."""
     for name in (*_SOUNDS, "continued"):

@@ -133,7 +133,10 @@ def run(args: argparse.Namespace) -> None:
         done = 0.0
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
             for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, reach, done), batch, strict=True):
-                _keep(piece, model.sample_rate, recipe, path)
+                audio_files.write(
+                    path, loudness.normalized(piece, model.sample_rate, recipe.loudness), model.sample_rate
+                )
+                files.write_text(path.with_suffix(".json"), serialization.to_json(recipe))
                 done += recipe.seconds
     for path in paths:
         print(path)
@@ -296,24 +299,10 @@ def _play(
 
 def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for recipes of one length."""
-    first = recipes[0]
-    return {
-        "prompts": [conditions.prompts(recipe) for recipe in recipes],
-        "seconds": first.seconds,
-        "seed": [recipe.seed for recipe in recipes],
-        "sampling": first.sampling,
-        "window": first.window,
-        "stride": first.stride,
-        **conditions.arguments(recipes, model),
-    }
-
-
-def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
-    """Writes a piece, and then its recipe."""
-    if recipe.loudness is not None:
-        piece = loudness.normalized(piece, sample_rate, recipe.loudness)
-    audio_files.write(path, piece, sample_rate)
-    files.write_text(path.with_suffix(".json"), serialization.to_json(recipe))
+    schedules = [[(0.0, recipe.prompt), *recipe.then] if recipe.then else recipe.prompt for recipe in recipes]
+    common = {name: getattr(recipes[0], name) for name in ("seconds", "sampling", "window", "stride")}
+    seeds = [recipe.seed for recipe in recipes]
+    return {"prompts": schedules, "seed": seeds, **common, **conditions.arguments(recipes, model)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,8 +315,6 @@ class _AudioPrompt:
     @classmethod
     def read(cls, path: str, recipe: Recipe) -> _AudioPrompt:
         audio_prompt = cls(*audio_files.read(terminal.rereadable(path)))
-        if recipe.continued_sha256 != sha256(path):
-            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
         if audio_prompt.seconds >= recipe.seconds and not recipe.trim_prompt:
             raise ValueError(
                 f"{path} lasts {audio_prompt.seconds:.1f} s, and --seconds is the length of the whole piece: ask for "
@@ -352,6 +339,4 @@ class _AudioPrompt:
 
 def lufs(text: str) -> float | None:
     """An argparse type: loudness units below full scale, or None for "off"."""
-    if text == "off":
-        return None
-    return float(text)
+    return None if text == "off" else float(text)

@@ -58,8 +58,7 @@ class DecodeState:
 
     Attributes:
       tokens: The interleaved sequence so far; its length is the cache capacity, not the length of the music.
-      cache: Keys and values of the steps that have been read. With guidance, the first b rows are those of the full
-        conditions, then come those of fewer conditions, down to the unconditional rows.
+      cache: Keys and values of the steps that have been read; with guidance, of the rows of `guide` in their order.
       step: The last step whose tokens are known, and the next to be read.
       non_finite_step: The first step of each row that was sampled from logits that are not all finite; `_NEVER` for
         none.
@@ -145,17 +144,17 @@ def decode_steps(
     clock: Int[Array, ""],
     shardings: StateShardings | None = None,
 ) -> DecodeState:
-    """The state after all steps up to `last_step`.
+    """The state of b pieces after all steps up to `last_step`, which is below the capacity.
 
     Args:
       module: The language model.
       params: Its parameters.
       context: Of the rows of `state.cache`.
-      state: Of the b pieces.
+      state: Of the pieces.
       sampled: Which codes of each step are sampled; the others stay as in `state.tokens`.
       sampling: The sampling parameters of the pieces.
       guidance_scales: Of each step; see `guide`.
-      last_step: The last step to sample, below the capacity.
+      last_step: The last step to sample.
       clock: The time of step 0: random numbers are drawn by time, which continues from window to window.
       shardings: Of the state; None for one device.
     """

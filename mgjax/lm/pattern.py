@@ -170,7 +170,8 @@ def flattened(
         )
     if len(set(zip(flattening, delays, strict=True))) != len(set(flattening)):
         raise ConfigError(
-            f"codebooks that share an inner step must share their delay, got {flattening} with the delays {delays}"
+            f"codebooks that share an inner step must share their delay, got flattening {flattening} "
+            f"and delays {delays}"
         )
     return Pattern(num_codebooks, _unrolled, (flattening, delays))
 
