@@ -130,12 +130,10 @@ def run(args: argparse.Namespace) -> None:
             check(recipe, model, audio_prompt)
             conditions.check_sounds(recipe, model)
     with terminal.progress("generate", sum(recipe.seconds for recipe in recipes)) as reach:
-        done = 0.0
+        done, rate = 0.0, model.sample_rate
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
             for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, reach, done), batch, strict=True):
-                audio_files.write(
-                    path, loudness.normalized(piece, model.sample_rate, recipe.loudness), model.sample_rate
-                )
+                audio_files.write(path, loudness.normalized(piece, rate, recipe.loudness), rate)
                 files.write_text(path.with_suffix(".json"), serialization.to_json(recipe))
                 done += recipe.seconds
     for path in paths:

@@ -71,7 +71,9 @@ def request(
     """
     frame_rate, num_codebooks = codec.frame_rate, config.lm.num_codebooks
     length = num_frames(seconds, frame_rate)
-    crossfade_frames = _crossfade(blend, frame_rate)
+    if not 0 <= (crossfade := arguments.number(blend, "blend", " of seconds")) < _MOST_SECONDS:
+        raise ValueError(f"blend must be 0 (at once) or more seconds, got {blend}")
+    crossfade_frames = round(crossfade * frame_rate)
     schedules = _schedules(prompts, frame_rate, length, crossfade_frames)
     batch = len(schedules)
     samplings = _samplings(config.sampling if sampling is None else sampling, batch, num_codebooks)
@@ -248,14 +250,6 @@ def _samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
         if isinstance(row.temperature, tuple) and len(row.temperature) != num_codebooks:
             raise ValueError(f"the model has {num_codebooks} codebooks: give one temperature, or as many, got {row}")
     return arguments.each(rows, batch, "samplings")
-
-
-def _crossfade(seconds: Any, frame_rate: float) -> int:
-    """The length in frames of the crossfade from a prompt to the next."""
-    value = arguments.number(seconds, "blend", " of seconds")
-    if not 0 <= value < _MOST_SECONDS:
-        raise ValueError(f"blend must be 0 (at once) or more seconds, got {seconds}")
-    return round(value * frame_rate)
 
 
 def _labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]]:

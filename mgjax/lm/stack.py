@@ -59,12 +59,14 @@ class Stack(nn.Module):
             projected = None if cross is None else layer.cross_attn.project(cross)
             return layer(x, valid, projected, cross_mask, None, 0)[0]
 
+        layer = Layer(self.config, 0, parent=None)  # whatever its index
+
         def body(x: Array, params: Mapping[str, Any]) -> tuple[Array, None]:
-            return apply(self._layer, {"params": params}, x, method=run), None
+            return apply(layer, {"params": params}, x, method=run), None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        return jax.lax.scan(body, x, self._params)[0]
+        return jax.lax.scan(body, x, self.variables["params"])[0]
 
     def _initial(self, key: Key[Array, ""]) -> dict[str, Any]:
         """New parameters of all layers, each as it initialises itself, by one program."""
@@ -79,14 +81,6 @@ class Stack(nn.Module):
 
         count = self.config.num_layers
         return jax.vmap(init)(jnp.arange(count), jax.random.split(key, count))
-
-    @property
-    def _layer(self) -> Layer:
-        return Layer(self.config, 0, parent=None)  # whatever its index
-
-    @property
-    def _params(self) -> Mapping[str, Any]:
-        return self.variables["params"]
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
