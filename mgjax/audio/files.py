@@ -126,12 +126,8 @@ def blocks(
     Concatenated, the blocks are exactly `resample(to_channels(read(path)))`. Each lasts `seconds_per_block`, but for
     the last.
 
-    Args:
-      path: As for `read`.
-      seconds_per_block: Length of a block, at most an hour.
-      sample_rate: Rate to resample to, in hertz; None to keep the file's.
-      channels: Channels to convert to; None to keep the file's.
-      warned: The kinds of warning to leave out, as for `check`.
+    Blocks last an hour at most. They are converted to `sample_rate` (in hertz) and `channels`, the file's own where
+    None. `warned` is as for `check`.
 
     Raises:
       OSError, ValueError: As `read`, when the block is read.
@@ -154,10 +150,7 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
     The file gets its name once it is complete. On any error, Ctrl-C included, nothing is left behind and an existing
     file stays as it was.
 
-    Args:
-      path: The file to write; its suffix (.wav, .flac, .ogg, .mp3) is the format. Wav and flac hold 16 bits.
-      sample_rate: In hertz.
-      channels: The number of channels.
+    The suffix of `path` (.wav, .flac, .ogg, .mp3) is the format; wav and flac hold 16 bits. The rate is in hertz.
 
     Raises:
       ValueError: The suffix or the combination of rate and channels cannot be written, or the name is too long.
@@ -208,16 +201,7 @@ class Writer:
 
 
 def write(path: PathLike, audio: Any, sample_rate: float) -> None:
-    """Writes `[n, c]` or `[n]` as a sound file, atomically.
-
-    Args:
-      path: The file to write; its suffix (.wav, .flac, .ogg, .mp3) is the format. Wav and flac hold 16 bits.
-      audio: Any array that `check` accepts; it is clipped to -1 and 1.
-      sample_rate: In hertz.
-
-    Raises:
-      OSError, ValueError: As `writer` and `check`.
-    """
+    """Writes an array `[n, c]` or `[n]` that `check` accepts, clipped to -1 and 1, as a sound file; see `writer`."""
     audio = check(audio, f"the audio for {path}", {"loud"})  # a model's output goes a little beyond 1
     with writer(path, sample_rate, audio.shape[1]) as file:
         file.write(audio)

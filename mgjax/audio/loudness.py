@@ -61,10 +61,7 @@ def _lufs(audio: Audio, sample_rate: int) -> float | None:
 class LoudnessMeter:
     """Measures the loudness (ITU-R BS.1770-4) of a mono or stereo stream, in the memory of one block.
 
-    The result is that of pyloudnorm for the whole, whose filters it uses.
-
-    Args:
-      sample_rate: The sample rate in hertz.
+    The result is that of pyloudnorm for the whole, whose filters it uses. The sample rate is in hertz.
     """
 
     def __init__(self, sample_rate: int):

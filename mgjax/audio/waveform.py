@@ -77,11 +77,7 @@ def to_channels(
     in ITU-R BS.775, with weights that add up to 1, so that nothing clips; other numbers by their mean. More than two
     are mixed with a warning.
 
-    Args:
-      audio: `[n, c]`.
-      channels: The number of channels of the result.
-      what: The name of the audio in messages.
-      warned: As for `check`.
+    Messages call it `what`; `warned` is as for `check`.
 
     Raises:
       ValueError: There is no such conversion, as from 2 channels to 6.

@@ -32,15 +32,10 @@ def option(
     type: Callable[[str], Any] | None = None,
     **settings: Any,
 ) -> None:
-    """Adds an option, spelled as its help shows it.
+    """Adds an option, spelled as its help shows it; `settings` are others of `ArgumentParser.add_argument`.
 
-    Args:
-      parser: The parser, or a group of its options.
-      spelling: "--seconds S" for an option with a value, "--then S PROMPT" for one with two, "--force" for a switch,
-        "--num-processes,--num_processes N" for one with two names, "output DIR" for an argument without a name.
-      help: What the help says about it.
-      type: Converts the text of a value.
-      settings: Others of `ArgumentParser.add_argument`.
+    "--seconds S" is an option with a value, "--then S PROMPT" one with two, "--force" a switch, "--name,--old-name N"
+    an option with two names, "output DIR" an argument without a name.
     """
     names, *metavars = spelling.split()
     if len(metavars) > 1:

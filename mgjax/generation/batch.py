@@ -72,15 +72,9 @@ def generate(
 ) -> int:
     """Generates the pieces that `folder` does not hold yet, this process its share of them.
 
-    Args:
-      jobs: All pieces, by different names.
-      generate_batch: Generates `size` pieces of one kind.
-      writer: Writes them.
-      folder: One that all hosts see.
-      size: Of a batch.
-      settings: Those of all pieces, as JSON; a run that resumes must have the same.
-      machine: The devices and the model's source, for the manifest.
-      progress: Called with each batch that is done, how many of this process are done by now, and of how many.
+    All hosts see the folder. The names of jobs differ. A run that resumes must have the same `settings`, those of all
+    pieces as JSON; `machine`, the devices and the model's source, is for the manifest alone. `progress` is called with
+    each batch that is done, how many of this process are done by now, and of how many.
 
     Returns:
       How many pieces failed. The manifest has their errors; the next run tries them again.

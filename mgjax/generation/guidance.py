@@ -20,14 +20,7 @@ from mgjax.generation.windows import Extent, Window, extents, split
 def windows(
     request: Request, config: ModelConfig, provider: ConditionProvider, encode_mono: Encode
 ) -> Iterator[Window]:
-    """The windows of a request in order. Prompts and styles are encoded at once, the rest window by window.
-
-    Args:
-      request: The checked request.
-      config: Of the model.
-      provider: Its encoders.
-      encode_mono: Its codec, for excerpts of style.
-    """
+    """The windows of a request in order. Prompts and styles are encoded at once, the rest window by window."""
     styles = [row.style for row in request.inputs]
     if any(style is not None for style in styles):
         styles = provider.styles(styles, encode_mono)

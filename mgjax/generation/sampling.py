@@ -146,17 +146,9 @@ def decode_steps(
 ) -> DecodeState:
     """The state of b pieces after all steps up to `last_step`, which is below the capacity.
 
-    Args:
-      module: The language model.
-      params: Its parameters.
-      context: Of the rows of `state.cache`.
-      state: Of the pieces.
-      sampled: Which codes of each step are sampled; the others stay as in `state.tokens`.
-      sampling: The sampling parameters of the pieces.
-      guidance_scales: Of each step; see `guide`.
-      last_step: The last step to sample.
-      clock: The time of step 0: random numbers are drawn by time, which continues from window to window.
-      shardings: Of the state; None for one device.
+    `sampled` is which codes of each step are sampled, the others stay as in `state.tokens`. The guidance scales of a
+    step are those of `guide`. `clock` is the time of step 0: random numbers are drawn by time, which continues from
+    window to window.
     """
 
     def one_step(state: DecodeState) -> DecodeState:

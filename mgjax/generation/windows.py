@@ -106,14 +106,8 @@ def decode(
 ) -> Iterator[Int[np.ndarray, "b t k"]]:
     """Yields the codes of all windows, the audio prompt's included, as soon as all codebooks of a frame are known.
 
-    Args:
-      module: The language model.
-      params: Its parameters.
-      windows: In order; the next is taken from the iterator once the last has been decoded.
-      audio_prompt: Codes that the result starts with (no frames for none).
-      sampling: The sampling parameters of the rows.
-      mesh: The device mesh that the rows are spread over; None for one device.
-      progress: Called with the number of frames decoded so far, after each chunk.
+    The next window is taken from the iterator once the last has been decoded. `progress` is called with the number of
+    frames decoded so far, after each chunk.
 
     Raises:
       NotFiniteError: A row's logits are NaN or infinite; all frames before that were yielded.

@@ -78,14 +78,7 @@ def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> 
 def insert(
     config: LoraConfig, params: dict[str, Any], adapter: Adapter, key: Key[Array, ""] | None = None
 ) -> dict[str, Any]:
-    """The parameters with the adapter beside the kernels, as `nn.Dense` reads them: for training.
-
-    Args:
-      config: Of the adapter.
-      params: The language model's.
-      adapter: As `initial` makes it.
-      key: Of the adapter's dropout; None for no dropout.
-    """
+    """The parameters with the adapter beside the kernels, as `nn.Dense` reads them; no dropout where `key` is None."""
     pairs = pairs_of(adapter)
     keys: Iterable[Array | None] = [None] * len(pairs)
     if key is not None and config.dropout > 0:

@@ -81,11 +81,8 @@ def cross_entropy_of(
 def mean(
     sums: Float[Array, "k"], counts: Float[Array, "k"], weights: Sequence[float] | None = None
 ) -> Float[Array, ""]:
-    """The mean over the codebooks of their mean cross-entropies; a codebook without a counted code adds nothing.
+    """The mean over the codebooks, by `weights`, of `sums` of cross-entropies over `counts`.
 
-    Args:
-      sums: The cross-entropies of each codebook, added up.
-      counts: Their number.
-      weights: How much each codebook weighs in the mean; None for all alike.
+    A codebook without a counted code adds nothing. All weigh alike where `weights` is None.
     """
     return jnp.average(sums / jnp.maximum(counts, 1.0), weights=None if weights is None else jnp.array(weights))

@@ -147,15 +147,9 @@ class Layer(nn.Module):
         cache: KeyValue | None,
         index: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
-        """Returns the output, and the keys and values of self-attention.
+        """Returns the output, and the keys and values of self-attention; the others are as for `SelfAttention`.
 
-        Args:
-          x: The input of `s` steps.
-          valid: As for `SelfAttention`.
-          cross: The condition's keys and values, by `cross_attn.project`; None for no cross-attention.
-          cross_mask: Which of them are attended to.
-          cache: As for `SelfAttention`.
-          index: As for `SelfAttention`.
+        `cross` is the condition's keys and values, by `cross_attn.project`, or None for no cross-attention.
         """
         x = sharding.by_rows(x)
         y, cache = self.self_attn(self.self_norm(x), valid, cache, index)
