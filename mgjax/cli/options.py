@@ -63,25 +63,19 @@ def add_host_options(parser: argparse._ActionsContainer) -> None:
     option(parser, "--process-id,--process_id I", "on several hosts: which of them this is, from 0", int)
 
 
-def positive(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
+def _checked(name: str, kind: Callable[[str], float], is_allowed: Callable[[Any], bool], bounds: str) -> Any:
+    """An argparse type: a number within bounds; `name` is for messages about what is no number."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not is_allowed(value):
+            raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
+        return value
+
+    convert.__name__ = name
+    return convert
 
 
-def count(text: str) -> int:
-    """An argparse type: a whole number of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
-
-
-def share(text: str) -> float:
-    """An argparse type: a share from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, got {text}")
-    return value
+positive = _checked("positive", float, lambda value: 0 < value < math.inf, "above 0")
+count = _checked("count", int, lambda value: value >= 1, "1 or more")
+share = _checked("share", float, lambda value: 0 <= value < 1, "from 0 to below 1")

@@ -35,19 +35,12 @@ _MACHINE_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 class Job(NamedTuple):
-    """A piece to generate.
+    """A piece to generate."""
 
-    Attributes:
-      name: Of its file, and in the manifest.
-      kind: Pieces of one kind, above all of one length, can share a batch.
-      recipe: Its arguments, for `generate_batch`.
-      about: The same for the manifest, as JSON.
-    """
-
-    name: str
-    kind: Hashable
-    recipe: Any
-    about: dict[str, Any]
+    name: str  # of its file, and in the manifest
+    kind: Hashable  # pieces of one kind, above all of one length, can share a batch
+    recipe: Any  # its arguments, for `generate_batch`
+    about: dict[str, Any]  # the same for the manifest, as JSON
 
 
 class Piece(NamedTuple):

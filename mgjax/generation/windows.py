@@ -37,34 +37,20 @@ _FIRST_CAPACITY = 512
 
 
 class Extent(NamedTuple):
-    """The frames of a window.
+    """The frames of a window."""
 
-    Attributes:
-      offset: Its first frame, counted from the start of the result.
-      num_frames: Its length.
-      num_known: How many of its first frames are known: the audio prompt, or the overlap with the window before.
-      end: How many of its first frames are known afterwards; later ones serve the codes that a pattern samples early.
-    """
-
-    offset: int
+    offset: int  # its first frame, counted from the start of the result
     num_frames: int
-    num_known: int
-    end: int
+    num_known: int  # how many of its first frames are known: the audio prompt, or the overlap with the window before
+    end: int  # how many are known afterwards; later ones serve the codes that a pattern samples early
 
 
 class Window(NamedTuple):
-    """A window, with its conditions and guidance scales.
-
-    Attributes:
-      extent: Its frames.
-      conditions: Of the b rows of the batch and, with guidance, of the same rows with fewer conditions: r + 1 times b
-        rows in all.
-      guidance_scales: Of each frame; see `sampling.guide`.
-    """
+    """A window, with its conditions and guidance scales."""
 
     extent: Extent
-    conditions: dict[str, Condition]
-    guidance_scales: Float[np.ndarray, "f r b"]
+    conditions: dict[str, Condition]  # of (r + 1) b rows: the batch's, then with guidance those with fewer conditions
+    guidance_scales: Float[np.ndarray, "f r b"]  # of each frame; see `sampling.guide`
 
 
 def extents(num_frames: int, num_prompt_frames: int, window_frames: int, stride_frames: int) -> Iterator[Extent]:

@@ -138,7 +138,7 @@ def _sizes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, in
     if place is None:
         raise ConfigError(f"the adapter is for {'/'.join(path)}, which has no kernel that can be adapted")
     ins, outs = (math.prod(shape[axis] for axis in axes) for axes in place)
-    lead = shape[: len(shape) - place.num_axes]
+    lead = shape[: len(shape) + min(place.read)]
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
 
 

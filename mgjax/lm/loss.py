@@ -16,17 +16,11 @@ _AT_ONCE = 2**26  # float32 logits in the memory of a device: 5 clips of 30 s, a
 
 
 class Steps(NamedTuple):
-    """A batch of teacher-forced sequences.
+    """A batch of teacher-forced sequences."""
 
-    Attributes:
-      inputs: The codes that the model reads at each step.
-      targets: The codes of the step after, which it should predict.
-      counted: The loss mask: False where the target is a special token.
-    """
-
-    inputs: Int[Array, "b s k"]
-    targets: Int[Array, "b s k"]
-    counted: Bool[Array, "b s k"]
+    inputs: Int[Array, "b s k"]  # the codes that the model reads at each step
+    targets: Int[Array, "b s k"]  # the codes of the step after, which it should predict
+    counted: Bool[Array, "b s k"]  # the loss mask: False where the target is a special token
 
 
 def layout(pattern: Pattern, codes: Int[Array, "b t k"], num_frames: Int[Array, "b"], special: int) -> Steps:

@@ -25,18 +25,12 @@ _FEW_FRAMES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Which frame each codebook holds at each step; made by `delay`, `parallel`, `flattened`, ...
-
-    Attributes:
-      num_codebooks: How many streams.
-      lay_out: The frames of a number of frames and of codebooks, not cut: a slow codebook's last steps run past the
-        number of frames in the fast ones.
-      numbers: Further arguments of `lay_out`.
-    """
+    """Which frame each codebook holds at each step; made by `delay`, `parallel`, `flattened`, ..."""
 
     num_codebooks: int
+    # Of num_frames and num_codebooks, not cut: a slow codebook's last steps run past `num_frames` in the fast ones.
     lay_out: Callable[..., Frames]
-    numbers: tuple[Any, ...]
+    numbers: tuple[Any, ...]  # further arguments of `lay_out`
 
     def __post_init__(self) -> None:
         if self.num_codebooks < 1:

@@ -6,6 +6,7 @@ each head are one contiguous run (four times faster than `[b, m, h, e]` on CPU).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -159,18 +160,14 @@ class Layer(nn.Module):
         return x + self.ffn(self.ffn_norm(x)), cache
 
 
-def residual_init(layer: Index, in_axis: int | tuple[int, ...] = 0) -> Initializer:
+def residual_init(layer: Index, in_axis: tuple[int, ...] = (0,)) -> Initializer:
     """The published initialisation of a matrix in a layer: truncated normal, narrower with depth.
 
     Standard deviation 1 / sqrt(fan_in) before the cut at three deviations, divided by sqrt(2 (layer + 1)).
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        axes = (in_axis,) if isinstance(in_axis, int) else in_axis
-        fan_in = 1
-        for axis in axes:
-            fan_in *= shape[axis]
-        deviation = (fan_in * 2 * (layer + 1)) ** -0.5
+        deviation = (math.prod(shape[axis] for axis in in_axis) * 2 * (layer + 1)) ** -0.5
         return deviation * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
 
     return init
