@@ -105,15 +105,12 @@ FUSES = ("cross", "prefix", "sum", "interpolate")
 class Fused:
     """How the language model fuses a condition, a sequence of vectors that is projected to the model's width.
 
-    Attributes:
-      name: "text", "melody", "style", "clap", or the name of a label or a number.
-      dim: Width of the vectors.
-      fuse: "cross", attended to in every layer; "prefix", prepended to the sequence; "sum", one vector, added to every
-        step; "interpolate", interpolated in time and added to the steps.
+    By `fuse` it is, "cross", attended to in every layer; "prefix", prepended to the sequence; "sum", one vector, added
+    to every step; "interpolate", interpolated in time and added to the steps.
     """
 
-    name: str
-    dim: int
+    name: str  # "text", "melody", "style", "clap", or the name of a label or a number
+    dim: int  # of the vectors
     fuse: str = "cross"
 
     def __post_init__(self) -> None:

@@ -30,17 +30,13 @@ Adapter = dict[str, Any]
 class LoraConfig:
     """The rank, scale, dropout and targets of an adapter.
 
-    Attributes:
-      rank: The width of the narrow matrices.
-      alpha: The product is taken `alpha / rank` times, so that learning rates suit all ranks.
-      dropout: The share of an adapter's inputs that are dropped at random in training.
-      targets: Patterns (regular expressions) that are searched for in the path of each kernel, such as
-        "layer0/self_attn/qkv" or "head". One without a match is an error.
+    `targets` are patterns (regular expressions) that are searched for in the path of each kernel, such as
+    "layer0/self_attn/qkv" or "head". One without a match is an error.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: int = 8  # the width of the narrow matrices
+    alpha: float = 16.0  # the product is taken `alpha / rank` times, so that learning rates suit all ranks
+    dropout: float = 0.0  # the share of an adapter's inputs that are dropped at random in training
     targets: tuple[str, ...] = ("self_attn", "cross_attn", "ffn")
 
     def __post_init__(self) -> None:
