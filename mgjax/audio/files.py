@@ -69,12 +69,7 @@ class Info(NamedTuple):
 
 
 def info(path: PathLike) -> Info:
-    """The sample rate in hertz, the channels and the length in samples of a file, without reading its sound.
-
-    Raises:
-      OSError: There is no such file, or it may not be read.
-      ValueError: It is not a sound file, or its sample rate or number of channels is out of range.
-    """
+    """The sample rate in hertz, the channels and the length in samples of a file. Raises as `read`."""
     with _open(path) as file:
         return Info(file.samplerate, file.channels, file.frames)
 

@@ -43,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Generates the pieces of the file of prompts `args.prompts`.
-
-    Raises:
-      ValueError: A line of the prompts is invalid, or pieces could not be generated.
-    """
+    """Generates the pieces of the file of prompts `args.prompts`; raises ValueError if some could not be generated."""
     # Mistakes are found before anything is generated, and most of them before the model is loaded.
     sampling = generate.sampling_options(args)
     lines = [

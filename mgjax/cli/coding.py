@@ -131,12 +131,7 @@ def write_codes(path: Path, file: CodeFile) -> None:
 
 
 def read_codes(path: Path) -> CodeFile:
-    """Reads an untrusted file of codes, within limits.
-
-    Raises:
-      OSError: There is no such file.
-      ValueError: It is something else, damaged or too large.
-    """
+    """Reads an untrusted file of codes; raises ValueError if it is something else, damaged or too large."""
     values = arrays.read_npz(path, CodeFile._fields, _MOST_BYTES)
     expected = set(CodeFile._fields)
     if set(values) | {"scales"} != expected:

@@ -24,7 +24,7 @@ _INSPECTED = 1000  # pieces, at most, that `inspect` reads
 _WORK = ("workers", "replace", "beam_options")  # options of `_add_work_options`
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `corpus` and its actions to the commands of argparse."""
     description = "Makes corpora to train on: of sound for a codec, of codes for a language model."
     corpus = command(commands, "corpus", None, "make the corpora that models are trained on", description, _EXAMPLES)
@@ -181,25 +181,14 @@ def run_synthesize(args: argparse.Namespace) -> None:
     from mgjax import synthetic
 
     with terminal.progress("synthesize", args.hours * 3600) as reach:
-        synthetic.write_folder(
-            args.output,
-            args.hours,
-            seed=args.seed,
-            sample_rate=args.sample_rate,
-            channels=args.channels,
-            lengths=tuple(args.lengths),
-            workers=args.workers,
-            progress=lambda seconds, _: reach(seconds),
-        )
+        options = {name: getattr(args, name) for name in ("seed", "sample_rate", "channels", "workers")}
+        options |= {"lengths": tuple(args.lengths), "progress": lambda seconds, _: reach(seconds)}
+        synthetic.write_folder(args.output, args.hours, **options)
     print(args.output)
 
 
 def describe(directory: Path, examples: int = 3) -> list[tuple[str, str]]:
-    """The rows of the table that describes a corpus, with some `examples` of captions.
-
-    Raises:
-      CorpusError: There is no corpus, or it is damaged.
-    """
+    """The rows of the table that describes a corpus, with some `examples` of captions."""
     from mgjax.data.corpus import Corpus
     from mgjax.data.description import read_description
 

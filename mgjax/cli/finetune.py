@@ -22,7 +22,7 @@ its name. What is learned is an adapter of a few megabytes. The same command goe
 """
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `finetune` to the commands of argparse."""
     description = "Trains a model on a folder of music, and writes what it has learned."
     parser = command(commands, "finetune", run, "teach a model to play like your music", description, _EXAMPLES)

@@ -38,7 +38,7 @@ Beside each sound file lies a .json of the same name that says how it was made; 
 _SAMPLING = ("temperature", "top_k", "top_p", "guidance", "text_guidance")
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `generate` to the commands of argparse."""
     suppressed = argparse.SUPPRESS  # so that --again knows which options are used with it
     description = "Makes a sound file for each prompt."

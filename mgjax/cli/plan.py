@@ -44,7 +44,7 @@ devices:
 """
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `plan` to the commands of argparse."""
     help = "say what training or generation takes on devices that need not be there"
     parser = command(commands, "plan", run, help, _DESCRIPTION, _EXAMPLES)

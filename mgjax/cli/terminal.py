@@ -191,11 +191,7 @@ def _drop_broken_programs(just_read: bool = False) -> None:
 
 
 def rereadable(path: str | os.PathLike[str]) -> str:
-    """A path that can be read more than once: `path`, or if it is a pipe, a copy that is kept until the command ends.
-
-    Raises:
-      OSError, ValueError: As `files.opened`, for a pipe.
-    """
+    """A path that can be read more than once: `path`, or of a pipe a copy that is kept until the command ends."""
     path = os.path.abspath(path)
     if os.path.isfile(path):
         return path

@@ -27,7 +27,7 @@ A config is a preset of mgjax.train.presets ("lm:small"), or a file of yours who
 """
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `train` to the commands of argparse."""
     parser = command(commands, "train", run, "train a codec or a language model", _DESCRIPTION, _EXAMPLES)
     parser.set_defaults(settings=[])

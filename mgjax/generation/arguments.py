@@ -148,7 +148,6 @@ def _conditioning_inputs(
             chromas = list(_chroma(chroma, batch, config.melody.num_frames, config.melody.num_bins))
         elif chroma is None:
             rate = model_rate if melody_sample_rate is None else melody_sample_rate
-            rate = arguments.rate(rate, "melody_sample_rate")
             melodies = prepare_melodies(melody, rate, batch, config.melody, separate=separate)
         else:
             raise ValueError("melody and chroma say the same in two ways: give one of them")
@@ -156,7 +155,6 @@ def _conditioning_inputs(
         if config.style is None:
             raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
         rate = model_rate if style_sample_rate is None else style_sample_rate
-        rate = arguments.rate(rate, "style_sample_rate")
         styles = prepare_excerpts(style, rate, seeds, config)
     rows = zip(melodies, chromas, styles, _labels(labels, batch, config), strict=True)
     return [ConditioningInputs(None, *row) for row in rows]
@@ -199,11 +197,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_schedule(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(_is_timed_prompt(item) for item in value)
-
-
-def _is_timed_prompt(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and is_number(value[0]) and _is_text(value[1])
+    return (isinstance(value, Sequence) and len(value) > 0) and all(
+        isinstance(item, tuple | list) and len(item) == 2 and is_number(item[0]) and _is_text(item[1]) for item in value
+    )
 
 
 def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, crossfade_frames: int) -> Schedule:
