@@ -21,8 +21,7 @@ import numpy as np
 
 from mgjax.audio.waveform import MOST_CHANNELS, Audio, check, regrouped, resampled, to_channels
 from mgjax.inputs import arguments, files
-
-PathLike = str | os.PathLike[str]
+from mgjax.inputs.files import PathLike
 
 # Suffix -> libsndfile's container and coding.
 FORMATS = {

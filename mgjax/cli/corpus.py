@@ -29,11 +29,8 @@ def add_commands(commands: Any) -> None:
     description = "Makes corpora to train on: of sound for a codec, of codes for a language model."
     corpus = command(commands, "corpus", None, "make the corpora that models are trained on", description, _EXAMPLES)
     actions = corpus.add_subparsers(metavar="ACTION", required=True)
-    _add_build(actions)
-    _add_tokenize(actions)
-    _add_inspect(actions)
-    _add_vocabulary(actions)
-    _add_synthesize(actions)
+    for add_action in (_add_build, _add_tokenize, _add_inspect, _add_vocabulary, _add_synthesize):
+        add_action(actions)
 
 
 def _add_build(actions: Any) -> None:

@@ -83,7 +83,7 @@ def request(
     if prompt is not None:
         audio_prompt = _prompt_codes(codec, prompt, prompt_sample_rate, batch)[..., :num_codebooks]
         check_prompt_length(audio_prompt.shape[1], length, window_frames, frame_rate)
-    checked = Request(
+    request = Request(
         frame_rate=frame_rate,
         num_frames=length,
         window_frames=window_frames,
@@ -96,8 +96,7 @@ def request(
         seeds=row_seeds,
         audio_prompt=audio_prompt,
     )
-    _check_readable(checked.texts, config)
-    return checked
+    return _readable(request, config)
 
 
 def scoring_request(
@@ -107,7 +106,7 @@ def scoring_request(
     audio_prompt = _codes(codes, config, codec)
     batch, length, _ = audio_prompt.shape
     row_seeds = seeds(seed, batch)
-    checked = Request(
+    request = Request(
         frame_rate=codec.frame_rate,
         num_frames=length,
         window_frames=length,
@@ -120,8 +119,7 @@ def scoring_request(
         seeds=row_seeds,
         audio_prompt=audio_prompt,
     )
-    _check_readable(checked.texts, config)
-    return checked
+    return _readable(request, config)
 
 
 def _conditioning_inputs(
@@ -175,13 +173,14 @@ def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frame
     ]
 
 
-def _check_readable(texts: Sequence[str | None], config: ModelConfig) -> None:
+def _readable(request: Request, config: ModelConfig) -> Request:
     """Raises ValueError for a text where the model has no text encoder, and for one that is far too long."""
-    if any(texts) and config.text is None and config.clap is None:
+    if any(request.texts) and config.text is None and config.clap is None:
         raise ValueError("this model was not trained with texts: give None (on the command line: an empty prompt)")
-    longest = max((len(text) for text in texts if text), default=0)
+    longest = max((len(text) for text in request.texts if text), default=0)
     if longest > _MOST_CHARACTERS:
         raise ValueError(f"a text has {longest} characters, the most is {_MOST_CHARACTERS}: its beginning is enough")
+    return request
 
 
 def _rows(value: Any, is_row: Callable[[Any], bool], expected: str) -> Sequence[Any]:

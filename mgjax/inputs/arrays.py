@@ -24,7 +24,7 @@ _DAMAGE = (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.er
 
 
 def read_npz(
-    path: str | os.PathLike[str], names: Collection[str], max_bytes: int, error: type[ValueError] = ValueError
+    path: files.PathLike, names: Collection[str], max_bytes: int, error: files.Error = ValueError
 ) -> dict[str, np.ndarray]:
     """The arrays of an archive that `numpy.savez` or `numpy.savez_compressed` wrote, by name.
 

@@ -23,6 +23,7 @@ from mgjax.errors import ConfigError
 from mgjax.lm.matrices import matrix
 
 Path = tuple[str, ...]
+Params = dict[str, Any]
 Adapter = dict[str, Any]
 
 
@@ -57,7 +58,7 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> Adapter:
+def initial(config: LoraConfig, params: Params, key: Key[Array, ""]) -> Adapter:
     """A new adapter for the language model's parameters `params` (arrays or shapes), layers stacked or not.
 
     Raises:
@@ -71,9 +72,7 @@ def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> 
     return unflatten_dict(pairs)
 
 
-def insert(
-    config: LoraConfig, params: dict[str, Any], adapter: Adapter, key: Key[Array, ""] | None = None
-) -> dict[str, Any]:
+def insert(config: LoraConfig, params: Params, adapter: Adapter, key: Key[Array, ""] | None = None) -> Params:
     """The parameters with the adapter beside the kernels, as `nn.Dense` reads them; no dropout where `key` is None."""
     pairs = pairs_of(adapter)
     keys: Iterable[Array | None] = [None] * len(pairs)
@@ -89,7 +88,7 @@ def insert(
     return unflatten_dict(joined)
 
 
-def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+def merge(config: LoraConfig, params: Params, adapter: Adapter) -> Params:
     """The parameters with the adapter's products added to the kernels.
 
     Raises:
@@ -113,7 +112,7 @@ def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[
     return unflatten_dict(merged)
 
 
-def _targets(config: LoraConfig, params: dict[str, Any]) -> dict[Path, Any]:
+def _targets(config: LoraConfig, params: Params) -> dict[Path, Any]:
     """The kernels that are adapted, by the paths of their layers."""
     kernels = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -138,6 +137,6 @@ def _sizes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, in
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
 
 
-def pairs_of(adapter: Adapter) -> dict[Path, dict[str, Any]]:
+def pairs_of(adapter: Adapter) -> dict[Path, Params]:
     """The narrow matrices by the paths of their layers."""
     return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))

@@ -109,11 +109,9 @@ class LM(nn.Module):
         return self.head(self.out_norm(sharding.by_rows(hidden)))
 
     def context(self, conditions: Mapping[str, Condition], *, batch: int = 1) -> Context:
-        """Projects conditions to the model's width, and joins those with the same `fuse`.
+        """Projects some of `config.conditions`, by name, to the model's width, and joins those with the same `fuse`.
 
-        Args:
-          conditions: By name, some of `config.conditions`; without any for cross-attention, that is skipped.
-          batch: Number of rows where `conditions` is empty.
+        Without any for cross-attention, that is skipped; `batch` is the number of rows where there are none at all.
         """
         unknown = conditions.keys() - {fused.name for fused in self.config.conditions}
         if unknown:
