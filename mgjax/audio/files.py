@@ -224,14 +224,9 @@ def _open(path: PathLike) -> Iterator[Any]:
     with files.opened(path) as content:
         foreign = _FOREIGN.match(_head(content))
         if foreign:
-            raise ValueError(
-                f"{path}: is {foreign.lastgroup}, which cannot be read here; "
-                + (
-                    "fetch the file again"
-                    if foreign.lastgroup == "HTML"
-                    else "convert it to wav or flac, e.g. by ffmpeg -i IN OUT.flac"
-                )
-            )
+            convert = "convert it to wav or flac, e.g. by ffmpeg -i IN OUT.flac"
+            advice = "fetch the file again" if foreign.lastgroup == "HTML" else convert
+            raise ValueError(f"{path}: is {foreign.lastgroup}, which cannot be read here; {advice}")
         is_copy = content.name != os.fspath(path)  # of a pipe
         with _translating_errors(path):
             file = soundfile.SoundFile(content if is_copy else _native(path))

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     terminal.prepare(args)
     import jax
 
+    from mgjax.data.description import describe_audio
     from mgjax.devices import sharding
     from mgjax.generation import batch
 
@@ -74,13 +75,9 @@ def run(args: argparse.Namespace) -> None:
             generate.check(recipe, model)
         about = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
         jobs.append(batch.Job(name, _kind(recipe), recipe, about))
-    form: batch.Sounds | batch.Records
+    writer: batch.Sounds | batch.Records = batch.Sounds(f".{args.format}", model.sample_rate)
     if args.format == "array_record":
-        from mgjax.data.description import describe_audio
-
-        form = batch.Records(describe_audio(model.sample_rate, model.channels))
-    else:
-        form = batch.Sounds(f".{args.format}", model.sample_rate)
+        writer = batch.Records(describe_audio(model.sample_rate, model.channels))
     first = jobs[0].recipe  # completed by the model
     settings = {name: getattr(first, name) for name in _COMMON}
     settings |= {"batch": size, **dataclasses.asdict(first.sampling)}
@@ -94,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         terminal.say(f"{count} of {of} batches of this host, {speed:.2f} s of sound a second")
 
     failed = batch.generate(
-        jobs, lambda recipes: _play(model, recipes), form, args.out, size, settings, machine, progress
+        jobs, lambda recipes: _play(model, recipes), writer, args.out, size, settings, machine, progress
     )
     terminal.say(f"{len(jobs) - failed} of {len(jobs)} pieces are in {args.out}")
     if failed:

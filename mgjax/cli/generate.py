@@ -35,6 +35,8 @@ examples:
 Beside each sound file lies a .json of the same name that says how it was made; --again makes it once more.
 """
 
+Batch = list[tuple[Recipe, Path]]  # recipes, and the files of their sounds
+
 _SAMPLING = ("temperature", "top_k", "top_p", "guidance", "text_guidance")
 
 
@@ -269,7 +271,7 @@ def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None) 
         generation_arguments.check_prompt_length(frames, request.num_frames, request.window_frames, model.frame_rate)
 
 
-def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tuple[Recipe, Path]]]:
+def _batches(pieces: Batch, size: int) -> Iterator[Batch]:
     """`pieces` in order, at most `size` together, all of one length."""
     for _, group in itertools.groupby(pieces, lambda piece: piece[0].seconds):
         alike = list(group)
@@ -278,11 +280,7 @@ def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tupl
 
 
 def _play(
-    model: Any,
-    batch: list[tuple[Recipe, Path]],
-    audio_prompt: _AudioPrompt | None,
-    reach: Callable[[float], None],
-    done: float,
+    model: Any, batch: Batch, audio_prompt: _AudioPrompt | None, reach: Callable[[float], None], done: float
 ) -> Any:
     """The sound of a batch, float32 `[b, n, c]`; `done` seconds are finished already."""
     recipes = [recipe for recipe, _ in batch]

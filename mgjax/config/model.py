@@ -13,14 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.config.conditioning import (
-    ClapConditionConfig,
-    LabelConfig,
-    MelodyConfig,
-    NumberConfig,
-    StyleConfig,
-    T5Config,
-)
+from mgjax.config import conditioning
 from mgjax.config.serialization import LONGEST, bounded, one_of
 from mgjax.errors import ConfigError
 from mgjax.inputs import arguments
@@ -277,17 +270,17 @@ class ModelConfig:
 
     lm: LMConfig = dataclasses.field(default_factory=LMConfig)
     codec: CodecConfig = dataclasses.field(default_factory=CodecConfig)
-    text: T5Config | None = dataclasses.field(default_factory=T5Config)
+    text: conditioning.T5Config | None = dataclasses.field(default_factory=conditioning.T5Config)
     channels: int = 1
     window_seconds: float = 30.0
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     tokenizer: str = "sentencepiece"  # "sentencepiece" (T5's, from the model's files) or "bytes" (needs no files)
     license: str = "unknown"
-    melody: MelodyConfig | None = None
-    style: StyleConfig | None = None
-    clap: ClapConditionConfig | None = None
-    labels: tuple[LabelConfig, ...] = ()
-    numbers: tuple[NumberConfig, ...] = ()
+    melody: conditioning.MelodyConfig | None = None
+    style: conditioning.StyleConfig | None = None
+    clap: conditioning.ClapConditionConfig | None = None
+    labels: tuple[conditioning.LabelConfig, ...] = ()
+    numbers: tuple[conditioning.NumberConfig, ...] = ()
 
     def __post_init__(self) -> None:
         bounded(self)

@@ -124,11 +124,8 @@ def delay(
 ) -> Pattern:
     """The delay pattern: codebook k comes `delays[k]` steps late, so that it sees the coarser codes of its frame.
 
-    Args:
-      num_codebooks: How many streams.
-      delays: One per codebook, in steps; 0, 1, 2, ... where None.
-      flatten_first: This many frames at the start are emitted one codebook per step.
-      empty_initial: This many further steps without codes at the start; -1 leaves out the start step too.
+    The delays are 0, 1, 2, ... where None. The first `flatten_first` frames are emitted one codebook per step. At the
+    start are `empty_initial` further steps without codes; -1 leaves out the start step too.
     """
     delays = _checked_delays(range(num_codebooks) if delays is None else delays, num_codebooks)
     if flatten_first < 0:

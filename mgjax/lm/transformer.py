@@ -46,11 +46,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
         """Returns the output, and the keys and values that were attended to.
 
-        Args:
-          x: The input of `s` steps.
-          valid: Which slots of the cache (steps, without a cache) are not padding, once written; None for all.
-          cache: Keys and values of the steps before, into which those of this input are written at `index`.
-          index: The slot of the cache that the first of the `s` steps takes.
+        `cache` holds those of the steps before; those of this input are written there first, from the slot `index` on.
+        `valid` is which slots (steps, without a cache) are not padding then; None for all.
         """
         heads = (self.config.num_heads, self.config.head_dim)
         # The packed projection keeps the uniform initialisation of a bare parameter, as the published recipe did.
