@@ -68,8 +68,8 @@ def row_sets(
         scales.append(np.stack([_fade(*pair, request.crossfade_frames, frames) for pair in prompts]))
     is_conditioned = any(request.texts) or any(rows)  # without a condition, guidance has no effect
     if is_conditioned and any(sampling.is_guided for sampling in request.samplings):
-        points = [zip(*sampling.guidance_points, strict=True) for sampling in request.samplings]
-        guidance = np.stack([np.interp(frames / request.frame_rate, *schedule) for schedule in points])
+        points = [np.transpose(sampling.guidance_points) for sampling in request.samplings]
+        guidance = np.stack([np.interp(frames / request.frame_rate, times, values) for times, values in points])
         text_guidance = [sampling.text_guidance for sampling in request.samplings]
         text_scales = np.array([[1.0 if scale is None else scale] for scale in text_guidance])
         if (text_scales != 1).any():  # double guidance

@@ -88,8 +88,9 @@ def _splash_rows(num_steps: int, block: int) -> Callable[..., Array]:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    blocks = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block)
-    sizes = splash.BlockSizes(**blocks, use_fused_bwd_kernel=True)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+    )
 
     def rows(query: Array, key: Array, value: Array, valid: Array | None = None) -> Array:
         causal = masks.MultiHeadMask([masks.CausalMask((num_steps, num_steps))] * query.shape[1])
