@@ -94,10 +94,8 @@ def run_decode(args: argparse.Namespace) -> None:
     terminal.prepare(args)
     codec = mgjax.load_codec(args.model or file.model)
     if file.codec_hash != codec.hash:
-        warnings.warn(
-            f"{args.input} was made by other weights ({file.model}, {file.codec_hash}); the sound will differ",
-            stacklevel=2,
-        )
+        changed = f"{args.input} was made by other weights ({file.model}, {file.codec_hash}); the sound will differ"
+        warnings.warn(changed, stacklevel=2)
     if (file.sample_rate, file.channels) != (codec.sample_rate, codec.channels):
         raise ValueError(
             f"{args.input}: holds {file.channels} channel(s) at {file.sample_rate} Hz, but {args.model or file.model} "
@@ -111,7 +109,7 @@ def run_decode(args: argparse.Namespace) -> None:
     if file.codes.min() < 0 or file.codes.max() >= codec.codebook_size:
         raise ValueError(f"{args.input}: codes must be from 0 to {codec.codebook_size - 1}; are they another model's?")
     missing = file.num_samples
-    if missing > file.codes.shape[0] * math.prod(file.codes.shape[1:-1]) * codec.hop_length:
+    if missing > math.prod(file.codes.shape[:-1]) * codec.hop_length:
         raise ValueError(f"{args.input}: the codes end before the {missing} samples of sound that they should hold")
     with (
         terminal.progress("decode", file.num_samples / file.sample_rate) as reach,

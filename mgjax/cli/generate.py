@@ -240,10 +240,10 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
     import jax
 
     if recipe.model_hash not in (None, model.hash):
-        warnings.warn(
-            f"{recipe.model} has other weights now ({model.hash}, then {recipe.model_hash}); the piece will differ",
-            stacklevel=2,
+        changed = (
+            f"{recipe.model} has other weights now ({model.hash}, then {recipe.model_hash}); the piece will differ"
         )
+        warnings.warn(changed, stacklevel=2)
     device = jax.devices()[0]
     return dataclasses.replace(
         recipe,

@@ -167,10 +167,8 @@ def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frame
     rows = _rows(prompts, lambda row: _is_text(row) or _is_schedule(row), expected)
     if not rows:
         raise ValueError("there is no text: give at least one (None for music without a description)")
-    return [
-        _schedule(row, frame_rate, num_frames, crossfade_frames) if _is_schedule(row) else [TimedPrompt(0, row or None)]
-        for row in rows
-    ]
+    schedules = [row if _is_schedule(row) else [(0.0, row)] for row in rows]
+    return [_schedule(schedule, frame_rate, num_frames, crossfade_frames) for schedule in schedules]
 
 
 def _readable(request: Request, config: ModelConfig) -> Request:
