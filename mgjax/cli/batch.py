@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     for where, name, recipe in plan:
         recipe = generate.completed(recipe, sampling, model)
         with terminal.errors_at(where):
-            generate.check(recipe, model)
+            generate.check(recipe, model, reads_sounds=False)
         about = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
         jobs.append(batch.Job(name, _kind(recipe), recipe, about))
     writer: batch.Sounds | batch.Records = batch.Sounds(f".{args.format}", model.sample_rate)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,14 +71,6 @@ def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     if kwargs.get("melody") and recipes[0].separate:
         kwargs["separate"] = "demucs"
     return kwargs
-
-
-def warn_of_changes(recipe: Recipe) -> None:
-    """Warns if a sound file that the recipe names has changed."""
-    for name in (*_SOUNDS, "continued"):
-        path, expected = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
-        if path and expected and expected != sha256(path):
-            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
 
 
 def numbers(text: str) -> float | tuple[float, ...]:
@@ -158,13 +149,3 @@ def check(recipe: Recipe, model: Any) -> None:
     for name in _SOUNDS:
         if getattr(recipe, name) and getattr(model.config, name) is None:
             raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
-
-
-def check_sounds(recipe: Recipe, model: Any) -> None:
-    """Raises an error if a sound file that the recipe names holds no melody or style."""
-    from mgjax.conditioning import excerpts, melody
-
-    if recipe.melody:
-        melody.prepare(_read(recipe.melody, model.sample_rate), model.sample_rate, 1, model.config.melody)
-    if recipe.style:
-        excerpts.prepare(_read(recipe.style, model.sample_rate), model.sample_rate, [recipe.seed], model.config)

@@ -130,7 +130,6 @@ def run(args: argparse.Namespace) -> None:
     for piece, recipe in zip(plan, recipes, strict=True):
         with terminal.errors_at(piece.where):
             check(recipe, model, audio_prompt)
-            conditions.check_sounds(recipe, model)
     with terminal.progress("generate", sum(recipe.seconds for recipe in recipes)) as reach:
         done, rate = 0.0, model.sample_rate
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
@@ -199,7 +198,10 @@ def _plan_again(args: argparse.Namespace) -> list[Piece]:
     if extra:
         raise ValueError(f"--again takes everything from {args.again}; leave out {', '.join(extra)}")
     recipe = read_recipe(args.again)
-    conditions.warn_of_changes(recipe)
+    for name in ("melody", "style", "continued"):
+        path, expected = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
+        if path and expected and expected != sha256(path):
+            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
     return [Piece("", args.again.stem, dataclasses.replace(recipe, format=_format(args, recipe.format)))]
 
 
@@ -256,16 +258,17 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
     )
 
 
-def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None) -> None:
+def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None, *, reads_sounds: bool = True) -> None:
     """Raises an error if the model cannot generate the recipe, before the first piece is generated.
 
-    The sounds that it names are not read (see `conditions.check_sounds`); of the audio prompt the length is checked.
+    Of the audio prompt the length is checked. Nothing is separated, and where many sounds are named, none is read.
     """
     from mgjax.generation import arguments as generation_arguments  # which needs JAX
 
     conditions.check(recipe, model)
-    soundless = dataclasses.replace(recipe, melody=None, style=None)
-    request = generation_arguments.request(model.config, model.codec, **arguments([soundless], model))
+    quick: dict[str, Any] = {"separate": False} if reads_sounds else {"melody": None, "style": None}
+    options = arguments([dataclasses.replace(recipe, **quick)], model)
+    request = generation_arguments.request(model.config, model.codec, **options)
     if audio_prompt:
         frames = math.ceil(round(audio_prompt.seconds * model.frame_rate, 6))
         generation_arguments.check_prompt_length(frames, request.num_frames, request.window_frames, model.frame_rate)

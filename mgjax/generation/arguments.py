@@ -64,10 +64,9 @@ def request(
     prompt_sample_rate: Any = None,
     **inputs: Any,
 ) -> Request:
-    """Checks and converts the arguments of `MusicGen.generate`; `inputs` are its conditioning inputs other than text.
+    """Checks and converts the arguments of `MusicGen.generate`, and raises what that does.
 
-    Raises:
-      TypeError, ValueError: An argument is not allowed; the message says what is.
+    `inputs` are its conditioning inputs other than text.
     """
     frame_rate, num_codebooks = codec.frame_rate, config.lm.num_codebooks
     length = num_frames(seconds, frame_rate)

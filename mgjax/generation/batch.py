@@ -63,14 +63,13 @@ def generate(
     machine: dict[str, Any],
     progress: Callable[[list[Job], int, int], None],
 ) -> int:
-    """Generates the pieces that `folder` does not hold yet, this process its share of them.
+    """Generates the pieces that `folder` does not hold yet, this process its share; returns how many failed.
 
     All hosts see the folder. The names of jobs differ. A run that resumes must have the same `settings`, those of all
     pieces as JSON; `machine`, the devices and the model's source, is for the manifest alone. `progress` is called with
     each batch that is done, how many of this process are done by now, and of how many.
 
-    Returns:
-      How many pieces failed. The manifest has their errors; the next run tries them again.
+    The manifest has the errors of those that failed; the next run tries them again.
 
     Raises:
       ValueError: The folder holds other pieces, or is not the same folder on all hosts.

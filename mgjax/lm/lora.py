@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -59,11 +60,7 @@ class LoraConfig:
 
 
 def initial(config: LoraConfig, params: Params, key: Key[Array, ""]) -> Adapter:
-    """A new adapter for the language model's parameters `params` (arrays or shapes), layers stacked or not.
-
-    Raises:
-      ConfigError: A target matches no kernel.
-    """
+    """A new adapter for parameters (arrays or shapes), stacked or not; raises ConfigError if a target has no match."""
     pairs, kernels = {}, _targets(config, params)
     for (path, kernel), kernel_key in zip(kernels.items(), jax.random.split(key, len(kernels)), strict=True):
         lead, count, ins, outs = _sizes(path, kernel.shape)
@@ -89,11 +86,7 @@ def insert(config: LoraConfig, params: Params, adapter: Adapter, key: Key[Array,
 
 
 def merge(config: LoraConfig, params: Params, adapter: Adapter) -> Params:
-    """The parameters with the adapter's products added to the kernels.
-
-    Raises:
-      ConfigError: The adapter is for another model.
-    """
+    """The parameters with the adapter's products added; raises ConfigError if the adapter is for another model."""
     merged = flatten_dict(params)
     for path, pair in pairs_of(adapter).items():
         place = (*path, "kernel")
@@ -114,11 +107,8 @@ def merge(config: LoraConfig, params: Params, adapter: Adapter) -> Params:
 
 def _targets(config: LoraConfig, params: Params) -> dict[Path, Any]:
     """The kernels that are adapted, by the paths of their layers."""
-    kernels = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = tuple(entry.key for entry in path)
-        if matrix(names) is not None:
-            kernels[names[:-1]] = leaf
+    leaves = sorted(flatten_dict(params).items(), key=operator.itemgetter(0))
+    kernels = {path[:-1]: leaf for path, leaf in leaves if matrix(path) is not None}
     for pattern in config.targets:
         if not any(re.search(pattern, "/".join(path)) for path in kernels):
             raise ConfigError(

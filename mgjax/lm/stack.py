@@ -88,11 +88,8 @@ def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in params if name.startswith("layer")]
     layers = [params[f"layer{i}"] for i in range(len(names))]
     rest = {name: tree for name, tree in params.items() if name not in names}
-
-    def stacked(*leaves: Any) -> Any:
-        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
-
-    return rest | {"layers": jax.tree.map(stacked, *layers)}
+    numbers = np if isinstance(jax.tree.leaves(layers[0])[0], np.ndarray) else jnp
+    return rest | {"layers": jax.tree.map(lambda *leaves: numbers.stack(leaves), *layers)}
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
