@@ -205,9 +205,7 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
 def _is_done(folder: Path, number: int) -> bool:
     """Whether all pieces of a batch are written."""
     path = _part(folder, number)
-    if not path.exists():
-        return False
-    return all("file" in line and (folder / line["file"]).is_file() for line in _read(path))
+    return path.exists() and all("file" in line and (folder / line["file"]).is_file() for line in _read(path))
 
 
 def _line(job: Job, result: Piece | str, places: Iterator[dict[str, Any]]) -> dict[str, Any]:

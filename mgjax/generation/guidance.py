@@ -49,10 +49,8 @@ def row_sets(
 ) -> tuple[list[list[ConditioningInputs]], Float32[np.ndarray, "f r b"]]:
     """The rows of a window with all conditions, then, for guidance, with fewer of them, down to the unconditional rows.
 
-    Args:
-      request: The checked request, its styles encoded.
-      start: The first frame that is decoded. No prompt or crossfade begins or ends between it and the last one.
-      frames: Of the window, counted from the start of the result.
+    The first of its `frames`, counted from the start of the result, that is decoded is `start`: no prompt or crossfade
+    begins or ends after it. The styles of the request are encoded.
 
     Returns:
       r + 1 sets of b rows, and the guidance scale of each of the r first ones over the next, at each frame; see

@@ -186,10 +186,9 @@ def guide(logits: Float[Array, "rows k v"], scales: Float[Array, "r b"]) -> Floa
     `unconditional + scale * (conditional - unconditional)`; with two the double guidance of Rouard et al. 2024
     (section 3.3).
 
-    Args:
-      logits: Of b rows with all conditions, of the same rows with fewer, and so on to the unconditional ones.
-      scales: Guidance scales: of the first b rows over the second ones, ..., last over the unconditional rows. 1
-        leaves the logits of the rows with more conditions as they are.
+    The logits are of b rows with all conditions, of the same rows with fewer, and so on to the unconditional ones; the
+    scales of the first b rows over the second ones, ..., last over the unconditional rows. 1 leaves the logits of the
+    rows with more conditions as they are.
     """
     guided, *others = jnp.split(logits, len(scales) + 1)
     for base, scale in zip(others, scales, strict=True):

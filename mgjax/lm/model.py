@@ -165,7 +165,7 @@ class LM(nn.Module):
 
     @property
     def _dtype(self) -> jnp.dtype:
-        return self.dtype or self.embed.dtype
+        return self.dtype or self.embed.embedding.dtype
 
     @property
     def _layers(self) -> list[Layer]:
@@ -220,11 +220,6 @@ class Embedding(nn.Module):
         shape = (config.num_codebooks, config.codebook_size + 1, config.dim)
         init = nn.initializers.truncated_normal(config.dim**-0.5, lower=-3.0, upper=3.0)
         self.embedding = self.param("embedding", init, shape)
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of the table."""
-        return self.embedding.dtype
 
     def __call__(self, tokens: Int[Array, "b s k"]) -> Float[Array, "b s d"]:
         """The embeddings of the steps, float32."""
