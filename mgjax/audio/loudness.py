@@ -37,19 +37,19 @@ def normalized(audio: Audio, sample_rate: int, target_lufs: float | None = -14.0
     return louder
 
 
-def limited(audio: Audio, sample_rate: int, ceiling: float = _CEILING) -> Audio:
-    """A limiter: `audio` with a gain, the same for all channels, that falls smoothly around peaks beyond `ceiling`."""
+def limited(audio: Audio, sample_rate: int) -> Audio:
+    """A limiter: `audio` with a gain, the same for all channels, that falls smoothly around peaks beyond 0.98."""
     from scipy.ndimage import convolve1d, minimum_filter1d
 
     peaks = np.abs(audio).max(axis=1)
-    if peaks.max() <= ceiling:
+    if peaks.max() <= _CEILING:
         return audio
-    needed = np.minimum(1.0, ceiling / np.maximum(peaks, ceiling))
+    needed = np.minimum(1.0, _CEILING / np.maximum(peaks, _CEILING))
     width = 2 * max(1, round(_RAMP * sample_rate)) + 1
     window = np.hanning(width + 2)[1:-1]
     # A weighted mean of running minima is nowhere above the gain that is needed.
     gain = convolve1d(minimum_filter1d(needed, width, mode="nearest"), window / window.sum(), mode="nearest")
-    return np.clip(audio * gain[:, None].astype(np.float32), -ceiling, ceiling)  # rounding errors
+    return np.clip(audio * gain[:, None].astype(np.float32), -_CEILING, _CEILING)  # rounding errors
 
 
 def _lufs(audio: Audio, sample_rate: int) -> float | None:
