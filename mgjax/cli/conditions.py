@@ -142,10 +142,3 @@ def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
             except ValueError:
                 raise ValueError(f"{number.name} must be a number, got {value!r}") from None
     return values
-
-
-def check(recipe: Recipe, model: Any) -> None:
-    """Raises ValueError if the recipe names a melody or a style and the model has no such condition."""
-    for name in _SOUNDS:
-        if getattr(recipe, name) and getattr(model.config, name) is None:
-            raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")

@@ -265,7 +265,9 @@ def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None, 
     """
     from mgjax.generation import arguments as generation_arguments  # which needs JAX
 
-    conditions.check(recipe, model)
+    for name in ("melody", "style"):
+        if getattr(recipe, name) and getattr(model.config, name) is None:
+            raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
     quick: dict[str, Any] = {"separate": False} if reads_sounds else {"melody": None, "style": None}
     options = arguments([dataclasses.replace(recipe, **quick)], model)
     request = generation_arguments.request(model.config, model.codec, **options)
