@@ -50,14 +50,13 @@ def extents(num_frames: int, num_prompt_frames: int, window_frames: int, stride_
     Every window after the first starts from its overlap with the one before it, and counts its positions from 0, as the
     published system does.
     """
-    size = min(num_frames, window_frames)
-    yield Extent(0, size, num_prompt_frames, size)
-    offset, done = 0, size
-    while done < num_frames:
-        offset += stride_frames
+    done = num_prompt_frames
+    for offset in itertools.count(0, stride_frames):
         size = min(num_frames - offset, window_frames)
         yield Extent(offset, size, done - offset, size)
         done = offset + size
+        if done == num_frames:
+            return
 
 
 def split(extent: Extent, frames: Iterable[int]) -> Iterator[Extent]:
