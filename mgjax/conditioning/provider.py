@@ -34,7 +34,8 @@ class ConditioningInputs:
     text: str | None = None  # the prompt
     melody: Melody | None = None  # as `mgjax.conditioning.melody.prepare` gives it
     chroma: Float[np.ndarray, "f p"] | None = None  # the chromagram of a melody, in the place of the melody
-    style: Float[np.ndarray, "l d"] | None = None  # the vectors of a style, as `ConditionProvider.styles` gives them
+    # The vectors of a style, as `ConditionProvider.styles` gives them, or of a request an excerpt.
+    style: Float[np.ndarray, "l d"] | Excerpt | None = None
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of labels and numbers by name
 
     def __bool__(self) -> bool:
