@@ -305,7 +305,12 @@ def write_corpora(folder: Path) -> None:
 
     for name, kind, make in (("tokens", tokens, codes), ("sound", description.describe_audio(32_000, 1), sound)):
         splits = {"train": [piece(i, make(i)) for i in range(8)], "valid": [piece(i, make(i)) for i in range(8, 13)]}
-        corpus_writing.write(folder / name, kind, splits)
+        (folder / name).mkdir()
+        shards = {}
+        for split, pieces in splits.items():
+            path = description.shard_path(folder / name, kind.kind, split, 0, 1)
+            shards[split] = [corpus_writing.write_shard(path, kind, pieces)]
+        corpus_writing.finish(folder / name, kind, shards)
 
 
 def main() -> None:

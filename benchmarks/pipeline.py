@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from mgjax.audio.metadata import Metadata
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.data import corpus_writing
 from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
-from mgjax.data.description import Description, describe_audio
+from mgjax.data.description import Description, describe_audio, shard_path
 from mgjax.data.pipeline import BatchIterator, DataConfig, batches
 from mgjax.data.prompts import TextConfig
 
@@ -81,12 +81,15 @@ def write(directory: Path, num_pieces: int) -> tuple[Corpus, Corpus]:
     rng = np.random.default_rng(0)
     blocks = [rng.uniform(-0.5, 0.5, (10 * RATE, 1)).astype(np.float32) for _ in range(4)]
     sounds = (Piece(f"{i}", METADATA, itertools.islice(itertools.cycle(blocks), 18)) for i in range(num_pieces))
-    corpus_writing.write(directory / "audio", describe_audio(RATE, 1), {"train": sounds})
     shape = PIECE_SECONDS * FRAME_RATE, 4
     codes = (Piece(f"{i}", METADATA, rng.integers(0, 2048, shape)) for i in range(num_pieces))
     description = Description("tokens", RATE, 1, frame_rate=float(FRAME_RATE), num_codebooks=4, codebook_size=2048)
-    corpus_writing.write(directory / "tokens", description, {"train": codes})
-    return Corpus.open(directory / "audio"), Corpus.open(directory / "tokens")
+    audio, tokens = directory / "audio", directory / "tokens"
+    for folder, about, pieces in ((audio, describe_audio(RATE, 1), sounds), (tokens, description, codes)):
+        folder.mkdir(parents=True)
+        shard = corpus_writing.write_shard(shard_path(folder, about.kind, "train", 0, 1), about, pieces)
+        corpus_writing.finish(folder, about, {"train": [shard]})
+    return Corpus.open(audio), Corpus.open(tokens)
 
 
 def read(corpus: Corpus, config: DataConfig, text: TextConfig | None) -> BatchIterator:

@@ -21,7 +21,7 @@ from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec.codec import Codec
 from mgjax.conditioning.provider import ConditionProvider
 from mgjax.conditioning.separation import Separate
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.model import Sampling
 from mgjax.devices import sharding
 from mgjax.errors import NotFiniteError
@@ -298,18 +298,9 @@ class MusicGen:
     ) -> Float[Array, "b t k v"]:
         """Predicts every code from the codes before it in the interleaved sequence (teacher-forced), float32 logits.
 
-        Args:
-          codes: [t, k] or [b, t, k], as from `codec.encode`: of all the codec's codebooks, or of those of the language
-            model.
-          prompts: One text for all rows, or one for each.
-          seed: Of the style's excerpts: a whole number, or one for each row.
-          melody: As for `generate`.
-          melody_sample_rate: As for `generate`.
-          separate: As for `generate`.
-          chroma: As for `generate`.
-          style: As for `generate`.
-          style_sample_rate: As for `generate`.
-          labels: As for `generate`.
+        The codes are [t, k] or [b, t, k], as from `codec.encode`: of all the codec's codebooks, or of those of the
+        language model. `prompts` is one text for all rows, or one for each, and `seed` is that of the style's excerpts.
+        Other Args: as for `generate`.
         """
         request = arguments.scoring_request(self.config, self.codec, **_arguments(locals()))
         [window] = guidance.windows(request, self.config, self._conditioner, self._encode_mono)

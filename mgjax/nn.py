@@ -110,18 +110,19 @@ def symmetric_uniform(fan_in: int) -> Initializer:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with scale and bias, in float32."""
+    """Layer normalisation with scale and bias of the last axis, in float32."""
 
     eps: float = 1e-5
+    axis: int = -1
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Normalises x over its last axis, in x's type."""
+        """Normalises x over `axis`, in x's type."""
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
         wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        centred = wide - jnp.mean(wide, axis=self.axis, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=self.axis, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.eps)
         leading = range(x.ndim - 1)
         y = y * jnp.expand_dims(scale, leading).astype(jnp.float32) + jnp.expand_dims(bias, leading)
@@ -192,22 +193,42 @@ def sinusoidal_positions(
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def nearest(x: Float[Array, "b t d"], embed: Float[Array, "v d"]) -> Int[Array, "b t"]:
+    """The index of the codeword nearest to each frame, in float32; the first of equals."""
+    products = jnp.einsum("btd,vd->btv", x, embed, precision=_EXACT, preferred_element_type=jnp.float32)
+    return jnp.argmin(jnp.sum(jnp.square(embed), axis=-1)[None, None] - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def quantize(
+    latents: Float[Array, "b t d"], embed: Float[Array, "k v d"]
+) -> tuple[Int[Array, "b t k"], Float[Array, "b t d"], Float[Array, "b t d"]]:
+    """Residual vector quantization (Défossez et al. 2022, section 3.2): a codebook quantizes the last one's residual.
+
+    Returns:
+      The codes, -1 where latents are not finite; the sum of their codewords; and the residual of the last codebook.
+    """
+
+    def level(carry: tuple[Array, Array], codebook: Array) -> tuple[tuple[Array, Array], Array]:
+        residual, total = carry
+        codes = nearest(residual, codebook)
+        codewords = jnp.take(codebook, codes, axis=0)
+        return (residual - codewords, total + codewords), codes
+
+    latents = latents.astype(jnp.float32)
+    # NaN has a nearest codeword too; the last residual is then not finite.
+    (residual, total), codes = jax.lax.scan(level, (latents, jnp.zeros_like(latents)), embed.astype(jnp.float32))
+    codes = jnp.where(jnp.isfinite(residual).all(axis=-1, keepdims=True), jnp.moveaxis(codes, 0, -1), -1)
+    return codes, total, residual
+
+
+def dequantize(codes: Int[Array, "b t k"], embed: Float[Array, "n v d"]) -> Float[Array, "b t d"]:
+    """The sum of the codewords that `codes` stand for, of the first k codebooks."""
+    _, v, d = embed.shape
+    rows = codes + (jnp.arange(codes.shape[-1]) * v)[None, None]
+    return jnp.sum(jnp.take(embed.reshape(-1, d), rows, axis=0), axis=2)
+
+
 Shapes = dict[str, tuple[int, ...]]  # of arrays, by their paths
-
-
-def under(prefix: str, shapes: Shapes) -> Shapes:
-    """`shapes` with "prefix/" before every path."""
-    return {f"{prefix}/{path}": shape for path, shape in shapes.items()}
-
-
-def dense_shapes(path: str, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias: bool = True) -> Shapes:
-    """The shapes of a `Dense`, or of a convolution, at `path`."""
-    return {f"{path}/kernel": inputs + outputs} | ({f"{path}/bias": outputs} if bias else {})
-
-
-def norm_shapes(path: str, dim: int) -> Shapes:
-    """The shapes of a norm with a scale and a bias, at `path`."""
-    return {f"{path}/scale": (dim,), f"{path}/bias": (dim,)}
 
 
 def codebook_shapes(k: int, v: int, d: int) -> Shapes:

@@ -420,7 +420,7 @@ def test_caches_are_spread_over_the_mesh(monkeypatch):
         states.extend(state.cache.layers[0].key.sharding.spec for state in (args[3], decode_steps(*args)))
         raise StopIteration
 
-    monkeypatch.setattr("mgjax.generation.windows.decode_steps", watched)
+    monkeypatch.setattr("mgjax.generation.sampling.decode_steps", watched)
     with pytest.raises((RuntimeError, StopIteration)):
         spread.generate_codes(["a", "b", "c", "d"], seconds=0.5)
     assert states == [P("data", "model")] * 2

@@ -722,9 +722,9 @@ def test_progress_is_one_line_where_nobody_watches(capsys):
 
 def test_the_bar_counts_seconds_of_sound(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with terminal.Progress("generate", 8.0) as progress:
+    with terminal.progress("generate", 8.0) as reach:
         for done in (2.0, 5.0, 8.0):
-            progress.reach(done)
+            reach(done)
     err = capsys.readouterr().err
     assert "100%" in err
     assert "8.0/8 s" in err

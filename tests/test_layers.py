@@ -44,7 +44,7 @@ ALIASES = ["sharding", "data.audio"]
 # Modules that may need more than a plain install brings: the extra of setup.cfg that they belong to.
 EXTRAS = {
     "train": "train.* plan.* cli.plan cli.train data.conditions data.corpus data.corpus_writing "
-    "data.datasets data.pieces data.pipeline data.processes data.records",
+    "data.datasets data.pipeline data.processes data.records",
     "synthetic": "synthetic.*",
     "separate": "conditioning.separation",
 }

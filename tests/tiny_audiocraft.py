@@ -6,8 +6,9 @@ import warnings
 import torch
 import transformers
 import yaml
+from written_codecs import write_compression_model
 
-from mgjax.checkpoints import audiocraft, random_weights
+from mgjax.checkpoints import random_weights
 from mgjax.checkpoints.tables import shapes
 from mgjax.config.model import CodecConfig
 
@@ -67,7 +68,7 @@ def run(conditioners, fuser, **more):
 def write(directory, state, run):
     """The two files of a model."""
     codec = random_weights.random_arrays(shapes.codec_shapes(CODEC), seed=3)
-    audiocraft.write_codec(directory, CODEC, codec)
+    write_compression_model(directory, CODEC, codec)
     torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(run), "version": "1.4.0"}, directory / "state_dict.bin")
     return directory
 

@@ -21,8 +21,7 @@ import numpy as np
 
 from mgjax.audio.waveform import MOST_CHANNELS, Audio, check, regrouped, resampled, to_channels
 from mgjax.inputs import arguments, files
-
-PathLike = str | os.PathLike[str]
+from mgjax.inputs.files import PathLike
 
 # Suffix -> libsndfile's container and coding.
 FORMATS = {
@@ -69,12 +68,7 @@ class Info(NamedTuple):
 
 
 def info(path: PathLike) -> Info:
-    """The sample rate in hertz, the channels and the length in samples of a file, without reading its sound.
-
-    Raises:
-      OSError: There is no such file, or it may not be read.
-      ValueError: It is not a sound file, or its sample rate or number of channels is out of range.
-    """
+    """The sample rate in hertz, the channels and the length in samples of a file. Raises as `read`."""
     with _open(path) as file:
         return Info(file.samplerate, file.channels, file.frames)
 
@@ -126,12 +120,8 @@ def blocks(
     Concatenated, the blocks are exactly `resample(to_channels(read(path)))`. Each lasts `seconds_per_block`, but for
     the last.
 
-    Args:
-      path: As for `read`.
-      seconds_per_block: Length of a block, at most an hour.
-      sample_rate: Rate to resample to, in hertz; None to keep the file's.
-      channels: Channels to convert to; None to keep the file's.
-      warned: The kinds of warning to leave out, as for `check`.
+    Blocks last an hour at most. They are converted to `sample_rate` (in hertz) and `channels`, the file's own where
+    None. `warned` is as for `check`.
 
     Raises:
       OSError, ValueError: As `read`, when the block is read.
@@ -154,10 +144,7 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
     The file gets its name once it is complete. On any error, Ctrl-C included, nothing is left behind and an existing
     file stays as it was.
 
-    Args:
-      path: The file to write; its suffix (.wav, .flac, .ogg, .mp3) is the format. Wav and flac hold 16 bits.
-      sample_rate: In hertz.
-      channels: The number of channels.
+    The suffix of `path` (.wav, .flac, .ogg, .mp3) is the format; wav and flac hold 16 bits. The rate is in hertz.
 
     Raises:
       ValueError: The suffix or the combination of rate and channels cannot be written, or the name is too long.
@@ -208,16 +195,7 @@ class Writer:
 
 
 def write(path: PathLike, audio: Any, sample_rate: float) -> None:
-    """Writes `[n, c]` or `[n]` as a sound file, atomically.
-
-    Args:
-      path: The file to write; its suffix (.wav, .flac, .ogg, .mp3) is the format. Wav and flac hold 16 bits.
-      audio: Any array that `check` accepts; it is clipped to -1 and 1.
-      sample_rate: In hertz.
-
-    Raises:
-      OSError, ValueError: As `writer` and `check`.
-    """
+    """Writes an array `[n, c]` or `[n]` that `check` accepts, clipped to -1 and 1, as a sound file; see `writer`."""
     audio = check(audio, f"the audio for {path}", {"loud"})  # a model's output goes a little beyond 1
     with writer(path, sample_rate, audio.shape[1]) as file:
         file.write(audio)
@@ -246,14 +224,9 @@ def _open(path: PathLike) -> Iterator[Any]:
     with files.opened(path) as content:
         foreign = _FOREIGN.match(_head(content))
         if foreign:
-            raise ValueError(
-                f"{path}: is {foreign.lastgroup}, which cannot be read here; "
-                + (
-                    "fetch the file again"
-                    if foreign.lastgroup == "HTML"
-                    else "convert it to wav or flac, e.g. by ffmpeg -i IN OUT.flac"
-                )
-            )
+            convert = "convert it to wav or flac, e.g. by ffmpeg -i IN OUT.flac"
+            advice = "fetch the file again" if foreign.lastgroup == "HTML" else convert
+            raise ValueError(f"{path}: is {foreign.lastgroup}, which cannot be read here; {advice}")
         is_copy = content.name != os.fspath(path)  # of a pipe
         with _translating_errors(path):
             file = soundfile.SoundFile(content if is_copy else _native(path))

@@ -15,13 +15,13 @@ _TOLERANCE = 0.1  # LU
 _MOST_EXTRA = 6.0  # dB of gain beyond the difference between the target and the loudness before the limiter
 
 
-def normalized(audio: Audio, sample_rate: int, target_lufs: float = -14.0) -> Audio:
-    """`audio` at a loudness of `target_lufs`, its peaks limited to 0.98 of full scale.
+def normalized(audio: Audio, sample_rate: int, target_lufs: float | None = -14.0) -> Audio:
+    """`audio` at a loudness of `target_lufs` (as it is where None), its peaks limited to 0.98 of full scale.
 
     Audio shorter than 0.4 s, which cannot be measured, and silence (a root mean square below 0.002) are returned
     unchanged. If peaks leave no room, the loudness stays below the target.
     """
-    if np.sqrt(np.mean(np.square(audio))) < _SILENCE_RMS:
+    if target_lufs is None or np.sqrt(np.mean(np.square(audio))) < _SILENCE_RMS:
         return audio
     lufs = _lufs(audio, sample_rate)
     if lufs is None:
@@ -37,19 +37,19 @@ def normalized(audio: Audio, sample_rate: int, target_lufs: float = -14.0) -> Au
     return louder
 
 
-def limited(audio: Audio, sample_rate: int, ceiling: float = _CEILING) -> Audio:
-    """A limiter: `audio` with a gain, the same for all channels, that falls smoothly around peaks beyond `ceiling`."""
+def limited(audio: Audio, sample_rate: int) -> Audio:
+    """A limiter: `audio` with a gain, the same for all channels, that falls smoothly around peaks beyond 0.98."""
     from scipy.ndimage import convolve1d, minimum_filter1d
 
     peaks = np.abs(audio).max(axis=1)
-    if peaks.max() <= ceiling:
+    if peaks.max() <= _CEILING:
         return audio
-    needed = np.minimum(1.0, ceiling / np.maximum(peaks, ceiling))
+    needed = np.minimum(1.0, _CEILING / np.maximum(peaks, _CEILING))
     width = 2 * max(1, round(_RAMP * sample_rate)) + 1
     window = np.hanning(width + 2)[1:-1]
     # A weighted mean of running minima is nowhere above the gain that is needed.
     gain = convolve1d(minimum_filter1d(needed, width, mode="nearest"), window / window.sum(), mode="nearest")
-    return np.clip(audio * gain[:, None].astype(np.float32), -ceiling, ceiling)  # rounding errors
+    return np.clip(audio * gain[:, None].astype(np.float32), -_CEILING, _CEILING)  # rounding errors
 
 
 def _lufs(audio: Audio, sample_rate: int) -> float | None:
@@ -61,10 +61,7 @@ def _lufs(audio: Audio, sample_rate: int) -> float | None:
 class LoudnessMeter:
     """Measures the loudness (ITU-R BS.1770-4) of a mono or stereo stream, in the memory of one block.
 
-    The result is that of pyloudnorm for the whole, whose filters it uses.
-
-    Args:
-      sample_rate: The sample rate in hertz.
+    The result is that of pyloudnorm for the whole, whose filters it uses. The sample rate is in hertz.
     """
 
     def __init__(self, sample_rate: int):

@@ -63,11 +63,7 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "metadata", unused: list[str] | None = None) -> Metadata:
-        """`from_dict` of a JSON text.
-
-        Raises:
-          MetadataError: It is not JSON, or as `from_dict`.
-        """
+        """`from_dict` of a JSON text; raises MetadataError also where it is not JSON."""
         return cls.from_dict(files.parse_json(text, where, MetadataError, halves=True), where, unused)
 
     def to_json(self) -> str:

@@ -77,11 +77,7 @@ def to_channels(
     in ITU-R BS.775, with weights that add up to 1, so that nothing clips; other numbers by their mean. More than two
     are mixed with a warning.
 
-    Args:
-      audio: `[n, c]`.
-      channels: The number of channels of the result.
-      what: The name of the audio in messages.
-      warned: As for `check`.
+    Messages call it `what`; `warned` is as for `check`.
 
     Raises:
       ValueError: There is no such conversion, as from 2 channels to 6.
@@ -106,12 +102,9 @@ def to_channels(
 def check(audio: Any, what: str = "audio", warned: set[str] | None = None) -> Audio:
     """`audio` as float32 `[n, c]`. A peak above 1 gives a warning and is left as it is.
 
-    Args:
-      audio: `[n]` or `[n, c]`, floating point with full scale at 1, or integers of 8 (unsigned), 16 or 32 bits, whose
-        full scale is that of their type.
-      what: The name of the audio in messages.
-      warned: The kinds of warning ("loud", "mixed") that are not to be repeated, as for the blocks of a file; new ones
-        are added.
+    It comes as `[n]` or `[n, c]`, floating point with full scale at 1, or integers of 8 (unsigned), 16 or 32 bits with
+    that of their type. Messages call it `what`. `warned` are the kinds of warning ("loud", "mixed") that
+    are not to be repeated, as for the blocks of a file; new ones are added.
 
     Raises:
       ValueError: It is empty, has another rank, holds NaN, infinity or a peak beyond `PEAK_REFUSED`, is transposed

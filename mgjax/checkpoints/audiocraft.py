@@ -22,11 +22,10 @@ from mgjax.checkpoints import audiocraft_config, hub, huggingface
 from mgjax.checkpoints.files import torch_file, xp_cfg
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import Checkpoint, find_clap_tokenizer, find_tokenizer, replacing
-from mgjax.checkpoints.tables import clap, hubert, matching, musicgen, shapes
-from mgjax.checkpoints.tables.audiocraft_clap import clap_config
-from mgjax.checkpoints.tables.audiocraft_style import IGNORED, PREFIX, style_config
-from mgjax.config.conditioning import StyleConfig
-from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
+from mgjax.checkpoints.tables import clap, hubert, matching, musicgen
+from mgjax.checkpoints.tables.audiocraft_conditioners import IGNORED, PREFIX, clap_config, style_config
+from mgjax.config.conditioning import ClapConditionConfig, StyleConfig, T5Config
+from mgjax.config.model import CodecConfig, Fused, ModelConfig
 from mgjax.config.published import MERT, T5
 from mgjax.errors import CheckpointError, ConfigError
 
@@ -39,6 +38,8 @@ _WINDOW = PREFIX + "chroma.spec.window"
 _IGNORED = (f"^{re.escape(_WINDOW)}$", *IGNORED)
 
 Fetch = Callable[[str], Path]
+Matches = dict[matching.Path, matching.Match]  # what `matching.load` needs, by the paths of parts in the variables
+Tokenizers = dict[str, Path | None]  # their folders, by the fields of `Checkpoint`
 
 
 def read_model(
@@ -50,113 +51,27 @@ def read_model(
     place: matching.Place | None = None,
     fetch: Fetch = hub.fetch,
 ) -> Checkpoint:
-    """The MusicGen model in `directory`.
+    """The MusicGen model in `directory`; `dtype` and `place` are those of `matching.load`.
 
-    Args:
-      directory: Holds `state_dict.bin` and `compression_state_dict.bin`.
-      text_encoder: The directory or Hub id of the T5; None for the one that the model names. Of a model with a CLAP
-        condition, that of a ClapModel of transformers, which is required.
-      style_encoder: The directory or Hub id of the MERT of a style model; None for the published one.
-      dtype: As in `matching.load`.
-      place: As in `matching.load`.
-      fetch: Finds the directory of an encoder or of a codec that the files only name.
+    `text_encoder` is the directory or Hub id of the T5, None for the one that the model names; of a model with a CLAP
+    condition, that of a ClapModel of transformers, which is required. `style_encoder` is that of the MERT of a style
+    model, None for the published one. `fetch` finds the directory of an encoder or of a codec that the files only name.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
       ConfigError: An encoder is passed that the model has no condition for.
     """
     path = Path(directory) / LM_FILE
-    state, config, encoders = _match_parts(path, text_encoder, style_encoder, fetch)
-    rules, expected = musicgen.audiocraft(config), shapes.model_shapes(config)
-    match = matching.match(rules, state, expected, where=str(path), ignored=_IGNORED)
+    state, config, matches, tokenizers = _read_parts(path, text_encoder, style_encoder, fetch)
+    match = matching.match(musicgen.audiocraft(config), state, where=str(path), ignored=_IGNORED)
     flat = flatten_dict(matching.load(match, dtype=dtype, place=place))
-    for prefix, match in encoders.matches.items():
+    for prefix, match in matches.items():
         inside = (lambda path, array, prefix=prefix: place((*prefix, *path), array)) if place else None
         # The style's encoder is float32, as the style conditioner itself.
         kind = None if prefix[0] == "style" else dtype
         part = flatten_dict(matching.load(match, dtype=kind, place=inside))
         flat |= {(*prefix, *path): array for path, array in part.items()}
-    return Checkpoint(config, unflatten_dict(flat), encoders.tokenizer, encoders.clap_tokenizer)
-
-
-def _match_parts(
-    path: Path, text_encoder: str | os.PathLike | None, style_encoder: str | os.PathLike | None, fetch: Fetch
-) -> tuple[dict[str, Tensor], ModelConfig, _Encoders]:
-    """The language model's state dict, the whole model's config, and the matches of the other parts."""
-    state, run, lm_config = _read_lm(path)
-    if text_encoder is not None and not (lm_config.condition("text") or lm_config.condition("clap")):
-        raise ConfigError(f"{path}: the model reads no text: leave text_encoder out")
-    if style_encoder is not None and not lm_config.condition("style"):
-        raise ConfigError(f"{path}: the model hears no style: leave style_encoder out")
-    codec_config, codec = match_codec(path.parent, fetch=fetch)
-    encoders = _Encoders({("codec",): codec})
-    if fused := lm_config.condition("text"):
-        encoders.add_text(path, fused, audiocraft_config.named_text_encoder(run), text_encoder, fetch)
-    if fused := lm_config.condition("clap"):
-        encoders.add_clap(path, fused, run, text_encoder, fetch)
-    if lm_config.condition("style"):
-        encoders.add_style(path, style_config(run), state, style_encoder or MERT, fetch)
-    return state, audiocraft_config.model_config(path, run, lm_config, codec_config, **encoders.configs), encoders
-
-
-@dataclasses.dataclass(eq=False)
-class _Encoders:
-    """The parts of a model that are in directories of their own.
-
-    Attributes:
-      matches: What `matching.load` needs to read each, by its path in the variables.
-      configs: The configs of the encoders, by their names in `ModelConfig`.
-      tokenizer: The folder of the text encoder's tokenizer.
-      clap_tokenizer: The folder of CLAP's.
-    """
-
-    matches: dict[matching.Path, matching.Match]
-    configs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    tokenizer: Path | None = None
-    clap_tokenizer: Path | None = None
-
-    def add_text(self, path: Path, fused: Fused, named: str, source: Any, fetch: Fetch) -> None:
-        folder = fetch(str(source or named))
-        config, self.matches["text",] = huggingface.match_text_encoder(folder)
-        if config.dim != fused.dim:
-            raise CheckpointError(
-                f"{path}: reads text of width {fused.dim} (it was made with {named}), but the text encoder "
-                f"in {folder} gives width {config.dim}; give text_encoder= another one"
-            )
-        self.configs["text"], self.tokenizer = config, find_tokenizer(folder)
-
-    def add_clap(self, path: Path, fused: Fused, run: dict[str, Any], source: Any, fetch: Fetch) -> None:
-        if source is None:
-            named = (run["conditioners"]["description"].get("clap") or {}).get("checkpoint")
-            raise CheckpointError(
-                f"{path}: hears texts through CLAP, which is not inside. It was made with {named}, a file in LAION's "
-                "own form, which is not read here: give text_encoder= the directory or Hub id of the same CLAP as a "
-                "ClapModel of transformers, such as laion/larger_clap_music"
-            )
-        folder = fetch(str(source))
-        config, self.matches["clap",] = clap.match_clap(folder)
-        if config.dim != fused.dim:
-            raise CheckpointError(
-                f"{path}: reads joint embeddings of width {fused.dim}, but the CLAP in {folder} gives width "
-                f"{config.dim}; give text_encoder= another one"
-            )
-        self.configs["clap"], self.clap_tokenizer = clap_config(run, config), find_clap_tokenizer(folder)
-
-    def add_style(self, path: Path, config: StyleConfig, state: dict[str, Tensor], source: Any, fetch: Fetch) -> None:
-        self.configs["style"] = config
-        if config.features is None:
-            return
-        folder = fetch(str(source))
-        features, self.matches["style", "features"] = hubert.match_hubert(folder)
-        weight = state.get(f"{PREFIX}embed.weight")
-        if weight is not None and weight.shape[-1] != features.dim:
-            raise CheckpointError(
-                f"{path}: its style conditioner reads features of width {weight.shape[-1]} (it was made with {MERT}), "
-                f"but the encoder in {folder} gives width {features.dim}; give style_encoder= another one"
-            )
-        # The conditioner was trained on features of unnormalised audio, whatever the encoder itself was trained on.
-        features = dataclasses.replace(features, normalize=False)
-        self.configs["style"] = dataclasses.replace(config, features=features)
+    return Checkpoint(config, unflatten_dict(flat), **tokenizers)
 
 
 def read_config(
@@ -167,27 +82,91 @@ def read_config(
     fetch: Fetch = hub.fetch,
 ) -> ModelConfig:
     """The config of the model in `directory`, without its weights; encoders that are not passed are known by name."""
-    path = Path(directory) / LM_FILE
-    if text_encoder is not None or style_encoder is not None:
-        return _match_parts(path, text_encoder, style_encoder, fetch)[1]
-    _, run, lm_config = _read_lm(path)
-    codec_config, _ = match_codec(path.parent, fetch=fetch)
-    configs: dict[str, Any] = {}
-    if lm_config.condition("text"):
-        named = audiocraft_config.named_text_encoder(run)
-        configs["text"] = T5.get(named) or huggingface.match_text_encoder(fetch(named))[0]
-    if lm_config.condition("clap"):
-        configs["clap"] = clap_config(run)
-    if lm_config.condition("style"):
-        configs["style"] = style_config(run)
-    return audiocraft_config.model_config(path, run, lm_config, codec_config, **configs)
+    return _read_parts(Path(directory) / LM_FILE, text_encoder, style_encoder, fetch, with_weights=False)[1]
 
 
-def _read_lm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], LMConfig]:
-    """The language model's state dict, its run's config, and its own config."""
+def _read_parts(
+    path: Path, text_encoder: Any, style_encoder: Any, fetch: Fetch, *, with_weights: bool = True
+) -> tuple[dict[str, Tensor], ModelConfig, Matches, Tokenizers]:
+    """The language model's state dict, the whole model's config, and the parts in directories of their own."""
     state, run = _read_package(path)
-    audiocraft_config.check_lm(path, run)
-    return state, run, audiocraft_config.lm_config(path, state, run)
+    lm_config = audiocraft_config.lm_config(path, state, run)
+    text, joint, style = map(lm_config.condition, ("text", "clap", "style"))
+    if text_encoder is not None and not (text or joint):
+        raise ConfigError(f"{path}: the model reads no text: leave text_encoder out")
+    if style_encoder is not None and not style:
+        raise ConfigError(f"{path}: the model hears no style: leave style_encoder out")
+    codec_config, codec = match_codec(path.parent, fetch=fetch)
+    encoders: dict[str, tuple[Any, Matches, Tokenizers]] = {}
+    if text:
+        encoders["text"] = _text(path, text, run, text_encoder, fetch, with_weights)
+    if joint:
+        encoders["clap"] = _clap(path, joint, run, text_encoder, fetch, with_weights)
+    if style:
+        encoders["style"] = _style(path, state, run, style_encoder, fetch, with_weights)
+    matches: Matches = {("codec",): codec}
+    tokenizers: Tokenizers = {}
+    for _, encoder_matches, folders in encoders.values():
+        matches |= encoder_matches
+        tokenizers |= folders
+    configs = {name: config for name, (config, _, _) in encoders.items()}
+    config = audiocraft_config.model_config(path, run, lm_config, codec_config, **configs)
+    return state, config, matches, tokenizers
+
+
+def _text(
+    path: Path, fused: Fused, run: dict[str, Any], source: Any, fetch: Fetch, with_weights: bool
+) -> tuple[T5Config, Matches, Tokenizers]:
+    named = str(xp_cfg.at(run, "conditioners.description.t5.name", "t5-base"))
+    if source is None and not with_weights and named in T5:
+        return T5[named], {}, {}
+    folder = fetch(str(source or named))
+    config, match = huggingface.match_text_encoder(folder)
+    reads = f"reads text of width {fused.dim} (it was made with {named}), but the text encoder"
+    _check_width(path, fused.dim, config.dim, reads, folder, "text_encoder")
+    return config, {("text",): match}, {"tokenizer": find_tokenizer(folder)}
+
+
+def _clap(
+    path: Path, fused: Fused, run: dict[str, Any], source: Any, fetch: Fetch, with_weights: bool
+) -> tuple[ClapConditionConfig, Matches, Tokenizers]:
+    if source is None and not with_weights:
+        return clap_config(run), {}, {}
+    if source is None:
+        named = (run["conditioners"]["description"].get("clap") or {}).get("checkpoint")
+        raise CheckpointError(
+            f"{path}: hears texts through CLAP, which is not inside. It was made with {named}, a file in LAION's "
+            "own form, which is not read here: give text_encoder= the directory or Hub id of the same CLAP as a "
+            "ClapModel of transformers, such as laion/larger_clap_music"
+        )
+    folder = fetch(str(source))
+    towers, match = clap.match_clap(folder)
+    reads = f"reads joint embeddings of width {fused.dim}, but the CLAP"
+    _check_width(path, fused.dim, towers.dim, reads, folder, "text_encoder")
+    return clap_config(run, towers), {("clap",): match}, {"clap_tokenizer": find_clap_tokenizer(folder)}
+
+
+def _style(
+    path: Path, state: dict[str, Tensor], run: dict[str, Any], source: Any, fetch: Fetch, with_weights: bool
+) -> tuple[StyleConfig, Matches, Tokenizers]:
+    config = style_config(run)
+    if config.features is None or (source is None and not with_weights):
+        return config, {}, {}
+    folder = fetch(str(source or MERT))
+    features, match = hubert.match_hubert(folder)
+    weight = state.get(f"{PREFIX}embed.weight")
+    if weight is not None:
+        width = weight.shape[-1]
+        reads = f"its style conditioner reads features of width {width} (it was made with {MERT}), but the encoder"
+        _check_width(path, width, features.dim, reads, folder, "style_encoder")
+    # The conditioner was trained on features of unnormalised audio, whatever the encoder itself was trained on.
+    features = dataclasses.replace(features, normalize=False)
+    return dataclasses.replace(config, features=features), {("style", "features"): match}, {}
+
+
+def _check_width(path: Path, expected: int, actual: int, reads: str, folder: Path, argument: str) -> None:
+    if actual != expected:
+        raise CheckpointError(f"{path}: {reads} in {folder} gives width {actual}; give {argument}= another one")
 
 
 def match_codec(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> tuple[CodecConfig, matching.Match]:
@@ -199,11 +178,9 @@ def match_codec(directory: str | os.PathLike, *, fetch: Fetch = hub.fetch) -> tu
     if isinstance(content, dict) and isinstance(content.get("pretrained"), str):
         return huggingface.match_codec(fetch(content["pretrained"]))
     state, run = _read_package(path)
-    audiocraft_config.check_codec(path, run)
     config = audiocraft_config.codec_config(path, run)
-    rules, expected = musicgen.audiocraft_codec(config), shapes.codec_shapes(config)
-    match = matching.match(rules, state, expected, where=str(path), aliases=musicgen.ALIASES)
-    return config, match
+    rules = musicgen.audiocraft_codec(config)
+    return config, matching.match(rules, state, where=str(path), aliases=musicgen.ALIASES)
 
 
 def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -223,10 +200,7 @@ def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, *, text_encoder: str | None = None) -> None:
     """Writes a model in audiocraft's form; an existing one is replaced once the new one is complete.
 
-    Args:
-      directory: The folder of the model.
-      checkpoint: The model.
-      text_encoder: The name of the T5, which is not written; None to infer it from its config.
+    `text_encoder` is the name of the T5, which is not written; None to infer it from its config.
 
     Raises:
       CheckpointError: audiocraft has no such model.
@@ -242,18 +216,8 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, *, text_en
         state[_WINDOW] = Tensor((size,), dtype, _WINDOW, lambda: np.hanning(size + 1)[:-1].astype(dtype))
     with replacing(directory) as temporary:
         _write_package(temporary / LM_FILE, state, run)
-        _write_codec(temporary, config.codec, checkpoint.variables["codec"])
-
-
-def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
-    """Writes a codec alone, in audiocraft's form."""
-    with replacing(directory) as temporary:
-        _write_codec(temporary, config, variables)
-
-
-def _write_codec(directory: Path, config: CodecConfig, variables: dict[str, Any]) -> None:
-    state = matching.export(musicgen.audiocraft_codec(config), variables)
-    _write_package(directory / CODEC_FILE, state, audiocraft_config.codec_run(config))
+        codec = matching.export(musicgen.audiocraft_codec(config.codec), checkpoint.variables["codec"])
+        _write_package(temporary / CODEC_FILE, codec, audiocraft_config.codec_run(config.codec))
 
 
 def _write_package(path: Path, state: dict[str, Tensor], run: dict[str, Any]) -> None:

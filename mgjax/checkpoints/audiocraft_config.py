@@ -16,8 +16,7 @@ from flax.traverse_util import unflatten_dict
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.files.xp_cfg import at
 from mgjax.checkpoints.tables import musicgen
-from mgjax.checkpoints.tables.audiocraft_clap import clap_run
-from mgjax.checkpoints.tables.audiocraft_style import style_run
+from mgjax.checkpoints.tables.audiocraft_conditioners import clap_run, style_run
 from mgjax.config.conditioning import MelodyConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.config.published import T5
@@ -116,23 +115,6 @@ _CODEC_FIELDS = {
 }
 
 
-def check_lm(path: Path, run: dict[str, Any]) -> None:
-    """Raises CheckpointError unless the language model is of the supported kind."""
-    _check_fields(path, run, _FIXED)
-    for name, kinds in _CONDITIONERS.items():
-        kind = at(run, f"conditioners.{name}.model")
-        if kind is not None and kind not in list(kinds):
-            raise CheckpointError(
-                f"{path}: conditioners.{name}.model is {kind!r} in its xp.cfg; only {' and '.join(map(repr, kinds))} "
-                "are supported"
-            )
-
-
-def check_codec(path: Path, run: dict[str, Any]) -> None:
-    """Raises CheckpointError unless the codec is of the supported kind."""
-    _check_fields(path, run, _FIXED_OF_CODEC)
-
-
 def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> None:
     """Raises CheckpointError if a field of a module is unknown, or not as in `fixed`."""
     same = {name: at(run, name.split(".")[-1], at(run, name)) for name in _SAME.split()}
@@ -151,7 +133,19 @@ def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> 
 
 
 def lm_config(path: Path, state: Mapping[str, Tensor], run: dict[str, Any]) -> LMConfig:
-    """The language model's config, from xp.cfg, or from the shapes of the arrays for fields that it lacks."""
+    """The language model's config, from xp.cfg, or from the shapes of the arrays for fields that it lacks.
+
+    Raises:
+      CheckpointError: It is none, or not of the supported kind.
+    """
+    _check_fields(path, run, _FIXED)
+    for name, kinds in _CONDITIONERS.items():
+        kind = at(run, f"conditioners.{name}.model")
+        if kind is not None and kind not in list(kinds):
+            raise CheckpointError(
+                f"{path}: conditioners.{name}.model is {kind!r} in its xp.cfg; only {' and '.join(map(repr, kinds))} "
+                "are supported"
+            )
     embed, up = state.get("emb.0.weight"), state.get("transformer.layers.0.linear1.weight")
     if embed is None or up is None or len(embed.shape) != 2 or len(up.shape) != 2 or 0 in embed.shape:
         raise CheckpointError(f"{path}: holds no language model (no emb.0.weight, no transformer.layers.0)")
@@ -206,22 +200,14 @@ def _pattern(run: dict[str, Any], num_codebooks: int) -> dict[str, Any]:
     return fields | {"pattern": "flattened" if theirs == "unroll" else theirs}
 
 
-def melody_config(run: dict[str, Any], lm: LMConfig, codec: CodecConfig) -> MelodyConfig | None:
-    """The config of the melody that the model reads; None for none."""
-    fused = lm.condition("melody")
-    if fused is None:
-        return None
-    samples = float(at(run, "dataset.segment_duration") or 30) * codec.sample_rate
-    return MelodyConfig(fused.dim, codec.sample_rate, num_frames=int(samples / MelodyConfig.hop_length) + 1)
-
-
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     """The count of different numbers in the names of arrays, matched by the group in `pattern`."""
     return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
 def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
-    """The codec's config."""
+    """The codec's config; raises CheckpointError unless it is of the supported kind."""
+    _check_fields(path, run, _FIXED_OF_CODEC)
     default = CodecConfig()
     fields = {ours: at(run, theirs, getattr(default, ours)) for ours, theirs in _CODEC_FIELDS.items()}
     fields["conv_shortcut"] = not at(run, "seanet.true_skip", True)
@@ -231,11 +217,6 @@ def codec_config(path: Path, run: dict[str, Any]) -> CodecConfig:
         return from_dict(CodecConfig, fields | {"bandwidths": [config.frame_rate * bits / 1000]})
     except ConfigError as error:
         raise CheckpointError(f"{path}: its xp.cfg does not describe a codec: {error}") from None
-
-
-def named_text_encoder(run: dict[str, Any]) -> str:
-    """The name of the T5 that the model was trained with."""
-    return str(at(run, "conditioners.description.t5.name", "t5-base"))
 
 
 def model_config(path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConfig, **encoders: Any) -> ModelConfig:
@@ -248,7 +229,11 @@ def model_config(path: Path, run: dict[str, Any], lm: LMConfig, codec: CodecConf
         if at(run, "compression_model_n_q") not in (None, lm.num_codebooks / streams):
             raise ConfigError(f"compression_model_n_q is not {lm.num_codebooks / streams:g}, as its arrays have it")
         seconds = float(at(run, "dataset.segment_duration") or 30.0)
-        parts = {"text": None, "melody": melody_config(run, lm, codec), "sampling": sampling} | encoders
+        melody = None
+        if fused := lm.condition("melody"):
+            num_frames = int(seconds * codec.sample_rate / MelodyConfig.hop_length) + 1
+            melody = MelodyConfig(fused.dim, codec.sample_rate, num_frames=num_frames)
+        parts = {"text": None, "melody": melody, "sampling": sampling} | encoders
         return ModelConfig(lm, codec, channels=codec.channels * streams, window_seconds=seconds, **parts)
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -285,11 +270,7 @@ def check_writable(config: ModelConfig) -> None:
 
 
 def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
-    """The xp.cfg from which audiocraft builds the language model.
-
-    Raises:
-      CheckpointError: audiocraft has no such style conditioner, or no such CLAP.
-    """
+    """The xp.cfg from which audiocraft builds the language model; raises CheckpointError if it has no such one."""
     lm = config.lm
     conditioners: dict[str, Any] = {}
     dropped: dict[str, Any] = {}
@@ -349,11 +330,7 @@ def lm_run(config: ModelConfig, text_encoder: str | None) -> dict[str, Any]:
 
 
 def codec_run(config: CodecConfig) -> dict[str, Any]:
-    """The xp.cfg from which audiocraft builds the codec.
-
-    Raises:
-      CheckpointError: audiocraft has no such codec.
-    """
+    """The xp.cfg from which audiocraft builds the codec; raises CheckpointError if it has no such codec."""
     if config.phases != 1 or config.chunk_seconds is not None:
         what = f"phases {config.phases} and chunk_seconds {config.chunk_seconds}"
         raise CheckpointError(f"audiocraft has no codec with {what}. Save it in mgjax form instead")

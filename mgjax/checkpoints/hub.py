@@ -25,19 +25,22 @@ _ORIGINALS = ("state_dict.bin", "compression_state_dict.bin")
 
 
 def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path:
-    """The folder of a model: `source` itself if it is one, else a download of that repository of the Hub.
+    """The folder of a model: a bundled one (`BUNDLED`; "./mini" is a folder), `source`, or a download of the Hub.
 
-    Args:
-      source: The name of a bundled model (`BUNDLED`; "./mini" is a folder), a folder, or a repository's id such as
-        "facebook/musicgen-small".
-      allow: Patterns of the files to download; None for the configs, the tokenizer and one format of the weights.
+    `allow` are patterns of the files to download; None for the configs, the tokenizer and one format of the weights.
 
     Raises:
       CheckpointError: There is no such folder or repository, it may not be read, or it cannot be reached and is not
         cached.
     """
     if source in BUNDLED:
-        return _bundled(source)
+        if not (_PRETRAINED / source / "config.json").is_file():
+            raise CheckpointError(
+                f"{source}: its weights are not in this copy of mgjax, which looks for them in {_PRETRAINED / source}. "
+                "Install a released mgjax, or a clone that has them; or use another model, such as "
+                '"facebook/musicgen-small", or "debug", a toy that makes noise'
+            )
+        return _PRETRAINED / source
     source = os.fspath(source)
     folder = Path(source).expanduser()
     if source and folder.is_dir():
@@ -61,36 +64,18 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
     except CheckpointError:
         raise
     except _FAILURES as error:
-        return _cached(source, error)
-
-
-def _bundled(name: str) -> Path:
-    folder = _PRETRAINED / name
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{name}: its weights are not in this copy of mgjax, which looks for them in {folder}. Install a released "
-            'mgjax, or a clone that has them; or use another model, such as "facebook/musicgen-small", or "debug", a '
-            "toy that makes noise"
-        )
-    return folder
-
-
-def _cached(source: str, error: Exception) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
-    except _FAILURES:
-        raise CheckpointError(
-            f"{source}: could not be fetched from the Hub ({type(error).__name__}: {error}) and no copy from before is "
-            "on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the model"
-        ) from None
+        try:
+            return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
+        except _FAILURES:
+            raise CheckpointError(
+                f"{source}: could not be fetched from the Hub ({type(error).__name__}: {error}) and no copy from before"
+                " is on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the"
+                " model"
+            ) from None
 
 
 def select(files: Sequence[str], source: str) -> list[str]:
-    """The needed files of a repository: configs, tokenizer, and the weights in the preferred format.
-
-    Raises:
-      CheckpointError: There are no weights in a format that can be read.
-    """
+    """The needed files of a repository: configs, tokenizer, weights; raises CheckpointError if none can be read."""
     needed = [name for name in (*_CONFIGS, *TOKENIZER_FILES, *_CLAP_FILES) if name in files]
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         if f"{stem}.{suffix}" in files:

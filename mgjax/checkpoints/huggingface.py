@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from mgjax.checkpoints import huggingface_config
 from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.huggingface_config import part_of_model, read_config
-from mgjax.checkpoints.native import Checkpoint, copy_tokenizer, find_tokenizer, replacing
-from mgjax.checkpoints.tables import matching, musicgen, shapes
+from mgjax.checkpoints.native import TOKENIZER_FILES, Checkpoint, copy_files, find_tokenizer, replacing
+from mgjax.checkpoints.tables import matching, musicgen
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec import weight_norm
 from mgjax.config.conditioning import T5Config
@@ -33,15 +33,11 @@ _IGNORED_OF_T5 = (r"^decoder\.", r"^lm_head\.")
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place | None = None) -> Checkpoint:
-    """The MusicGen model in `directory`; `dtype` and `place` are those of `matching.load`.
-
-    Raises:
-      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
-    """
+    """The MusicGen model in `directory`, as by `matching.load`; raises CheckpointError if it is damaged or another."""
     directory = Path(directory)
     config = read_config(directory)
-    tensors = safetensors.find(directory) | _identities(config.lm)
-    match = _match(directory, musicgen.huggingface(config), tensors, shapes.model_shapes(config), _IGNORED)
+    tensors = safetensors.find(directory) | {name: identity for _, name, identity in _identities(config.lm)}
+    match = _match(directory, musicgen.huggingface(config), tensors, _IGNORED)
     return Checkpoint(config, matching.load(match, dtype=dtype, place=place), find_tokenizer(directory))
 
 
@@ -51,7 +47,7 @@ def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Mat
     values, prefix = part_of_model(directory, "encodec", "audio_encoder")
     config = huggingface_config.codec_config(values, directory / "config.json")
     tensors = _with_prefix(safetensors.find(directory), prefix)
-    return config, _match(directory, musicgen.huggingface_codec(config), tensors, shapes.codec_shapes(config))
+    return config, _match(directory, musicgen.huggingface_codec(config), tensors)
 
 
 def match_text_encoder(directory: Path) -> tuple[T5Config, matching.Match]:
@@ -59,83 +55,55 @@ def match_text_encoder(directory: Path) -> tuple[T5Config, matching.Match]:
     values, prefix = part_of_model(directory, "t5", "text_encoder")
     config = huggingface_config.t5_config(values, directory / "config.json")
     tensors, ignored = _with_prefix(safetensors.find(directory), prefix), () if prefix else _IGNORED_OF_T5
-    return config, _match(directory, musicgen.t5(config), tensors, shapes.text_shapes(config), ignored)
+    return config, _match(directory, musicgen.t5(config), tensors, ignored)
 
 
 def _match(
     directory: Path,
     rules: Iterable[matching.Rule],
     tensors: Mapping[str, Tensor],
-    expected: shapes.Shapes,
     ignored: tuple[str, ...] = (),
 ) -> matching.Match:
-    where = str(directory)
-    return matching.match(rules, tensors, expected, where=where, aliases=musicgen.ALIASES, ignored=ignored)
+    return matching.match(rules, tensors, where=str(directory), aliases=musicgen.ALIASES, ignored=ignored)
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def write_model(
-    directory: str | os.PathLike, checkpoint: Checkpoint, *, largest_shard: int = safetensors.LARGEST_SHARD
-) -> None:
-    """Writes a model for `from_pretrained` of transformers; an existing one is replaced once the new one is complete.
-
-    Raises:
-      CheckpointError: transformers has no such model (another pattern, no text, a projection that it leaves out).
-    """
+def write_model(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Writes a model for transformers' `from_pretrained`; raises CheckpointError if transformers has none such."""
     codec_config, codec = weight_norm.unfold(checkpoint.config.codec, checkpoint.variables["codec"])
     config = dataclasses.replace(checkpoint.config, codec=codec_config)
     variables = checkpoint.variables | {"codec": codec}
     values = huggingface_config.model_values(config) | {"dtype": str(variables["lm"]["head"]["kernel"].dtype)}
-    _check_identities(config.lm, variables["lm"])
     tensors = matching.export(musicgen.huggingface(config), variables)
-    for name in _identities(config.lm):
-        del tensors[name]
+    for condition, name, identity in _identities(config.lm):
+        if not np.array_equal(tensors.pop(name).read(), identity.read()):
+            raise CheckpointError(
+                f"transformers has no projection of the {condition} between equal widths ({config.lm.dim}), and this "
+                "model's changes its input. Save it in mgjax form instead"
+            )
     with replacing(directory) as temporary:
         _write_json(temporary / "config.json", values)
         _write_json(temporary / "generation_config.json", huggingface_config.generation_values(config))
         _write_json(temporary / "preprocessor_config.json", huggingface_config.preprocessor_values(config))
-        safetensors.write(temporary, tensors, largest_shard)
-        copy_tokenizer(checkpoint.tokenizer, temporary)
+        safetensors.write(temporary, tensors)
+        copy_files(TOKENIZER_FILES, checkpoint.tokenizer, temporary)
 
 
-def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
-    """Writes a codec alone, as an EncodecModel of transformers."""
-    config, variables = weight_norm.unfold(config, variables)
-    values = {"architectures": ["EncodecModel"]} | huggingface_config.codec_values(config)
-    with replacing(directory) as temporary:
-        _write_json(temporary / "config.json", values)
-        features = huggingface_config.feature_extractor_values(config, config.channels)
-        _write_json(temporary / "preprocessor_config.json", features)
-        safetensors.write(temporary, matching.export(musicgen.huggingface_codec(config), variables))
+def _identities(config: LMConfig) -> Iterator[tuple[str, str, Tensor]]:
+    """The projections that transformers leaves out because their input is as wide as the model; they change nothing.
 
-
-def _absent_projections(config: LMConfig) -> list[str]:
-    """The conditions whose projections transformers leaves out because their input is as wide as the model."""
-    return [condition.name for condition in config.conditions if condition.dim == config.dim]
-
-
-def _identities(config: LMConfig) -> dict[str, Tensor]:
-    """Tensors for the projections that transformers leaves out: they change nothing."""
-    dim, tensors = config.dim, {}
-    for name in _absent_projections(config):
+    Yields:
+      The name of the condition, and the name and the content of each tensor.
+    """
+    dim = config.dim
+    for name in (condition.name for condition in config.conditions if condition.dim == dim):
         for part, shape, make in (("weight", (dim, dim), np.eye), ("bias", (dim,), np.zeros)):
             read = functools.partial(make, dim, dtype=np.float32)
             key = f"{musicgen.HUGGINGFACE_PROJECTIONS[name]}.{part}"
-            tensors[key] = Tensor(shape, np.dtype(np.float32), "none", read)
-    return tensors
-
-
-def _check_identities(config: LMConfig, lm: dict[str, Any]) -> None:
-    for name in _absent_projections(config):
-        kernel, bias = (np.asarray(lm[f"{name}_proj"][part]) for part in ("kernel", "bias"))
-        if not np.array_equal(kernel, np.eye(len(kernel))) or bias.any():
-            raise CheckpointError(
-                f"transformers has no projection of the {name} between equal widths ({config.dim}), and this model's "
-                "changes its input. Save it in mgjax form instead"
-            )
+            yield name, key, Tensor(shape, np.dtype(np.float32), "none", read)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

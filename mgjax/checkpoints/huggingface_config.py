@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.checkpoints.native import parsed, read_json, require
+from mgjax.checkpoints.files.config_json import parsed, read_json, require
 from mgjax.config.conditioning import MelodyConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError
@@ -86,11 +86,7 @@ _UNSUPPORTED = {
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The config of the MusicGen model in `directory`.
-
-    Raises:
-      CheckpointError: It is another kind of model, or one whose details are not supported.
-    """
+    """The config of the MusicGen model in `directory`; raises CheckpointError if it is another kind of model."""
     path = directory / "config.json"
     values = read_json(path)
     kind = values.get("model_type")
@@ -186,11 +182,7 @@ def _to_theirs(fields: Mapping[str, tuple[str, Any]], config: Any) -> dict[str, 
 
 
 def model_values(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of a MusicGen model.
-
-    Raises:
-      CheckpointError: transformers has no such model.
-    """
+    """The config.json of a MusicGen model; raises CheckpointError if transformers has no such model."""
     lm, melody, text = config.lm, config.melody, config.text
     if text is None:
         raise _unsupported("a text encoder")
@@ -232,11 +224,7 @@ def model_values(config: ModelConfig) -> dict[str, Any]:
 
 
 def codec_values(config: CodecConfig) -> dict[str, Any]:
-    """The config.json of an EncodecModel, but for its architecture.
-
-    Raises:
-      CheckpointError: transformers has no such codec.
-    """
+    """The config.json of an EncodecModel, but for its architecture; raises CheckpointError if there is none."""
     _require(math.log2(config.codebook_size).is_integer(), "a codebook size that is a power of 2")
     _require(config.num_lstm_layers > 0, "recurrent layers in the codec")
     _require(config.phases == 1, "a codec of phases = 1")
@@ -261,11 +249,7 @@ def _unsupported(expected: str) -> CheckpointError:
 
 
 def generation_values(config: ModelConfig) -> dict[str, Any]:
-    """The generation_config.json of a MusicGen model.
-
-    Raises:
-      CheckpointError: transformers has no such sampling parameters.
-    """
+    """The generation_config.json of a MusicGen model; raises CheckpointError if transformers has no such sampling."""
     special = config.lm.special_token
     values: dict[str, Any] = dict.fromkeys(("bos_token_id", "decoder_start_token_id", "pad_token_id"), special)
     guidance, temperature = config.sampling.guidance, config.sampling.temperature

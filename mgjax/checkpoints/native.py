@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mgjax.checkpoints.files import packed, safetensors
-from mgjax.checkpoints.files.torch_file import Tensor
+from mgjax.checkpoints.files.config_json import parsed, read_json
 from mgjax.checkpoints.tables import matching, shapes
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.config.model import CodecConfig, ModelConfig
-from mgjax.config.serialization import Config, from_dict, to_json
-from mgjax.errors import CheckpointError, ConfigError
+from mgjax.config.serialization import Config, to_json
+from mgjax.errors import CheckpointError
 from mgjax.inputs import files
+from mgjax.nn import Shapes
 
 VERSION = 1
+_HEAD = {"format": "mgjax", "version": VERSION}
 _HASHED_NUMBERS = 1024  # of each array
 CLAP_FOLDER = "clap"
 CLAP_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -68,14 +70,11 @@ def hash_of(config: Any, variables: Any) -> str:
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place | None = None) -> Checkpoint:
-    """The model in mgjax form in `directory`; `dtype` and `place` are those of `checkpoints.tables.matching.load`.
-
-    Raises:
-      CheckpointError: Files are missing or damaged, or do not fit together.
-    """
+    """The model in mgjax form in `directory`, loaded as by `matching.load`; raises CheckpointError if it is damaged."""
     directory = Path(directory)
     config = _read_config(directory, "model", ModelConfig)
-    match = _match(directory, packed.unpack(safetensors.find(directory)), shapes.model_shapes(config))
+    tensors = packed.unpack(safetensors.find(directory))
+    match = matching.match(_own_rules(shapes.model_shapes(config)), tensors, where=str(directory))
     variables = matching.load(match, dtype=dtype, place=place)
     return Checkpoint(config, variables, find_tokenizer(directory), find_clap_tokenizer(directory / CLAP_FOLDER))
 
@@ -91,12 +90,10 @@ def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str 
     `form` is one of `checkpoints.files.packed.FORMS` to store the weights in fewer bytes, or None for their dtype.
     """
     with replacing(directory) as temporary:
-        _write_config(temporary, "model", checkpoint.config)
+        files.write_json(temporary / "config.json", _HEAD | {"model": dataclasses.asdict(checkpoint.config)})
         _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config), form)
-        copy_tokenizer(checkpoint.tokenizer, temporary)
-        if checkpoint.clap_tokenizer:
-            (temporary / CLAP_FOLDER).mkdir()
-            _copy(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
+        copy_files(TOKENIZER_FILES, checkpoint.tokenizer, temporary)
+        copy_files(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
 
 
 def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Match]:
@@ -108,22 +105,18 @@ def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Mat
         tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
     else:
         config = _read_config(directory, "codec", CodecConfig)
-    return config, _match(directory, tensors, shapes.codec_shapes(config))
+    return config, matching.match(_own_rules(shapes.codec_shapes(config)), tensors, where=str(directory))
 
 
 def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
     """Writes a codec alone, in mgjax form."""
     with replacing(directory) as temporary:
-        _write_config(temporary, "codec", config)
+        files.write_json(temporary / "config.json", _HEAD | {"codec": dataclasses.asdict(config)})
         _write_weights(temporary, variables, shapes.codec_shapes(config))
 
 
 def detect(directory: str | os.PathLike) -> str:
-    """The form of the model in `directory`: "mgjax", "huggingface" or "audiocraft".
-
-    Raises:
-      CheckpointError: There is no model.
-    """
+    """The form of the model in `directory`, "mgjax", "huggingface" or "audiocraft"; raises CheckpointError for none."""
     directory = Path(directory)
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     if config.get("format") == "mgjax":
@@ -153,15 +146,11 @@ def find_clap_tokenizer(directory: Path) -> Path | None:
     return directory if any(all((directory / name).is_file() for name in form) for form in forms) else None
 
 
-def copy_tokenizer(source: Path | None, directory: Path) -> None:
-    """Copies the tokenizer's files, if there are any."""
-    if source:
-        _copy(TOKENIZER_FILES, source, directory)
-
-
-def _copy(names: Sequence[str], source: Path, directory: Path) -> None:
+def copy_files(names: Sequence[str], source: Path | None, directory: Path) -> None:
+    """Copies those of the files that are in `source`, if there is one."""
     for name in names:
-        if (source / name).is_file():
+        if source and (source / name).is_file():
+            directory.mkdir(exist_ok=True)
             shutil.copyfile(source / name, directory / name)
 
 
@@ -261,28 +250,17 @@ def _files(directory: Path) -> list[Path]:
     return [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
-def _match(directory: Path, tensors: dict[str, Tensor], expected: shapes.Shapes) -> matching.Match:
-    return matching.match(_own_rules(expected), tensors, expected, where=str(directory))
+def _own_rules(expected: Shapes) -> list[matching.Rule]:
+    return [matching.single(path, shape, path) for path, shape in expected.items()]
 
 
-def _own_rules(expected: shapes.Shapes) -> list[matching.Rule]:
-    return [matching.Rule((path,), (path,)) for path in expected]
-
-
-def _write_weights(
-    directory: Path, variables: dict[str, Any], expected: shapes.Shapes, form: str | None = None
-) -> None:
+def _write_weights(directory: Path, variables: dict[str, Any], expected: Shapes, form: str | None = None) -> None:
     actual = {path: tuple(np.shape(array)) for path, array in flatten_dict(variables, sep="/").items()}
     if actual != expected:
         differing = sorted(path for path in actual | expected if actual.get(path) != expected.get(path))
         raise CheckpointError(f"the variables are not those of this config; different are {', '.join(differing[:12])}")
     tensors = matching.export(_own_rules(expected), variables)
     safetensors.write(directory, packed.pack(tensors, form) if form else tensors)
-
-
-def _write_config(directory: Path, kind: str, config: Any) -> None:
-    content = {"format": "mgjax", "version": VERSION, kind: dataclasses.asdict(config)}
-    files.write_json(directory / "config.json", content)
 
 
 def _read_config(directory: Path, kind: str, cls: type[Config]) -> Config:
@@ -297,46 +275,3 @@ def _read_config(directory: Path, kind: str, cls: type[Config]) -> Config:
     if kind not in content:
         raise CheckpointError(f"{path}: holds no {kind}, only {sorted(set(content) - {'format', 'version'})!s:.200}")
     return parsed(path, cls, content[kind])
-
-
-def parsed(
-    path: Path,
-    cls: type[Config],
-    values: Any,
-    theirs: Mapping[str, tuple[str, Any]] | None = None,
-    **more: Any,
-) -> Config:
-    """A `cls` from the values in the file `path`, and `more` of its fields.
-
-    `theirs`, for files of transformers: each field's name in the file, and its default there.
-
-    Raises:
-      CheckpointError: A value has the wrong type or is out of bounds.
-    """
-    try:
-        if theirs is not None:
-            values = {ours: values.get(name, default) for ours, (name, default) in theirs.items()} | more
-        return from_dict(cls, values)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], part: str = "") -> None:
-    """Raises CheckpointError unless the values in the file `path` are those of `fixed`, or missing."""
-    for name, expected in fixed.items():
-        if values.get(name, expected) != expected:
-            raise CheckpointError(f"{path}: {part}{name} is {values[name]!r:.200}; only {expected!r} is supported")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      CheckpointError: There is no such file, or no object in it.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; give the folder that holds the model")
-    content = files.read_json(path, error=CheckpointError)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: should hold an object; fetch the file again")
-    return content

@@ -10,14 +10,14 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mgjax.checkpoints.files import safetensors
+from mgjax.checkpoints.files.config_json import read_json, require
 from mgjax.checkpoints.files.torch_file import Tensor
-from mgjax.checkpoints.native import read_json, replacing
+from mgjax.checkpoints.native import replacing
 from mgjax.checkpoints.tables import musicgen, shapes
 from mgjax.config.model import LMConfig
 from mgjax.errors import CheckpointError, ConfigError
@@ -41,36 +41,19 @@ _SUPPORTED = {
 }
 
 
-class Peft(NamedTuple):
-    """The content of an adapter's folder."""
-
-    config: LoraConfig
-    adapter: Adapter
-
-
-def is_adapter(directory: str | os.PathLike) -> bool:
-    """Whether there is an adapter in `directory`."""
-    return (Path(directory) / CONFIG).is_file()
-
-
 def base(directory: str | os.PathLike) -> str | None:
     """The name of the model that the adapter in `directory` was trained for; None where it is not stored."""
     name = read_json(Path(directory) / CONFIG).get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
 
-def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
-    """The adapter in `directory` for a language model `lm`, as numpy arrays with unstacked layers.
-
-    Raises:
-      CheckpointError: There is none, it is damaged, for another model, or of an unsupported kind.
-    """
+def read(directory: str | os.PathLike, lm: LMConfig) -> tuple[LoraConfig, Adapter]:
+    """The adapter in `directory` for a model `lm`, with unstacked layers; raises CheckpointError if none fits."""
     directory = Path(directory)
     config = read_json(directory / CONFIG)
-    for name, supported in _SUPPORTED.items():
-        value = config.get(name, supported)
-        if value != supported and not (not value and not supported):
-            raise CheckpointError(f"{directory / CONFIG}: {name} is {value!r:.200}; only {supported!r} is supported")
+    require(
+        directory / CONFIG, {name: value for name, value in config.items() if value or _SUPPORTED.get(name)}, _SUPPORTED
+    )
     tensors = {_plain(name): tensor for name, tensor in safetensors.read_safetensors(directory / WEIGHTS).items()}
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or isinstance(alpha, bool):
@@ -98,7 +81,7 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> Peft:
         lora = LoraConfig(rank, float(alpha), float(config.get("lora_dropout", 0.0)), tuple(targets))
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / CONFIG}: {error}") from None
-    return Peft(lora, unflatten_dict(pairs))
+    return lora, unflatten_dict(pairs)
 
 
 def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm: LMConfig, base: str | None) -> None:
@@ -142,8 +125,8 @@ def _layers(lm: LMConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
     """The path of each layer with a kernel that can be adapted, and transformers' names of the kernel's matrices."""
     layers = {}
     for rule in musicgen.huggingface_lm(lm):
-        path = tuple(rule.targets[0].split("/"))
-        if len(rule.targets) == 1 and matrix(path) is not None:
+        path = tuple(next(iter(rule.shapes)).split("/"))
+        if matrix(path) is not None:
             layers[path[:-1]] = tuple(source.removesuffix(".weight") for source in rule.sources)
     return layers
 

@@ -56,12 +56,8 @@ def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
         return np.zeros(shape, np.float32)
     values = rng.standard_normal(shape, np.float32)
     if name.endswith("kernel"):
-        values /= np.float32(math.sqrt(_fan_in(path, shape)))
+        # The fan-in is all axes but the last, or the first axis in projections into heads.
+        into_heads = re.search(r"(qkv|kv|query|key|value|head)/kernel$", path)
+        fan_in = shape[1] if name == "hidden_kernel" else shape[0] if into_heads else math.prod(shape[:-1])
+        values /= np.float32(math.sqrt(fan_in))
     return values
-
-
-def _fan_in(path: str, shape: tuple[int, ...]) -> int:
-    """The fan-in of a kernel: all its axes but the last, or its first axis in projections into heads."""
-    if path.endswith("hidden_kernel"):
-        return shape[1]
-    return shape[0] if re.search(r"(qkv|kv|query|key|value|head)/kernel$", path) else math.prod(shape[:-1])

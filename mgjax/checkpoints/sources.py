@@ -33,15 +33,11 @@ def read(
     style_encoder: str | None = None,
     adapter: str | os.PathLike | None = None,
 ) -> Checkpoint:
-    """Reads the whole model at `source`.
+    """Reads the whole model at `source`: "mini", "debug", a directory, or the id of a repository on the Hub.
 
-    Args:
-      source: "mini", "debug", a directory, or the id of a repository on the Hugging Face Hub, which is downloaded once.
-      dtype: The dtype of the weights (but see `checkpoints.tables.matching.is_exact`); None for float32.
-      place: Puts each array on its devices; see `checkpoints.tables.matching.load`.
-      text_encoder: A directory or Hub id of a T5 or a CLAP, for models that are stored without it.
-      style_encoder: A directory or Hub id of a MERT, for style models that are stored without it.
-      adapter: A directory or Hub id of a LoRA adapter for this model, which is merged into the weights.
+    `dtype` and `place` are those of `checkpoints.tables.matching.load`. The others are directories or Hub ids: of a T5
+    or a CLAP, for models that are stored without it; of a MERT, for style models that are stored without it; of a LoRA
+    adapter for this model, which is merged into the weights.
 
     Raises:
       CheckpointError: There is no model, or its files are damaged or do not fit together.
@@ -56,7 +52,7 @@ def read(
         _refuse_encoders(source, text_encoder, style_encoder)
         return Checkpoint(DEBUG, random_variables(DEBUG, dtype=dtype, place=place))
     directory = hub.fetch(source)
-    if peft.is_adapter(directory):
+    if (directory / peft.CONFIG).is_file():
         base = peft.base(directory) or "MODEL"
         raise CheckpointError(
             f"{source} is an adapter, not a model: load the model that it was made for with it, as in "

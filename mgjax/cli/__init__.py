@@ -70,11 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mgjax {mgjax.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    generate.add_command(commands)
-    coding.add_commands(commands)
-    models.add_commands(commands)
-    corpus.add_command(commands)
-    train.add_command(commands)
-    finetune.add_command(commands)
-    plan.add_command(commands)
+    for module in (generate, coding, models, corpus, train, finetune, plan):
+        module.add_commands(commands)
     return parser

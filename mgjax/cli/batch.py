@@ -12,6 +12,7 @@ from typing import Any
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import conditions, generate, terminal
+from mgjax.cli.options import add_host_options, add_model_options, count, option, positive
 from mgjax.cli.recipe import Recipe, read_lines
 from mgjax.devices import distributed
 
@@ -38,19 +39,11 @@ _COMMON = ("model", "model_hash", "adapter", "dtype", "format", "loudness")  # o
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the command line `argv` (None: that of this process)."""
-
-    def work() -> None:
-        run(_parser().parse_args(argv))
-
-    return distributed.finish(terminal.status(work))
+    return distributed.finish(terminal.status(lambda: run(_parser().parse_args(argv))))
 
 
 def run(args: argparse.Namespace) -> None:
-    """Generates the pieces of the file of prompts `args.prompts`.
-
-    Raises:
-      ValueError: A line of the prompts is invalid, or pieces could not be generated.
-    """
+    """Generates the pieces of the file of prompts `args.prompts`; raises ValueError if some could not be generated."""
     # Mistakes are found before anything is generated, and most of them before the model is loaded.
     sampling = generate.sampling_options(args)
     lines = [
@@ -65,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     terminal.prepare(args)
     import jax
 
+    from mgjax.data.description import describe_audio
     from mgjax.devices import sharding
     from mgjax.generation import batch
 
@@ -78,15 +72,12 @@ def run(args: argparse.Namespace) -> None:
     for where, name, recipe in plan:
         recipe = generate.completed(recipe, sampling, model)
         with terminal.errors_at(where):
-            generate.check(recipe, model)
-        jobs.append(batch.Job(name, _kind(recipe), recipe, _about(recipe)))
-    form: batch.Writer
+            generate.check(recipe, model, reads_sounds=False)
+        about = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
+        jobs.append(batch.Job(name, _kind(recipe), recipe, about))
+    writer: batch.Sounds | batch.Records = batch.Sounds(f".{args.format}", model.sample_rate)
     if args.format == "array_record":
-        from mgjax.data.description import describe_audio
-
-        form = batch.Records(describe_audio(model.sample_rate, model.channels))
-    else:
-        form = batch.Sounds(f".{args.format}", model.sample_rate)
+        writer = batch.Records(describe_audio(model.sample_rate, model.channels))
     first = jobs[0].recipe  # completed by the model
     settings = {name: getattr(first, name) for name in _COMMON}
     settings |= {"batch": size, **dataclasses.asdict(first.sampling)}
@@ -100,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         terminal.say(f"{count} of {of} batches of this host, {speed:.2f} s of sound a second")
 
     failed = batch.generate(
-        jobs, lambda recipes: _play(model, recipes), form, args.out, size, settings, machine, progress
+        jobs, lambda recipes: _play(model, recipes), writer, args.out, size, settings, machine, progress
     )
     terminal.say(f"{len(jobs) - failed} of {len(jobs)} pieces are in {args.out}")
     if failed:
@@ -120,30 +111,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(batch=None, offline=False, cache=None, coordinator=None, num_processes=None, process_id=None)
     what = parser.add_argument_group("what to play")
-    what.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="one a line, or .jsonl; see below")
-    what.add_argument("--seconds", type=terminal.positive, metavar="S", help="length of each piece (8)")
-    what.add_argument("--seed", type=int, metavar="N", help="of the first prompt; the next one gets N + 1 ... (0)")
+    option(what, "--prompts FILE", "one a line, or .jsonl; see below", Path, required=True)
+    option(what, "--seconds S", "length of each piece (8)", positive)
+    option(what, "--seed N", "of the first prompt; the next one gets N + 1 ... (0)", int)
     conditions.add_options(parser)
     where = parser.add_argument_group("where to put it")
-    where.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that all hosts see")
+    option(where, "--out DIR", "a folder that all hosts see", Path, required=True)
     forms = [*(suffix[1:] for suffix in audio_files.FORMATS), "array_record"]
-    where.add_argument(
-        "--format", choices=forms, default="wav", help="a file for each, or the shards of a corpus (wav)"
-    )
-    where.add_argument("--loudness", type=generate.lufs, metavar="LUFS|off", help="make all equally loud (-14)")
+    option(where, "--format", "a file for each, or the shards of a corpus (wav)", choices=forms, default="wav")
+    option(where, "--loudness LUFS|off", "make all equally loud (-14)", generate.lufs)
     how = parser.add_argument_group("how to play it")
-    how.add_argument("--model", required=True, metavar="NAME|DIR", help="as for mgjax generate")
+    option(how, "--model NAME|DIR", "as for mgjax generate", required=True)
     generate.add_sampling(how)
     machine = parser.add_argument_group("the machines")
-    machine.add_argument(
-        "--batch",
-        type=terminal.count,
-        metavar="N",
-        help="pieces that a host plays at a time (4 for each of its devices)",
-    )
+    option(machine, "--batch N", "pieces that a host plays at a time (4 for each of its devices)", count)
     generate.add_model_sources(machine)
-    terminal.add_model_options(machine)
-    terminal.add_host_options(machine)
+    add_model_options(machine)
+    add_host_options(machine)
     return parser
 
 
@@ -162,11 +146,6 @@ def _kind(recipe: Recipe) -> Hashable:
     return recipe.seconds, tuple(when for when, _ in recipe.then), present, tuple(sorted(recipe.labels))
 
 
-def _about(recipe: Recipe) -> dict[str, Any]:
-    """The recipe, without the fields that do not change the piece."""
-    return {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _OF_THE_MACHINE}
-
-
 def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
     """The pieces of a batch, normalized to the loudness of their recipes."""
     import numpy as np
@@ -183,7 +162,5 @@ def _play(model: Any, recipes: Sequence[Recipe]) -> list[Any]:
     sounds = np.concatenate(list(model.codec.decode_blocks(kept())), axis=1)
     pieces = []
     for row, sound, recipe in zip(np.concatenate(codes, axis=1), sounds, recipes, strict=True):
-        if recipe.loudness is not None:
-            sound = loudness.normalized(sound, model.sample_rate, recipe.loudness)
-        pieces.append(Piece(row, sound))
+        pieces.append(Piece(row, loudness.normalized(sound, model.sample_rate, recipe.loudness)))
     return pieces

@@ -14,6 +14,7 @@ import numpy as np
 import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.cli import terminal
+from mgjax.cli.options import add_model_options, command, option, positive
 from mgjax.inputs import arrays, files
 
 _BLOCK_SECONDS = 10.0
@@ -38,37 +39,23 @@ class CodeFile(NamedTuple):
 
 def add_commands(commands: Any) -> None:
     """Adds `encode` and `decode` to the commands of argparse."""
-    encode = commands.add_parser(
-        "encode",
-        help="turn sound into codes",
-        description="Writes the codes of a sound file, of any length, as numpy arrays.",
-        epilog="example:\n  mgjax encode song.wav song.npz --model facebook/encodec_32khz",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    encode.set_defaults(run=run_encode)
-    encode.add_argument(
-        "input", type=Path, metavar="SOUND", help="a sound file (wav, flac, ogg, mp3, aiff ...), or a pipe"
-    )
-    encode.add_argument("output", type=Path, metavar="CODES.npz")
-    encode.add_argument("--model", default="mini", metavar="NAME|DIR", help=f"{_MODEL_HELP} (mini)")
-    encode.add_argument(
-        "--bandwidth", type=terminal.positive, metavar="KBPS", help="one of the codec's, in kilobits a second (highest)"
-    )
+    description = "Writes the codes of a sound file, of any length, as numpy arrays."
+    example = "example:\n  mgjax encode song.wav song.npz --model facebook/encodec_32khz"
+    encode = command(commands, "encode", run_encode, "turn sound into codes", description, example)
+    option(encode, "input SOUND", "a sound file (wav, flac, ogg, mp3, aiff ...), or a pipe", Path)
+    option(encode, "output CODES.npz", type=Path)
+    option(encode, "--model NAME|DIR", f"{_MODEL_HELP} (mini)", default="mini")
+    option(encode, "--bandwidth KBPS", "one of the codec's, in kilobits a second (highest)", positive)
 
-    decode = commands.add_parser(
-        "decode",
-        help="turn codes into sound",
-        description="Writes the sound of a file of codes that mgjax encode made.",
-        epilog="example:\n  mgjax decode song.npz again.wav",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    decode.set_defaults(run=run_decode)
-    decode.add_argument("input", type=Path, metavar="CODES.npz")
-    decode.add_argument("output", type=Path, metavar="SOUND", help="a name that ends in .wav, .flac, .ogg or .mp3")
-    decode.add_argument("--model", metavar="NAME|DIR", help=f"{_MODEL_HELP} (the one that the file names)")
+    description = "Writes the sound of a file of codes that mgjax encode made."
+    example = "example:\n  mgjax decode song.npz again.wav"
+    decode = command(commands, "decode", run_decode, "turn codes into sound", description, example)
+    option(decode, "input CODES.npz", type=Path)
+    option(decode, "output SOUND", "a name that ends in .wav, .flac, .ogg or .mp3", Path)
+    option(decode, "--model NAME|DIR", f"{_MODEL_HELP} (the one that the file names)")
     for parser in (encode, decode):
-        parser.add_argument("--force", action="store_true", help="replace a file that is there already")
-        terminal.add_model_options(parser)
+        option(parser, "--force", "replace a file that is there already")
+        add_model_options(parser)
 
 
 def run_encode(args: argparse.Namespace) -> None:
@@ -83,21 +70,19 @@ def run_encode(args: argparse.Namespace) -> None:
     if codec.channels < sound.channels == 2:  # audio_files.blocks warns about more
         warnings.warn(f"{args.input} has {sound.channels} channels; mixed down to {codec.channels}", stacklevel=2)
     num_samples = 0
-    with terminal.Progress("encode", sound.num_samples / sound.sample_rate) as progress:
+    with terminal.progress("encode", sound.num_samples / sound.sample_rate) as reach:
 
         def counted() -> Iterator[np.ndarray]:
             nonlocal num_samples
             for block in audio_files.blocks(source, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
                 num_samples += len(block)
                 yield block
-                progress.reach(num_samples / codec.sample_rate)
+                reach(num_samples / codec.sample_rate)
 
         dtype = np.min_scalar_type(codec.codebook_size - 1)
         codes, scales = _concatenated(codec.encode_blocks(counted(), args.bandwidth), dtype)
-    write_codes(
-        args.output,
-        CodeFile(codes, num_samples, codec.sample_rate, codec.channels, args.model, codec.hash, scales),
-    )
+    sound_format = codec.sample_rate, codec.channels
+    write_codes(args.output, CodeFile(codes, num_samples, *sound_format, args.model, codec.hash, scales))
     print(args.output)
 
 
@@ -109,10 +94,8 @@ def run_decode(args: argparse.Namespace) -> None:
     terminal.prepare(args)
     codec = mgjax.load_codec(args.model or file.model)
     if file.codec_hash != codec.hash:
-        warnings.warn(
-            f"{args.input} was made by other weights ({file.model}, {file.codec_hash}); the sound will differ",
-            stacklevel=2,
-        )
+        changed = f"{args.input} was made by other weights ({file.model}, {file.codec_hash}); the sound will differ"
+        warnings.warn(changed, stacklevel=2)
     if (file.sample_rate, file.channels) != (codec.sample_rate, codec.channels):
         raise ValueError(
             f"{args.input}: holds {file.channels} channel(s) at {file.sample_rate} Hz, but {args.model or file.model} "
@@ -126,16 +109,16 @@ def run_decode(args: argparse.Namespace) -> None:
     if file.codes.min() < 0 or file.codes.max() >= codec.codebook_size:
         raise ValueError(f"{args.input}: codes must be from 0 to {codec.codebook_size - 1}; are they another model's?")
     missing = file.num_samples
-    if missing > file.codes.shape[0] * math.prod(file.codes.shape[1:-1]) * codec.hop_length:
+    if missing > math.prod(file.codes.shape[:-1]) * codec.hop_length:
         raise ValueError(f"{args.input}: the codes end before the {missing} samples of sound that they should hold")
     with (
-        terminal.Progress("decode", file.num_samples / file.sample_rate) as progress,
+        terminal.progress("decode", file.num_samples / file.sample_rate) as reach,
         audio_files.writer(args.output, codec.sample_rate, codec.channels) as sound,
     ):
         for piece in _decoded(args.input, file, codec):
             sound.write(piece[0, :missing])
             missing -= min(missing, piece.shape[1])
-            progress.reach((file.num_samples - missing) / file.sample_rate)
+            reach((file.num_samples - missing) / file.sample_rate)
     print(args.output)
 
 
@@ -146,12 +129,7 @@ def write_codes(path: Path, file: CodeFile) -> None:
 
 
 def read_codes(path: Path) -> CodeFile:
-    """Reads an untrusted file of codes, within limits.
-
-    Raises:
-      OSError: There is no such file.
-      ValueError: It is something else, damaged or too large.
-    """
+    """Reads an untrusted file of codes; raises ValueError if it is something else, damaged or too large."""
     values = arrays.read_npz(path, CodeFile._fields, _MOST_BYTES)
     expected = set(CodeFile._fields)
     if set(values) | {"scales"} != expected:
@@ -186,10 +164,8 @@ def _concatenated(blocks: Iterable[Any], dtype: np.dtype) -> tuple[np.ndarray, n
 
 def _decoded(path: Path, file: CodeFile, codec: Any) -> Iterator[np.ndarray]:
     """The audio of `file` in blocks; the codec's errors get the name of the file."""
-    try:
+    with terminal.errors_at(str(path)):
         yield from codec.decode_blocks(_blocks(file, codec))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _blocks(file: CodeFile, codec: Any) -> Iterator[Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from mgjax.audio import files as audio_files
 from mgjax.audio import waveform
 from mgjax.cli import terminal
+from mgjax.cli.options import option, positive
 from mgjax.cli.recipe import PromptLine, Recipe, sha256
 
 _SOUNDS = ("melody", "style")
@@ -20,39 +20,17 @@ _SOUNDS = ("melody", "style")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this file to those of `generate`."""
     group = parser.add_argument_group("conditions")
-    group.add_argument(
-        "--then",
-        nargs=2,
-        action="append",
-        metavar=("S", "PROMPT"),
-        help='from second S on, another prompt: --then 3 "with drums" --then 6 "a quiet end"',
-    )
-    group.add_argument(
-        "--blend",
-        type=float,
-        metavar="S",
-        help="seconds that the crossfade to the next prompt takes (0); needs more memory",
-    )
-    group.add_argument("--negative", metavar="PROMPT", help="negative prompt: what to keep away from")
-    group.add_argument(
-        "--melody",
-        action="append",
-        metavar="FILE",
-        help="follow the melody of this sound, for models that can; once for all prompts, or once for each",
-    )
-    group.add_argument(
-        "--separate", action="store_true", help="take the melody out of a mix, by Demucs (extra `separate`)"
-    )
-    group.add_argument(
-        "--style", action="append", metavar="FILE", help="play in the style of this sound, for models that can"
-    )
-    group.add_argument(
-        "--label",
-        type=_label,
-        action="append",
-        metavar="NAME=VALUE",
-        help="for models with labels: --label genre=waltz --label bpm=120 (mgjax info lists them)",
-    )
+    then = 'from second S on, another prompt: --then 3 "with drums" --then 6 "a quiet end"'
+    option(group, "--then S PROMPT", then, action="append")
+    blend = "seconds that the crossfade to the next prompt takes (0); needs more memory"
+    option(group, "--blend S", blend, float)
+    option(group, "--negative PROMPT", "negative prompt: what to keep away from")
+    melody = "follow the melody of this sound, for models that can; once for all prompts, or once for each"
+    option(group, "--melody FILE", melody, action="append")
+    option(group, "--separate", "take the melody out of a mix, by Demucs (extra `separate`)")
+    option(group, "--style FILE", "play in the style of this sound, for models that can", action="append")
+    label = "for models with labels: --label genre=waltz --label bpm=120 (mgjax info lists them)"
+    option(group, "--label NAME=VALUE", label, _label, action="append")
 
 
 def check_options(args: argparse.Namespace, lines: Sequence[PromptLine]) -> None:
@@ -95,19 +73,6 @@ def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     return kwargs
 
 
-def prompts(recipe: Recipe) -> Any:
-    """The recipe's prompt, or its prompt schedule."""
-    return [(0.0, recipe.prompt), *recipe.then] if recipe.then else recipe.prompt
-
-
-def warn_of_changes(recipe: Recipe) -> None:
-    """Warns if a sound file that the recipe names has changed."""
-    for name in (*_SOUNDS, "continued"):
-        path, expected = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
-        if path and expected and expected != sha256(path):
-            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
-
-
 def numbers(text: str) -> float | tuple[float, ...]:
     """An argparse type: a number, or several between commas."""
     try:
@@ -145,7 +110,7 @@ def _read(path: str, sample_rate: int) -> waveform.Audio:
 
 def _seconds(text: str) -> float:
     try:
-        return terminal.positive(text)
+        return positive(text)
     except (ValueError, argparse.ArgumentTypeError):
         raise ValueError(f"--then takes a time in seconds above 0 and a prompt, got {text!r}") from None
 
@@ -177,20 +142,3 @@ def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
             except ValueError:
                 raise ValueError(f"{number.name} must be a number, got {value!r}") from None
     return values
-
-
-def check(recipe: Recipe, model: Any) -> None:
-    """Raises ValueError if the recipe names a melody or a style and the model has no such condition."""
-    for name in _SOUNDS:
-        if getattr(recipe, name) and getattr(model.config, name) is None:
-            raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
-
-
-def check_sounds(recipe: Recipe, model: Any) -> None:
-    """Raises an error if a sound file that the recipe names holds no melody or style."""
-    from mgjax.conditioning import excerpts, melody
-
-    if recipe.melody:
-        melody.prepare(_read(recipe.melody, model.sample_rate), model.sample_rate, 1, model.config.melody)
-    if recipe.style:
-        excerpts.prepare(_read(recipe.style, model.sample_rate), model.sample_rate, [recipe.seed], model.config)

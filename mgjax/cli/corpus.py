@@ -3,185 +3,125 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mgjax.cli import terminal
+from mgjax.cli.options import add_model_options, command, count, option, positive, share
+
+_EXAMPLES = """\
+example:
+  mgjax corpus synthesize music --hours 1
+  mgjax corpus build music audio-corpus
+  mgjax corpus tokenize audio-corpus token-corpus --codec facebook/encodec_32khz
+  mgjax corpus inspect token-corpus"""
 
 _INSPECTED = 1000  # pieces, at most, that `inspect` reads
-TRAIN = ("apache_beam", "array_record", "tensorflow_datasets", "importlib_resources")
 _WORK = ("workers", "replace", "beam_options")  # options of `_add_work_options`
-_SYNTHETIC = ("pretty_midi",)
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `corpus` and its actions to the commands of argparse."""
-    corpus = commands.add_parser(
-        "corpus",
-        help="make the corpora that models are trained on",
-        description="Makes corpora to train on: of sound for a codec, of codes for a language model.",
-        epilog="example:\n"
-        "  mgjax corpus synthesize music --hours 1\n"
-        "  mgjax corpus build music audio-corpus\n"
-        "  mgjax corpus tokenize audio-corpus token-corpus --codec facebook/encodec_32khz\n"
-        "  mgjax corpus inspect token-corpus",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Makes corpora to train on: of sound for a codec, of codes for a language model."
+    corpus = command(commands, "corpus", None, "make the corpora that models are trained on", description, _EXAMPLES)
     actions = corpus.add_subparsers(metavar="ACTION", required=True)
-    _add_build(actions)
-    _add_tokenize(actions)
-    _add_inspect(actions)
-    _add_vocabulary(actions)
-    _add_synthesize(actions)
+    for add_action in (_add_build, _add_tokenize, _add_inspect, _add_vocabulary, _add_synthesize):
+        add_action(actions)
 
 
 def _add_build(actions: Any) -> None:
-    build = actions.add_parser(
-        "build",
-        help="make a corpus of sound from music",
-        description="Makes a corpus of sound. Run again, it goes on where it was interrupted.",
-    )
-    build.set_defaults(run=run_build)
-    build.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a folder of sound files (wav, flac, ogg, mp3, aiff ...), each with its metadata in a .json of the same "
+    description = "Makes a corpus of sound. Run again, it goes on where it was interrupted."
+    build = command(actions, "build", run_build, "make a corpus of sound from music", description)
+    option(
+        build,
+        "source SOURCE",
+        "a folder of sound files (wav, flac, ogg, mp3, aiff ...), each with its metadata in a .json of the same "
         "name or without; a manifest (.csv, .jsonl, .jsonl.gz) with a `path` in each row; or tfds:NAME",
     )
-    build.add_argument("output", type=Path, metavar="DIR", help="the new corpus")
-    build.add_argument("--sample-rate", type=terminal.count, default=32_000, metavar="HZ", help="(32000)")
-    build.add_argument("--channels", type=int, choices=[1, 2], default=1, help="(1)")
-    build.add_argument(
-        "--valid", type=share, default=0.05, metavar="SHARE", help="of the pieces, kept for validation (0.05)"
-    )
-    build.add_argument(
-        "--min-seconds", type=terminal.positive, default=1.0, metavar="S", help="leave out shorter pieces (1)"
-    )
-    build.add_argument("--loudness", type=float, metavar="LUFS", help="bring each piece to this, -14 say (as it is)")
-    build.add_argument(
-        "--max-bad",
-        type=share,
-        default=0.05,
-        metavar="SHARE",
-        help="fail if more of the pieces than this cannot be used (0.05)",
-    )
-    build.add_argument(
-        "--shards", dest="num_shards", type=terminal.count, metavar="N", help="files to make, about (by the pieces)"
-    )
+    option(build, "output DIR", "the new corpus", Path)
+    option(build, "--sample-rate HZ", "(32000)", count, default=32_000)
+    option(build, "--channels", "(1)", int, choices=[1, 2], default=1)
+    option(build, "--valid SHARE", "of the pieces, kept for validation (0.05)", share, default=0.05)
+    option(build, "--min-seconds S", "leave out shorter pieces (1)", positive, default=1.0)
+    option(build, "--loudness LUFS", "bring each piece to this, -14 say (as it is)", float)
+    option(build, "--max-bad SHARE", "fail if more of the pieces than this cannot be used (0.05)", share, default=0.05)
+    option(build, "--shards N", "files to make, about (by the pieces)", count, dest="num_shards")
     dataset = build.add_argument_group("of a dataset of tensorflow-datasets")
-    dataset.add_argument("--audio-feature", metavar="FEATURE", help="its sound (audio)")
-    dataset.add_argument("--source-rate", type=terminal.count, metavar="HZ", help="its rate, where it does not say so")
-    dataset.add_argument(
-        "--field",
-        action="append",
-        default=[],
-        metavar="FIELD=FEATURE",
-        help="which of its features is the genre, description and so on; may be given again",
-    )
+    option(dataset, "--audio-feature FEATURE", "its sound (audio)")
+    option(dataset, "--source-rate HZ", "its rate, where it does not say so", count)
+    fields = "which of its features is the genre, description and so on; may be given again"
+    option(dataset, "--field FIELD=FEATURE", fields, action="append", default=[])
     _add_work_options(build)
 
 
 def _add_tokenize(actions: Any) -> None:
-    tokenize = actions.add_parser(
-        "tokenize",
-        help="make a corpus of codes from one of sound",
-        description="Makes a corpus of codes. Run again, it goes on where it was interrupted.",
-    )
-    tokenize.set_defaults(run=run_tokenize)
-    tokenize.add_argument("source", type=Path, metavar="AUDIO_DIR", help="a corpus that `mgjax corpus build` made")
-    tokenize.add_argument("output", type=Path, metavar="DIR", help="the new corpus")
-    tokenize.add_argument(
-        "--codec", required=True, metavar="NAME|DIR", help="a codec or a model, on the Hugging Face Hub or a folder"
-    )
-    tokenize.add_argument(
-        "--channels", type=int, choices=[1, 2], help="2 interleaves the codes of left and right (as the sound)"
-    )
-    tokenize.add_argument(
-        "--tokenizer", metavar="NAME|DIR|bytes", help="keep token ids of the descriptions too, by this T5's tokenizer"
-    )
-    tokenize.add_argument(
-        "--melody",
-        type=terminal.positive,
-        nargs="?",
-        const=0.512,
-        metavar="S",
-        help="keep chromagrams of the sound too, for models that follow melodies; of windows of S seconds (0.512, as "
-        "the published models have)",
-    )
+    description = "Makes a corpus of codes. Run again, it goes on where it was interrupted."
+    tokenize = command(actions, "tokenize", run_tokenize, "make a corpus of codes from one of sound", description)
+    option(tokenize, "source AUDIO_DIR", "a corpus that `mgjax corpus build` made", Path)
+    option(tokenize, "output DIR", "the new corpus", Path)
+    option(tokenize, "--codec NAME|DIR", "a codec or a model, on the Hugging Face Hub or a folder", required=True)
+    option(tokenize, "--channels", "2 interleaves the codes of left and right (as the sound)", int, choices=[1, 2])
+    tokenizer = "keep token ids of the descriptions too, by this T5's tokenizer"
+    option(tokenize, "--tokenizer NAME|DIR|bytes", tokenizer)
+    melody = "keep chromagrams of the sound too, for models that follow melodies; of windows of S seconds (0.512, as "
+    option(tokenize, "--melody S", melody + "the published models have)", positive, nargs="?", const=0.512)
     _add_work_options(tokenize)
-    terminal.add_model_options(tokenize)
+    add_model_options(tokenize)
 
 
 def _add_inspect(actions: Any) -> None:
-    inspect = actions.add_parser("inspect", help="say what is in a corpus", description="Says what is in a corpus.")
-    inspect.set_defaults(run=run_inspect)
-    inspect.add_argument("corpus", type=Path, metavar="DIR")
-    inspect.add_argument("--examples", type=int, default=3, metavar="N", help="captions to show (3)")
+    inspect = command(actions, "inspect", run_inspect, "say what is in a corpus", "Says what is in a corpus.")
+    option(inspect, "corpus DIR", type=Path)
+    option(inspect, "--examples N", "captions to show (3)", int, default=3)
 
 
 def _add_vocabulary(actions: Any) -> None:
-    vocabulary = actions.add_parser(
+    vocabulary = command(
+        actions,
         "vocabulary",
-        help="learn the vocabulary of a new text encoder from the texts of corpora",
-        description="Learns a vocabulary, as a text encoder that is trained from scratch needs one, from the "
-        "descriptions and the other metadata of all pieces that are trained on.",
+        run_vocabulary,
+        "learn the vocabulary of a new text encoder from the texts of corpora",
+        "Learns a vocabulary, as a text encoder that is trained from scratch needs one, from the descriptions and the "
+        "other metadata of all pieces that are trained on.",
     )
-    vocabulary.set_defaults(run=run_vocabulary)
-    vocabulary.add_argument("corpora", type=Path, nargs="+", metavar="CORPUS", help="of sound or of codes")
-    vocabulary.add_argument("--size", type=terminal.count, default=2000, metavar="N", help="pieces of text (2000)")
-    vocabulary.add_argument("--out", type=Path, required=True, metavar="DIR", help="where spiece.model is written")
-    vocabulary.add_argument("--force", action="store_true", help="replace a vocabulary that is there already")
+    option(vocabulary, "corpora CORPUS", "of sound or of codes", Path, nargs="+")
+    option(vocabulary, "--size N", "pieces of text (2000)", count, default=2000)
+    option(vocabulary, "--out DIR", "where spiece.model is written", Path, required=True)
+    option(vocabulary, "--force", "replace a vocabulary that is there already")
 
 
 def _add_synthesize(actions: Any) -> None:
-    synthesize = actions.add_parser(
-        "synthesize",
-        help="make a folder of captioned music, to try things out",
-        description="Composes and renders music, with captions. Run again, it goes on where it was interrupted.",
+    description = "Composes and renders music, with captions. Run again, it goes on where it was interrupted."
+    synthesize = command(
+        actions, "synthesize", run_synthesize, "make a folder of captioned music, to try things out", description
     )
-    synthesize.set_defaults(run=run_synthesize)
-    synthesize.add_argument("output", type=Path, metavar="DIR", help="the folder")
-    synthesize.add_argument("--hours", type=terminal.positive, default=1.0, metavar="H", help="how much of it (1)")
-    synthesize.add_argument("--seed", type=int, default=0, help="other seeds make other music (0)")
-    synthesize.add_argument("--sample-rate", type=terminal.count, default=32_000, metavar="HZ", help="(32000)")
-    synthesize.add_argument("--channels", type=int, choices=[1, 2], default=1, help="(1)")
-    synthesize.add_argument(
-        "--lengths",
-        type=terminal.positive,
-        nargs=2,
-        default=(20.0, 58.0),
-        metavar=("S", "S"),
-        help="seconds of the shortest and of the longest piece (20 58)",
-    )
-    synthesize.add_argument("--workers", type=terminal.count, default=1, metavar="N", help="processes (1)")
+    option(synthesize, "output DIR", "the folder", Path)
+    option(synthesize, "--hours H", "how much of it (1)", positive, default=1.0)
+    option(synthesize, "--seed SEED", "other seeds make other music (0)", int, default=0)
+    option(synthesize, "--sample-rate HZ", "(32000)", count, default=32_000)
+    option(synthesize, "--channels", "(1)", int, choices=[1, 2], default=1)
+    lengths = "seconds of the shortest and of the longest piece (20 58)"
+    option(synthesize, "--lengths S S", lengths, positive, default=(20.0, 58.0))
+    option(synthesize, "--workers N", "processes (1)", count, default=1)
 
 
 def _add_work_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=terminal.count, default=1, metavar="N", help="processes on this machine (1)")
-    parser.add_argument("--force", dest="replace", action="store_true", help="replace a corpus that is there already")
-    parser.add_argument(
-        "--beam",
-        dest="beam_options",
-        action="append",
-        default=[],
-        metavar="--OPTION=VALUE",
-        help="an option of Apache Beam, as in --beam=--runner=FlinkRunner, to run on many machines; may be given again",
-    )
+    option(parser, "--workers N", "processes on this machine (1)", count, default=1)
+    option(parser, "--force", "replace a corpus that is there already", dest="replace")
+    beam = "an option of Apache Beam, as in --beam=--runner=FlinkRunner, to run on many machines; may be given again"
+    option(parser, "--beam --OPTION=VALUE", beam, dest="beam_options", action="append", default=[])
 
 
 def run_build(args: argparse.Namespace) -> None:
     """Builds an audio corpus from `args.source`."""
-    need(TRAIN, "train")
+    terminal.need("train")
     from mgjax.data import build
 
-    with bar("build") as progress:
+    with terminal.progress_of_pieces("build") as progress:
         names = ("sample_rate", "channels", "valid", "min_seconds", "loudness", "max_bad", "num_shards", *_WORK)
         options = {name: getattr(args, name) for name in names}
         report = build.build(args.source, args.output, fields=_fields(args), progress=progress, **options)
@@ -191,10 +131,10 @@ def run_build(args: argparse.Namespace) -> None:
 def run_tokenize(args: argparse.Namespace) -> None:
     """Encodes the audio corpus `args.source` into a token corpus."""
     terminal.prepare(args)
-    need(TRAIN, "train")
+    terminal.need("train")
     from mgjax.data import tokenize
 
-    with bar("tokenize") as progress:
+    with terminal.progress_of_pieces("tokenize") as progress:
         options = {name: getattr(args, name) for name in ("channels", "tokenizer", *_WORK)}
         melody = _melody(args.source, args.melody) if args.melody else None
         report = tokenize.tokenize(args.source, args.output, args.codec, melody=melody, progress=progress, **options)
@@ -213,18 +153,18 @@ def _melody(source: Path, seconds: float) -> Any:
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Prints a description of the corpus `args.corpus`."""
-    need(TRAIN, "train")
+    terminal.need("train")
     terminal.print_table(args.corpus, describe(args.corpus, args.examples))
 
 
 def run_vocabulary(args: argparse.Namespace) -> None:
     """Learns a vocabulary from the texts of `args.corpora`."""
-    need(TRAIN, "train")
+    terminal.need("train")
     from mgjax.data import vocabulary
     from mgjax.data.corpus import Corpus
 
     corpora = [Corpus.open(directory) for directory in args.corpora]
-    with bar("vocabulary") as progress:
+    with terminal.progress_of_pieces("vocabulary") as progress:
         texts = vocabulary.texts_of(corpora, progress)
         size = vocabulary.train(texts, args.size, args.out, replace=args.force)
     fewer = f"; the texts do not hold {args.size}" if size < args.size else ""
@@ -234,29 +174,18 @@ def run_vocabulary(args: argparse.Namespace) -> None:
 
 def run_synthesize(args: argparse.Namespace) -> None:
     """Fills the folder `args.output` with music."""
-    need(_SYNTHETIC, "synthetic")
+    terminal.need("synthetic")
     from mgjax import synthetic
 
-    with terminal.Progress("synthesize", args.hours * 3600) as progress:
-        synthetic.write_folder(
-            args.output,
-            args.hours,
-            seed=args.seed,
-            sample_rate=args.sample_rate,
-            channels=args.channels,
-            lengths=tuple(args.lengths),
-            workers=args.workers,
-            progress=lambda seconds, _: progress.reach(seconds),
-        )
+    with terminal.progress("synthesize", args.hours * 3600) as reach:
+        options = {name: getattr(args, name) for name in ("seed", "sample_rate", "channels", "workers")}
+        options |= {"lengths": tuple(args.lengths), "progress": lambda seconds, _: reach(seconds)}
+        synthetic.write_folder(args.output, args.hours, **options)
     print(args.output)
 
 
 def describe(directory: Path, examples: int = 3) -> list[tuple[str, str]]:
-    """The rows of the table that describes a corpus, with some `examples` of captions.
-
-    Raises:
-      CorpusError: There is no corpus, or it is damaged.
-    """
+    """The rows of the table that describes a corpus, with some `examples` of captions."""
     from mgjax.data.corpus import Corpus
     from mgjax.data.description import read_description
 
@@ -327,32 +256,3 @@ def _fields(args: argparse.Namespace) -> Any:
             raise ValueError(f"--field {text}: expected FIELD=FEATURE, as in genre=label")
         pairs.append((field, feature))
     return Fields(args.audio_feature or "audio", args.source_rate, tuple(pairs))
-
-
-def share(text: str) -> float:
-    """An argparse type: a share from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, got {text}")
-    return value
-
-
-def need(packages: tuple[str, ...], extra: str) -> None:
-    """Raises ValueError, with how to install them, if packages of an extra are missing."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"this needs {', '.join(missing)}, not installed here; run: pip install 'mgjax[{extra}]'")
-
-
-@contextlib.contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of pieces, at a terminal only; its block gets the function that updates it."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as progress:
-
-        def reach(done: int, total: int) -> None:
-            progress.total = total
-            progress.update(done - progress.n)
-
-        yield reach

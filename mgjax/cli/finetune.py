@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mgjax.cli import corpus, terminal
+from mgjax.cli import terminal
+from mgjax.cli.options import add_model_options, command, count, option, positive, share
 
 _EXAMPLES = """\
 examples:
@@ -21,56 +22,34 @@ its name. What is learned is an adapter of a few megabytes. The same command goe
 """
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `finetune` to the commands of argparse."""
-    parser = commands.add_parser(
-        "finetune",
-        help="teach a model to play like your music",
-        description="Trains a model on a folder of music, and writes what it has learned.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("music", metavar="MUSIC", help="a folder of sound files, or a .csv or .jsonl table")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to put what is learned")
-    parser.add_argument("--model", default="mini", metavar="NAME|DIR", help="the model to fine-tune (mini)")
+    description = "Trains a model on a folder of music, and writes what it has learned."
+    parser = command(commands, "finetune", run, "teach a model to play like your music", description, _EXAMPLES)
+    option(parser, "music MUSIC", "a folder of sound files, or a .csv or .jsonl table")
+    option(parser, "--out DIR", "where to put what is learned", Path, required=True)
+    option(parser, "--model NAME|DIR", "the model to fine-tune (mini)", default="mini")
     texts = parser.add_mutually_exclusive_group()
-    texts.add_argument("--caption", metavar="TEXT", help="one caption for all pieces")
-    texts.add_argument(
-        "--captions",
-        choices=["files", "names"],
-        default="files",
-        help="in a .json beside each piece, or its name (files)",
-    )
-    parser.add_argument("--full", action="store_true", help="let all weights learn: a whole model, not an adapter")
-    parser.add_argument(
-        "--rank", type=terminal.count, default=16, metavar="R", help="of the adapter: how much it can hold (16)"
-    )
-    parser.add_argument("--steps", type=terminal.count, default=500, metavar="N", help="training steps (500)")
-    parser.add_argument("--batch-size", type=terminal.count, default=4, metavar="N", help="segments in a batch (4)")
-    parser.add_argument(
-        "--segment",
-        dest="segment_seconds",
-        type=terminal.positive,
-        metavar="S",
-        help="seconds of a segment (the model's window)",
-    )
-    parser.add_argument("--learning-rate", type=terminal.positive, metavar="R", help="(5e-4; with --full 1e-5)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    parser.add_argument(
-        "--workers", type=terminal.count, default=1, metavar="N", help="processes that prepare the music (1)"
-    )
-    parser.add_argument(
-        "--max-bad", type=corpus.share, default=0.05, metavar="SHARE", help="of the pieces that may be unusable (0.05)"
-    )
-    parser.add_argument("--force", action="store_true", help="start anew where there is another run in DIR")
-    terminal.add_model_options(parser)
+    option(texts, "--caption TEXT", "one caption for all pieces")
+    captions = "in a .json beside each piece, or its name (files)"
+    option(texts, "--captions", captions, choices=["files", "names"], default="files")
+    option(parser, "--full", "let all weights learn: a whole model, not an adapter")
+    option(parser, "--rank R", "of the adapter: how much it can hold (16)", count, default=16)
+    option(parser, "--steps N", "training steps (500)", count, default=500)
+    option(parser, "--batch-size N", "segments in a batch (4)", count, default=4)
+    option(parser, "--segment S", "seconds of a segment (the model's window)", positive, dest="segment_seconds")
+    option(parser, "--learning-rate R", "(5e-4; with --full 1e-5)", positive)
+    option(parser, "--seed N", "(0)", int, default=0)
+    option(parser, "--workers N", "processes that prepare the music (1)", count, default=1)
+    option(parser, "--max-bad SHARE", "of the pieces that may be unusable (0.05)", share, default=0.05)
+    option(parser, "--force", "start anew where there is another run in DIR")
+    add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tunes `args.model` on `args.music`."""
     terminal.prepare(args)
-    corpus.need((*corpus.TRAIN, "grain", "optax", "orbax"), "train")
+    terminal.need("train")
     from mgjax.train.finetune import Finetuning, finetune
 
     tuning = Finetuning(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Finetuning)})
@@ -85,5 +64,5 @@ def run(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _stage(name: str) -> Iterator[Callable[[int, int], None] | None]:
     terminal.say(name)
-    with corpus.bar(name) as progress:
+    with terminal.progress_of_pieces(name) as progress:
         yield progress

@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import conditions, terminal
+from mgjax.cli.options import add_model_options, command, count, option, positive
 from mgjax.cli.recipe import PromptLine, Recipe, read_lines, read_recipe, settled, sha256, slug
 from mgjax.config import model as model_config
 from mgjax.config import serialization
@@ -34,109 +35,74 @@ examples:
 Beside each sound file lies a .json of the same name that says how it was made; --again makes it once more.
 """
 
+Batch = list[tuple[Recipe, Path]]  # recipes, and the files of their sounds
+
 _SAMPLING = ("temperature", "top_k", "top_p", "guidance", "text_guidance")
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `generate` to the commands of argparse."""
-    parser = commands.add_parser(
-        "generate",
-        help="make music from words",
-        description="Makes a sound file for each prompt.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # so that --again knows which options are used with it
+    suppressed = argparse.SUPPRESS  # so that --again knows which options are used with it
+    description = "Makes a sound file for each prompt."
+    parser = command(
+        commands, "generate", run, "make music from words", description, _EXAMPLES, argument_default=suppressed
     )
-    parser.set_defaults(run=run, prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
+    parser.set_defaults(prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
 
     what = parser.add_argument_group("what to play")
-    what.add_argument("prompt", nargs="*", metavar="PROMPT", help='style, instruments, mood, tempo; "" for no text')
-    what.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="more prompts, one a line; or a .jsonl file of objects with prompt and, if wanted, seconds, seed, name",
-    )
-    what.add_argument("--again", type=Path, metavar="FILE.json", help="make a piece again, as the file says")
-    what.add_argument("--seconds", type=terminal.positive, metavar="S", help="length of each piece (8)")
-    what.add_argument(
-        "--seed", type=int, metavar="N", help="another number, another piece; the second prompt gets N + 1 ... (0)"
-    )
-    what.add_argument("--continue", dest="continued", metavar="FILE", help="begin with this sound and go on from it")
-    what.add_argument(
-        "--trim-prompt",
-        action="store_true",
-        help="begin with the end of that sound, where it is longer than the model hears at once",
-    )
+    option(what, "prompt PROMPT", 'style, instruments, mood, tempo; "" for no text', nargs="*")
+    prompts = "more prompts, one a line; or a .jsonl file of objects with prompt and, if wanted, seconds, seed, name"
+    option(what, "--prompts FILE", prompts, Path)
+    option(what, "--again FILE.json", "make a piece again, as the file says", Path)
+    option(what, "--seconds S", "length of each piece (8)", positive)
+    option(what, "--seed N", "another number, another piece; the second prompt gets N + 1 ... (0)", int)
+    option(what, "--continue FILE", "begin with this sound and go on from it", dest="continued")
+    trim = "begin with the end of that sound, where it is longer than the model hears at once"
+    option(what, "--trim-prompt", trim)
 
     conditions.add_options(parser)
 
     where = parser.add_argument_group("where to put it")
-    where.add_argument("--out", type=Path, metavar="FILE|DIR", help="a file, or a folder for several (this folder)")
-    where.add_argument("--format", choices=[suffix[1:] for suffix in audio_files.FORMATS], help="kind of file (wav)")
-    where.add_argument("--force", action="store_true", help="replace files that are there already")
-    where.add_argument("--loudness", type=lufs, metavar="LUFS|off", help="make all pieces equally loud (-14)")
+    option(where, "--out FILE|DIR", "a file, or a folder for several (this folder)", Path)
+    option(where, "--format", "kind of file (wav)", choices=[suffix[1:] for suffix in audio_files.FORMATS])
+    option(where, "--force", "replace files that are there already")
+    option(where, "--loudness LUFS|off", "make all pieces equally loud (-14)", lufs)
 
     how = parser.add_argument_group("how to play it")
-    how.add_argument(
-        "--model",
-        metavar="NAME|DIR",
-        help='"mini", which comes with mgjax; "debug", a toy that makes noise; a name on the Hugging Face Hub, such as '
+    option(
+        how,
+        "--model NAME|DIR",
+        '"mini", which comes with mgjax; "debug", a toy that makes noise; a name on the Hugging Face Hub, such as '
         "facebook/musicgen-small; or a folder (mini)",
     )
     add_sampling(how)
 
     machine = parser.add_argument_group("the machine")
-    machine.add_argument("--batch-size", type=terminal.count, metavar="N", help="pieces to play at a time (4)")
+    option(machine, "--batch-size N", "pieces to play at a time (4)", count)
     add_model_sources(machine)
-    terminal.add_model_options(machine)
+    add_model_options(machine)
 
 
-def add_sampling(how: Any) -> None:
+def add_sampling(how: argparse._ArgumentGroup) -> None:
     """Adds the options of sampling and guidance."""
-    how.add_argument(
-        "--temperature",
-        type=conditions.numbers,
-        metavar="T",
-        help="above 1 wilder, below 1 tamer, 0 greedy (1); with commas, one for each codebook",
-    )
-    how.add_argument(
-        "--guidance",
-        type=conditions.guidance_scales,
-        metavar="G",
-        help="guidance scale: how closely to follow the prompt and other conditions, 1 for off (3); 0:3,20:5 "
-        "rises from 3 to 5 in 20 seconds",
-    )
-    how.add_argument(
-        "--text-guidance",
-        type=float,
-        metavar="G",
-        help="guidance scale of the text beside melody or style (double guidance)",
-    )
-    how.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest codes, 0 for all (250)")
-    how.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="instead: nucleus sampling, from the likeliest codes that together have probability P (0: off)",
-    )
-    how.add_argument("--window", type=terminal.positive, metavar="S", help="what the model sees at once (30)")
-    how.add_argument(
-        "--stride",
-        type=terminal.positive,
-        metavar="S",
-        help="by which each window is later than the one before, in long pieces (18)",
-    )
+    temperature = "above 1 wilder, below 1 tamer, 0 greedy (1); with commas, one for each codebook"
+    option(how, "--temperature T", temperature, conditions.numbers)
+    guidance = "guidance scale: how closely to follow the prompt and other conditions, 1 for off (3); 0:3,20:5 "
+    option(how, "--guidance G", guidance + "rises from 3 to 5 in 20 seconds", conditions.guidance_scales)
+    option(how, "--text-guidance G", "guidance scale of the text beside melody or style (double guidance)", float)
+    option(how, "--top-k K", "sample from the K likeliest codes, 0 for all (250)", int)
+    nucleus = "instead: nucleus sampling, from the likeliest codes that together have probability P (0: off)"
+    option(how, "--top-p P", nucleus, float)
+    option(how, "--window S", "what the model sees at once (30)", positive)
+    option(how, "--stride S", "by which each window is later than the one before, in long pieces (18)", positive)
 
 
-def add_model_sources(machine: Any) -> None:
+def add_model_sources(machine: argparse._ArgumentGroup) -> None:
     """Adds the options of loading a model: its dtype, its adapter and its encoders."""
-    machine.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="precision (what suits the device)"
-    )
-    machine.add_argument("--adapter", metavar="DIR", help="an adapter (LoRA) of the model")
-    machine.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 encoder of a model that comes without one")
-    machine.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model that comes without one")
+    option(machine, "--dtype", "precision (what suits the device)", choices=["float32", "bfloat16", "float16"])
+    option(machine, "--adapter DIR", "an adapter (LoRA) of the model")
+    option(machine, "--text-encoder NAME|DIR", "the T5 encoder of a model that comes without one")
+    option(machine, "--style-encoder NAME|DIR", "the MERT of a style model that comes without one")
 
 
 class Piece(NamedTuple):
@@ -164,12 +130,12 @@ def run(args: argparse.Namespace) -> None:
     for piece, recipe in zip(plan, recipes, strict=True):
         with terminal.errors_at(piece.where):
             check(recipe, model, audio_prompt)
-            conditions.check_sounds(recipe, model)
-    with terminal.Progress("generate", sum(recipe.seconds for recipe in recipes)) as progress:
-        done = 0.0
+    with terminal.progress("generate", sum(recipe.seconds for recipe in recipes)) as reach:
+        done, rate = 0.0, model.sample_rate
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
-            for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, progress, done), batch, strict=True):
-                _keep(piece, model.sample_rate, recipe, path)
+            for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, reach, done), batch, strict=True):
+                audio_files.write(path, loudness.normalized(piece, rate, recipe.loudness), rate)
+                files.write_text(path.with_suffix(".json"), serialization.to_json(recipe))
                 done += recipe.seconds
     for path in paths:
         print(path)
@@ -232,7 +198,10 @@ def _plan_again(args: argparse.Namespace) -> list[Piece]:
     if extra:
         raise ValueError(f"--again takes everything from {args.again}; leave out {', '.join(extra)}")
     recipe = read_recipe(args.again)
-    conditions.warn_of_changes(recipe)
+    for name in ("melody", "style", "continued"):
+        path, expected = getattr(recipe, name), getattr(recipe, f"{name}_sha256")
+        if path and expected and expected != sha256(path):
+            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
     return [Piece("", args.again.stem, dataclasses.replace(recipe, format=_format(args, recipe.format)))]
 
 
@@ -273,10 +242,10 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
     import jax
 
     if recipe.model_hash not in (None, model.hash):
-        warnings.warn(
-            f"{recipe.model} has other weights now ({model.hash}, then {recipe.model_hash}); the piece will differ",
-            stacklevel=2,
+        changed = (
+            f"{recipe.model} has other weights now ({model.hash}, then {recipe.model_hash}); the piece will differ"
         )
+        warnings.warn(changed, stacklevel=2)
     device = jax.devices()[0]
     return dataclasses.replace(
         recipe,
@@ -289,22 +258,25 @@ def completed(recipe: Recipe, sampling: dict[str, Any], model: Any) -> Recipe:
     )
 
 
-def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None) -> None:
+def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None, *, reads_sounds: bool = True) -> None:
     """Raises an error if the model cannot generate the recipe, before the first piece is generated.
 
-    The sounds that it names are not read (see `conditions.check_sounds`); of the audio prompt the length is checked.
+    Of the audio prompt the length is checked. Nothing is separated, and where many sounds are named, none is read.
     """
     from mgjax.generation import arguments as generation_arguments  # which needs JAX
 
-    conditions.check(recipe, model)
-    soundless = dataclasses.replace(recipe, melody=None, style=None)
-    request = generation_arguments.request(model.config, model.codec, **arguments([soundless], model))
+    for name in ("melody", "style"):
+        if getattr(recipe, name) and getattr(model.config, name) is None:
+            raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
+    quick: dict[str, Any] = {"separate": False} if reads_sounds else {"melody": None, "style": None}
+    options = arguments([dataclasses.replace(recipe, **quick)], model)
+    request = generation_arguments.request(model.config, model.codec, **options)
     if audio_prompt:
         frames = math.ceil(round(audio_prompt.seconds * model.frame_rate, 6))
         generation_arguments.check_prompt_length(frames, request.num_frames, request.window_frames, model.frame_rate)
 
 
-def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tuple[Recipe, Path]]]:
+def _batches(pieces: Batch, size: int) -> Iterator[Batch]:
     """`pieces` in order, at most `size` together, all of one length."""
     for _, group in itertools.groupby(pieces, lambda piece: piece[0].seconds):
         alike = list(group)
@@ -313,11 +285,7 @@ def _batches(pieces: list[tuple[Recipe, Path]], size: int) -> Iterator[list[tupl
 
 
 def _play(
-    model: Any,
-    batch: list[tuple[Recipe, Path]],
-    audio_prompt: _AudioPrompt | None,
-    progress: terminal.Progress,
-    done: float,
+    model: Any, batch: Batch, audio_prompt: _AudioPrompt | None, reach: Callable[[float], None], done: float
 ) -> Any:
     """The sound of a batch, float32 `[b, n, c]`; `done` seconds are finished already."""
     recipes = [recipe for recipe, _ in batch]
@@ -326,30 +294,16 @@ def _play(
         **arguments(recipes, model),
         prompt=audio_prompt and audio_prompt.sound,
         prompt_sample_rate=audio_prompt and audio_prompt.sample_rate,
-        progress=lambda frames, total: progress.reach(done + seconds * frames / total),
+        progress=lambda frames, total: reach(done + seconds * frames / total),
     )
 
 
 def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for recipes of one length."""
-    first = recipes[0]
-    return {
-        "prompts": [conditions.prompts(recipe) for recipe in recipes],
-        "seconds": first.seconds,
-        "seed": [recipe.seed for recipe in recipes],
-        "sampling": first.sampling,
-        "window": first.window,
-        "stride": first.stride,
-        **conditions.arguments(recipes, model),
-    }
-
-
-def _keep(piece: Any, sample_rate: int, recipe: Recipe, path: Path) -> None:
-    """Writes a piece, and then its recipe."""
-    if recipe.loudness is not None:
-        piece = loudness.normalized(piece, sample_rate, recipe.loudness)
-    audio_files.write(path, piece, sample_rate)
-    files.write_text(path.with_suffix(".json"), serialization.to_json(recipe))
+    schedules = [[(0.0, recipe.prompt), *recipe.then] if recipe.then else recipe.prompt for recipe in recipes]
+    common = {name: getattr(recipes[0], name) for name in ("seconds", "sampling", "window", "stride")}
+    seeds = [recipe.seed for recipe in recipes]
+    return {"prompts": schedules, "seed": seeds, **common, **conditions.arguments(recipes, model)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,8 +316,6 @@ class _AudioPrompt:
     @classmethod
     def read(cls, path: str, recipe: Recipe) -> _AudioPrompt:
         audio_prompt = cls(*audio_files.read(terminal.rereadable(path)))
-        if recipe.continued_sha256 != sha256(path):
-            warnings.warn(f"{path} has changed since; the piece will differ", stacklevel=2)
         if audio_prompt.seconds >= recipe.seconds and not recipe.trim_prompt:
             raise ValueError(
                 f"{path} lasts {audio_prompt.seconds:.1f} s, and --seconds is the length of the whole piece: ask for "
@@ -388,6 +340,4 @@ class _AudioPrompt:
 
 def lufs(text: str) -> float | None:
     """An argparse type: loudness units below full scale, or None for "off"."""
-    if text == "off":
-        return None
-    return float(text)
+    return None if text == "off" else float(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mgjax.cli import terminal
+from mgjax.cli.options import add_model_options, command, option
 from mgjax.config import model as model_config
 
 _PARTS = {"lm/": "language model", "text/": "text encoder", "codec/": "codec"}
@@ -19,38 +20,27 @@ _BYTES = {"float32": 4, "bfloat16 or float16": 2}
 
 def add_commands(commands: Any) -> None:
     """Adds `convert` and `info` to the commands of argparse."""
-    convert = commands.add_parser(
-        "convert",
-        help="write a model in the form of another program",
-        description="Writes a model as a folder that mgjax, transformers (huggingface) or audiocraft opens.",
-        epilog="example:\n  mgjax convert facebook/musicgen-small small --format audiocraft",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    description = "Writes a model as a folder that mgjax, transformers (huggingface) or audiocraft opens."
+    example = "example:\n  mgjax convert facebook/musicgen-small small --format audiocraft"
+    convert = command(
+        commands, "convert", run_convert, "write a model in the form of another program", description, example
     )
-    convert.set_defaults(run=run_convert)
-    convert.add_argument(
-        "model", metavar="MODEL", help='"mini", a name on the Hugging Face Hub, or a folder in any of the forms'
-    )
-    convert.add_argument("output", type=Path, metavar="DIR", help="the new folder")
-    convert.add_argument("--format", choices=["mgjax", "huggingface", "audiocraft"], default="mgjax", help="(mgjax)")
-    convert.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision (as it is)")
-    convert.add_argument(
-        "--compact", choices=["bfloat16", "int8"], help="store all weights in fewer bytes, for format mgjax"
-    )
-    convert.add_argument("--license", metavar="NAME", help="what the weights of a model of your own may be used for")
-    convert.add_argument("--text-encoder", metavar="NAME|DIR", help="the T5 that audiocraft's form refers to")
-    convert.add_argument("--style-encoder", metavar="NAME|DIR", help="the MERT of a style model in audiocraft's form")
-    convert.add_argument("--adapter", metavar="DIR", help="what a fine-tuning has learned, to be added to the weights")
-    convert.add_argument("--force", action="store_true", help="replace a model that is there already")
+    option(convert, "model MODEL", '"mini", a name on the Hugging Face Hub, or a folder in any of the forms')
+    option(convert, "output DIR", "the new folder", Path)
+    option(convert, "--format", "(mgjax)", choices=["mgjax", "huggingface", "audiocraft"], default="mgjax")
+    option(convert, "--dtype", "precision (as it is)", choices=["float32", "bfloat16", "float16"])
+    option(convert, "--compact", "store all weights in fewer bytes, for format mgjax", choices=["bfloat16", "int8"])
+    option(convert, "--license NAME", "what the weights of a model of your own may be used for")
+    option(convert, "--text-encoder NAME|DIR", "the T5 that audiocraft's form refers to")
+    option(convert, "--style-encoder NAME|DIR", "the MERT of a style model in audiocraft's form")
+    option(convert, "--adapter DIR", "what a fine-tuning has learned, to be added to the weights")
+    option(convert, "--force", "replace a model that is there already")
 
-    info = commands.add_parser(
-        "info",
-        help="say what a model is",
-        description="Says how large a model is, what it needs, and what it may be used for. Reads no weights.",
-    )
-    info.set_defaults(run=run_info)
-    info.add_argument("model", metavar="MODEL", help='"mini", "debug", a name on the Hugging Face Hub, or a folder')
+    description = "Says how large a model is, what it needs, and what it may be used for. Reads no weights."
+    info = command(commands, "info", run_info, "say what a model is", description)
+    option(info, "model MODEL", '"mini", "debug", a name on the Hugging Face Hub, or a folder')
     for parser in (convert, info):
-        terminal.add_model_options(parser)
+        add_model_options(parser)
 
 
 def run_convert(args: argparse.Namespace) -> None:

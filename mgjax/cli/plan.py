@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mgjax.cli import corpus, terminal
+from mgjax.cli import terminal
+from mgjax.cli.options import command, count, option, positive
 from mgjax.config.model import ModelConfig
 from mgjax.inputs import files
+
+if TYPE_CHECKING:
+    from mgjax.devices.chips import Chip
+    from mgjax.plan.interconnect import Traffic
+    from mgjax.plan.roofline import Plan
+    from mgjax.train.lm import LMRun
+
+    Planned = tuple[str, Callable[[], Plan], Callable[[Plan | None], list[tuple[str, str]]]]
 
 _DESCRIPTION = """\
 Compiles one update of a training run, or the loop that generates, for devices that need not be there, and says what it
@@ -33,97 +44,70 @@ devices:
 """
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `plan` to the commands of argparse."""
-    parser = commands.add_parser(
-        "plan",
-        help="say what training or generation takes on devices that need not be there",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run, settings=[])
-    parser.add_argument("--topology", required=True, metavar="DEVICES", help="what to compile for (see below)")
-    parser.add_argument(
-        "--mesh",
-        type=_mesh,
-        metavar="AXIS=N,...",
-        help="sizes of data, fsdp and model: -1 for as many as there are; those that are not named are 1 (as in the "
-        "config; --decode: data=-1)",
-    )
+    help = "say what training or generation takes on devices that need not be there"
+    parser = command(commands, "plan", run, help, _DESCRIPTION, _EXAMPLES)
+    parser.set_defaults(settings=[])
+    option(parser, "--topology DEVICES", "what to compile for (see below)", required=True)
+    mesh = "sizes of data, fsdp and model: -1 for as many as there are; those that are not named are 1 (as in the "
+    option(parser, "--mesh AXIS=N,...", mesh + "config; --decode: data=-1)", _mesh)
     training = parser.add_argument_group("a training run")
-    training.add_argument("--config", metavar="NAME", help="a preset, as in mgjax train; --config.NAME=VALUE sets more")
-    training.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="the same as --config.NAME=VALUE",
-    )
+    option(training, "--config NAME", "a preset, as in mgjax train; --config.NAME=VALUE sets more")
+    option(training, "--set NAME=VALUE", "the same as --config.NAME=VALUE", nargs="+", default=[])
     decoding = parser.add_argument_group("generation")
-    decoding.add_argument("--decode", action="store_true", help="plan generation, not training")
-    decoding.add_argument(
-        "--model", metavar="NAME|DIR|FILE:NAME", help="a published model, a folder with one, or that of a run"
-    )
-    decoding.add_argument("--batch", type=terminal.count, default=1, metavar="N", help="pieces at a time (1)")
-    decoding.add_argument("--seconds", type=terminal.positive, default=30.0, metavar="S", help="their length (30)")
-    decoding.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="(bfloat16)")
-    decoding.add_argument("--unguided", action="store_true", help="without guidance, which doubles the rows")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    option(decoding, "--decode", "plan generation, not training")
+    option(decoding, "--model NAME|DIR|FILE:NAME", "a published model, a folder with one, or that of a run")
+    option(decoding, "--batch N", "pieces at a time (1)", count, default=1)
+    option(decoding, "--seconds S", "their length (30)", positive, default=30.0)
+    option(decoding, "--dtype", "(bfloat16)", choices=["float32", "bfloat16"], default="bfloat16")
+    option(decoding, "--unguided", "without guidance, which doubles the rows")
+    option(parser, "--json FILE", "write the numbers there too", Path)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the plan of a training run or of generation; the exit status is 1 if it does not fit."""
     if args.decode == (args.model is None) or args.decode == (args.config is not None):
         raise ValueError("give --config FILE:NAME for a training run, or --decode --model NAME for generation")
-    corpus.need((*corpus.TRAIN, "absl", "grain", "ml_collections", "optax", "orbax"), "train")
+    terminal.need("train")
     from mgjax.plan import topology
+    from mgjax.plan.roofline import DoesNotFitError
 
     devices, chip = topology.find(args.topology)
-    if args.decode:
-        plan, title, advice = _decoding(args, devices, chip)
-    else:
-        plan, title, advice = _training(args, devices, chip)
-    print(title)
-    for name, value in [] if plan is None else describe(plan):
-        print(f"  {name:<16}{value}")
-    for change in advice:
-        print(f"  {'to change':<16}{change}")
+    title, compiled, rows_of = (_decoding if args.decode else _training)(args, devices, chip)
+    plan = None
+    try:
+        plan = compiled()
+    except DoesNotFitError as error:
+        terminal.say(f"it does not fit: {error}")
+    terminal.print_table(f"{title}, on {args.topology}: {len(devices)} x {chip.kind}", rows_of(plan))
     if args.json and plan is not None:
-        files.write_json(args.json, values(plan))
+        properties = ("seconds", "step", "limit", "utilization", "free")
+        values = dataclasses.asdict(plan) | {name: getattr(plan, name) for name in properties}
+        files.write_json(args.json, values)
     if plan is None or plan.free < 0:
         raise SystemExit(1)
 
 
-def _training(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
-    """The plan of a training run (None if it does not fit), its title, and settings to change."""
+def _training(args: argparse.Namespace, devices: Sequence[Any], chip: Chip) -> Planned:
+    """A training run: its title, what plans it, and the rows that describe its plan, None where it does not fit."""
     from mgjax.plan import training
-    from mgjax.plan.roofline import DoesNotFitError
 
     sizes = [f"--config.mesh.{axis}={size}" for axis, size in (args.mesh or {}).items()]
     run = _run(args.config, _settings(args) + sizes)
     spread = training.spread(run, devices)
-    data = spread.data
-    title = (
-        f"one update of {args.config}, {data.batch_size} x {data.segment_seconds:g} s, on {args.topology}: "
-        f"{len(devices)} x {chip.kind}"
-    )
-    try:
-        plan = training.of_run(spread, devices, chip)
-    except DoesNotFitError as error:
-        terminal.say(f"it does not fit: {error}")
-        plan = None
-    advice = training.advice(spread, plan)
-    if data != run.data:
+    size, changes = spread.data.batch_size, []
+    if spread.data != run.data:
         reason = f"a batch of {run.data.batch_size} cannot be spread over this mesh"
-        advice.insert(0, f"set data.batch_size={data.batch_size}, of which this is the plan: {reason}")
-    return plan, title, advice
+        changes = [f"set data.batch_size={size}, of which this is the plan: {reason}"]
+    title = f"one update of {args.config}, {size} x {spread.data.segment_seconds:g} s"
+    compiled = functools.partial(training.of_run, spread, devices, chip)
+    return title, compiled, lambda plan: describe(plan, [*changes, *training.advice(spread, plan)])
 
 
-def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, str, list[str]]:
+def _decoding(args: argparse.Namespace, devices: Sequence[Any], chip: Chip) -> Planned:
     """`_training` for generation."""
     from mgjax.plan import decoding
-    from mgjax.plan.roofline import DoesNotFitError
     from mgjax.train.lm import resolver
 
     if ":" in args.model:
@@ -131,23 +115,21 @@ def _decoding(args: argparse.Namespace, devices: Any, chip: Any) -> tuple[Any, s
     else:
         model = resolver.read_config(ModelConfig, args.model, fetch=False)
     workload = decoding.Workload(args.batch, args.seconds, args.dtype, not args.unguided)
-    title = (
-        f"a step of {args.model}, {args.batch} x {args.seconds:g} s in {args.dtype}, on {args.topology}: "
-        f"{len(devices)} x {chip.kind}"
-    )
-    try:
-        plan = decoding.of_model(model, workload, devices, chip, **(args.mesh or {}))
-    except DoesNotFitError as error:
-        terminal.say(f"it does not fit: {error}")
-        return None, title, decoding.advice(None)
-    return plan, f"{title}\n  {'speed':<16}{decoding.speed(model, workload, plan)}", decoding.advice(plan)
+    title = f"a step of {args.model}, {args.batch} x {args.seconds:g} s in {args.dtype}"
+    compiled = functools.partial(decoding.of_model, model, workload, devices, chip, **(args.mesh or {}))
+
+    def rows(plan: Plan | None) -> list[tuple[str, str]]:
+        speed = [] if plan is None else [("speed", decoding.speed(model, workload, plan))]
+        return speed + describe(plan, decoding.advice(plan))
+
+    return title, compiled, rows
 
 
 def _settings(args: argparse.Namespace) -> list[str]:
     return [*args.settings, *(f"--config.{setting}" for setting in args.set)]
 
 
-def _run(name: str, settings: list[str]) -> Any:
+def _run(name: str, settings: list[str]) -> LMRun:
     """The run of a preset or a config file, with settings of the command line."""
     from mgjax.train.lm import LMRun
     from mgjax.train.overrides import read
@@ -166,39 +148,29 @@ def _mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def describe(plan: Any) -> list[tuple[str, str]]:
-    """The rows of the table that describes a plan."""
+def describe(plan: Plan | None, changes: Sequence[str]) -> list[tuple[str, str]]:
+    """The rows of the table that describes a plan, None where it does not fit, and what to change."""
     from mgjax.train.memory import gib
 
-    memory, chip = plan.memory, plan.chip
+    advice = [("to change", change) for change in changes]
+    if plan is None:
+        return advice
+    memory, chip, left = plan.memory, plan.chip, f"{plan.free:.0%}"
     seconds = ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in plan.seconds.items())
     return [
         ("mesh", " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())),
-        (
-            "memory",
-            f"{gib(memory.total)} of the {gib(chip.memory)} of a device, {plan.free:.0%} left: {memory.parts()}",
-        ),
+        ("memory", f"{gib(memory.total)} of the {gib(chip.memory)} of a device, {left} left: {memory.parts()}"),
         ("operations", f"{plan.needed / 1e12:.4g} T that the model needs, {plan.computed / 1e12:.4g} T that are done"),
         ("moved", f"{plan.moved / 1e9:.4g} GB between memory and chip"),
         *(("sent", _sent(traffic)) for traffic in plan.traffic if traffic.bytes >= 1e6),
         ("least time", f"{1e3 * plan.step:.4g} ms, limited by {plan.limit} ({seconds})"),
         ("utilization", f"{plan.utilization:.0%} of {chip.flops / 1e12:.4g} TFLOP/s at most"),
         *(("XLA says", line) for line in plan.remarks),
+        *advice,
     ]
 
 
-def _sent(traffic: Any) -> str:
+def _sent(traffic: Traffic) -> str:
     axes = " and ".join(traffic.axes) or "all"
     size, seconds = f"{traffic.bytes / 1e9:.4g} GB", f"{1e3 * traffic.seconds:.3g} ms"
     return f"{size} by {traffic.times:.0f} {traffic.kind} along {axes}, {seconds}"
-
-
-def values(plan: Any) -> dict[str, Any]:
-    """A plan as JSON values."""
-    return dataclasses.asdict(plan) | {
-        "seconds": plan.seconds,
-        "step": plan.step,
-        "limit": plan.limit,
-        "utilization": plan.utilization,
-        "free": plan.free,
-    }

@@ -108,12 +108,7 @@ class PromptLine:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe that `mgjax generate` wrote beside a sound.
-
-    Raises:
-      OSError: There is no such file.
-      ValueError: It is not a recipe.
-    """
+    """The recipe that `mgjax generate` wrote beside a sound; raises OSError or ValueError where there is none."""
     try:
         values = files.read_json(path)
         if not isinstance(values, dict) or not {"prompt", "seconds", "seed", "model"} <= values.keys():
@@ -124,12 +119,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_lines(path: Path) -> list[tuple[str, PromptLine]]:
-    """The prompts of a file, one a line, each with its origin for messages; in a .jsonl file, one JSON object a line.
-
-    Raises:
-      OSError: There is no such file.
-      ValueError: A line is invalid, or there is no prompt.
-    """
+    """The prompts of a file, each with its origin for messages: one a line, or in a .jsonl file an object a line."""
     # Not splitlines, which also parts texts at U+2028 and others of that kind.
     lines = re.split(r"\r\n?|\n", files.read_text(path, files.LARGEST_TEXT))
     read = _prompt_line if path.suffix.lower() == ".jsonl" else lambda line, where: PromptLine(line.strip())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import io
 import logging
-import math
 import os
 import shutil
 import sys
@@ -27,6 +27,11 @@ except ImportError:  # Windows, where names are not claimed
 
 _LARGEST_CACHE = 2**29  # bytes of compiled programs; the least recently used ones are dropped first
 _LOCK_SECONDS = 1.0  # of waiting for processes that read or write compiled programs
+
+_EXTRAS = {  # the modules of each
+    "train": "apache_beam array_record tensorflow_datasets importlib_resources absl grain ml_collections optax orbax",
+    "synthetic": "pretty_midi",
+}
 
 _held = contextlib.ExitStack()  # locks and files that are released when the command ends
 _copies: dict[str, Any] = {}  # of pipes, by their names
@@ -139,28 +144,6 @@ def errors_at(where: str) -> Iterator[None]:
         raise ValueError(f"{where}{where and ': '}{explain(error) or error}") from error
 
 
-def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Adds the options of every command that loads a model."""
-    parser.add_argument(
-        "--offline", action="store_true", help="use only what is on this machine already, never the network"
-    )
-    parser.add_argument(
-        "--cache",
-        metavar="DIR|off",
-        help="where to keep compiled programs, which makes the second start quicker (a folder of your user cache)",
-    )
-
-
-def add_host_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Adds the options by which plain hosts find each other; schedulers and TPUs need none."""
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="on several hosts: that of process 0")
-    for names, metavar, what in (
-        (("--num-processes", "--num_processes"), "N", "how many processes there are"),
-        (("--process-id", "--process_id"), "I", "which of them this is, from 0"),
-    ):
-        parser.add_argument(*names, type=int, metavar=metavar, help=f"on several hosts: {what}")
-
-
 def prepare(args: argparse.Namespace) -> None:
     """Applies --offline and --cache; to be called before a model is loaded."""
     if args.offline:
@@ -208,11 +191,7 @@ def _drop_broken_programs(just_read: bool = False) -> None:
 
 
 def rereadable(path: str | os.PathLike[str]) -> str:
-    """A path that can be read more than once: `path`, or if it is a pipe, a copy that is kept until the command ends.
-
-    Raises:
-      OSError, ValueError: As `files.opened`, for a pipe.
-    """
+    """A path that can be read more than once: `path`, or of a pipe a copy that is kept until the command ends."""
     path = os.path.abspath(path)
     if os.path.isfile(path):
         return path
@@ -298,55 +277,43 @@ def print_table(title: Any, rows: Iterable[tuple[str, str]]) -> None:
         print(f"  {name:<16}{value}")
 
 
-def positive(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
+@contextlib.contextmanager
+def progress(what: str, total_seconds: float) -> Iterator[Callable[[float], None]]:
+    """A progress bar in seconds of audio at a terminal, elsewhere one line at the end; its block gets what sets it."""
+    from tqdm import tqdm
+
+    start, done, is_terminal = time.monotonic(), 0.0, sys.stderr.isatty()
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"
+    with tqdm(desc=what, total=total_seconds, disable=not is_terminal, bar_format=form) as bar:
+
+        def reach(seconds: float) -> None:
+            nonlocal done
+            bar.set_postfix_str(f"{seconds / (time.monotonic() - start):.2f} s of sound a second", refresh=False)
+            bar.update(seconds - done)
+            done = seconds
+
+        yield reach
+    if not is_terminal:
+        spent = time.monotonic() - start
+        say(f"{what}: {done:.1f} s of sound in {spent:.1f} s ({done / spent:.2f} a second)")
 
 
-def count(text: str) -> int:
-    """An argparse type: a whole number of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
+@contextlib.contextmanager
+def progress_of_pieces(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of pieces, at a terminal only; its block gets what sets it to so many of so many."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as bar:
+
+        def reach(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield reach
 
 
-class Progress:
-    """A progress bar in seconds of audio at a terminal; elsewhere, one line at the end.
-
-    Args:
-      what: The name of the work, such as "generate".
-      total_seconds: The seconds of audio of the whole work; None if unknown.
-    """
-
-    def __init__(self, what: str, total_seconds: float | None):
-        from tqdm import tqdm
-
-        self._what, self._done, self._start = what, 0.0, time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-        total = "" if total_seconds is None else "/{total:.0f} s"
-        self._bar = tqdm(
-            desc=what,
-            total=total_seconds,
-            disable=not self._is_terminal,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}" + total + " [{elapsed}<{remaining}{postfix}]",
-        )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, error_type: type | None, *_: Any) -> None:
-        self._bar.close()
-        if error_type is None and not self._is_terminal:
-            spent = time.monotonic() - self._start
-            say(f"{self._what}: {self._done:.1f} s of sound in {spent:.1f} s ({self._done / spent:.2f} a second)")
-
-    def reach(self, seconds: float) -> None:
-        """Sets the progress to `seconds` of finished audio."""
-        spent = time.monotonic() - self._start
-        self._bar.set_postfix_str(f"{seconds / spent:.2f} s of sound a second", refresh=False)
-        self._bar.update(seconds - self._done)
-        self._done = seconds
+def need(extra: str) -> None:
+    """Raises ValueError, with how to install them, if packages of an extra are missing."""
+    missing = [name for name in _EXTRAS[extra].split() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"this needs {', '.join(missing)}, not installed here; run: pip install 'mgjax[{extra}]'")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mgjax.cli import corpus, terminal
+from mgjax.cli import terminal
+from mgjax.cli.options import add_host_options, command, option
 
 # The exit status of a run that was stopped (SIGTERM, Ctrl-C) and goes on when it is started again: that of a temporary
 # failure, so that no scheduler takes it for done.
@@ -26,36 +27,27 @@ A config is a preset of mgjax.train.presets ("lm:small"), or a file of yours who
 """
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Adds `train` to the commands of argparse."""
-    parser = commands.add_parser(
-        "train",
-        help="train a codec or a language model",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run, settings=[])
-    parser.add_argument("task", choices=["codec", "lm"], help="a codec, or a language model")
-    parser.add_argument("--config", required=True, metavar="NAME", help="lm:small, or FILE.py:NAME (see below)")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="a folder for all that the run writes")
-    terminal.add_host_options(parser)
+    parser = command(commands, "train", run, "train a codec or a language model", _DESCRIPTION, _EXAMPLES)
+    parser.set_defaults(settings=[])
+    option(parser, "task", "a codec, or a language model", choices=["codec", "lm"])
+    option(parser, "--config NAME", "lm:small, or FILE.py:NAME (see below)", required=True)
+    option(parser, "--workdir DIR", "a folder for all that the run writes", required=True)
+    add_host_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains what `args` says; leaves with the exit status `UNFINISHED` where the run was stopped."""
-    corpus.need((*corpus.TRAIN, "absl", "grain", "ml_collections", "optax", "orbax"), "train")
+    terminal.need("train")
     from absl import logging
 
     from mgjax.devices import distributed
     from mgjax.train import codec, lm, overrides
 
     logging.set_verbosity(logging.WARNING)  # orbax logs every step of its work
-    config: codec.CodecRun | lm.LMRun
-    if args.task == "codec":
-        config = overrides.read(codec.CodecRun, args.config, args.settings)
-    else:
-        config = overrides.read(lm.LMRun, args.config, args.settings)
+    kind: type[codec.CodecRun | lm.LMRun] = codec.CodecRun if args.task == "codec" else lm.LMRun
+    config = overrides.read(kind, args.config, args.settings)
     distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=True)
     state = codec.run(config, args.workdir) if isinstance(config, codec.CodecRun) else lm.run(config, args.workdir)
     if int(state.step) < config.loop.steps:

@@ -32,14 +32,9 @@ def combine(
     """The gradient that goes back into the generator, and the next state.
 
     It is the sum over losses i of `g_i * total_norm * (w_i / sum of w) / n_i`, where n_i is the moving average, free
-    of the bias of its start, of the norm of a row of g_i. Rows are those of the whole batch, on all devices.
-
-    Args:
-      gradients: Of each loss, with respect to the generated audio.
-      weights: Of each loss.
-      state: From `init`, or from the call before.
-      decay: Of the moving average.
-      total_norm: The norm that a row of the result would have on average if the gradients were parallel.
+    of the bias of its start, of the norm of a row of g_i, the gradient of a loss with respect to the generated audio.
+    Rows are those of the whole batch, on all devices. If the gradients were parallel, a row of the result would have
+    the norm `total_norm` on average. `decay` is that of the moving average.
     """
     total_weight = sum(weights[name] for name in gradients)
     combined, new_state = jnp.float32(0), {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -44,10 +45,6 @@ class ChunkLayout:
         length = int(config.chunk_seconds * config.sample_rate)
         return cls(length, max(1, int((1.0 - config.chunk_overlap) * length)), config.hop_length)
 
-    def frames(self, num_samples: int) -> int:
-        """The frames of a chunk with `num_samples` samples."""
-        return math.ceil(num_samples / self.hop_length)
-
 
 def volume(audio: Float[AnyArray, "b n c"]) -> Float[AnyArray, " b"]:
     """The scale that a codec that renormalises divides by: the RMS of each row's mean over channels, plus 1e-8."""
@@ -85,29 +82,25 @@ def unpadded(pieces: Iterable[Chunks], layout: ChunkLayout) -> Iterator[tuple[np
 
     A chunk overlaps the next one, so its length is known once the next one has come.
     """
-    waiting = []
-    for piece in pieces:
-        count = piece.codes.shape[1]
-        for i in range(count):
-            ahead = layout.stride if i < count - 1 else piece.num_samples - layout.stride * (count - 1)
-            if not 0 < ahead <= layout.stride:
-                raise ValueError(
-                    f"{count} chunks of {layout.length} samples every {layout.stride} cannot hold "
-                    f"{piece.num_samples} samples"
-                )
-            waiting.append((piece.codes[:, i], piece.scales[:, i], ahead))
-        while sum(ahead for *_, ahead in waiting) >= layout.length + layout.stride:
-            yield _first(waiting, layout)
-    while waiting:
-        yield _first(waiting, layout)
-
-
-def _first(
-    waiting: list[tuple[np.ndarray, np.ndarray, int]], layout: ChunkLayout
-) -> tuple[np.ndarray, np.ndarray, int]:
-    samples = min(layout.length, sum(ahead for *_, ahead in waiting))
-    codes, scale, ahead = waiting.pop(0)
-    return codes[:, : layout.frames(samples)], scale, ahead
+    waiting: list[tuple[np.ndarray, np.ndarray, int]] = []
+    for piece in itertools.chain(pieces, [None]):
+        if piece:
+            count = piece.codes.shape[1]
+            for i in range(count):
+                ahead = layout.stride if i < count - 1 else piece.num_samples - layout.stride * (count - 1)
+                if not 0 < ahead <= layout.stride:
+                    raise ValueError(
+                        f"{count} chunks of {layout.length} samples every {layout.stride} cannot hold "
+                        f"{piece.num_samples} samples"
+                    )
+                waiting.append((piece.codes[:, i], piece.scales[:, i], ahead))
+        while waiting:
+            samples = sum(ahead for *_, ahead in waiting)
+            if piece and samples < layout.length + layout.stride:
+                break
+            codes, scale, ahead = waiting.pop(0)
+            frames = math.ceil(min(layout.length, samples) / layout.hop_length)
+            yield codes[:, :frames], scale, ahead
 
 
 def overlap_add(pieces: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:

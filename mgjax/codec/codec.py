@@ -16,7 +16,6 @@ from mgjax.audio import waveform
 from mgjax.codec import chunks, layers, stream, weight_norm
 from mgjax.codec.chunks import Chunks
 from mgjax.codec.encodec import EncodecModel
-from mgjax.codec.lstm import State, zero_state
 from mgjax.config.model import CodecConfig
 from mgjax.config.serialization import to_json
 from mgjax.devices import sharding
@@ -31,14 +30,13 @@ _WHOLE = 512  # frames that are coded at once; a longer signal goes through wind
 _WINDOW = 256  # frames in a window
 
 
-@functools.partial(jax.jit, static_argnames=("config", "method", "num_codebooks"))
+@functools.partial(jax.jit, static_argnames=("config", "method", "options"))
 def _apply(
-    config: CodecConfig, method: str, variables: dict[str, Any], *inputs: Any, num_codebooks: int | None = None
+    config: CodecConfig, method: str, variables: dict[str, Any], *inputs: Any, options: tuple[tuple[str, Any], ...] = ()
 ) -> Any:
-    options = {} if num_codebooks is None else {"num_codebooks": num_codebooks}
     # Full float32 products: a code is a hard decision, and accelerators round to fewer bits by default.
     with jax.default_matmul_precision("highest"):
-        return apply(EncodecModel(config), variables, *inputs, **options, method=method)
+        return apply(EncodecModel(config), variables, *inputs, **dict(options), method=method)
 
 
 class Codec:
@@ -55,11 +53,7 @@ class Codec:
     """
 
     def __init__(self, config: CodecConfig, variables: Mapping[str, Any], channels: int | None = None):
-        """Takes the variables `{"params", "codebooks"}` of `EncodecModel(config)`.
-
-        Raises:
-          ValueError: `channels` is no multiple of the codec's, or chunks are asked for where they have no meaning.
-        """
+        """Takes variables of `EncodecModel(config)`; raises ValueError where `channels` or chunks do not fit it."""
         self.config = config
         self.channels = channels or config.channels
         self._groups = self.channels // config.channels
@@ -120,13 +114,16 @@ class Codec:
           ValueError: The audio is empty, not finite, or of another shape.
           NotFiniteError: The weights give NaN or infinity.
         """
-        audio = self._resampled(self._batched(audio, set()), sample_rate)
-        frames, num_codebooks = -(-audio.shape[1] // self.hop_length), self.config.codebooks_for(bandwidth)
+        audio = self._batched(audio, set())
+        if sample_rate is not None and (sample_rate := arguments.rate(sample_rate)) != self.sample_rate:
+            audio = np.stack([waveform.resample(row, sample_rate, self.sample_rate) for row in audio])
+        rows, num_codebooks = self._rows(audio), self.config.codebooks_for(bandwidth)
+        frames = -(-audio.shape[1] // self.hop_length)
         if self._layout:
-            return chunks.merge(self._encode_chunks(self._layout, self._checked_rows([audio]), num_codebooks))
-        if not 0 < frames <= _WHOLE:
-            return np.concatenate(list(self._encode_windows(self._checked_rows([audio]), num_codebooks)), axis=1)
-        return self._interleaved(self._encode_whole(self._rows(audio), frames, num_codebooks))
+            return chunks.merge(self._encode_chunks(self._layout, [rows], num_codebooks))
+        if frames > _WHOLE:
+            return np.concatenate(list(self._encode_windows([rows], num_codebooks)), axis=1)
+        return self._interleaved(self._encode_whole(rows, frames, num_codebooks))
 
     def decode(self, codes: Codes | Chunks, num_samples: int | None = None) -> Float32[np.ndarray, "b n c"]:
         """The audio of `codes`: frames * hop_length samples, or the first `num_samples` of them.
@@ -169,39 +166,33 @@ class Codec:
         if self._layout:
             yield from chunks.overlap_add(self._decode_chunks(self._layout, blocks))
             return
-        self._check_streaming()
-        chain = self._chain("decoder", layers.decoder(self.config))
         rows = _filled((self._code_rows(block) for block in blocks), "there are no codes to decode: they have 0 frames")
-        for audio in _pushed(chain, rows):
+        for audio in self._streamed("decoder", layers.decoder(self.config), rows):
             yield self._joined(audio)
 
-    def _chain(
-        self, name: str, half: layers.Half, one_size: bool = False, num_codebooks: int | None = None
-    ) -> stream.Chain:
-        """The three stages of the encoder or the decoder."""
+    def _streamed(
+        self, name: str, half: layers.Half, rows: Iterable[np.ndarray], one_size: bool = False, **options: Any
+    ) -> Iterator[np.ndarray]:
+        """The three stages of the encoder or the decoder over blocks of rows; `options` are those of the last one."""
+        if self.config.norm == "time_group_norm":
+            raise ValueError("this codec normalises over the whole signal: it cannot code blocks of it, or a long one")
 
-        def windows(part: Sequence[layers.Layer], stage: str, num_codebooks: int | None = None) -> stream.Windows:
-            run = functools.partial(self._run, f"{name}_{stage}", num_codebooks=num_codebooks)
-            return stream.Windows(run, stream.receptive_field(self.config, part), _WINDOW, one_size)
+        def windows(stage: str, part: Sequence[layers.Layer], rows: Iterable[np.ndarray], **options: Any) -> Any:
+            run = functools.partial(self._run, stage, half=name, **options)
+            return stream.windowed(run, stream.receptive_field(self.config, part), _WINDOW, rows, one_size)
 
-        recurrence = stream.Recurrence(functools.partial(self._recur, f"{name}_recur"), _WINDOW, one_size)
-        return stream.Chain(windows(half.before, "before"), recurrence, windows(half.after, "after", num_codebooks))
+        before = windows("before", half.before, rows)
+        run, num_layers = functools.partial(self._run, "recur", half=name), self.config.num_lstm_layers
+        recurred = stream.recurrent(run, num_layers, _WINDOW, before, one_size)
+        yield from windows("after", half.after, recurred, **options)
 
-    def _run(self, method: str, x: np.ndarray, length: int, num_codebooks: int | None = None) -> jax.Array:
-        inputs = self._spread(x), np.int32(length)
-        return _apply(self.folded_config, method, self.variables, *inputs, num_codebooks=num_codebooks)
-
-    def _spread(self, rows: np.ndarray) -> np.ndarray | jax.Array:
-        """Spreads the rows over the devices that the weights are on; else each would do all of the work."""
+    def _run(self, method: str, x: np.ndarray, length: int, *inputs: Any, **options: Any) -> Any:
+        """A method of the module, with its rows spread over the devices that the weights are on."""
         where = self.variables["codebooks"]["embed"].sharding
-        if not isinstance(where, NamedSharding):
-            return rows
-        return jax.device_put(rows, sharding.rows(len(rows), where.mesh))
-
-    def _recur(self, method: str, x: np.ndarray, length: int, state: State | None) -> tuple[jax.Array, State]:
-        if state is None:
-            state = zero_state(self.config.num_lstm_layers, x.shape[0], x.shape[2])
-        return _apply(self.folded_config, method, self.variables, self._spread(x), np.int32(length), state)
+        if isinstance(where, NamedSharding):  # else each device would do all of the work
+            x = jax.device_put(x, sharding.rows(len(x), where.mesh))
+        inputs = (x, np.int32(length), *inputs)
+        return _apply(self.folded_config, method, self.variables, *inputs, options=tuple(options.items()))
 
     def _encode_whole(self, rows: np.ndarray, frames: int, num_codebooks: int) -> np.ndarray:
         buffer = stream.padded(rows, stream.bucket(frames) * self.hop_length)
@@ -214,8 +205,8 @@ class Codec:
     def _encode_windows(
         self, rows: Iterable[np.ndarray], num_codebooks: int, one_size: bool = False
     ) -> Iterator[Int32[np.ndarray, "b t k"]]:
-        self._check_streaming()
-        for codes in _pushed(self._chain("encoder", layers.encoder(self.config), one_size, num_codebooks), rows):
+        half = layers.encoder(self.config)
+        for codes in self._streamed("encoder", half, rows, one_size, num_codebooks=num_codebooks):
             yield self._interleaved(codes)
 
     def _encode_chunks(
@@ -223,7 +214,7 @@ class Codec:
     ) -> Iterator[Chunks]:
         for chunk, ahead in chunks.split(rows, layout):
             scale = chunks.volume(chunk) if self.config.normalize else np.ones(chunk.shape[0], np.float32)
-            frames = layout.frames(chunk.shape[1])
+            frames = -(-chunk.shape[1] // self.hop_length)
             codes = self._encode_whole(chunk / scale[:, None, None], frames, num_codebooks)
             yield Chunks(codes[:, None], scale[:, None], ahead)
 
@@ -251,15 +242,6 @@ class Codec:
                 f"what the codec's {part} gives is not finite in row {', '.join(map(str, rows))}: "
                 f"{why_not_finite({'codec': self.variables})}"
             )
-
-    def _check_streaming(self) -> None:
-        if self.config.norm == "time_group_norm":
-            raise ValueError("this codec normalises over the whole signal: it cannot code blocks of it, or a long one")
-
-    def _resampled(self, audio: np.ndarray, sample_rate: float | None) -> np.ndarray:
-        if sample_rate is None or (sample_rate := arguments.rate(sample_rate)) == self.sample_rate:
-            return audio
-        return np.stack([waveform.resample(row, sample_rate, self.sample_rate) for row in audio])
 
     def _checked_rows(self, blocks: Iterable[Audio]) -> Iterator[Float32[np.ndarray, "b n c"]]:
         """The blocks of audio that are not empty, as `_rows`."""
@@ -310,12 +292,6 @@ class Codec:
         each = k // self._groups
         rows = np.moveaxis(codes.reshape(b, t, each, self._groups), 3, 1)
         return rows.reshape(b * self._groups, t, each).astype(np.int32)
-
-
-def _pushed(chain: stream.Chain, rows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for block in rows:
-        yield from chain.push(block, False)
-    yield from chain.push(None, True)
 
 
 def _filled(blocks: Iterable[np.ndarray], nothing: str) -> Iterator[np.ndarray]:

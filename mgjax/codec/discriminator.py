@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -89,7 +89,8 @@ class Discriminator(nn.Module):
             outputs["scale"], scaled = [], audio
             for i in range(config.num_scales):
                 outputs["scale"].append(ScaleDiscriminator(config, name=f"scale{i}")(scaled))
-                scaled = _halved(scaled)
+                # Half the rate: means of four samples, every second one, with two zeros at each end.
+                scaled = nn.avg_pool(scaled, (4,), (2,), [(2, 2)])
         if "period" in config.families:
             outputs["period"] = [
                 PeriodDiscriminator(config, period, name=f"period{period}")(audio) for period in config.periods
@@ -111,18 +112,10 @@ class SpectralDiscriminator(nn.Module):
         # All channels' real parts, then their imaginary parts.
         x = jnp.stack([real, imaginary]).reshape(2, b, c, *real.shape[1:])
         x = jnp.transpose(x, (1, 3, 4, 0, 2)).reshape(b, *real.shape[1:], 2 * c)
-        maps: list[Array] = []
-
-        def layer(x: Array, kernel: tuple[int, int], **options: Any) -> Array:
-            x = Conv(self.config.stft_filters, kernel, name=f"conv{len(maps)}", **options)(x)
-            maps.append(nn.leaky_relu(x, self.config.slope))
-            return maps[-1]
-
-        x = layer(x, (3, 9), weight_norm=False)
-        for dilation in (1, 2, 4):
-            x = layer(x, (3, 9), stride=2, dilation=dilation)
-        x = layer(x, (3, 3))
-        return Conv(1, (3, 3), name="score")(x), maps
+        conv = functools.partial(Conv, self.config.stft_filters)
+        convs = [conv((3, 9), weight_norm=False, name="conv0")]
+        convs += [conv((3, 9), stride=2, dilation=2**i, name=f"conv{1 + i}") for i in range(3)]
+        return _scored(x, [*convs, conv((3, 3), name="conv4")], Conv(1, (3, 3), name="score"), self.config.slope)
 
 
 class ScaleDiscriminator(nn.Module):
@@ -134,20 +127,16 @@ class ScaleDiscriminator(nn.Module):
     def __call__(self, audio: Float[Array, "b n c"]) -> Output:
         """Scores `b t 1` and feature maps `b t filters`."""
         config = self.config
-        maps: list[Array] = []
-
-        def layer(x: Array, filters: int, width: int, **options: Any) -> Array:
-            x = Conv(min(filters, config.max_filters), (width,), name=f"conv{len(maps)}", **options)(x)
-            maps.append(nn.leaky_relu(x, config.slope))
-            return maps[-1]
-
+        before = min(config.scale_filters, config.max_filters)
+        convs = [Conv(before, (15,), pad=False, name="conv0")]
+        for i in range(1, 5):
+            filters = min(4 * before, config.max_filters)
+            groups = math.gcd(max(1, before // 4), filters)
+            convs.append(Conv(filters, (41,), stride=4, groups=groups, name=f"conv{i}"))
+            before = filters
+        convs.append(Conv(min(2 * before, config.max_filters), (5,), name="conv5"))
         x = jnp.pad(audio, ((0, 0), (7, 7), (0, 0)), mode="reflect")
-        x = layer(x, config.scale_filters, 15, pad=False)
-        for _ in range(4):
-            groups = math.gcd(max(1, x.shape[-1] // 4), min(4 * x.shape[-1], config.max_filters))
-            x = layer(x, 4 * x.shape[-1], 41, stride=4, groups=groups)
-        x = layer(x, 2 * x.shape[-1], 5)
-        return Conv(1, (3,), name="score")(x), maps
+        return _scored(x, convs, Conv(1, (3,), name="score"), config.slope)
 
 
 class PeriodDiscriminator(nn.Module):
@@ -159,16 +148,22 @@ class PeriodDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, audio: Float[Array, "b n c"]) -> Output:
         """Scores `b*period t 1` and feature maps `b*period t filters`."""
-        config, maps = self.config, []
+        config = self.config
         b, n, c = audio.shape
         x = jnp.pad(audio, ((0, 0), (0, -n % self.period), (0, 0)), mode="reflect")
         x = jnp.moveaxis(x.reshape(b, -1, self.period, c), 2, 1).reshape(b * self.period, -1, c)
-        for i in range(5):
-            filters = min(config.period_filters * 4**i, config.max_filters)
-            x = Conv(filters, (5,), stride=3 if i < 4 else 1, name=f"conv{i}")(x)
-            x = nn.leaky_relu(x, config.slope)
-            maps.append(x)
-        return Conv(1, (3,), name="score")(x), maps
+        widths = [min(config.period_filters * 4**i, config.max_filters) for i in range(5)]
+        convs = [Conv(width, (5,), stride=3 if i < 4 else 1, name=f"conv{i}") for i, width in enumerate(widths)]
+        return _scored(x, convs, Conv(1, (3,), name="score"), config.slope)
+
+
+def _scored(x: Array, convs: Sequence[Conv], score: Conv, slope: float) -> Output:
+    """The scores, and the feature maps: what each convolution gives after a leaky ReLU."""
+    maps = []
+    for conv in convs:
+        x = nn.leaky_relu(conv(x), slope)
+        maps.append(x)
+    return score(x), maps
 
 
 class Conv(nn.Module):
@@ -272,8 +267,3 @@ def _merged(x: Array, kernel: Array, stride: int, dilation: tuple[int, ...], aro
     )
     kernel = kernel.reshape(*kernel.shape[:-3], taps, stride * channels, features)
     return convolve.fun(x, kernel, 1, dilation, (0,) * len(around))
-
-
-def _halved(audio: Float[Array, "b n c"]) -> Float[Array, "b m c"]:
-    """The audio at half its rate: means of four samples, every second one, with two zeros at each end."""
-    return nn.avg_pool(audio, (4,), (2,), [(2, 2)])

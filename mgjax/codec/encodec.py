@@ -7,32 +7,24 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mgjax.codec import chunks, layers, rvq, rvq_training
+from mgjax.codec import chunks, layers, rvq_training
 from mgjax.codec.conv import Length
 from mgjax.codec.lstm import State
 from mgjax.codec.rvq_training import Codebooks, QuantizerConfig
 from mgjax.codec.seanet import Half
 from mgjax.config.model import CodecConfig
-from mgjax.nn import codebook_shapes
+from mgjax.nn import codebook_shapes, dequantize, quantize
 
 
 @struct.dataclass
 class Reconstruction:
-    """A batch of audio through the codec.
+    """A batch of audio through the codec."""
 
-    Attributes:
-      audio: The decoder's output.
-      latents: The encoder's output, before quantization.
-      codes: Of all codebooks.
-      commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword.
-      codebooks: The collection "codebooks" after this batch.
-    """
-
-    audio: Float[Array, "b n c"]
-    latents: Float[Array, "b t d"]
-    codes: Int[Array, "b t k"]
-    commitment: Float[Array, ""]
-    codebooks: Codebooks
+    audio: Float[Array, "b n c"]  # the decoder's output
+    latents: Float[Array, "b t d"]  # the encoder's output, before quantization
+    codes: Int[Array, "b t k"]  # of all codebooks
+    commitment: Float[Array, ""]  # the commitment loss; see `rvq_training.Quantized`
+    codebooks: Codebooks  # the collection "codebooks" after this batch
 
 
 class EncodecModel(nn.Module):
@@ -60,12 +52,9 @@ class EncodecModel(nn.Module):
     ) -> Reconstruction:
         """Codes and decodes audio of any length.
 
-        Args:
-          audio: Samples from -1 to 1.
-          key: Random key of the codebooks' updates; with `quantizer` alone.
-          quantizer: How the codebooks learn, in training. The gradient then goes straight through the quantizer, from
-            the decoder to the encoder (van den Oord et al. 2017). None: they stay, the gradient ends at the decoder,
-            and the commitment loss is 0.
+        In training, `quantizer` says how the codebooks learn, and `key` is that of their updates. The gradient then
+        goes straight through the quantizer, from the decoder to the encoder (van den Oord et al. 2017). None: they
+        stay, the gradient ends at the decoder, and the commitment loss is 0.
         """
         config, n = self.config, audio.shape[1]
         scale = jnp.ones((audio.shape[0], 1, 1))
@@ -98,40 +87,32 @@ class EncodecModel(nn.Module):
 
     def quantize(self, latents: Float[Array, "b t d"], num_codebooks: int | None = None) -> Int[Array, "b t k"]:
         """The codes of latents, of the first `num_codebooks` codebooks (None: all)."""
-        return rvq.quantize(latents, self.codebooks["embed"].value[:num_codebooks])
+        return quantize(latents, self.codebooks["embed"].value[:num_codebooks])[0]
 
     def dequantize(self, codes: Int[Array, "b t k"]) -> Float[Array, "b t d"]:
         """The latents of codes."""
-        return rvq.dequantize(codes, self.codebooks["embed"].value)
+        return dequantize(codes, self.codebooks["embed"].value)
 
-    # The stages between which a long signal is cut; see codec/codec.py.
+    # The stages between which a long signal is cut, of either `half`, "encoder" or "decoder"; see codec/codec.py. The
+    # `length` counts samples before the encoder, frames elsewhere.
 
-    def encoder_before(self, audio: Float[Array, "b n c"], length: Length) -> Float[Array, "b t h"]:
-        """The encoder up to its LSTM; `length` counts samples, in the stages that follow frames."""
-        return self.encoder.before(audio, length)[0]
+    def before(
+        self, x: Float[Array, "b n c"] | Int[Array, "b t k"], length: Length, half: str
+    ) -> Float[Array, "b t h"]:
+        """The half up to its LSTM, from audio or, with the quantizer's codewords, from codes."""
+        part = self.encoder if half == "encoder" else self.decoder
+        return part.before(x if half == "encoder" else self.dequantize(x), length)[0]
 
-    def encoder_recur(
-        self, x: Float[Array, "b t h"], length: Length, state: State
+    def recur(
+        self, x: Float[Array, "b t h"], length: Length, state: State, half: str
     ) -> tuple[Float[Array, "b t h"], State]:
-        """The encoder's LSTM from `state` on, and the state after `length` frames."""
-        return self.encoder.lstm(x, length, state)
+        """The half's LSTM from `state` on, and the state after `length` frames."""
+        return (self.encoder if half == "encoder" else self.decoder).lstm(x, length, state)
 
-    def encoder_after(
-        self, x: Float[Array, "b t h"], length: Length, num_codebooks: int | None = None
-    ) -> Int[Array, "b t k"]:
-        """The encoder after its LSTM, and the quantizer."""
-        return self.quantize(self.encoder.after(x, length)[0], num_codebooks)
-
-    def decoder_before(self, codes: Int[Array, "b t k"], length: Length) -> Float[Array, "b t h"]:
-        """The quantizer's codewords through the decoder up to its LSTM."""
-        return self.decoder.before(self.dequantize(codes), length)[0]
-
-    def decoder_recur(
-        self, x: Float[Array, "b t h"], length: Length, state: State
-    ) -> tuple[Float[Array, "b t h"], State]:
-        """The decoder's LSTM from `state` on, and the state after `length` frames."""
-        return self.decoder.lstm(x, length, state)
-
-    def decoder_after(self, x: Float[Array, "b t h"], length: Length) -> Float[Array, "b n c"]:
-        """The decoder after its LSTM."""
+    def after(
+        self, x: Float[Array, "b t h"], length: Length, half: str, num_codebooks: int | None = None
+    ) -> Int[Array, "b t k"] | Float[Array, "b n c"]:
+        """The half after its LSTM: codes, through the quantizer, or audio."""
+        if half == "encoder":
+            return self.quantize(self.encoder.after(x, length)[0], num_codebooks)
         return self.decoder.after(x, length)[0]

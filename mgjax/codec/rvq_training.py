@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mgjax.codec import rvq
 from mgjax.config.serialization import ranged
 from mgjax.devices import sharding
+from mgjax.nn import nearest
 
 Codebooks = dict[str, Float[Array, "..."]]  # embed k v d, embed_avg k v d, cluster_size k v, inited k
 
@@ -50,20 +50,14 @@ class QuantizerConfig:
 class Quantized:
     """What `quantize` returns.
 
-    Attributes:
-      latents: The sum of the codewords; its gradient goes straight through, to the latents.
-      codes: Of all codebooks, those too that this batch left out.
-      commitment: The commitment loss: the mean squared distance of each codebook's input from its codeword, over the
-        codebooks in use.
-      codebooks: For the next batch.
-      num_used: How many codebooks this batch went through.
+    The commitment loss is the mean squared distance of each codebook's input from its codeword, over those in use.
     """
 
-    latents: Float[Array, "b t d"]
-    codes: Int[Array, "b t k"]
+    latents: Float[Array, "b t d"]  # the sum of the codewords; its gradient goes straight through, to the latents
+    codes: Int[Array, "b t k"]  # of all codebooks, those too that this batch left out
     commitment: Float[Array, ""]
-    codebooks: Codebooks
-    num_used: Int[Array, ""]
+    codebooks: Codebooks  # for the next batch
+    num_used: Int[Array, ""]  # codebooks that this batch went through
 
 
 def quantize(
@@ -92,7 +86,7 @@ def quantize(
         codebook, index, key = inputs
         fixed = jax.lax.stop_gradient(residual)
         embed = sharding.gathered("codebooks/embed", codebook["embed"])  # so that frames stay where they are
-        codes = rvq.nearest(sharding.by_rows(fixed), embed)
+        codes = nearest(sharding.by_rows(fixed), embed)
         words = jnp.take(embed, codes, axis=0)
         learned = update(codebook, fixed.reshape(-1, fixed.shape[-1]), codes.reshape(-1), key, config)
         used = index < num_used
@@ -145,7 +139,7 @@ def initialize(
     def level(residual: Array, key: PRNGKeyArray) -> tuple[Array, Codebooks]:
         frames = residual.reshape(-1, residual.shape[-1])
         embed, counts = kmeans(frames, size, key, config.kmeans_iterations)
-        words = jnp.take(embed, rvq.nearest(residual, embed), axis=0)
+        words = jnp.take(embed, nearest(residual, embed), axis=0)
         average = embed * counts[:, None]
         codebook = {"embed": embed, "embed_avg": average, "cluster_size": counts, "inited": jnp.float32(1)}
         return residual - words, codebook
@@ -159,7 +153,7 @@ def kmeans(
     """`size` centres of the points `x`, from points drawn among them, and how many points are nearest to each."""
 
     def assign(centres: Array) -> tuple[Array, Array]:
-        return _gathered(x, rvq.nearest(x[None], centres)[0], size)
+        return _gathered(x, nearest(x[None], centres)[0], size)
 
     def step(_: object, centres: Array) -> Array:
         counts, sums = assign(centres)

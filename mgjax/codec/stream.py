@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,27 +12,18 @@ import numpy as np
 
 from mgjax.codec import layers
 from mgjax.codec.conv import paddings, trims
-from mgjax.codec.lstm import State
+from mgjax.codec.lstm import State, zero_state
 from mgjax.config.model import CodecConfig
 
 
 class ReceptiveField(NamedTuple):
-    """How much of its input a part of the codec sees, in frames.
+    """How much of its input a part of the codec sees, in frames."""
 
-    Attributes:
-      left: Frames that a frame depends on before it.
-      right: And after it.
-      start: Frames that the first frame depends on: padded by reflection, it depends on later ones even in a causal
-        codec.
-      unit_in: Input samples per frame.
-      unit_out: Output samples per frame.
-    """
-
-    left: int
-    right: int
-    start: int
-    unit_in: int
-    unit_out: int
+    left: int  # frames that a frame depends on before it
+    right: int  # and after it
+    start: int  # that the first frame depends on: padded by reflection, on later ones even in a causal codec
+    unit_in: int  # input samples per frame
+    unit_out: int  # output samples per frame
 
 
 def receptive_field(config: CodecConfig, part: Sequence[layers.Layer]) -> ReceptiveField:
@@ -73,95 +65,56 @@ def padded(x: np.ndarray, size: int) -> np.ndarray:
     return np.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
-class Windows:
-    """A part with a limited receptive field, run over windows that hold some frames and their receptive field.
+def windowed(
+    run: Callable[[np.ndarray, int], np.ndarray | jax.Array],
+    field: ReceptiveField,
+    most: int,
+    blocks: Iterable[np.ndarray],
+    one_size: bool = False,
+) -> Iterator[np.ndarray]:
+    """The output of a part with a limited receptive field, each piece as soon as the blocks that it depends on came.
 
-    Args:
-      run: (buffer [b, size * unit_in, ...], length) -> [b, size * unit_out, ...]; `length` of the buffer is valid.
-      field: The receptive field of `run`.
-      most: The most frames in one window.
-      one_size: Whether all buffers are as large as the largest, so that one program serves them all.
+    `run`, (buffer [b, size * unit_in, ...], length) -> [b, size * unit_out, ...], of which `length` is valid,
+    is called for windows of at most `most` frames and their receptive field. With `one_size` all buffers are as large
+    as the largest, so that one program serves them all.
     """
-
-    def __init__(
-        self,
-        run: Callable[[np.ndarray, int], np.ndarray | jax.Array],
-        field: ReceptiveField,
-        most: int,
-        one_size: bool = False,
-    ):
-        self._run, self._field = run, field
-        self._most = max(most, 2 * (field.left + field.right + field.start))
-        self._least = self._most if one_size else 0
-        self._held: np.ndarray | None = None  # input that later output depends on
-        self._origin = 0  # its first frame
-        self._done = 0  # frames that were returned
-
-    def push(self, x: np.ndarray | None, final: bool) -> list[np.ndarray]:
-        """The output that is complete once `x` (None: nothing) has followed; all of the rest if `final`."""
-        if x is not None:
-            self._held = x if self._held is None else np.concatenate([self._held, x], axis=1)
-        if self._held is None:
-            return []
-        outputs: list[np.ndarray] = []
-        unit_in, unit_out = self._field.unit_in, self._field.unit_out
-        while True:
-            held = self._held.shape[1]
-            last = final and held <= self._most * unit_in
-            frames = math.ceil(held / unit_in) if last else min(held // unit_in, self._most)
-            end = self._origin + frames
-            ready = end if last else end - self._field.right
-            if ready <= self._done or (not last and end < self._field.start):
-                return outputs
-            window = self._held[:, : frames * unit_in]
-            y = np.asarray(self._run(padded(window, bucket(max(frames, self._least)) * unit_in), window.shape[1]))
-            outputs.append(y[:, (self._done - self._origin) * unit_out : (ready - self._origin) * unit_out])
-            self._done = ready
-            origin = max(0, ready - self._field.left)
-            self._held = self._held[:, (origin - self._origin) * unit_in :]
-            self._origin = origin
+    most = max(most, 2 * (field.left + field.right + field.start))
+    held: np.ndarray | None = None  # input that later output depends on
+    origin = done = 0  # its first frame, and the frames that were returned
+    for block in itertools.chain(blocks, [None]):
+        if block is not None:
+            held = block if held is None else np.concatenate([held, block], axis=1)
+        while held is not None:
+            last = block is None and held.shape[1] <= most * field.unit_in
+            frames = math.ceil(held.shape[1] / field.unit_in) if last else min(held.shape[1] // field.unit_in, most)
+            end = origin + frames
+            ready = end if last else end - field.right
+            if ready <= done or (not last and end < field.start):
+                break
+            window = held[:, : frames * field.unit_in]
+            size = bucket(most if one_size else frames) * field.unit_in
+            y = np.asarray(run(padded(window, size), window.shape[1]))
+            yield y[:, (done - origin) * field.unit_out : (ready - origin) * field.unit_out]
+            done, start = ready, max(0, ready - field.left)
+            held, origin = held[:, (start - origin) * field.unit_in :], start
 
 
-class Recurrence:
-    """A part that depends on earlier frames alone, through a state that is carried along.
+def recurrent(
+    run: Callable[[np.ndarray, int, State], tuple[np.ndarray | jax.Array, State]],
+    num_layers: int,
+    most: int,
+    blocks: Iterable[np.ndarray],
+    one_size: bool = False,
+) -> Iterator[np.ndarray]:
+    """The output of `num_layers` recurrent layers, with the state carried along.
 
-    Args:
-      run: (buffer [b, size, ...], length, state or None) -> ([b, size, ...], state); `length` of the buffer is valid.
-      most: The most frames in one buffer.
-      one_size: As for `Windows`.
+    `run` is (buffer [b, size, d], length, state) -> ([b, size, d], state); see `windowed` for the rest.
     """
-
-    def __init__(
-        self,
-        run: Callable[[np.ndarray, int, State | None], tuple[np.ndarray | jax.Array, State]],
-        most: int,
-        one_size: bool = False,
-    ):
-        self._run, self._most = run, most
-        self._state: State | None = None
-        self._least = most if one_size else 0
-
-    def push(self, x: np.ndarray) -> np.ndarray:
-        """The output for the frames `x` that follow."""
-        outputs = []
-        for start in range(0, x.shape[1], self._most):
-            piece = x[:, start : start + self._most]
-            y, self._state = self._run(
-                padded(piece, bucket(max(piece.shape[1], self._least))), piece.shape[1], self._state
-            )
-            outputs.append(np.asarray(y)[:, : piece.shape[1]])
-        return np.concatenate(outputs, axis=1)
-
-
-class Chain:
-    """Windows, recurrence, windows: either half of the codec over a signal in blocks."""
-
-    def __init__(self, before: Windows, middle: Recurrence, after: Windows):
-        self._before, self._middle, self._after = before, middle, after
-
-    def push(self, x: np.ndarray | None, final: bool) -> list[np.ndarray]:
-        """The output that is complete once `x` (None: nothing) has followed; all of the rest if `final`."""
-        outputs = []
-        for piece in self._before.push(x, final):
-            outputs += self._after.push(self._middle.push(piece), False)
-        return outputs + self._after.push(None, True) if final else outputs
+    state = None
+    for block in blocks:
+        state = zero_state(num_layers, block.shape[0], block.shape[2]) if state is None else state
+        for start in range(0, block.shape[1], most):
+            piece = block[:, start : start + most]
+            size = bucket(most if one_size else piece.shape[1])
+            y, state = run(padded(piece, size), piece.shape[1], state)
+            yield np.asarray(y)[:, : piece.shape[1]]

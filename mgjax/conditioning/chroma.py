@@ -48,7 +48,8 @@ def chromagram(audio: Float[AnyArray, "b n"], config: MelodyConfig) -> Float32[A
 def _frames(audio: Float32[Array, "b m"], config: MelodyConfig) -> Float32[Array, "b f {config.num_bins}"]:
     """The chromagram, in whole blocks of frames, of audio with which the first frame's window begins."""
     size, hop = config.fft_size, config.hop_length
-    window, weights = jnp.asarray(_window(size)), jnp.asarray(filters(config))
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    window, weights = (hann / np.linalg.norm(hann)).astype(np.float32), jnp.asarray(filters(config))
 
     def block(starts: Array) -> Array:
         def frame(start: Array) -> Array:
@@ -106,9 +107,3 @@ def filters(config: MelodyConfig) -> Float32[np.ndarray, "z {config.num_bins}"]:
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
     weights *= np.exp(-0.5 * ((octaves[:, None] - 5) / 2) ** 2)
     return np.roll(weights, -3 * (count // 12), axis=1)[: size // 2 + 1].astype(np.float32)
-
-
-def _window(size: int) -> Float32[np.ndarray, "{size}"]:
-    """A periodic Hann window, divided by its norm."""
-    values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
-    return (values / np.linalg.norm(values)).astype(np.float32)

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from mgjax.conditioning import quantizer
 from mgjax.conditioning.clap_features import clips, log_mel
 from mgjax.conditioning.htsat import HTSAT
 from mgjax.conditioning.roberta import Roberta
 from mgjax.config.conditioning import ClapConditionConfig, ClapConfig
-from mgjax.nn import Dense, apply, codebook_shapes
+from mgjax.nn import Dense, apply, codebook_shapes, quantize
 
 
 class ClapText(nn.Module):
@@ -68,12 +67,7 @@ def embed_audio(config: ClapConfig, variables: Mapping[str, Any], audio: Float[A
 
     Audio longer than a clip of CLAP (10 seconds) is cut into clips, which overlap by a second, the last ending with the
     audio; their mean embedding, normalised again, stands for all of it. (The original takes one clip at random.)
-    Shorter audio is repeated and padded: see `clips`.
-
-    Args:
-      config: The towers.
-      variables: Of `ClapAudio(config)`.
-      audio: Rows of one length.
+    Shorter audio is repeated and padded: see `clips`. The variables are those of `ClapAudio(config)`.
     """
 
     def embed(clip: Array) -> Array:
@@ -90,5 +84,5 @@ def init_codebooks(config: ClapConditionConfig) -> dict[str, Float[Array, "..."]
 
 def quantized(x: Float[Array, "b d"], embed: Float[Array, "k v d"]) -> Float32[Array, "b d"]:
     """Quantizes joint embeddings: the sum of their nearest codewords, computed as x without the last residual."""
-    _, residual = quantizer.quantize(x[:, None], embed)
+    _, _, residual = quantize(x[:, None], embed)
     return x.astype(jnp.float32) - residual[:, 0]

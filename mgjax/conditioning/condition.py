@@ -51,18 +51,13 @@ def condition(
     null_length: Int[np.ndarray, " b"] | None = None,
     pad_to_longest: bool = False,
 ) -> Condition:
-    """Builds a condition from vectors and a mask, eagerly from numpy arrays or within a compiled step.
+    """Builds a condition from its encoder's vectors and their mask, eagerly from numpy or within a compiled step.
 
-    Args:
-      model: The model's config.
-      name: One of `model.lm.conditions`.
-      vectors: The output of the condition's encoder.
-      mask: The valid vectors. Those of texts come first in each row.
-      null_length: How many zero vectors replace the condition in a row without one, 1 or more, where
-        `attends_to_null`. None for those that the published models were trained with: one in the place of a text, and
-        as many as fit in the place of a style or a melody, whose padding was attended to as well.
-      pad_to_longest: Whether padding of texts and styles is attended to up to the longest row, as audiocraft does
-        wherever the condition enters.
+    The valid vectors of texts come first in each row. `null_length` zero vectors, 1 or more, replace the condition in a
+    row without one, where `attends_to_null`; None for those that the published models were trained with: one in the
+    place of a text, and as many as fit in the place of a style or a melody, whose padding was attended to as well. With
+    `pad_to_longest`, padding of texts and styles is attended to up to the longest row, as audiocraft does wherever the
+    condition enters.
     """
     attention_mask = None
     if attends_to_null(model, name) or (pad_to_longest and name == "text"):

@@ -22,34 +22,26 @@ Encode = Callable[[Float32[np.ndarray, "b n"]], Int32[np.ndarray, "b t k"]]  # m
 
 
 def prepare(style: Any, sample_rate: Any, seeds: Sequence[int], config: ModelConfig) -> list[Excerpt | None]:
-    """Cuts the excerpt that each row is conditioned on, as mono audio at the rate of the style's encoder.
+    """Cuts the excerpt that conditions each row, as mono audio at the rate of the style's encoder; None for none.
 
-    Args:
-      style: Music, mono or stereo: `[n]` or `[n, c]` for all rows, `[b, n, c]`, or a list with an array or None for
-        each row. What is shorter than an excerpt is repeated.
-      sample_rate: Of the style, in hertz; None where there is no style.
-      seeds: One for each row, which chooses where its excerpt of `config.style.seconds` seconds begins.
-      config: Of a model with a style conditioner.
-
-    Returns:
-      An excerpt for each row, None where it has no style.
+    The style is in the forms of `reference_audio.rows`. What is shorter than an excerpt is repeated; of what is longer,
+    the row's seed chooses where the excerpt of `config.style.seconds` seconds begins.
 
     Raises:
       TypeError, ValueError: `style` is no audio, or not one piece for each row.
     """
     style_config = config.style
     assert style_config is not None
-    rows = reference_audio.rows(style, len(seeds), "style")
-    if any(row is not None for row in rows):
-        sample_rate = reference_audio.sample_rate(sample_rate, "style")
     target = (style_config.features or config.codec).sample_rate
-    excerpts: list[Excerpt | None] = []
-    checked: dict[int, Float32[np.ndarray, "m 1"]] = {}  # one style for all rows is checked once
-    for row, label, seed in zip(rows, reference_audio.row_labels(rows, "style"), seeds, strict=True):
-        if row is not None and id(row) not in checked:
-            checked[id(row)] = reference_audio.mono(reference_audio.sound(row, label, "style"), label, "style")
-        excerpts.append(None if row is None else _excerpt(checked[id(row)], sample_rate, seed, target, style_config))
-    return excerpts
+
+    def mono(row: Any, rate: int, label: str) -> tuple[Float32[np.ndarray, "m 1"], int]:
+        return reference_audio.mono(reference_audio.sound(row, label, "style"), label, "style"), rate
+
+    styles = reference_audio.converted(style, sample_rate, len(seeds), "style", mono)
+    return [
+        None if style is None else _excerpt(*style, seed, target, style_config)
+        for style, seed in zip(styles, seeds, strict=True)
+    ]
 
 
 def _excerpt(
@@ -63,13 +55,10 @@ def _excerpt(
 def encode(
     excerpts: Sequence[Excerpt | None], config: StyleConfig, variables: Mapping[str, Any], codec: Encode
 ) -> list[Float32[np.ndarray, "l d"] | None]:
-    """Encodes the excerpts of a batch to the vectors of their styles, None where there is none.
+    """Encodes the excerpts of `prepare` to the vectors of their styles, None where there is none.
 
-    Args:
-      excerpts: As `prepare` gives them.
-      config: Of the style conditioner.
-      variables: Of the style conditioner, and under "features" the parameters of the excerpts' encoder if it has one.
-      codec: Encodes the excerpts where there is no such encoder.
+    `variables` are those of the style conditioner, and under "features" the parameters of the excerpts' encoder if it
+    has one; `codec` encodes the excerpts where it has none.
     """
     present = [excerpt for excerpt in excerpts if excerpt is not None]
     if not present:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,10 @@ from jaxtyping import Array, Float
 
 from mgjax.conditioning.roberta import FeedForward
 from mgjax.config.conditioning import HubertConfig
-from mgjax.nn import Dense, LayerNorm, Shapes, attention, dense_shapes, norm_shapes, under
+from mgjax.nn import Dense, LayerNorm, attention
 
-_FEATURE_EPS = 1e-5  # of the norms between the convolutions
 _NORMALIZE_EPS = 1e-7
+_Conv = functools.partial(nn.Conv, dtype=jnp.float32, precision="highest")
 
 
 class Hubert(nn.Module):
@@ -73,55 +75,13 @@ def _features(config: HubertConfig, x: Float[Array, "b n 1"]) -> Float[Array, "b
     for i, (dim, width, stride) in enumerate(
         zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
     ):
-        x = _Conv(dim, width, stride, use_bias=config.conv_bias, name=f"conv{i}")(x)
+        x = _Conv(dim, (width,), stride, "VALID", use_bias=config.conv_bias, name=f"conv{i}")(x)
         if config.conv_norm == "layer":
-            x = LayerNorm(_FEATURE_EPS, name=f"conv{i}_norm")(x)
+            x = LayerNorm(name=f"conv{i}_norm")(x)
         elif i == 0:
-            x = _TimeNorm(name="conv0_norm")(x)
+            x = LayerNorm(axis=1, name="conv0_norm")(x)  # a group norm of one group for each channel
         x = jax.nn.gelu(x, approximate=False)
     return x
-
-
-class _Conv(nn.Module):
-    """A convolution over time, without padding or with `padding` zeros before and after. Returns float32."""
-
-    dim: int
-    width: int
-    stride: int = 1
-    groups: int = 1
-    padding: tuple[int, int] = (0, 0)
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b t d"]:
-        shape = (self.width, x.shape[-1] // self.groups, self.dim)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        y = jax.lax.conv_general_dilated(
-            x.astype(jnp.float32),
-            kernel.astype(jnp.float32),
-            (self.stride,),
-            (self.padding,),
-            dimension_numbers=("NHC", "HIO", "NHC"),
-            feature_group_count=self.groups,
-            precision="highest",
-        ).astype(jnp.float32)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.dim,))
-            y = y + bias.astype(jnp.float32)[None, None]
-        return y
-
-
-class _TimeNorm(nn.Module):
-    """Each channel of each clip brought to mean 0 and variance 1 over time."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
-        centred = x - jnp.mean(x, axis=1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + _FEATURE_EPS)
-        return y * scale.astype(jnp.float32)[None, None] + bias.astype(jnp.float32)[None, None]
 
 
 class _Positions(nn.Module):
@@ -132,8 +92,8 @@ class _Positions(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         width, groups = self.config.position_kernel, self.config.position_groups
-        padding = (width // 2, width - 1 - width // 2)
-        conv = _Conv(self.config.dim, width, groups=groups, padding=padding, name="conv")
+        padding = [(width // 2, width - 1 - width // 2)]
+        conv = _Conv(self.config.dim, (width,), padding=padding, feature_group_count=groups, name="conv")
         return jax.nn.gelu(conv(x), approximate=False)
 
 
@@ -162,23 +122,3 @@ class _SelfAttention(nn.Module):
         qkv = Dense((dim,), (3, *shape), use_bias=True, name="qkv")(x)
         y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], scale=shape[1] ** -0.5)
         return Dense(shape, (dim,), use_bias=True, name="out")(y)
-
-
-def hubert_shapes(config: HubertConfig) -> Shapes:
-    """The shape of every parameter of `Hubert`, by its path."""
-    shapes: Shapes = {}
-    inputs = 1
-    for i, (outputs, width) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
-        shapes |= dense_shapes(f"conv{i}", (width, inputs), (outputs,), bias=config.conv_bias)
-        if i == 0 or config.conv_norm == "layer":
-            shapes |= norm_shapes(f"conv{i}_norm", outputs)
-        inputs = outputs
-    d, heads, f = config.dim, (config.num_heads, config.dim // config.num_heads), config.ffn_dim
-    shapes |= norm_shapes("features_norm", inputs) | dense_shapes("features_proj", (inputs,), (d,))
-    shapes |= dense_shapes("positions/conv", (config.position_kernel, d // config.position_groups), (d,))
-    shapes |= norm_shapes("norm", d)
-    for i in range(config.num_layers):
-        layer = dense_shapes("attn/qkv", (d,), (3, *heads)) | dense_shapes("attn/out", heads, (d,))
-        layer |= dense_shapes("ffn/up", (d,), (f,)) | dense_shapes("ffn/down", (f,), (d,))
-        shapes |= under(f"layer{i}", layer | norm_shapes("attn_norm", d) | norm_shapes("ffn_norm", d))
-    return shapes

@@ -26,12 +26,8 @@ def vectors(
 
     Labels are a multi-hot vector. A number is cos(pi k u), k from 0 on, for u from 0 at `low` to 1 at `high` on a
     logarithmic scale: of tempi, 60 to 120 is as far as 120 to 240. All is numpy, as the processes that read
-    corpora are to leave JAX alone.
-
-    Args:
-      values_per_row: A value of the vocabulary, upper or lower case, or several of them; or a number. None or () for
-        none.
-      config: The vocabulary or the range.
+    corpora are to leave JAX alone. A row has a value of the vocabulary, in upper or lower case, or several of them; or
+    a number; None or () for none.
 
     Raises:
       TypeError, ValueError: A value is of another kind, or not in the vocabulary or the range.
@@ -56,10 +52,8 @@ def vectors(
 def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """The labels and numbers of each row by their names, without those that are None or empty.
 
-    Args:
-      labels: A dict for all rows, such as {"genre": "waltz", "bpm": 120}; a list with one or None for each; or None.
-      batch: Rows.
-      names: The model's labels and numbers.
+    `labels` is a dict for all rows, such as {"genre": "waltz", "bpm": 120}; a list with one or None for each; or None.
+    `names` are the model's labels and numbers.
 
     Raises:
       TypeError, ValueError: It is none of these, there is not one for each row, or a name is not known.
@@ -82,12 +76,8 @@ def row_values(labels: Any, batch: int, names: Sequence[str]) -> list[dict[str, 
 def from_metadata(fields: Mapping[str, Any], config: LabelConfig | NumberConfig) -> tuple[str, ...] | float | None:
     """Reads a label or a number of a piece for training: its values of the vocabulary, or its number; () or None.
 
-    The condition is called as the field of the metadata, or mood, keyword, instruments or tempo. Values out of
+    The condition is called as the field of `Metadata`, or mood, keyword, instruments or tempo. Values out of
     the vocabulary or the range are left out: metadata hold many mistakes.
-
-    Args:
-      fields: Of a `Metadata`.
-      config: The label or number.
 
     Raises:
       ConfigError: Metadata have no such field.

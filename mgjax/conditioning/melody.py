@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,26 +23,15 @@ def prepare(
 ) -> list[Melody | None]:
     """Converts the melody of each row to mono audio at `config.sample_rate`; None where a row has none.
 
-    Args:
-      melody: `[n]` or `[n, c]` for all rows, `[b, n, c]`, or a list with one of these or None for each row; mono or
-        stereo. In the place of an array there may be stems, a dict of them by their names.
-      sample_rate: Of the melody, in hertz; None where there is no melody.
-      batch: Rows.
-      config: Of the chromagram.
-      separate: How to separate the melody from a mix (`mgjax.conditioning.separation.Separate`); None for the mix.
+    The melody is in the forms of `reference_audio.rows`, its sample rate in hertz. `separate` says how to separate it
+    from a mix (`mgjax.conditioning.separation.Separate`); None for the mix.
 
     Raises:
       ImportError: Demucs is asked for and not installed.
       TypeError, ValueError: `melody` is no audio with a melody, or not one for each row.
     """
-    rows = reference_audio.rows(melody, batch, "melody")
-    if any(row is not None for row in rows):
-        sample_rate = reference_audio.sample_rate(sample_rate, "melody")
-    prepared: dict[int, Melody] = {}  # one melody for all rows is prepared once
-    for row, label in zip(rows, reference_audio.row_labels(rows, "melody"), strict=True):
-        if row is not None and id(row) not in prepared:
-            prepared[id(row)] = _prepared(row, sample_rate, config, separate, label)
-    return [None if row is None else prepared[id(row)] for row in rows]
+    prepared = functools.partial(_prepared, config=config, separate=separate)
+    return reference_audio.converted(melody, sample_rate, batch, "melody", prepared)
 
 
 def windowed(
@@ -56,13 +46,6 @@ def windowed(
     f is `config.num_frames`, p is `config.num_bins`. The chromagram of music that fits in one window is that of the
     whole melody, cut or repeated. That of longer music is, for each of its windows, of the part of the melody, repeated
     over and over, at that time (as in the published long generation). Rows without a melody are as `config.null` says.
-
-    Args:
-      melodies: As `prepare` gives them.
-      offset_seconds: Where the window begins in the music.
-      window_seconds: Its length.
-      beyond_window: Whether the music is longer than a window.
-      config: Of the chromagram.
     """
     silence = config.null == "silence"
     nothing = chroma.null(config) * silence
@@ -85,7 +68,7 @@ def windowed(
     return chromagrams, mask
 
 
-def _prepared(melody: Any, sample_rate: int, config: MelodyConfig, separate: Any, label: str) -> Melody:
+def _prepared(melody: Any, sample_rate: int, label: str, config: MelodyConfig, separate: Any) -> Melody:
     """One melody, checked; messages call it `label`."""
     is_stems = isinstance(melody, Mapping)
     audio = reference_audio.sound(mixed(melody) if is_stems else melody, label, "melody")

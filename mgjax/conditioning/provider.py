@@ -14,13 +14,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mgjax.conditioning import clap, tokenizers
-from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.condition import Condition, attends_to_null, condition
 from mgjax.conditioning.excerpts import Encode, Excerpt, encode
 from mgjax.conditioning.labels import vectors
 from mgjax.conditioning.melody import Melody, windowed
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.text import BUCKETS, Tokenizer
+from mgjax.conditioning.tokenizers import BUCKETS, Tokenizer
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig, StyleConfig
 from mgjax.config.model import ModelConfig
 from mgjax.nn import applied
@@ -30,21 +29,14 @@ Encoded = tuple[Float[Array, "b l d"] | Float[np.ndarray, "b l d"], Bool[np.ndar
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConditioningInputs:
-    """The conditioning inputs of one row of a batch; None or empty where a condition is null.
+    """The conditioning inputs of one row of a batch; None or empty where a condition is null."""
 
-    Attributes:
-      text: The prompt.
-      melody: A melody to follow, as `mgjax.conditioning.melody.prepare` gives it.
-      chroma: The chromagram of a melody, in the place of the melody.
-      style: The vectors of a style, as `ConditionProvider.styles` gives them.
-      labels: Values of the model's labels and numbers by name.
-    """
-
-    text: str | None = None
-    melody: Melody | None = None
-    chroma: Float[np.ndarray, "f p"] | None = None
-    style: Float[np.ndarray, "l d"] | None = None
-    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    text: str | None = None  # the prompt
+    melody: Melody | None = None  # as `mgjax.conditioning.melody.prepare` gives it
+    chroma: Float[np.ndarray, "f p"] | None = None  # the chromagram of a melody, in the place of the melody
+    # The vectors of a style, as `ConditionProvider.styles` gives them, or of a request an excerpt.
+    style: Float[np.ndarray, "l d"] | Excerpt | None = None
+    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of labels and numbers by name
 
     def __bool__(self) -> bool:
         """Whether there is any condition; without one this is an unconditional row."""
@@ -53,36 +45,24 @@ class ConditioningInputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Span:
-    """The window of the music that conditions are for.
+    """The window of the music that conditions are for."""
 
-    Attributes:
-      offset_seconds: Where the window begins in the music.
-      seconds: Its length.
-      beyond_window: Whether the music is longer than a window.
-    """
-
-    offset_seconds: float
-    seconds: float
-    beyond_window: bool
+    offset_seconds: float  # where the window begins in the music
+    seconds: float  # its length
+    beyond_window: bool  # whether the music is longer than a window
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedTexts:
-    """The different texts of a request through the text encoders.
+    """The different texts of a request through the text encoders (one row of zeros without an encoder or any text)."""
 
-    Attributes:
-      index: Where each text stands in the arrays.
-      tokens: T5's hidden states (one row of zeros without a T5 or any text).
-      mask: Which of them are valid.
-      clap: Joint embeddings of CLAP, quantized where the model does that (one row of zeros without).
-    """
-
-    index: dict[str, int]
-    tokens: Float[Array, "u l d"]
-    mask: Bool[np.ndarray, "u l"]
-    clap: Float[Array, "v j"]
+    index: dict[str, int]  # where each text stands in the arrays
+    tokens: Float[Array, "u l d"]  # T5's hidden states
+    mask: Bool[np.ndarray, "u l"]  # which of them are valid
+    clap: Float[Array, "v j"]  # joint embeddings of CLAP, quantized where the model does that
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class ConditionProvider:
     """The encoders of a model's conditions, with their weights and tokenizers.
 
@@ -91,20 +71,11 @@ class ConditionProvider:
     depends on its batch.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        variables: Mapping[str, Any],
-        *,
-        tokenizer_files: Path | None = None,
-        clap_tokenizer_files: Path | None = None,
-        compat: str | None = None,
-    ):
-        self._config = config
-        self._variables = variables
-        self._tokenizer_files = tokenizer_files
-        self._clap_tokenizer_files = clap_tokenizer_files
-        self._compat = compat
+    config: ModelConfig
+    variables: Mapping[str, Any]
+    tokenizer_files: Path | None = None
+    clap_tokenizer_files: Path | None = None
+    compat: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tokenizers, which cannot be pickled and are read again."""
@@ -113,12 +84,12 @@ class ConditionProvider:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's T5; raises as `tokenizers.load`."""
-        return tokenizers.load(self._config, self._tokenizer_files)
+        return tokenizers.load(self.config, self.tokenizer_files)
 
     @functools.cached_property
-    def _clap_tokenizer(self) -> ClapTokenizer:
-        assert self._config.clap is not None
-        return tokenizers.load_clap(self._config.clap.clap, self._clap_tokenizer_files)
+    def _clap_tokenizer(self) -> Tokenizer:
+        assert self.config.clap is not None
+        return tokenizers.load_clap(self.config.clap.clap, self.clap_tokenizer_files)
 
     def encode(self, texts: Sequence[str | None]) -> EncodedTexts:
         """Encodes each different text once, None and "" excepted."""
@@ -127,28 +98,26 @@ class ConditionProvider:
         return EncodedTexts(index, *self._t5(unique), self._clap(unique))
 
     def styles(self, excerpts: Sequence[Excerpt | None], codec: Encode) -> list[Float[np.ndarray, "l d"] | None]:
-        """The vectors of each row's style, of a model with a style conditioner.
+        """The vectors of each row's style, of the excerpts that `mgjax.conditioning.excerpts.prepare` cuts.
 
-        Args:
-          excerpts: As `mgjax.conditioning.excerpts.prepare` cuts them; None where a row has none.
-          codec: Encodes mono audio, for a style conditioner that reads codes.
+        `codec` encodes mono audio, for a style conditioner that reads codes.
         """
-        assert self._config.style is not None
-        return encode(excerpts, self._config.style, self._variables["style"], codec)
+        assert self.config.style is not None
+        return encode(excerpts, self.config.style, self.variables["style"], codec)
 
     def _t5(self, texts: Sequence[str]) -> tuple[Float[Array, "u l d"], Bool[np.ndarray, "u l"]]:
-        config = self._config.text
+        config = self.config.text
         if config is None or not texts:
             shape = (1, BUCKETS[0])
             return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
         ids, mask = self.tokenizer.encode(_padded(texts))
-        return applied(T5Encoder(config), {"params": self._variables["text"]}, ids, mask), mask
+        return applied(T5Encoder(config), {"params": self.variables["text"]}, ids, mask), mask
 
     def _clap(self, texts: Sequence[str]) -> Float[Array, "v j"]:
-        config = self._config.clap
+        config = self.config.clap
         if config is None or not texts:
             return jnp.zeros((1, config.clap.dim if config else 1))
-        variables = self._variables["clap"]
+        variables = self.variables["clap"]
         ids, mask = self._clap_tokenizer.encode(_padded(texts))
         embeddings = applied(clap.ClapText(config.clap), variables["text"], ids, mask)
         return _quantized(embeddings, variables["codebooks"]["embed"]) if "codebooks" in variables else embeddings
@@ -158,27 +127,23 @@ class ConditionProvider:
     ) -> dict[str, Condition]:
         """The conditions of a batch by name, for one window.
 
-        A condition that no row has is left out where that has no effect.
-
-        Args:
-          sets: The rows of the batch, then for guidance the same rows with fewer conditions or none, any number of
-            times. The arrays hold all of them, one set after the other.
-          texts: All the texts in them, by `encode`.
-          span: The window.
+        The `sets` are the rows of the batch, then for guidance the same rows with fewer conditions or none, any number
+        of times; the arrays hold all of them, one set after the other. `texts` are all of theirs. A condition that no
+        row has is left out where that has no effect.
         """
-        model, batch = self._config, len(sets[0])
+        model, batch = self.config, len(sets[0])
         conditions = {}
         for name, (tokens, mask) in self._encoded([row for rows in sets for row in rows], texts, span).items():
             if mask.any() or attends_to_null(model, name):
                 # A null condition is as long as the one that it replaces: a shorter prefix would move the positions.
                 null_length = np.tile(np.maximum(mask[:batch].sum(axis=1), 1), len(sets))
-                padded = self._compat == "audiocraft"
+                padded = self.compat == "audiocraft"
                 conditions[name] = condition(model, name, tokens, mask, null_length=null_length, pad_to_longest=padded)
         return conditions
 
     def _encoded(self, rows: Sequence[ConditioningInputs], texts: EncodedTexts, span: Span) -> dict[str, Encoded]:
         """Every condition that the model has, by name."""
-        model = self._config
+        model = self.config
         encoded: dict[str, Encoded] = {}
         index = np.array([texts.index.get(row.text or "", 0) for row in rows])
         has_text = np.array([[bool(row.text)] for row in rows])

@@ -21,11 +21,8 @@ STEMS = ("vocals", "other")
 def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarray, "n s"]:
     """Separates the melody from a mix, as audio of the same rate and length, in any number of channels.
 
-    Args:
-      audio: The mix.
-      sample_rate: In hertz.
-      separate: A function of the audio and its rate that returns the melody, or all stems by their names; ready stems;
-        or "demucs".
+    `separate` is a function of the mix and its rate that returns the melody, or all stems by their names; ready stems;
+    or "demucs".
 
     Raises:
       ImportError: Demucs is asked for and not installed.
@@ -48,11 +45,7 @@ def separated(audio: Audio, sample_rate: int, separate: Any) -> Float32[np.ndarr
 
 
 def mixed(stems: Mapping[str, Any]) -> Audio:
-    """Sums the stems with a melody, `[n, c]`: "vocals" and "other", or either alone where `stems` holds no other.
-
-    Raises:
-      ValueError: `stems` holds neither, or they do not fit together.
-    """
+    """Sums the stems with a melody (`STEMS`), or either alone; raises ValueError for neither, or for unlike shapes."""
     melodic = {name: waveform.check(stems[name], f"the stem {name!r}", {"loud"}) for name in STEMS if name in stems}
     if not melodic:
         raise ValueError(f"stems must hold {' or '.join(map(repr, STEMS))}, got {sorted(map(str, stems))}")
@@ -65,15 +58,8 @@ def mixed(stems: Mapping[str, Any]) -> Audio:
 def demucs(audio: Audio, sample_rate: int) -> Float32[np.ndarray, "n 2"]:
     """Removes drums and bass by Demucs (htdemucs, Rouard et al. 2023), as the published models were trained.
 
-    It is deterministic: the random shift that Demucs averages over by default is left out. Its weights are downloaded
-    when it is first used.
-
-    Args:
-      audio: Mono or stereo.
-      sample_rate: In hertz.
-
-    Returns:
-      Stereo of the same rate and length.
+    It gives stereo of the same rate and length, and is deterministic: the random shift that Demucs averages over by
+    default is left out. Its weights are downloaded when it is first used.
 
     Raises:
       ImportError: The extra `separate` is not installed.

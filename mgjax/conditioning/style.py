@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mgjax.conditioning import quantizer
 from mgjax.config.conditioning import StyleConfig
-from mgjax.nn import Dense, LayerNorm, Shapes, attention, codebook_shapes, norm_shapes, sinusoidal_positions, under
+from mgjax.nn import Dense, LayerNorm, attention, codebook_shapes, dequantize, quantize, sinusoidal_positions
 
 _MOMENTUM = 0.1  # the share of a batch in the running statistics
 _BATCH_EPS = 1e-5
@@ -46,14 +45,12 @@ class StyleConditioner(nn.Module):
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, (config.dim,))
         self.var = self.variable("batch_stats", "var", jnp.ones, (config.dim,))
         shapes = codebook_shapes(config.num_codebooks, config.codebook_size, config.dim)
-        self.embed = self.variable("codebooks", "embed", jnp.zeros, shapes.pop("embed"))
-        for name, shape in shapes.items():
-            self.variable("codebooks", name, jnp.zeros, shape)
+        self.codebooks = {name: self.variable("codebooks", name, jnp.zeros, shape) for name, shape in shapes.items()}
 
     def __call__(self, inputs: Inputs) -> Float[Array, "b l d"]:
         """The style through the first `config.eval_codebooks` codebooks, as at generation."""
         latents = self.latents(inputs)
-        total, _ = quantizer.quantize(latents, self.embed.value[: self.config.eval_codebooks])
+        _, total, _ = quantize(latents, self.codebooks["embed"].value[: self.config.eval_codebooks])
         return keep(total, self.config)
 
     def latents(self, inputs: Inputs, training: bool = False) -> Float[Array, "b t d"]:
@@ -106,8 +103,7 @@ class _CodeEmbedding(nn.Module):
     def __call__(self, codes: Int[Array, "b t k"]) -> Float[Array, "b t d"]:
         k, v = self.config.num_code_streams, self.config.code_size
         table = self.param("embedding", nn.initializers.normal(1.0), (k, v, self.config.dim)).astype(jnp.float32)
-        rows = codes[:, :, :k] + (jnp.arange(k) * v)[None, None]
-        return jnp.sum(jnp.take(table.reshape(k * v, -1), rows, axis=0), axis=2)
+        return dequantize(codes[:, :, :k], table)
 
 
 class _Layer(nn.Module):
@@ -140,18 +136,3 @@ def excerpt(audio: np.ndarray, sample_rate: int, seconds: float, seed: int) -> n
     around_a_sound = np.clip(np.argmax(sounds) - length // 2, 0, len(audio) - length)
     start = next((start for start in starts if sounds[start : start + length].any()), around_a_sound)
     return audio[start : start + length]
-
-
-def style_shapes(config: StyleConfig) -> Shapes:
-    """The shape of every array of `StyleConditioner`, by its path: "params/...", "batch_stats/...", "codebooks/..."."""
-    d, h, e, f = config.dim, config.num_heads, config.dim // config.num_heads, config.ffn_dim
-    if config.features is not None:
-        encoder = {"embed/kernel": (config.features.dim, d), "embed/bias": (d,)}
-    else:
-        encoder = {"embed/embedding": (config.num_code_streams, config.code_size, d)}
-    for i in range(config.num_layers):
-        layer = {"qkv/kernel": (d, 3, h, e), "out/kernel": (h, e, d), "up/kernel": (d, f), "down/kernel": (f, d)}
-        encoder |= under(f"layer{i}", layer | norm_shapes("attn_norm", d) | norm_shapes("ffn_norm", d))
-    statistics = {"batch_stats/mean": (d,), "batch_stats/var": (d,)}
-    codebooks = codebook_shapes(config.num_codebooks, config.codebook_size, d)
-    return under("params/encoder", encoder) | statistics | under("codebooks", codebooks)

@@ -38,7 +38,11 @@ class T5Encoder(nn.Module):
         )
         table = sharding.gathered("text/embed/embedding", embed.embedding)
         x = sharding.by_rows(jnp.take(table, ids, axis=0).astype(jnp.float32))
-        bias = _by_distance(relative_bias(_buckets(ids.shape[1], config)).astype(jnp.float32))
+        # The bias of each head for each query (third axis) and key (fourth axis).
+        position = jnp.arange(ids.shape[1])
+        distance = position[None, :] - position[:, None] + ids.shape[1] - 1
+        values = relative_bias(_buckets(ids.shape[1], config)).astype(jnp.float32)
+        bias = jnp.transpose(values[distance], (2, 0, 1))[None]
         for i in range(config.num_layers):
             x = _Block(config, name=f"block{i}")(x, mask, bias)
         return RMSNorm(config.norm_eps, name="final_norm")(x)
@@ -108,11 +112,3 @@ def _buckets(length: int, config: T5Config) -> Int32[np.ndarray, " distances"]:
     far_bucket = np.minimum(exact + (octaves * np.float32(half - exact)).astype(np.int32), half - 1)
     bucket = np.where(np.abs(distances) < exact, np.abs(distances), far_bucket)
     return (bucket + np.where(distances > 0, half, 0)).astype(np.int32)
-
-
-def _by_distance(values: Float[Array, "distances h"]) -> Float[Array, "1 h l l"]:
-    """The bias of each head for each query (third axis) and key (fourth axis)."""
-    length = (values.shape[0] + 1) // 2
-    position = jnp.arange(length)
-    distance = position[None, :] - position[:, None]
-    return jnp.transpose(values[distance + length - 1], (2, 0, 1))[None]

@@ -1,28 +1,211 @@
-"""The tokenizers of a model's text encoders, loaded with the checks that they belong to the model."""
+"""The tokenizers of a model's text encoders, T5 and CLAP, loaded with the checks that they belong to the model."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from mgjax.conditioning.clap_text import ClapTokenizer
-from mgjax.conditioning.text import Tokenizer
+import numpy as np
+import sentencepiece
+import tokenizers
+from jaxtyping import Bool, Int32
+
 from mgjax.config.conditioning import ClapConfig
 from mgjax.config.model import ModelConfig
 from mgjax.errors import CheckpointError
+from mgjax.inputs import files
+
+BUCKETS = (16, 32, 64, 128, 256, 512)  # the lengths of batches: few, because each is a program to compile
+_CLAP_LENGTH = 77  # tokens of every row: what CLAP was trained with
+_CLAP_SPECIAL = ("<s>", "</s>", "<pad>")  # before a text, after it, beside it
+_LARGEST = 2**20  # tokens
+_CLAP_HINT = "Download tokenizer.json, or vocab.json and merges.txt, of the CLAP model (RoBERTa's) into this directory"
+SPECIAL = ("<pad>", "</s>", "<unk>")  # the first ids of every vocabulary of T5
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A text encoder's tokenizer: texts as ids of pieces of its vocabulary. The defaults are T5's.
+
+    Attributes:
+      pieces: Gives the ids of a text, without its start and its end.
+      vocab_size: All ids are below this. T5's 100 `<extra_id_...>` are not counted: they occur in no text.
+      lengths: The lengths that batches may have, in tokens.
+      start, end, pad: The ids before a text (None for none), after it, and beside it.
+      reader: Who reads no more than the longest of `lengths`, in a warning.
+    """
+
+    pieces: Callable[[str], list[int]]
+    vocab_size: int
+    lengths: tuple[int, ...] = BUCKETS
+    start: int | None = None
+    end: int = 1
+    pad: int = 0
+    reader: str = "the text encoder is given"
+
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike) -> Tokenizer:
+        """Loads the tokenizer in `spiece.model`, else that in `tokenizer.json`.
+
+        Both give the same ids; known exceptions are the control character U+0085, and accents put on characters that
+        are normalised away, such as full-width letters. Names of special tokens, like `</s>`, are text as any other.
+
+        Raises:
+          CheckpointError: There is no such file, or it does not hold a vocabulary of T5.
+        """
+        readers = {"spiece.model": _from_sentencepiece, "tokenizer.json": _from_json}
+        for name, read in readers.items():
+            path = Path(directory, name)
+            if path.is_file():
+                return cls(*read(path))
+        raise CheckpointError(
+            f"{os.fspath(directory)} holds no tokenizer: expected {' or '.join(readers)}. "
+            "Download the one that belongs to the model (MusicGen has that of t5-base) into this directory"
+        )
+
+    @classmethod
+    def bytes(cls) -> Tokenizer:
+        """A tokenizer that needs no file: each byte of the UTF-8 text is a piece."""
+        return cls(lambda text: [3 + byte for byte in text.encode()], 3 + 256)
+
+    def encode(self, texts: Sequence[str | None]) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+        """Token ids of a batch, and the mask of valid ones; `l` is the shortest of `lengths` that holds all texts.
+
+        The rows of `None` and "" are padding alone. What is beyond the longest is dropped with a warning.
+        """
+        rows = [self._ids(text) if text else [] for text in texts]
+        sizes = np.array([len(row) for row in rows], np.int32)
+        length = next(length for length in self.lengths if length >= sizes.max(initial=0))
+        ids = np.full((len(rows), length), self.pad, np.int32)
+        for target, row in zip(ids, rows, strict=True):
+            target[: len(row)] = row
+        return ids, np.arange(length)[None] < sizes[:, None]
+
+    def _ids(self, text: str) -> list[int]:
+        start = [] if self.start is None else [self.start]
+        room = self.lengths[-1] - len(start) - 1
+        pieces = self.pieces(text.encode(errors="replace").decode())  # a command line may hold undecodable bytes
+        if len(pieces) > room:
+            warnings.warn(
+                f"the text beginning {text[:40]!r} has {len(pieces)} tokens, {len(pieces) - room} more than "
+                f"{self.reader}: its end is ignored. Shorten it",
+                stacklevel=3,
+            )
+        return [*start, *pieces[:room], self.end]
+
+
+def parsed(content: dict[str, Any]) -> Callable[[str], list[int]]:
+    """The ids that a tokenizer.json gives a text, all of it, without special tokens around it."""
+    content["post_processor"] = content["truncation"] = content["padding"] = None
+    return ids_by(tokenizers.Tokenizer.from_str(json.dumps(content)))
+
+
+def ids_by(model: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
+    """The ids that a model of the library tokenizers gives a text."""
+    return lambda text: model.encode(text, add_special_tokens=False).ids
+
+
+def _from_sentencepiece(path: Path) -> tuple[Callable[[str], list[int]], int]:
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(files.read_bytes(path, error=CheckpointError))
+        first = [model.IdToPiece(i) for i in range(min(len(SPECIAL), model.GetPieceSize()))]
+    except (RuntimeError, ValueError) as error:
+        raise _malformed(path, error) from error
+    _check(path, first)
+    return model.EncodeAsIds, model.GetPieceSize()
+
+
+def _from_json(path: Path) -> tuple[Callable[[str], list[int]], int]:
+    try:
+        content = files.read_json(path)
+        vocab = content["model"]["vocab"]
+        pieces = [piece for piece, _ in vocab]
+        _check(path, pieces[: len(SPECIAL)])
+        # Special tokens are to be text like any other, as they are to sentencepiece: here too they are not searched
+        # for, and in the vocabulary a character that normalisation removes from texts keeps them from matching.
+        special = {token["content"] for token in content["added_tokens"] if token["special"]}
+        content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+        content["model"]["vocab"] = [["\0" + piece if piece in special else piece, score] for piece, score in vocab]
+        content["model"]["unk_id"] = SPECIAL.index("<unk>")  # without it, texts would fail later
+        text_ids = parsed(content)
+    except CheckpointError:
+        raise
+    except Exception as error:  # `tokenizers` raises bare Exceptions
+        raise _malformed(path, error) from error
+    vocab_size = sum(not piece.startswith("<extra_id_") for piece in pieces)
+    return text_ids, vocab_size
+
+
+def _check(path: Path, first: list[str]) -> None:
+    if first != list(SPECIAL):
+        raise CheckpointError(
+            f"{path} is not a vocabulary of T5: expected it to begin with {', '.join(SPECIAL)}, found "
+            f"{', '.join(first)}. Use the tokenizer that belongs to the model"
+        )
+
+
+def _malformed(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a readable tokenizer ({type(error).__name__}: {error}): it may be damaged or incomplete. "
+        "Download it again"
+    )
+
+
+def clap_tokenizer(directory: str | os.PathLike) -> Tokenizer:
+    """Loads the tokenizer in `tokenizer.json`, else that in `vocab.json` and `merges.txt`.
+
+    Both give the ids of transformers' RobertaTokenizer, but names of special tokens, like `</s>`, are text as any
+    other.
+
+    Raises:
+      CheckpointError: There are no such files, or they do not hold such a vocabulary.
+    """
+    directory = Path(directory)
+    if (directory / "tokenizer.json").is_file():
+        path, read = directory / "tokenizer.json", _roberta_from_json
+    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        path, read = directory / "vocab.json", _roberta_from_vocabulary
+    else:
+        raise CheckpointError(f"{directory} holds no tokenizer of CLAP. {_CLAP_HINT}")
+    try:
+        pieces, vocab = read(path)
+        start, end, pad = (vocab[name] for name in _CLAP_SPECIAL)
+        if not all(type(number) is int and 0 <= number < _LARGEST for number in vocab.values()):
+            raise ValueError(f"its tokens are not numbered from 0 to {_LARGEST}")
+    except Exception as error:  # `tokenizers` raises bare Exceptions
+        raise CheckpointError(
+            f"{path} is not a readable tokenizer of RoBERTa ({type(error).__name__}: {error}): it may be damaged, "
+            f"or belong to another model. {_CLAP_HINT}"
+        ) from error
+    return Tokenizer(pieces, max(vocab.values()) + 1, (_CLAP_LENGTH,), start, end, pad, "CLAP reads")
+
+
+def _roberta_from_vocabulary(path: Path) -> tuple[Callable[[str], list[int]], dict[str, int]]:
+    vocab = files.read_json(path)
+    lines = files.read_text(path.with_name("merges.txt")).split("\n")
+    merges = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [(first, second) for first, second in merges]))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return ids_by(model), vocab
+
+
+def _roberta_from_json(path: Path) -> tuple[Callable[[str], list[int]], dict[str, int]]:
+    content: dict[str, Any] = files.read_json(path)
+    if content["model"].get("type", "BPE") != "BPE":
+        raise ValueError(f"its model is {content['model']['type']}, not BPE")
+    content["added_tokens"] = []  # special tokens are not searched for in a text, and no merge makes one
+    return parsed(content), content["model"]["vocab"]
 
 
 def load(model: ModelConfig, directory: Path | None) -> Tokenizer:
-    """Loads the tokenizer of a model's T5.
-
-    Args:
-      model: `model.tokenizer` is the kind.
-      directory: The folder that holds its files, or None.
-
-    Raises:
-      CheckpointError: The model has no T5, came without its tokenizer, or with one that has more tokens than the T5.
-    """
+    """Loads a T5's tokenizer from the folder of its files, if any; raises CheckpointError if none fits."""
     if model.text is None:
         raise CheckpointError("this model has no T5, and so no tokenizer of one")
     if model.tokenizer == "bytes":
@@ -42,18 +225,14 @@ def load(model: ModelConfig, directory: Path | None) -> Tokenizer:
     return tokenizer
 
 
-def load_clap(clap: ClapConfig, directory: Path | None) -> ClapTokenizer:
-    """Loads the tokenizer of a CLAP, from the folder that holds its files.
-
-    Raises:
-      CheckpointError: The model came without its tokenizer (None), or with another one's.
-    """
+def load_clap(clap: ClapConfig, directory: Path | None) -> Tokenizer:
+    """Loads the tokenizer of a CLAP from its folder; raises CheckpointError for None, or if it is another one's."""
     if directory is None:
         raise CheckpointError(
             "this model came without the tokenizer of its CLAP, so it cannot read texts: put tokenizer.json, or "
             "vocab.json and merges.txt, of the CLAP (RoBERTa's) into the folder clap inside its folder"
         )
-    tokenizer = ClapTokenizer.from_directory(directory)
+    tokenizer = clap_tokenizer(directory)
     if tokenizer.vocab_size > clap.text.vocab_size or tokenizer.pad != clap.text.pad_token:
         raise CheckpointError(
             f"the tokenizer in {directory} ({tokenizer.vocab_size} tokens, padding {tokenizer.pad}) does not belong to "

@@ -35,24 +35,17 @@ class T5Config:
 class MelodyConfig:
     """The chromagram of a melody (Copet et al. 2023, section 2.3). The defaults are those of the published models.
 
-    Attributes:
-      num_bins: Pitch classes: 12 semitones of an octave, or another number of equal parts.
-      sample_rate: The rate that the audio is resampled to, in hertz.
-      fft_size: Samples of a window, and of its Fourier transform.
-      hop_length: Samples between two windows.
-      num_frames: The length of the prefix; shorter melodies are repeated, longer ones cut.
-      bottleneck: Against copying the melody exactly: "dominant" keeps only the strongest pitch class of each frame,
-        "suppress" drops the strongest frequency of each frame of the spectrogram, "none" keeps all.
-      null: The condition for no melody: "silence", the chromagram of silence, as in the published models; or "nothing".
+    The `bottleneck` is against copying the melody exactly: "dominant" keeps only the strongest pitch class of each
+    frame, "suppress" drops the strongest frequency of each frame of the spectrogram, "none" keeps all.
     """
 
-    num_bins: int = 12
-    sample_rate: int = 32_000
-    fft_size: int = 16_384
-    hop_length: int = 4096
-    num_frames: int = 235
+    num_bins: int = 12  # pitch classes: semitones of an octave, or another number of equal parts
+    sample_rate: int = 32_000  # that the audio is resampled to, in hertz
+    fft_size: int = 16_384  # samples of a window, and of its Fourier transform
+    hop_length: int = 4096  # samples between two windows
+    num_frames: int = 235  # the length of the prefix; shorter melodies are repeated, longer ones cut
     bottleneck: str = "dominant"
-    null: str = "silence"
+    null: str = "silence"  # for no melody: "silence", its chromagram, as in the published models; or "nothing"
 
     def __post_init__(self) -> None:
         one_of("bottleneck", self.bottleneck, ("dominant", "suppress", "none"))
@@ -145,30 +138,22 @@ class HubertConfig:
 class StyleConfig:
     """The style conditioner (Rouard et al. 2024). The defaults are those of musicgen-style.
 
-    Attributes:
-      features: The encoder of the excerpt; None to read the codes of the model's own codec instead. The published model
-        was trained on features of unnormalised audio, although MERT itself normalises each clip.
-      num_code_streams: The number of codebooks that are read, if `features` is None.
-      code_size: The size of these codebooks.
-      dim: Width of the transformer and of its output.
-      num_codebooks: Codebooks of the residual vector quantizer, the bottleneck.
-      eval_codebooks: The number of them that generation uses.
-      downsample: The factor by which frames are thinned out.
-      seconds: The length of the excerpt.
+    `features` is the encoder of the excerpt; None to read the codes of the model's own codec instead. The published
+    model was trained on features of unnormalised audio, although MERT itself normalises each clip.
     """
 
     features: HubertConfig | None = dataclasses.field(default_factory=lambda: HubertConfig(normalize=False))
-    num_code_streams: int = 3
-    code_size: int = 2048
-    dim: int = 512
+    num_code_streams: int = 3  # codebooks that are read, if `features` is None
+    code_size: int = 2048  # of these codebooks
+    dim: int = 512  # of the transformer and of its output
     ffn_dim: int = 2048
     num_layers: int = 8
     num_heads: int = 8
-    num_codebooks: int = 6
+    num_codebooks: int = 6  # of the residual vector quantizer, the bottleneck
     codebook_size: int = 1024
-    eval_codebooks: int = 3
-    downsample: int = 15
-    seconds: float = 3.0
+    eval_codebooks: int = 3  # the number of them that generation uses
+    downsample: int = 15  # the factor by which frames are thinned out
+    seconds: float = 3.0  # of the excerpt
 
     def __post_init__(self) -> None:
         bounded(self)
@@ -205,13 +190,6 @@ class ClapAudioConfig:
 
     The defaults are HTSAT-tiny; HTSAT-base has `dim` 128 and `depths` 2, 2, 12, 2. The spectrogram's time is cut into
     `image_size / num_mels` parts, which on top of each other make a square image of `image_size`.
-
-    Attributes:
-      seconds: The length of a clip.
-      patch_size: Side of a patch of the image, which becomes a vector.
-      window: Side of an attention window, in patches.
-      dim: Width of the first stage; each stage doubles the width and halves the sides of the image.
-      depths: Layers of each stage.
     """
 
     sample_rate: int = 48_000
@@ -220,12 +198,12 @@ class ClapAudioConfig:
     num_mels: int = 64
     lowest_hz: float = 50.0  # of the published models; the feature extractor of transformers starts at 0
     highest_hz: float = 14_000.0
-    seconds: float = 10.0
+    seconds: float = 10.0  # of a clip
     image_size: int = 256
-    patch_size: int = 4
-    window: int = 8
-    dim: int = 96
-    depths: tuple[int, ...] = (2, 2, 6, 2)
+    patch_size: int = 4  # side of a patch of the image, which becomes a vector
+    window: int = 8  # side of an attention window, in patches
+    dim: int = 96  # of the first stage; each stage doubles the width and halves the sides of the image
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # layers of each stage
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
@@ -286,16 +264,10 @@ class ClapConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClapConditionConfig:
-    """The CLAP condition: embeddings of audio in training, of a text in generation (Copet et al. 2023, section 2.3).
-
-    Attributes:
-      clap: The two towers.
-      num_codebooks: Codebooks of the residual vector quantizer between them and the language model; 0 for none.
-      codebook_size: Codes of each codebook.
-    """
+    """The CLAP condition: embeddings of audio in training, of a text in generation (Copet et al. 2023, section 2.3)."""
 
     clap: ClapConfig = dataclasses.field(default_factory=ClapConfig)
-    num_codebooks: int = 12
+    num_codebooks: int = 12  # of the residual vector quantizer before the language model; 0 for none
     codebook_size: int = 1024
 
     def __post_init__(self) -> None:

@@ -13,14 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mgjax.config.conditioning import (
-    ClapConditionConfig,
-    LabelConfig,
-    MelodyConfig,
-    NumberConfig,
-    StyleConfig,
-    T5Config,
-)
+from mgjax.config import conditioning
 from mgjax.config.serialization import LONGEST, bounded, one_of
 from mgjax.errors import ConfigError
 from mgjax.inputs import arguments
@@ -105,15 +98,12 @@ FUSES = ("cross", "prefix", "sum", "interpolate")
 class Fused:
     """How the language model fuses a condition, a sequence of vectors that is projected to the model's width.
 
-    Attributes:
-      name: "text", "melody", "style", "clap", or the name of a label or a number.
-      dim: Width of the vectors.
-      fuse: "cross", attended to in every layer; "prefix", prepended to the sequence; "sum", one vector, added to every
-        step; "interpolate", interpolated in time and added to the steps.
+    By `fuse` it is, "cross", attended to in every layer; "prefix", prepended to the sequence; "sum", one vector, added
+    to every step; "interpolate", interpolated in time and added to the steps.
     """
 
-    name: str
-    dim: int
+    name: str  # "text", "melody", "style", "clap", or the name of a label or a number
+    dim: int  # of the vectors
     fuse: str = "cross"
 
     def __post_init__(self) -> None:
@@ -280,17 +270,17 @@ class ModelConfig:
 
     lm: LMConfig = dataclasses.field(default_factory=LMConfig)
     codec: CodecConfig = dataclasses.field(default_factory=CodecConfig)
-    text: T5Config | None = dataclasses.field(default_factory=T5Config)
+    text: conditioning.T5Config | None = dataclasses.field(default_factory=conditioning.T5Config)
     channels: int = 1
     window_seconds: float = 30.0
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     tokenizer: str = "sentencepiece"  # "sentencepiece" (T5's, from the model's files) or "bytes" (needs no files)
     license: str = "unknown"
-    melody: MelodyConfig | None = None
-    style: StyleConfig | None = None
-    clap: ClapConditionConfig | None = None
-    labels: tuple[LabelConfig, ...] = ()
-    numbers: tuple[NumberConfig, ...] = ()
+    melody: conditioning.MelodyConfig | None = None
+    style: conditioning.StyleConfig | None = None
+    clap: conditioning.ClapConditionConfig | None = None
+    labels: tuple[conditioning.LabelConfig, ...] = ()
+    numbers: tuple[conditioning.NumberConfig, ...] = ()
 
     def __post_init__(self) -> None:
         bounded(self)

@@ -117,13 +117,9 @@ _RANGES = {
 
 
 def ranged(config: Any, expected: str, names: str, path: str = "") -> None:
-    """Raises ConfigError unless fields of `config` (numbers, tuples of numbers, or None) are in a range.
+    """Raises ConfigError unless fields of the dataclass `config` (numbers, tuples of them, or None) are in a range.
 
-    Args:
-      config: A dataclass.
-      expected: The range, a key of `_RANGES`.
-      names: Names of fields, separated by spaces.
-      path: A prefix for the names in messages.
+    The range is a key of `_RANGES`, `names` are separated by spaces, `path` comes before them in messages.
     """
     for name in names.split():
         value = getattr(config, name)

@@ -1,6 +1,6 @@
-"""Makes a corpus shard by shard, as an Apache Beam pipeline.
+"""Makes a corpus shard by shard, in one process or many, or as an Apache Beam pipeline.
 
-The split, shard and position of every piece are planned first, and an element of the pipeline is a shard. A worker
+The split, shard and position of every piece are planned first, and a job is a shard. A worker
 writes the shard and a summary of it, each atomically. So the corpus does not depend on the number of workers, a shard
 that is made twice has the same bytes, and an interrupted run goes on: a summary holds the hash of the sources and
 settings of its shard.
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mgjax.audio.metadata import escaped
+from mgjax.config.serialization import from_dict
 from mgjax.data import corpus_writing, processes
 from mgjax.data.corpus_writing import Piece, Shard
 from mgjax.data.description import SPLITS, Description, read_description, shard_path
-from mgjax.errors import CorpusError
+from mgjax.errors import ConfigError, CorpusError
 from mgjax.inputs import claims, files
 
 log = logging.getLogger("mgjax")
@@ -68,28 +69,20 @@ class Maker(Protocol):
     def open(self, source: Any, scratch: Path) -> contextlib.AbstractContextManager[Piece]:
         """The piece made of `source`, with temporary files in the folder `scratch`.
 
-        Raises:
-          BadPiece: The source cannot be used.
+        Raises BadPiece if the source cannot be used.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A corpus to be made.
-
-    Attributes:
-      description: The description of the corpus.
-      maker: Makes the pieces.
-      shards: The sources of each shard of each split. A source has a `name`.
-      settings: JSON values: everything apart from the sources that the bytes of the corpus depend on.
-      request: JSON values: all arguments. An unfinished corpus of the same request goes on although sources have
-        changed, and keeps the shards of unchanged ones. None: it goes on with the same sources only.
-    """
+    """A corpus to be made."""
 
     description: Description
     maker: Maker
-    shards: Mapping[str, Sequence[Sequence[Any]]]
-    settings: Any
+    shards: Mapping[str, Sequence[Sequence[Any]]]  # the sources of each shard of each split; a source has a `name`
+    settings: Any  # JSON values: everything apart from the sources that the bytes of the corpus depend on
+    # JSON values: all arguments. An unfinished corpus of the same request goes on although sources have changed, and
+    # keeps the shards of unchanged ones. None: it goes on with the same sources only.
     request: Any = None
 
     @functools.cached_property
@@ -100,42 +93,34 @@ class Plan:
 
     def jobs(self) -> list[Job]:
         """A job for each shard."""
-        settings = _hash([dataclasses.asdict(self.description), self.settings])
-        return [
-            Job(split, shard, len(self.shards[split]), tuple(sources), _hash([settings, *map(repr, sources)]))
-            for split in SPLITS
-            for shard, sources in enumerate(self.shards[split])
-        ]
+        settings, jobs = _hash([dataclasses.asdict(self.description), self.settings]), []
+        for split in SPLITS:
+            for shard, sources in enumerate(self.shards[split]):
+                path = shard_path("", self.description.kind, split, shard, len(self.shards[split]))
+                digest = _hash([settings, *map(repr, sources)])
+                jobs.append(Job(split, f"{split}-{shard:05d}", path, tuple(sources), digest))
+        return jobs
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A shard to be made; `hash` is of its sources and of the settings."""
+    """A shard to be made."""
 
     split: str
-    shard: int
-    num_shards: int
+    label: str  # the stem of the names of its temporary files, "train-00000"
+    path: Path  # in the folder of the corpus
     sources: tuple[Any, ...]
-    hash: str
-
-    @property
-    def label(self) -> str:
-        """The stem of the names of its temporary files, "train-00000"."""
-        return f"{self.split}-{self.shard:05d}"
-
-    def path(self, directory: Path, description: Description) -> Path:
-        """The path of the shard in the corpus at `directory`."""
-        return shard_path(directory, description.kind, self.split, self.shard, self.num_shards)
+    hash: str  # of its sources and of the settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """The result of a build: pieces and seconds in each split, (name, reason) of skipped sources, and `Notes`."""
 
-    pieces: Mapping[str, int]
-    seconds: Mapping[str, float]
+    pieces: dict[str, int]
+    seconds: dict[str, float]
     skipped: tuple[tuple[str, str], ...]
-    notes: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    notes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
 
 def assemble(
@@ -156,7 +141,8 @@ def assemble(
     Args:
       directory: The folder of the corpus, which is created if missing.
       plan: The corpus to make.
-      workers: Processes on this machine; 1 is this one.
+      workers: Processes on this machine; 1 is this one. Scripts with more need `if __name__ == "__main__"`, as for any
+        use of multiprocessing.
       max_bad: The largest share of sources that may be skipped.
       replace: Whether to remove an existing corpus, finished or not, first.
       beam_options: Options of Beam, such as "--runner=FlinkRunner", that choose where to run, instead of `workers`.
@@ -178,7 +164,7 @@ def assemble(
             make = functools.partial(_make_shard, directory, plan.description, plan.maker)
 
             def missing() -> list[Job]:
-                return [job for job in jobs if _summary(directory, plan.description, job) is None]
+                return [job for job in jobs if _summary(directory, job) is None]
 
             if beam_options or workers == 1:
                 processes.run(make, missing(), beam_options)
@@ -205,8 +191,7 @@ def check_free(directory: Path) -> None:
 def _finished(directory: Path, plan: Plan, replace: bool) -> bool:
     """Whether `directory` holds the corpus of `plan` already. If not, checks that it can be made there.
 
-    Raises:
-      FileExistsError: There is another corpus, finished or not.
+    Raises FileExistsError if there is another corpus, finished or not.
     """
     unfinished, report = directory / "unfinished" / "plan.json", directory / "report.json"
     if replace:
@@ -265,16 +250,16 @@ def _make_shard(directory: Path, description: Description, maker: Maker, job: Jo
                     skipped.append([source.name, str(error)])
                 progress.write(b".")
 
-    shard = corpus_writing.write_shard(job.path(directory, description), description, pieces())
+    shard = corpus_writing.write_shard(directory / job.path, description, pieces())
     summary = {**shard._asdict(), "skipped": skipped, "notes": notes}
     files.write_json(work / f"{job.label}.json", {**summary, "hash": _hash([job.hash, summary])})
 
 
-def _summary(directory: Path, description: Description, job: Job) -> dict[str, Any] | None:
+def _summary(directory: Path, job: Job) -> dict[str, Any] | None:
     """The summary of a finished shard; None if it has yet to be made, or was made of other sources."""
     try:
         summary = _read(directory / "unfinished" / f"{job.label}.json")
-        size = job.path(directory, description).stat().st_size
+        size = (directory / job.path).stat().st_size
     except (OSError, CorpusError):
         return None
     return summary if summary.pop("hash") == _hash([job.hash, summary]) and summary["num_bytes"] == size else None
@@ -286,9 +271,9 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     skipped, notes = [], Notes()
     for job in jobs:
-        summary = _summary(directory, plan.description, job)
+        summary = _summary(directory, job)
         if summary is None:
-            raise CorpusError(f"{job.path(directory, plan.description)}: is gone; run it again")
+            raise CorpusError(f"{directory / job.path}: is gone; run it again")
         shards[job.split].append(Shard(summary["lengths"], summary["num_bytes"], summary.get("digest")))
         skipped += [(name, reason) for name, reason in summary["skipped"]]
         for kind, (count, name) in summary["notes"].items():
@@ -312,7 +297,7 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
             "them, or allow more (--max-bad), and run it again: what is done is kept, where its pieces stay"
         )
     corpus_writing.finish(directory, plan.description, shards)
-    used = {job.path(directory, plan.description) for job in jobs if report.pieces[job.split]}
+    used = {directory / job.path for job in jobs if report.pieces[job.split]}
     # Others are of empty splits, of killed workers, and of sources that are gone.
     for path in {*directory.glob("mgjax_*.array_record-*"), *directory.glob(".mgjax_*.tmp")} - used:
         path.unlink()
@@ -326,10 +311,8 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
 def _read_report(directory: Path) -> Report:
     content = _read(directory / "report.json")
     try:
-        skipped = tuple((name, reason) for name, reason in content["skipped"])
-        notes = {kind: (count, name) for kind, (count, name) in dict(content.get("notes", {})).items()}
-        return Report(dict(content["pieces"]), dict(content["seconds"]), skipped, notes)
-    except (KeyError, TypeError, ValueError) as error:
+        return from_dict(Report, {name: content[name] for name in content if name not in ("hash", "settings")})
+    except ConfigError as error:
         raise CorpusError(f"{directory / 'report.json'}: is damaged; make the corpus anew (--force)") from error
 
 

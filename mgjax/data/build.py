@@ -32,14 +32,8 @@ _IN_MEMORY = 1 << 26  # bytes of a piece; longer ones are buffered in a file
 class AudioMaker:
     """Makes audio pieces out of sources.
 
-    A piece is read to its end before its first sample is written, so that nothing is left of a file that is damaged
-    in the middle.
-
-    Attributes:
-      sample_rate: In hertz.
-      channels: 1 or 2.
-      min_seconds: Shorter pieces are left out.
-      loudness: The loudness that pieces are normalized to, in LUFS; None for no change.
+    A piece is read to its end before its first sample is written, so that nothing is left of a file that is damaged in
+    the middle. The settings are those of `build`.
     """
 
     sample_rate: int
@@ -175,7 +169,10 @@ def _shards(
 ) -> dict[str, list[list[sources.Source]]]:
     """The sources of each shard of each split."""
     total = len(pieces)
-    hashes = {source.name: _hash(source.name) for source in pieces}
+    hashes = {}  # from 0 to below 1
+    for source in pieces:
+        digest = hashlib.sha256(source.name.encode(errors="surrogateescape")).digest()
+        hashes[source.name] = int.from_bytes(digest[:6]) / 2**48
     chosen = {name for name, value in hashes.items() if value < valid}
     if valid and total > 1:
         ordered = sorted(hashes, key=hashes.__getitem__)
@@ -187,11 +184,6 @@ def _shards(
         "valid": [source for source in pieces if source.name in chosen],
     }
     return {name: _chunks(split, math.ceil(num_shards * len(split) / total)) for name, split in splits.items()}
-
-
-def _hash(name: str) -> float:
-    """A hash of a name, from 0 to below 1."""
-    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:6]) / 2**48
 
 
 def _chunks(pieces: Sequence[sources.Source], num_chunks: int) -> list[list[sources.Source]]:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Int32
 
 from mgjax.conditioning.labels import from_metadata, vectors
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.serialization import ranged
-from mgjax.data.pieces import Pieces
+from mgjax.data.corpus import Pieces
 from mgjax.data.prompts import TextConfig, assemble, plain
 from mgjax.errors import ConfigError, DataError
 
@@ -60,28 +60,18 @@ class Dropout:
 
 @dataclasses.dataclass(frozen=True)
 class BatchConditions:
-    """The conditions whose inputs are in the batches.
+    """The conditions whose inputs are in the batches."""
 
-    Attributes:
-      text: How texts are assembled from metadata; None for batches without texts.
-      tokenize: From texts to token ids and the mask of valid ones. Not called where the corpora hold token ids and
-        `text` leaves the descriptions as they are.
-      melody: The chromagram; None for none.
-      style: Seconds of the excerpt of each segment for its style; None for no styles.
-      clap: Tokenizes texts for CLAP, which in validations are embedded in the place of the music; None for no CLAP.
-      labels: The labels and numbers.
-      dropout: How often conditions are dropped.
-      for_validation: Whether CLAP reads texts, as at generation: see `validation`.
-    """
-
-    text: TextConfig | None = None
+    text: TextConfig | None = None  # how texts are assembled from metadata
+    # From texts to token ids and the mask of valid ones. Not called where the corpora hold token ids and `text` leaves
+    # the descriptions as they are.
     tokenize: Tokenize | None = None
     melody: MelodyConfig | None = None
-    style: float | None = None
-    clap: Tokenize | None = None
+    style: float | None = None  # seconds of the excerpt of each segment
+    clap: Tokenize | None = None  # of texts for CLAP, which in validations are embedded in the place of the music
     labels: tuple[LabelConfig | NumberConfig, ...] = ()
     dropout: Dropout = dataclasses.field(default_factory=Dropout)
-    for_validation: bool = False
+    for_validation: bool = False  # CLAP reads texts, as at generation: see `validation`
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,19 +86,12 @@ class BatchConditions:
 
 
 class Segment(NamedTuple):
-    """A segment of a piece that was drawn for a row of a batch.
-
-    Attributes:
-      piece: The number of the piece.
-      start: Where the segment begins, in samples or frames.
-      length: How much music is in it, in samples or frames.
-      rng: For all other draws about it.
-    """
+    """A segment of a piece that was drawn for a row of a batch."""
 
     piece: int
-    start: int
-    length: int
-    rng: np.random.Generator
+    start: int  # samples or frames
+    length: int  # of music in it, in samples or frames
+    rng: np.random.Generator  # for all other draws about it
 
 
 class ConditionReader:
@@ -130,23 +113,24 @@ class ConditionReader:
     def __call__(self, segments: Sequence[Segment]) -> dict[str, np.ndarray]:
         """The arrays of a batch, named as `pipeline.batches` says, with a row for each segment."""
         conditions = self._conditions
-        kept = [conditions.dropout.kept(conditions.names, segment.rng) for segment in segments]
+        draws = [conditions.dropout.kept(conditions.names, segment.rng) for segment in segments]
+        kept = {name: [name in names for names in draws] for name in conditions.names}
         batch: dict[str, np.ndarray] = {}
         if conditions.text is not None:
-            batch |= self._texts(segments, ["text" in names for names in kept], conditions.text)
+            batch |= self._texts(segments, kept["text"], conditions.text)
         if conditions.melody is not None:
-            batch |= self._melodies(segments, ["melody" in names for names in kept], conditions.melody)
+            batch |= self._melodies(segments, kept["melody"], conditions.melody)
         if conditions.style is not None:
-            batch |= self._excerpts(segments, ["style" in names for names in kept], conditions.style)
+            batch |= self._excerpts(segments, kept["style"], conditions.style)
         if conditions.clap is not None:
-            batch["clap_mask"] = np.array(["clap" in names for names in kept])
+            batch["clap_mask"] = np.array(kept["clap"])
             if conditions.for_validation:
                 ids, mask = conditions.clap([plain(self._pieces.metadata(segment.piece)) for segment in segments])
                 batch |= {"clap_ids": ids, "clap_ids_mask": mask, "clap_mask": batch["clap_mask"] & mask.any(axis=1)}
         for label in conditions.labels:
             values = [
-                from_metadata(vars(self._pieces.metadata(segment.piece)), label) if label.name in names else None
-                for segment, names in zip(segments, kept, strict=True)
+                from_metadata(vars(self._pieces.metadata(segment.piece)), label) if keep else None
+                for segment, keep in zip(segments, kept[label.name], strict=True)
             ]
             name = f"label_{label.name}"
             batch |= dict(zip((name, f"{name}_mask"), vectors(values, label), strict=True))
@@ -190,7 +174,8 @@ class ConditionReader:
         if self._pieces.kind == "audio":
             return {"melody_mask": mask}
         if config.bottleneck == "dominant":
-            melody = _dominant(melody)
+            # 1 for the strongest pitch class of each frame, the first of several; 0 for the others.
+            melody = np.eye(melody.shape[-1], dtype=np.float32)[np.argmax(melody, axis=-1)]
         return {"melody": melody * mask[..., None], "melody_mask": mask}
 
     def _excerpts(self, segments: Sequence[Segment], kept: Sequence[bool], seconds: float) -> dict[str, np.ndarray]:
@@ -209,11 +194,6 @@ def stored_melody(config: MelodyConfig) -> MelodyConfig:
     defaults = MelodyConfig()
     bottleneck = "none" if config.bottleneck == "dominant" else config.bottleneck
     return dataclasses.replace(config, bottleneck=bottleneck, num_frames=defaults.num_frames, null=defaults.null)
-
-
-def _dominant(chroma: Float32[np.ndarray, "b f p"]) -> Float32[np.ndarray, "b f p"]:
-    """1 for the strongest pitch class of each frame, the first of several; 0 for the others."""
-    return np.eye(chroma.shape[-1], dtype=np.float32)[np.argmax(chroma, axis=-1)]
 
 
 def _check_melodies(pieces: Pieces, config: MelodyConfig) -> None:

@@ -1,4 +1,4 @@
-"""Reads a corpus at random; `mgjax.data.description` says what is in its files."""
+"""Reads corpora at random, one or several as one; `mgjax.data.description` says what is in their files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt16
+from jaxtyping import Float32, Int32, Int64
 
 from mgjax.audio.metadata import Metadata
 from mgjax.data import records
@@ -26,7 +26,7 @@ from mgjax.data.description import (
     read_description,
     shard_path,
 )
-from mgjax.errors import CorpusError
+from mgjax.errors import CorpusError, DataError
 from mgjax.inputs import arrays, files
 
 _LONGEST = 2**38  # samples or frames of a piece, so that their bytes fit into 64 bits
@@ -41,7 +41,11 @@ class Corpus:
       directory: The folder of the corpus.
       split: "train" or "valid".
       description: The content of corpus.json.
+      kind: "audio" or "tokens".
       lengths: The length of each piece, in samples or frames.
+      rate: Samples or frames per second, the unit of `lengths`.
+      sample_rate: Of the audio, in hertz; in a token corpus, of the audio that was encoded.
+      width: The number of channels, or of codebooks.
     """
 
     def __init__(
@@ -55,6 +59,11 @@ class Corpus:
         self.directory = directory
         self.split = split
         self.description = description
+        self.kind, self.sample_rate = description.kind, description.sample_rate
+        self.codebook_size, self.codec_hash = description.codebook_size, description.codec_hash
+        is_audio = self.kind == "audio"
+        self.rate = float(self.sample_rate if is_audio else description.frame_rate)
+        self.width = description.channels if is_audio else description.num_codebooks
         self.lengths = lengths
         self._first = first_records(description, lengths)
         self._shards = shards
@@ -65,8 +74,7 @@ class Corpus:
     def open(cls, directory: str | os.PathLike[str], split: str = "train") -> Corpus:
         """Opens a split of the corpus in `directory`.
 
-        Raises:
-          CorpusError: There is no such corpus or split, or files are missing or damaged.
+        Raises CorpusError if there is no such corpus or split, or files are missing or damaged.
         """
         directory = Path(directory)
         description, splits = read_description(directory)
@@ -91,41 +99,6 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def kind(self) -> str:
-        """Whether it holds audio or codes: "audio" or "tokens"."""
-        return self.description.kind
-
-    @property
-    def sample_rate(self) -> int:
-        """Of the audio, in hertz; in a token corpus, of the audio that was encoded."""
-        return self.description.sample_rate
-
-    @property
-    def rate(self) -> float:
-        """Samples or frames per second, the unit of `lengths`."""
-        return float(self.sample_rate if self.kind == "audio" else self.description.frame_rate)
-
-    @property
-    def width(self) -> int:
-        """The number of channels, or of codebooks."""
-        return self.description.channels if self.kind == "audio" else self.description.num_codebooks
-
-    @property
-    def codebook_size(self) -> int:
-        """The number of different codes; 0 in an audio corpus."""
-        return self.description.codebook_size
-
-    @property
-    def codec_hash(self) -> str | None:
-        """`Codec.hash` of the codec of the codes."""
-        return self.description.codec_hash
-
-    @property
-    def codec_source(self) -> str | None:
-        """Where the codec of the codes was loaded from."""
-        return self.description.codec_source
 
     def shards(self) -> list[range]:
         """The pieces in each shard."""
@@ -154,10 +127,7 @@ class Corpus:
     ) -> Float32[np.ndarray, "m c"] | Int32[np.ndarray, "m k"]:
         """A segment of a piece: audio float32 [m, c] or codes int32 [m, k].
 
-        Args:
-          piece: Index of the piece.
-          start: First sample or frame.
-          length: Number of samples or frames; None for all. The segment is shorter where the piece ends before.
+        It has `length` samples or frames from `start` on, or all if that is None; fewer where the piece ends before.
 
         Raises:
           IndexError: There is no such piece.
@@ -171,7 +141,10 @@ class Corpus:
             raise ValueError(f"cannot read {length} from {start} on of a piece of {available}")
         end = min(start + length, available)
         if self.kind == "tokens":
-            return self._codes(piece)[start:end].astype(np.int32)
+            codes = self._array(self._head(piece), "codes", "<u2", self.width)
+            if len(codes) != available or codes.max() >= self.codebook_size:
+                raise self._damaged(f"the codes of piece {piece} are not those that the index and corpus.json tell of")
+            return codes[start:end].astype(np.int32)
         size = self.description.chunk_samples
         first = int(self._first[piece])
         chunks = range(first + start // size, first + (end - 1) // size + 1)
@@ -183,12 +156,7 @@ class Corpus:
         return segment.astype(np.float32).reshape(-1, self.width) / np.float32(FULL_SCALE)
 
     def metadata(self, piece: int) -> Metadata:
-        """The metadata of a piece.
-
-        Raises:
-          IndexError: There is no such piece.
-          CorpusError: The records are damaged.
-        """
+        """The metadata of a piece; raises IndexError if there is none, CorpusError if the records are damaged."""
         return Metadata.from_json(self._bytes(self._head(piece), "metadata"), f"{self.directory}: piece {piece}")
 
     def name(self, piece: int) -> str:
@@ -204,9 +172,7 @@ class Corpus:
     def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
         """The chromagram of a segment of a piece, in frames of `description.melody`; shorter where the piece ends.
 
-        Raises:
-          IndexError: There is no such piece.
-          CorpusError: The corpus stores no melodies, or the records are damaged.
+        Raises IndexError if there is no such piece, CorpusError if no melodies are stored or the records are damaged.
         """
         if self.description.melody is None:
             raise CorpusError(f"{self.directory}: keeps no melodies; tokenize it anew with --melody")
@@ -227,12 +193,6 @@ class Corpus:
     def _check(self, piece: int) -> None:
         if not 0 <= piece < len(self):
             raise IndexError(f"there is no piece {piece} among {len(self)}")
-
-    def _codes(self, piece: int) -> UInt16[np.ndarray, "t k"]:
-        codes = self._array(self._head(piece), "codes", "<u2", self.width)
-        if len(codes) != self.lengths[piece] or codes.max() >= self.codebook_size:
-            raise self._damaged(f"the codes of piece {piece} are not those that the index and corpus.json tell of")
-        return codes
 
     def _array(self, example: Any, name: str, dtype: str, *width: int) -> np.ndarray:
         """The array of a feature, `[-1, *width]`."""
@@ -284,3 +244,60 @@ def _read_index(path: Path) -> Int64[np.ndarray, "p"]:
     if not are_numbers or not 0 < lengths.min() <= lengths.max() < _LONGEST:
         raise CorpusError(f"{path}: is damaged: it holds no lengths; copy it again, or build the corpus anew")
     return lengths
+
+
+class Pieces:
+    """The pieces of several corpora as one list."""
+
+    def __init__(self, corpora: Corpus | Sequence[Corpus]):
+        self.corpora = list(corpora) if isinstance(corpora, Sequence) else [corpora]
+        _check_alike(self.corpora)
+        self.counts = np.array([len(corpus.lengths) for corpus in self.corpora])
+        self.lengths = np.concatenate([corpus.lengths for corpus in self.corpora])
+        self.kind, self.rate = self.corpora[0].kind, self.corpora[0].rate
+        self._ends = np.cumsum(self.counts)
+
+    def read(self, piece: int, start: int, length: int) -> np.ndarray:
+        """`length` samples or frames of a piece from `start` on, or fewer where it ends before."""
+        with self._reading(piece) as (corpus, number):
+            return corpus.read(number, start, length)
+
+    def metadata(self, piece: int) -> Metadata:
+        """The metadata of a piece."""
+        with self._reading(piece) as (corpus, number):
+            return corpus.metadata(number)
+
+    def melody(self, piece: int, start: int, length: int) -> Float32[np.ndarray, "m p"]:
+        """As `Corpus.melody`."""
+        with self._reading(piece) as (corpus, number):
+            return corpus.melody(number, start, length)
+
+    def text_ids(self, piece: int) -> Int32[np.ndarray, "l"]:
+        """As `Corpus.text_ids`, of corpora that store them."""
+        with self._reading(piece) as (corpus, number):
+            ids = corpus.text_ids(number)
+        assert ids is not None, f"{corpus.directory} stores no token ids"
+        return ids
+
+    @contextlib.contextmanager
+    def _reading(self, piece: int) -> Iterator[tuple[Corpus, int]]:
+        """The corpus of a piece and its index in it, to read from in the block; raises DataError where that fails."""
+        index = int(np.searchsorted(self._ends, piece, side="right"))
+        corpus, number = self.corpora[index], piece - int(self._ends[index] - self.counts[index])
+        try:
+            yield corpus, number
+        except (ValueError, OSError) as error:
+            raise DataError(
+                f"piece {number} of the corpus {corpus.directory} ({corpus.split}) cannot be read: {error}"
+            ) from error
+
+
+def _check_alike(corpora: Sequence[Corpus]) -> None:
+    """Raises DataError unless the corpora can be read as one."""
+    if not corpora:
+        raise DataError("there is no corpus to read: name at least one directory in `corpora`")
+    for name in ("kind", "sample_rate", "rate", "width", "codebook_size", "codec_hash"):
+        values = [getattr(corpus, name) for corpus in corpora]
+        if len(set(values)) > 1:
+            listed = ", ".join(f"{corpus.directory}: {value}" for corpus, value in zip(corpora, values, strict=True))
+            raise DataError(f"corpora that are read together must have the same {name}, but these have {listed}")

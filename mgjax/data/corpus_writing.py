@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from mgjax.audio.metadata import Metadata
 from mgjax.audio.waveform import regrouped
 from mgjax.data import records
-from mgjax.data.description import FULL_SCALE, VERSION, Description, first_records, num_records, shard_path
+from mgjax.data.description import FULL_SCALE, VERSION, Description, first_records, num_records
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
 
@@ -26,37 +26,22 @@ _OPTIONS = {"audio": "group_size:1,uncompressed", "tokens": "group_size:1,zstd:3
 
 
 class Piece(NamedTuple):
-    """A piece to be written.
+    """A piece to be written."""
 
-    Attributes:
-      name: A unique name.
-      metadata: Its metadata.
-      content: The audio as blocks of float32 [n_i, c], or the codes [t, k].
-      text_ids: The token ids of the description, if the corpus has a tokenizer.
-      melody: The chromagram of the whole piece, if the corpus stores melodies.
-      notes: Warnings for the report of the build.
-    """
-
-    name: str
+    name: str  # a unique one
     metadata: Metadata
-    content: Any
-    text_ids: Int[np.ndarray, "l"] | None = None
-    melody: Float[np.ndarray, "f p"] | None = None
-    notes: tuple[str, ...] = ()
+    content: Any  # the audio as blocks of float32 [n_i, c], or the codes [t, k]
+    text_ids: Int[np.ndarray, "l"] | None = None  # of the description, if the corpus has a tokenizer
+    melody: Float[np.ndarray, "f p"] | None = None  # the chromagram of the whole piece, if the corpus stores melodies
+    notes: tuple[str, ...] = ()  # warnings for the report of the build
 
 
 class Shard(NamedTuple):
-    """A finished shard.
+    """A finished shard."""
 
-    Attributes:
-      lengths: The length of each piece, in samples or frames.
-      num_bytes: Size of its file.
-      digest: A hash of all its records, of twelve hexadecimal digits; None if unknown.
-    """
-
-    lengths: list[int]
+    lengths: list[int]  # of each piece, in samples or frames
     num_bytes: int
-    digest: str | None = None
+    digest: str | None = None  # of all its records, twelve hexadecimal digits; None if unknown
 
 
 def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -> Shard:
@@ -91,8 +76,7 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
 def finish(directory: Path, description: Description, shards: Mapping[str, Sequence[Shard]]) -> None:
     """Writes the index, the dataset info and corpus.json for the shards in `directory`; empty splits are left out.
 
-    Raises:
-      CorpusError: There are no pieces.
+    Raises CorpusError if there are no pieces.
     """
     splits = {split: written for split, written in shards.items() if any(shard.lengths for shard in written)}
     if not splits:
@@ -114,28 +98,6 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
         },
     }
     files.write_json(directory / "corpus.json", content, indent=1)
-
-
-def write(directory: str | os.PathLike[str], description: Description, pieces: Mapping[str, Iterable[Piece]]) -> None:
-    """Writes a small corpus at once, with one shard for each split in `pieces`.
-
-    Raises:
-      CorpusError: There are no pieces.
-      FileExistsError: There is a corpus in `directory`.
-      ValueError: A piece does not fit `description`.
-    """
-    directory = Path(directory)
-    if (directory / "corpus.json").exists():
-        raise FileExistsError(f"{directory}: there is a corpus already; choose another folder")
-    directory.mkdir(parents=True, exist_ok=True)
-    finish(
-        directory,
-        description,
-        {
-            split: [write_shard(shard_path(directory, description.kind, split, 0, 1), description, own)]
-            for split, own in pieces.items()
-        },
-    )
 
 
 def _count(description: Description, shard: Shard) -> int:

@@ -26,17 +26,11 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Maps the features of a dataset to audio and metadata; "a/b" is the feature b in a.
-
-    Attributes:
-      audio: The feature with the audio.
-      sample_rate: Its rate in hertz; None to take it from the dataset.
-      metadata: (field of Metadata, feature) pairs.
-    """
+    """Maps the features of a dataset to audio and metadata; "a/b" is the feature b in a."""
 
     audio: str = "audio"
-    sample_rate: int | None = None
-    metadata: tuple[tuple[str, str], ...] = ()
+    sample_rate: int | None = None  # of the audio, in hertz; None to take it from the dataset
+    metadata: tuple[tuple[str, str], ...] = ()  # (field of Metadata, feature) pairs
 
     def __post_init__(self) -> None:
         known = [field.name for field in dataclasses.fields(Metadata)]
@@ -66,8 +60,7 @@ class DatasetSource:
     def metadata(self, unused: list[str] | None = None) -> Metadata:
         """The metadata of the example. `unused` stays as it is: only chosen features are read.
 
-        Raises:
-          ValueError: A feature has the wrong type for its field, or the dataset is damaged.
+        Raises ValueError if a feature has the wrong type for its field, or the dataset is damaged.
         """
         dataset = _open(self.directory)
         example = dataset.read(self.split, self.number)
@@ -76,8 +69,7 @@ class DatasetSource:
     def blocks(self, sample_rate: int, channels: int) -> Iterator[Float32[np.ndarray, "n c"]]:
         """The audio as a single block, converted to `sample_rate` in hertz and `channels`.
 
-        Raises:
-          ValueError: It has no audio that can be decoded, or the dataset is damaged.
+        Raises ValueError if it has no audio that can be decoded, or the dataset is damaged.
         """
         dataset = _open(self.directory)
         content, rate = dataset.audio(dataset.read(self.split, self.number), self.fields.audio)
@@ -90,10 +82,8 @@ class DatasetSource:
 def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
     """All examples of a dataset, over all its splits.
 
-    Args:
-      source: A folder with dataset_info.json in it, or "tfds:NAME" or "tfds:NAME/CONFIG", in the data directory of
-        tensorflow-datasets.
-      fields: The features to use; None for those of KNOWN_FIELDS, or else the audio alone.
+    `source` is a folder with dataset_info.json in it, or "tfds:NAME" or "tfds:NAME/CONFIG", in the data directory of
+    tensorflow-datasets. Without `fields`, those of KNOWN_FIELDS are read, or else the audio alone.
 
     Raises:
       CorpusError: It is missing, in a format that cannot be read, or lacks a feature.
@@ -139,13 +129,7 @@ class _Feature(NamedTuple):
 
 
 class _Dataset:
-    """A prepared dataset.
-
-    Attributes:
-      name: Its name in tensorflow-datasets.
-      features: By path.
-      shards: The path and the number of records of each shard of each split.
-    """
+    """A prepared dataset: its `features` by path, the path and the number of records of each of its `shards`."""
 
     def __init__(self, directory: Path):
         info = files.read_json(directory / "dataset_info.json", error=CorpusError)
@@ -173,11 +157,7 @@ class _Dataset:
             yield path, count
 
     def read(self, split: str, number: int) -> Any:
-        """The features of an example, in the form of tf.train.Example.
-
-        Raises:
-          ValueError: The record is damaged or missing.
-        """
+        """The features of an example, as of tf.train.Example; raises ValueError if the record is damaged or missing."""
         shards = iter(self.shards[split])
         path, count = next(shards)
         while number >= count:

@@ -39,33 +39,19 @@ _LARGEST = 2**24  # of the numbers in a description, so that their products fit 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The content of corpus.json, apart from the list of shards.
+    """The content of corpus.json, apart from the list of shards."""
 
-    Attributes:
-      kind: "audio" or "tokens".
-      sample_rate: Of the audio, in hertz.
-      channels: Of the audio.
-      chunk_samples: Samples in a record of audio; 0 in a token corpus.
-      frame_rate: Frames of codes per second; this and the fields below are of token corpora only.
-      num_codebooks: Codes in a frame.
-      codebook_size: The number of different codes.
-      codec_source: Where the codec was loaded from.
-      codec_hash: `Codec.hash` of the codec.
-      tokenizer: Where the tokenizer of the descriptions was loaded from; None if no token ids are stored.
-      melody: The config of the stored chromagrams; None for none. They are of whole pieces, so that its `num_frames`
-        and `null` mean nothing.
-    """
-
-    kind: str
-    sample_rate: int
-    channels: int
-    chunk_samples: int = 0
-    frame_rate: float = 0.0
-    num_codebooks: int = 0
-    codebook_size: int = 0
-    codec_source: str | None = None
-    codec_hash: str | None = None
-    tokenizer: str | None = None
+    kind: str  # "audio" or "tokens"
+    sample_rate: int  # of the audio, in hertz
+    channels: int  # of the audio
+    chunk_samples: int = 0  # samples in a record of audio; 0 in a token corpus
+    frame_rate: float = 0.0  # frames of codes per second; this and the fields below are of token corpora only
+    num_codebooks: int = 0  # codes in a frame
+    codebook_size: int = 0  # the number of different codes
+    codec_source: str | None = None  # where the codec was loaded from
+    codec_hash: str | None = None  # its `Codec.hash`
+    tokenizer: str | None = None  # where that of the descriptions was loaded from; None if no token ids are stored
+    # The config of the stored chromagrams, which are of whole pieces, so that its `num_frames` and `null` mean nothing.
     melody: MelodyConfig | None = None
 
     def __post_init__(self) -> None:
@@ -94,8 +80,7 @@ class ShardRecord(NamedTuple):
 def read_description(directory: str | os.PathLike[str]) -> tuple[Description, dict[str, list[ShardRecord]]]:
     """Reads corpus.json: the description, and the shards of each split.
 
-    Raises:
-      CorpusError: There is no corpus, or its description is damaged.
+    Raises CorpusError if there is no corpus, or its description is damaged.
     """
     path = Path(directory, "corpus.json")
     try:

@@ -25,8 +25,7 @@ from jaxtyping import Float64, Int64
 
 from mgjax.config.serialization import ranged
 from mgjax.data.conditions import BatchConditions, ConditionReader, Segment
-from mgjax.data.corpus import Corpus
-from mgjax.data.pieces import Pieces
+from mgjax.data.corpus import Corpus, Pieces
 from mgjax.devices.parent import end_with_parent
 from mgjax.errors import ConfigError, DataError
 
@@ -176,11 +175,7 @@ class BatchIterator(grain.DatasetIterator):
         return {"num_batches": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on after the batches of `state`.
-
-        Raises:
-          DataError: There are not as many batches.
-        """
+        """Goes on after the batches of `state`; raises DataError if there are not as many."""
         position = int(state["num_batches"])
         if not 0 <= position <= len(self._source):
             raise DataError(f"cannot go on after {position} batches: there are {len(self._source)}")
@@ -276,11 +271,7 @@ class _Source:
                 return Segment(piece, start, len(content), rng), content
 
     def _leave_out(self, piece: int, error: DataError) -> None:
-        """Counts a piece that cannot be read.
-
-        Raises:
-          DataError: There are more of them than `config.max_bad` allows.
-        """
+        """Counts a piece that cannot be read; raises DataError after more of them than `config.max_bad` allows."""
         is_new = piece not in self.bad
         self.bad.add(piece)
         most, total = self.config.max_bad, len(self.pieces.lengths)

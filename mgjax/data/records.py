@@ -43,8 +43,7 @@ class RecordError(ValueError):
 def read(readers: dict[Path, ArrayRecordReader], path: Path, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
     """The features of records of the file `path`, by their `numbers`; `readers` caches the open files.
 
-    Raises:
-      RecordError: The file is missing or damaged.
+    Raises RecordError if the file is missing or damaged.
     """
     try:
         if path not in readers:  # without threads of its own, a reader is cheap to keep open

@@ -43,28 +43,18 @@ _LONGEST_PATH = 4096  # characters
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """A sound file.
+    """A sound file."""
 
-    Attributes:
-      name: A unique name: its path relative to the folder, or as in the manifest.
-      path: Its absolute path.
-      sidecar: The path of the JSON file with its metadata, if there is one.
-      row: The JSON of its row in the manifest, which takes precedence over the sidecar.
-      stamp: Sizes and modification times of both files, by which changes are detected.
-    """
-
-    name: str
-    path: str
-    sidecar: str | None = None
-    row: str | None = None
-    stamp: tuple[int, ...] = ()
+    name: str  # a unique one: its path relative to the folder, or as in the manifest
+    path: str  # absolute
+    sidecar: str | None = None  # the path of the JSON file with its metadata
+    row: str | None = None  # the JSON of its row in the manifest, which takes precedence over the sidecar
+    stamp: tuple[int, ...] = ()  # sizes and modification times of both files, by which changes are detected
 
     def metadata(self, unused: list[str] | None = None) -> Metadata:
         """The metadata of the sidecar and the row; unknown keys are added to `unused`.
 
-        Raises:
-          MetadataError: The sidecar or the row cannot be parsed.
-          OSError: The sidecar cannot be read.
+        Raises MetadataError if they cannot be parsed, OSError if the sidecar cannot be read.
         """
         fields: dict[str, Any] = {}
         unknown: list[str] = []
@@ -78,11 +68,7 @@ class FileSource:
         return Metadata.from_dict(fields)
 
     def blocks(self, sample_rate: int, channels: int) -> Iterator[Float32[np.ndarray, "n c"]]:
-        """Streams the audio, converted to `sample_rate` in hertz and `channels`.
-
-        Raises:
-          OSError, ValueError: As `audio.files.blocks`.
-        """
+        """Streams the audio, converted to `sample_rate` in hertz and `channels`; raises as `audio.files.blocks`."""
         suffix = os.path.splitext(self.path)[1].lower()
         if suffix in UNREADABLE:
             raise ValueError(f"{suffix} cannot be read here; convert it to .wav or .flac")
@@ -96,12 +82,10 @@ Source = FileSource | DatasetSource
 def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[Source]:
     """All pieces of `source`, in a fixed order.
 
-    Args:
-      source: A folder of sound files, each with or without a JSON sidecar of the same stem (links are followed, and
-        each folder is read once); a manifest (.csv, .tsv, .jsonl or .jsonl.gz, such as audiocraft's data.jsonl.gz)
-        with a column or key `path`, relative to the manifest, and the fields of `Metadata`; or a prepared dataset of
-        tensorflow-datasets, as for `datasets.find`.
-      fields: The features of such a dataset to use.
+    It is a folder of sound files, each with or without a JSON sidecar of the same stem (links are followed, and each
+    folder is read once); a manifest (.csv, .tsv, .jsonl or .jsonl.gz, such as audiocraft's data.jsonl.gz) with a column
+    or key `path`, relative to the manifest, and the fields of `Metadata`; or a prepared dataset of tensorflow-datasets,
+    as for `datasets.find`, with the features `fields`.
 
     Raises:
       FileNotFoundError: There is no such source.

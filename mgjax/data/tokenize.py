@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from mgjax.checkpoints import hub, sources
 from mgjax.codec.codec import Codec
 from mgjax.conditioning import chroma
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.conditioning import MelodyConfig
 from mgjax.data import assembly
 from mgjax.data.assembly import Plan, Progress, Report
@@ -41,20 +41,11 @@ class PieceSource:
 
 @dataclasses.dataclass(frozen=True)
 class CodeMaker:
-    """Makes pieces of codes out of audio pieces.
+    """Makes pieces of codes out of audio pieces, as an `assembly.Maker`."""
 
-    Attributes:
-      directory: The audio corpus.
-      codec: Directory or Hub id of the codec.
-      codec_hash: Its hash, so that no worker uses another one.
-      channels: The number of channels that are encoded.
-      tokenizer: Directory or Hub id of the tokenizer for the descriptions, or "bytes"; None for none.
-      melody: The config of the chromagrams to store; None for none.
-    """
-
-    directory: str
+    directory: str  # the audio corpus
     codec: str
-    codec_hash: str
+    codec_hash: str  # so that no worker uses another codec
     channels: int
     tokenizer: str | None
     melody: MelodyConfig | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from mgjax.conditioning.text import SPECIAL
+from mgjax.conditioning.tokenizers import SPECIAL
 from mgjax.data.corpus import Corpus
 from mgjax.data.prompts import TextConfig, assemble
 from mgjax.errors import VocabularyError
@@ -32,9 +32,7 @@ _RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"  # sentencepiece leaves out texts wit
 def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
     """The texts of all pieces, each with the description and all fields of the metadata.
 
-    Args:
-      corpora: The corpora to read.
-      progress: Called with the number of finished pieces, and of all.
+    `progress` is called with the number of finished pieces, and of all.
     """
     rng = np.random.default_rng(0)  # the order of the fields
     done, total = 0, sum(map(len, corpora))
@@ -51,13 +49,8 @@ def texts_of(corpora: Sequence[Corpus], progress: Callable[[int, int], None] | N
 def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, replace: bool = False) -> int:
     """Learns a vocabulary, writes it to spiece.model in `directory`, and returns its size.
 
-    The same texts in the same order give the same file.
-
-    Args:
-      texts: The training texts.
-      size: Number of tokens, the 3 special tokens and 256 bytes included. Few texts may give a smaller vocabulary.
-      directory: The folder, which is created if missing.
-      replace: Whether to overwrite an existing vocabulary.
+    The same texts in the same order give the same file. `size` counts the 3 special tokens and 256 bytes too; few texts
+    may give a smaller vocabulary. An existing vocabulary, but not that of a model, is overwritten to `replace` it.
 
     Raises:
       VocabularyError: There are no texts, or `size` is too small for them.

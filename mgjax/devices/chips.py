@@ -9,26 +9,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator.
+    """One kind of accelerator."""
 
-    Attributes:
-      kind: A part of its `device_kind`; the first chip of the table that matches counts.
-      flops: Dense bfloat16 operations per second.
-      memory: Bytes that a program can use. On TPUs, the runtime's own programs take the rest.
-      bandwidth: Bytes per second between memory and chip.
-      link: Bytes per second that one link to a neighbour in the torus carries one way; for GPUs, what a GPU sends to
-        all others of its node.
-      torus: The shortest row of chips whose ends are connected; 0 for GPUs, which have no torus.
-      network: Bytes per second that a chip can send beyond its slice or node.
-    """
-
-    kind: str
-    flops: float
-    memory: float = 0.0
-    bandwidth: float = 0.0
+    kind: str  # a part of its `device_kind`; the first chip of the table that matches counts
+    flops: float  # dense bfloat16 operations per second
+    memory: float = 0.0  # bytes that a program can use; on TPUs, the runtime's own programs take the rest
+    bandwidth: float = 0.0  # bytes per second between memory and chip
+    # Bytes per second that one link to a neighbour in the torus carries one way; that a GPU sends within its node.
     link: float = 0.0
-    torus: int = 0
-    network: float = 0.0
+    torus: int = 0  # the shortest row of chips whose ends are connected; 0 for GPUs, which have no torus
+    network: float = 0.0  # bytes per second that a chip can send beyond its slice or node
 
 
 # TPUs: docs.cloud.google.com/tpu/docs (bidirectional bandwidth of a chip, divided by its links and by two); the memory

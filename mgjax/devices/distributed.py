@@ -43,16 +43,12 @@ def start(
 ) -> None:
     """Initializes `jax.distributed` if this is one of several processes; to be called before JAX uses a device.
 
-    Args:
-      coordinator: Host of process 0 and a free port on it, "10.0.0.1:1234". None, here and below: from the environment
-        or the scheduler.
-      num_processes: The number of processes; 1 for a run on its own, whatever the scheduler says.
-      process_id: The index of this process.
-      heeds_sigterm: Whether the run checks for preemption itself (`multihost_utils.reached_preemption_sync_point`), so
-        that SIGTERM must not end the process.
+    Process 0 listens at `coordinator`, its host and a free port on it ("10.0.0.1:1234"). Each of the three that is None
+    is read from the environment or the scheduler; `num_processes` 1 is a run on its own, whatever the scheduler says. A
+    run that checks for preemption itself (`multihost_utils.reached_preemption_sync_point`) `heeds_sigterm`, which must
+    not end the process.
 
-    Raises:
-      ValueError: The settings are incomplete or contradict each other, or process 0 cannot be reached.
+    Raises ValueError if the settings are incomplete or contradict each other, or process 0 cannot be reached.
     """
     detected = find(coordinator, num_processes, process_id, os.environ)
     if detected is None:
@@ -97,11 +93,7 @@ def finish(status: int) -> int:
 
 
 def check_shared(folder: Path) -> None:
-    """Checks that the existing `folder` is the same one on all hosts.
-
-    Raises:
-      ValueError: It is not.
-    """
+    """Raises ValueError unless the existing `folder` is the same one on all hosts."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -138,10 +130,7 @@ def find(
 ) -> tuple[str, dict[str, Any]] | None:
     """The origin of the settings, for messages, and the arguments of `jax.distributed.initialize`.
 
-    None for a single process.
-
-    Raises:
-      ValueError: The settings are incomplete or contradict each other.
+    None for a single process. Raises ValueError if the settings are incomplete or contradict each other.
     """
     settings: dict[str, Any] = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     settings = {name: environ.get(VARIABLES[name]) if value is None else value for name, value in settings.items()}

@@ -58,11 +58,9 @@ RULES: tuple[tuple[str, P], ...] = (
 def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, or of `devices` (those of a topology too); one of the sizes may be -1, for the rest.
 
-    If the devices are in several slices (of TPUs, or of GPUs that one node or NVLink connects), `data` spans the
-    slow network between the slices, and `fsdp` too if `data` is too small for that.
-
-    Raises:
-      ValueError: The sizes do not multiply to the number of devices, or do not fit the slices.
+    If the devices are in several slices (of TPUs, or of GPUs that one node or NVLink connects), `data` spans the slow
+    network between the slices, and `fsdp` too if `data` is too small for that. Raises ValueError if the sizes do not
+    multiply to the number of devices, or do not fit the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, model]
@@ -135,8 +133,7 @@ def rows(num_rows: int, mesh: Mesh | AbstractMesh) -> NamedSharding:
 def rows_here(num_rows: int, mesh: Mesh) -> list[int]:
     """The rows of a batch that the devices of this process work on, in order, which this host has to read.
 
-    Raises:
-      ValueError: There are several processes, and the mesh does not divide the number of rows.
+    Raises ValueError if there are several processes, and the mesh does not divide the number of rows.
     """
     spread = mesh.shape["data"] * mesh.shape["fsdp"]
     if num_rows % spread and mesh.is_multi_process:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ from mgjax.conditioning.excerpts import prepare as prepare_excerpts
 from mgjax.conditioning.labels import row_values, vectors
 from mgjax.conditioning.melody import Melody
 from mgjax.conditioning.melody import prepare as prepare_melodies
+from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.conditioning.reference_audio import rows as rows_of
 from mgjax.config.conditioning import LabelConfig, NumberConfig
 from mgjax.config.model import ModelConfig, Sampling
-from mgjax.generation.request import OtherInputs, Request, Schedule, TimedPrompt
+from mgjax.generation.request import Request, Schedule, TimedPrompt
 from mgjax.inputs import arguments
 from mgjax.inputs.arguments import is_number, is_whole, shown
 
@@ -63,14 +64,15 @@ def request(
     prompt_sample_rate: Any = None,
     **inputs: Any,
 ) -> Request:
-    """Checks and converts the arguments of `MusicGen.generate`; `inputs` are its conditioning inputs other than text.
+    """Checks and converts the arguments of `MusicGen.generate`, and raises what that does.
 
-    Raises:
-      TypeError, ValueError: An argument is not allowed; the message says what is.
+    `inputs` are its conditioning inputs other than text.
     """
     frame_rate, num_codebooks = codec.frame_rate, config.lm.num_codebooks
     length = num_frames(seconds, frame_rate)
-    crossfade_frames = _crossfade(blend, frame_rate)
+    if not 0 <= (crossfade := arguments.number(blend, "blend", " of seconds")) < _MOST_SECONDS:
+        raise ValueError(f"blend must be 0 (at once) or more seconds, got {blend}")
+    crossfade_frames = round(crossfade * frame_rate)
     schedules = _schedules(prompts, frame_rate, length, crossfade_frames)
     batch = len(schedules)
     samplings = _samplings(config.sampling if sampling is None else sampling, batch, num_codebooks)
@@ -80,7 +82,7 @@ def request(
     if prompt is not None:
         audio_prompt = _prompt_codes(codec, prompt, prompt_sample_rate, batch)[..., :num_codebooks]
         check_prompt_length(audio_prompt.shape[1], length, window_frames, frame_rate)
-    checked = Request(
+    request = Request(
         frame_rate=frame_rate,
         num_frames=length,
         window_frames=window_frames,
@@ -93,8 +95,7 @@ def request(
         seeds=row_seeds,
         audio_prompt=audio_prompt,
     )
-    _check_readable(checked.texts, config)
-    return checked
+    return _readable(request, config)
 
 
 def scoring_request(
@@ -104,7 +105,7 @@ def scoring_request(
     audio_prompt = _codes(codes, config, codec)
     batch, length, _ = audio_prompt.shape
     row_seeds = seeds(seed, batch)
-    checked = Request(
+    request = Request(
         frame_rate=codec.frame_rate,
         num_frames=length,
         window_frames=length,
@@ -117,8 +118,7 @@ def scoring_request(
         seeds=row_seeds,
         audio_prompt=audio_prompt,
     )
-    _check_readable(checked.texts, config)
-    return checked
+    return _readable(request, config)
 
 
 def _conditioning_inputs(
@@ -132,7 +132,7 @@ def _conditioning_inputs(
     style: Any = None,
     style_sample_rate: Any = None,
     labels: Any = None,
-) -> OtherInputs:
+) -> list[ConditioningInputs]:
     """The conditioning inputs of the rows with these seeds; raises as `request`."""
     batch, model_rate = len(seeds), config.codec.sample_rate
     melodies: Sequence[Melody | None] = [None] * batch
@@ -145,7 +145,6 @@ def _conditioning_inputs(
             chromas = list(_chroma(chroma, batch, config.melody.num_frames, config.melody.num_bins))
         elif chroma is None:
             rate = model_rate if melody_sample_rate is None else melody_sample_rate
-            rate = arguments.rate(rate, "melody_sample_rate")
             melodies = prepare_melodies(melody, rate, batch, config.melody, separate=separate)
         else:
             raise ValueError("melody and chroma say the same in two ways: give one of them")
@@ -153,9 +152,9 @@ def _conditioning_inputs(
         if config.style is None:
             raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
         rate = model_rate if style_sample_rate is None else style_sample_rate
-        rate = arguments.rate(rate, "style_sample_rate")
         styles = prepare_excerpts(style, rate, seeds, config)
-    return OtherInputs(melodies, chromas, styles, _labels(labels, batch, config))
+    rows = zip(melodies, chromas, styles, _labels(labels, batch, config), strict=True)
+    return [ConditioningInputs(None, *row) for row in rows]
 
 
 def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frames: int) -> list[Schedule]:
@@ -163,27 +162,30 @@ def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frame
 
     Prompts that begin when the music is over are left out, with a warning.
     """
-    rows = [prompts] if _is_text(prompts) or _is_schedule(prompts) else prompts
-    if not isinstance(rows, Sequence) or not all(_is_text(row) or _is_schedule(row) for row in rows):
-        raise TypeError(
-            f"texts must be a string, None, a list of (seconds, text), or a list with one of these for each row, got "
-            f"{shown(prompts)}"
-        )
+    expected = "texts must be a string, None, a list of (seconds, text), or a list with one of these for each row"
+    rows = _rows(prompts, lambda row: _is_text(row) or _is_schedule(row), expected)
     if not rows:
         raise ValueError("there is no text: give at least one (None for music without a description)")
-    return [
-        _schedule(row, frame_rate, num_frames, crossfade_frames) if _is_schedule(row) else [TimedPrompt(0, row or None)]
-        for row in rows
-    ]
+    schedules = [row if _is_schedule(row) else [(0.0, row)] for row in rows]
+    return [_schedule(schedule, frame_rate, num_frames, crossfade_frames) for schedule in schedules]
 
 
-def _check_readable(texts: Sequence[str | None], config: ModelConfig) -> None:
+def _readable(request: Request, config: ModelConfig) -> Request:
     """Raises ValueError for a text where the model has no text encoder, and for one that is far too long."""
-    if any(texts) and config.text is None and config.clap is None:
+    if any(request.texts) and config.text is None and config.clap is None:
         raise ValueError("this model was not trained with texts: give None (on the command line: an empty prompt)")
-    longest = max((len(text) for text in texts if text), default=0)
+    longest = max((len(text) for text in request.texts if text), default=0)
     if longest > _MOST_CHARACTERS:
         raise ValueError(f"a text has {longest} characters, the most is {_MOST_CHARACTERS}: its beginning is enough")
+    return request
+
+
+def _rows(value: Any, is_row: Callable[[Any], bool], expected: str) -> Sequence[Any]:
+    """The rows of a batch, or a single one for all; raises TypeError, which says what was `expected`."""
+    rows = [value] if is_row(value) else value
+    if not isinstance(rows, Sequence) or not all(map(is_row, rows)):
+        raise TypeError(f"{expected}, got {shown(value)}")
+    return rows
 
 
 def _is_text(value: Any) -> bool:
@@ -191,11 +193,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_schedule(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(_is_timed_prompt(item) for item in value)
-
-
-def _is_timed_prompt(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and is_number(value[0]) and _is_text(value[1])
+    return (isinstance(value, Sequence) and len(value) > 0) and all(
+        isinstance(item, tuple | list) and len(item) == 2 and is_number(item[0]) and _is_text(item[1]) for item in value
+    )
 
 
 def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, crossfade_frames: int) -> Schedule:
@@ -230,29 +230,18 @@ def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, cross
 
 def _plain_texts(texts: Any, batch: int, name: str) -> list[str | None]:
     """One text for each row, from one for all or one for each; messages call them `name`."""
-    rows = [texts] if _is_text(texts) else texts
-    if not isinstance(rows, Sequence) or not all(_is_text(row) for row in rows):
-        raise TypeError(f"{name} must be a string, None, or a list of them, got {shown(texts)}")
+    rows = _rows(texts, _is_text, f"{name} must be a string, None, or a list of them")
     return [row or None for row in arguments.each(rows, batch, name)]
 
 
 def _samplings(sampling: Any, batch: int, num_codebooks: int) -> list[Sampling]:
     """The sampling parameters of each row, from one for all or one for each."""
-    rows = [sampling] if isinstance(sampling, Sampling) else sampling
-    if not isinstance(rows, Sequence) or not all(isinstance(row, Sampling) for row in rows):
-        raise TypeError(f"sampling must be a mgjax.Sampling or a list of them, got {shown(sampling)}")
+    expected = "sampling must be a mgjax.Sampling or a list of them"
+    rows = _rows(sampling, lambda row: isinstance(row, Sampling), expected)
     for row in rows:
         if isinstance(row.temperature, tuple) and len(row.temperature) != num_codebooks:
             raise ValueError(f"the model has {num_codebooks} codebooks: give one temperature, or as many, got {row}")
     return arguments.each(rows, batch, "samplings")
-
-
-def _crossfade(seconds: Any, frame_rate: float) -> int:
-    """The length in frames of the crossfade from a prompt to the next."""
-    value = arguments.number(seconds, "blend", " of seconds")
-    if not 0 <= value < _MOST_SECONDS:
-        raise ValueError(f"blend must be 0 (at once) or more seconds, got {seconds}")
-    return round(value * frame_rate)
 
 
 def _labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]]:
@@ -266,9 +255,8 @@ def _labels(labels: Any, batch: int, config: ModelConfig) -> list[dict[str, Any]
 
 def seeds(seed: Any, batch: int) -> list[int]:
     """One seed per row: `seed + i` for row i of a single number (from 0 again after 2**32 - 1)."""
-    rows = [seed] if is_whole(seed) else seed.tolist() if isinstance(seed, np.ndarray) else seed
-    if not isinstance(rows, Sequence) or not all(is_whole(row) for row in rows):
-        raise TypeError(f"seed must be a whole number or a list of them, got {shown(seed)}")
+    seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
+    rows = _rows(seed, is_whole, "seed must be a whole number or a list of them")
     if not all(0 <= row < _SEEDS for row in rows):
         raise ValueError(f"a seed must be 0 or above and below 2**32, got {shown(seed)}")
     if is_whole(seed):
@@ -382,12 +370,10 @@ def _chroma(chroma: Any, batch: int, num_frames: int, num_classes: int) -> Float
 def dtype(name: Any) -> str | None:
     """The name of a type that weights may have, of a name or a type; None for None."""
     known = ("float32", "bfloat16", "float16")
-    if name is None or name in known:
-        return name
-    for good in known:
-        if not isinstance(name, str) and getattr(name, "__name__", getattr(name, "name", None)) == good:
-            return good  # jnp.bfloat16 or np.dtype("float32")
-    raise ValueError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+    plain = name if isinstance(name, str) else getattr(name, "__name__", getattr(name, "name", None))
+    if name is not None and plain not in known:  # jnp.bfloat16 has a __name__, np.dtype("float32") a name
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+    return plain
 
 
 def _to_frames(seconds: Any, frame_rate: float, name: str) -> int:

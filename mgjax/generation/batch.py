@@ -17,7 +17,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,19 +35,12 @@ _MACHINE_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
 
 
 class Job(NamedTuple):
-    """A piece to generate.
+    """A piece to generate."""
 
-    Attributes:
-      name: Of its file, and in the manifest.
-      kind: Pieces of one kind, above all of one length, can share a batch.
-      recipe: Its arguments, for `generate_batch`.
-      about: The same for the manifest, as JSON.
-    """
-
-    name: str
-    kind: Hashable
-    recipe: Any
-    about: dict[str, Any]
+    name: str  # of its file, and in the manifest
+    kind: Hashable  # pieces of one kind, above all of one length, can share a batch
+    recipe: Any  # its arguments, for `generate_batch`
+    about: dict[str, Any]  # the same for the manifest, as JSON
 
 
 class Piece(NamedTuple):
@@ -60,47 +53,23 @@ class Piece(NamedTuple):
 GenerateBatch = Callable[[Sequence[Any]], Sequence[Piece]]  # recipes of one kind -> their pieces
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """Writes pieces in some format."""
-
-    def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
-        """Writes the pieces of batch `number` of `count`, each file whole or not at all.
-
-        Returns:
-          What the manifest's line of each piece says of its place, its "file" above all.
-        """
-        ...
-
-    def finish(self, folder: Path, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Is called once all batches are written, with the manifest's lines of each."""
-        ...
-
-
 def generate(
     jobs: Sequence[Job],
     generate_batch: GenerateBatch,
-    writer: Writer,
+    writer: Sounds | Records,
     folder: Path,
     size: int,
     settings: dict[str, Any],
     machine: dict[str, Any],
     progress: Callable[[list[Job], int, int], None],
 ) -> int:
-    """Generates the pieces that `folder` does not hold yet, this process its share of them.
+    """Generates the pieces that `folder` does not hold yet, this process its share; returns how many failed.
 
-    Args:
-      jobs: All pieces, by different names.
-      generate_batch: Generates `size` pieces of one kind.
-      writer: Writes them.
-      folder: One that all hosts see.
-      size: Of a batch.
-      settings: Those of all pieces, as JSON; a run that resumes must have the same.
-      machine: The devices and the model's source, for the manifest.
-      progress: Called with each batch that is done, how many of this process are done by now, and of how many.
+    All hosts see the folder. The names of jobs differ. A run that resumes must have the same `settings`, those of all
+    pieces as JSON; `machine`, the devices and the model's source, is for the manifest alone. `progress` is called with
+    each batch that is done, how many of this process are done by now, and of how many.
 
-    Returns:
-      How many pieces failed. The manifest has their errors; the next run tries them again.
+    The manifest has the errors of those that failed; the next run tries them again.
 
     Raises:
       ValueError: The folder holds other pieces, or is not the same folder on all hosts.
@@ -166,14 +135,14 @@ class Sounds:
     sample_rate: int
 
     def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
-        """Writes the files; see `Writer`."""
+        """Writes the pieces of batch `number` of `count`; returns what the manifest says of where each is."""
         names = [f"{job.name}{self.suffix}" for job, _ in pieces]
         for name, (_, piece) in zip(names, pieces, strict=True):
             audio_files.write(folder / name, piece.audio, self.sample_rate)
         return [{"file": name} for name in names]
 
     def finish(self, folder: Path, lines: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Nothing is left to do."""
+        """Is called once all batches are written, with the manifest's lines of each; nothing is left to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +152,7 @@ class Records:
     description: Any  # of the corpus
 
     def write(self, folder: Path, number: int, count: int, pieces: Sequence[tuple[Job, Piece]]) -> list[dict[str, Any]]:
-        """Writes the shard; see `Writer`."""
+        """Writes the shard of batch `number` of `count`; see `Sounds`."""
         from mgjax.audio.metadata import Metadata
         from mgjax.data import corpus, corpus_writing
 
@@ -236,9 +205,7 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
 def _is_done(folder: Path, number: int) -> bool:
     """Whether all pieces of a batch are written."""
     path = _part(folder, number)
-    if not path.exists():
-        return False
-    return all("file" in line and (folder / line["file"]).is_file() for line in _read(path))
+    return path.exists() and all("file" in line and (folder / line["file"]).is_file() for line in _read(path))
 
 
 def _line(job: Job, result: Piece | str, places: Iterator[dict[str, Any]]) -> dict[str, Any]:

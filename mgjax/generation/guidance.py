@@ -12,68 +12,51 @@ from jaxtyping import Float, Float32, Int
 
 from mgjax.conditioning.excerpts import Encode
 from mgjax.conditioning.provider import ConditioningInputs, ConditionProvider, Span
-from mgjax.config.model import ModelConfig, Sampling
-from mgjax.generation.request import OtherInputs, Request, Schedule, TimedPrompt
+from mgjax.config.model import ModelConfig
+from mgjax.generation.request import Request, Schedule, TimedPrompt
 from mgjax.generation.windows import Extent, Window, extents, split
 
 
 def windows(
     request: Request, config: ModelConfig, provider: ConditionProvider, encode_mono: Encode
 ) -> Iterator[Window]:
-    """The windows of a request in order. Prompts and styles are encoded at once, the rest window by window.
-
-    Args:
-      request: The checked request.
-      config: Of the model.
-      provider: Its encoders.
-      encode_mono: Its codec, for excerpts of style.
-    """
-    rows = _conditioning_rows(request.inputs, provider, encode_mono)
-    for warning in _without_effect(request, rows):
+    """The windows of a request in order. Prompts and styles are encoded at once, the rest window by window."""
+    styles = [row.style for row in request.inputs]
+    if any(style is not None for style in styles):
+        styles = provider.styles(styles, encode_mono)
+        rows = zip(request.inputs, styles, strict=True)
+        request = dataclasses.replace(request, inputs=[dataclasses.replace(row, style=style) for row, style in rows])
+    for warning in _without_effect(request):
         warnings.warn(warning, stacklevel=4)  # where the method of `MusicGen` is called
     texts = provider.encode(request.texts)
     is_long = request.num_frames > request.window_frames
 
     def window(extent: Extent) -> Window:
         frames = extent.offset + np.arange(extent.num_frames)
-        sets, scales = row_sets(request, rows, extent.offset + extent.num_known, frames)
+        sets, scales = row_sets(request, extent.offset + extent.num_known, frames)
         span = Span(extent.offset / request.frame_rate, config.window_seconds, is_long)
         return Window(extent, provider.conditions(sets, texts, span), scales)
 
-    changes = _changes(request)
+    # The frames at which a prompt or a crossfade begins or ends.
+    starts = {prompt.frame for schedule in request.schedules for prompt in schedule[1:]}
+    changes = starts | {frame + request.crossfade_frames for frame in starts}
     plan = extents(request.num_frames, request.audio_prompt.shape[1], request.window_frames, request.stride_frames)
     return (window(part) for extent in plan for part in split(extent, changes))
 
 
-def _conditioning_rows(
-    inputs: OtherInputs, provider: ConditionProvider, encode_mono: Encode
-) -> list[ConditioningInputs]:
-    """The rows of the batch without their texts, the excerpts of style encoded."""
-    styles = inputs.styles
-    if any(excerpt is not None for excerpt in styles):
-        styles = provider.styles(styles, encode_mono)
-    rows = zip(inputs.melodies, inputs.chromas, styles, inputs.labels, strict=True)
-    return [
-        ConditioningInputs(melody=melody, chroma=chroma, style=style, labels=labels)
-        for melody, chroma, style, labels in rows
-    ]
-
-
 def row_sets(
-    request: Request, rows: Sequence[ConditioningInputs], start: int, frames: Int[np.ndarray, "f"]
+    request: Request, start: int, frames: Int[np.ndarray, "f"]
 ) -> tuple[list[list[ConditioningInputs]], Float32[np.ndarray, "f r b"]]:
     """The rows of a window with all conditions, then, for guidance, with fewer of them, down to the unconditional rows.
 
-    Args:
-      request: The checked request.
-      rows: Its rows without their texts.
-      start: The first frame that is decoded. No prompt or crossfade begins or ends between it and the last one.
-      frames: Of the window, counted from the start of the result.
+    The first of its `frames`, counted from the start of the result, that is decoded is `start`: no prompt or crossfade
+    begins or ends after it. The styles of the request are encoded.
 
     Returns:
       r + 1 sets of b rows, and the guidance scale of each of the r first ones over the next, at each frame; see
       `sampling.guide`.
     """
+    rows = request.inputs
     prompts = [_prompts_at(schedule, start, request.crossfade_frames) for schedule in request.schedules]
     sets = [_with_texts(rows, [prompt.text for prompt, _ in prompts])]
     scales: list[np.ndarray] = []  # [b, f] each
@@ -81,8 +64,10 @@ def row_sets(
         # Guidance from the previous prompt to the new one, with a scale that grows from 0 to 1.
         sets.append(_with_texts(rows, [(previous or prompt).text for prompt, previous in prompts]))
         scales.append(np.stack([_fade(*pair, request.crossfade_frames, frames) for pair in prompts]))
-    if _is_guided(request, rows):
-        guidance = np.stack([_guidance_scales(sampling, frames / request.frame_rate) for sampling in request.samplings])
+    is_conditioned = any(request.texts) or any(rows)  # without a condition, guidance has no effect
+    if is_conditioned and any(sampling.is_guided for sampling in request.samplings):
+        points = [np.transpose(sampling.guidance_points) for sampling in request.samplings]
+        guidance = np.stack([np.interp(frames / request.frame_rate, times, values) for times, values in points])
         text_guidance = [sampling.text_guidance for sampling in request.samplings]
         text_scales = np.array([[1.0 if scale is None else scale] for scale in text_guidance])
         if (text_scales != 1).any():  # double guidance
@@ -117,27 +102,10 @@ def _fade(
     return np.clip((frames - prompt.frame + 1) / (crossfade_frames + 1), 0, 1)
 
 
-def _guidance_scales(sampling: Sampling, seconds: Float[np.ndarray, "f"]) -> Float[np.ndarray, "f"]:
-    times, scales = zip(*sampling.guidance_points, strict=True)
-    return np.interp(seconds, times, scales)
-
-
-def _changes(request: Request) -> set[int]:
-    """The frames at which a prompt or a crossfade begins or ends."""
-    starts = {prompt.frame for schedule in request.schedules for prompt in schedule[1:]}
-    return starts | {frame + request.crossfade_frames for frame in starts}
-
-
-def _is_guided(request: Request, rows: Sequence[ConditioningInputs]) -> bool:
-    """Whether guidance has an effect: it needs a condition."""
-    is_conditioned = any(request.texts) or any(rows)
-    return is_conditioned and any(sampling.is_guided for sampling in request.samplings)
-
-
-def _without_effect(request: Request, rows: Sequence[ConditioningInputs]) -> list[str]:
+def _without_effect(request: Request) -> list[str]:
     """Warnings of arguments without effect."""
     messages = []
-    columns = zip(request.schedules, rows, request.negatives, request.samplings, strict=True)
+    columns = zip(request.schedules, request.inputs, request.negatives, request.samplings, strict=True)
     for schedule, row, negative, sampling in columns:
         is_conditioned = any(prompt.text for prompt in schedule) or row
         if sampling.is_guided and not is_conditioned and not negative:

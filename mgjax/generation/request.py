@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
-from mgjax.conditioning.melody import Melody
+from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.config.model import Sampling
 
 
@@ -24,51 +24,20 @@ Schedule = Sequence[TimedPrompt]  # in the order of time, the first from frame 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OtherInputs:
-    """The conditioning inputs of b rows other than text; None or empty where a row has none.
-
-    Attributes:
-      melodies: Melodies to follow, each mono at `config.melody.sample_rate`.
-      chromas: Chromagrams in the place of melodies.
-      styles: Excerpts of music to sound like, mono, at the rate of the style conditioner.
-      labels: Values of the model's labels and numbers by name.
-    """
-
-    melodies: Sequence[Melody | None]
-    chromas: Sequence[Float32[np.ndarray, "f p"] | None]
-    styles: Sequence[Float32[np.ndarray, "m"] | None]
-    labels: Sequence[Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """A checked request for music, of b rows.
+    """A checked request for music, of b rows."""
 
-    Attributes:
-      frame_rate: Frames per second.
-      num_frames: Length of the result, the audio prompt included.
-      window_frames: Length of a window.
-      stride_frames: Frames from the start of a window to that of the next one.
-      schedules: The prompt schedule of each row; one prompt is a schedule too.
-      crossfade_frames: Length of the crossfade from a prompt to the next; 0 for none.
-      negatives: The negative prompt of each row, None for none.
-      inputs: The conditioning inputs of the rows other than text.
-      samplings: The sampling parameters and the guidance scale of each row.
-      seeds: The seed of each row, below 2**32.
-      audio_prompt: Codes that the result starts with, [b, p, k]; p is 0 for none.
-    """
-
-    frame_rate: float
-    num_frames: int
+    frame_rate: float  # frames per second
+    num_frames: int  # of the result, the audio prompt included
     window_frames: int
-    stride_frames: int
-    schedules: Sequence[Schedule]
-    crossfade_frames: int
-    negatives: Sequence[str | None]
-    inputs: OtherInputs
-    samplings: Sequence[Sampling]
-    seeds: Sequence[int]
-    audio_prompt: Int32[np.ndarray, "b p k"]
+    stride_frames: int  # from the start of a window to that of the next one
+    schedules: Sequence[Schedule]  # the prompt schedule of each row; one prompt is a schedule too
+    crossfade_frames: int  # from a prompt to the next; 0 for none
+    negatives: Sequence[str | None]  # the negative prompt of each row
+    inputs: Sequence[ConditioningInputs]  # of each row but for its text
+    samplings: Sequence[Sampling]  # sampling parameters and guidance scale of each row
+    seeds: Sequence[int]  # of each row, below 2**32
+    audio_prompt: Int32[np.ndarray, "b p k"]  # codes that the result starts with; p is 0 for none
 
     @property
     def texts(self) -> list[str | None]:

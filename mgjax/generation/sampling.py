@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from mgjax.conditioning.condition import Condition
 from mgjax.config.model import LMConfig, Sampling
 from mgjax.devices import sharding
 from mgjax.lm.model import LM, Cache, Context
+from mgjax.nn import apply
 
 # Cache capacities, in steps. Decoding reads the whole cache at every step, so it starts short and grows; each capacity
 # is compiled once.
@@ -54,21 +55,12 @@ class SamplingParams:
 
 @struct.dataclass
 class DecodeState:
-    """The state of decoding between two calls of the compiled programs.
+    """The state of decoding between two calls of the compiled programs."""
 
-    Attributes:
-      tokens: The interleaved sequence so far; its length is the cache capacity, not the length of the music.
-      cache: Keys and values of the steps that have been read. With guidance, the first b rows are those of the full
-        conditions, then come those of fewer conditions, down to the unconditional rows.
-      step: The last step whose tokens are known, and the next to be read.
-      non_finite_step: The first step of each row that was sampled from logits that are not all finite; `_NEVER` for
-        none.
-    """
-
-    tokens: Int[Array, "b s k"]
-    cache: Cache
-    step: Int[Array, ""]
-    non_finite_step: Int[Array, "b"]
+    tokens: Int[Array, "b s k"]  # the interleaved sequence so far; s is the cache capacity, not the length of the music
+    cache: Cache  # of the steps that have been read; with guidance, of the rows of `guide` in their order
+    step: Int[Array, ""]  # the last one whose tokens are known, and the next to be read
+    non_finite_step: Int[Array, "b"]  # the first that was sampled from logits not all finite; `_NEVER` for none
 
 
 class StateShardings(NamedTuple):
@@ -94,7 +86,7 @@ def capacity_for(num_steps: int) -> int:
 @functools.partial(jax.jit, static_argnames=("module", "batch"))
 def make_context(module: LM, params: dict[str, Any], conditions: dict[str, Condition], batch: int) -> Context:
     """The conditions of `batch` rows, guidance's included, projected to the language model's width."""
-    return _applied(module, params)(conditions, batch=batch, method="context")
+    return apply(module, {"params": params}, conditions, batch=batch, method="context")
 
 
 def placed_context(
@@ -125,10 +117,10 @@ def prefill(
     `num_read`, at least `step` and at most the capacity, is how many steps are read at once. Those from `step` on do no
     harm, because their slots are written again before any step may attend to them.
     """
-    apply = _applied(module, params)
-    cache = apply(context, tokens.shape[1], method="prefill")
+    variables = {"params": params}
+    cache = apply(module, variables, context, tokens.shape[1], method="prefill")
     if num_read:
-        _, cache = apply(_rows(tokens[:, :num_read], context), context, cache, 0, method="decode")
+        _, cache = apply(module, variables, _rows(tokens[:, :num_read], context), context, cache, 0, method="decode")
     return _constrained(DecodeState(tokens, cache, step, jnp.full(len(tokens), _NEVER, jnp.int32)), shardings)
 
 
@@ -145,25 +137,17 @@ def decode_steps(
     clock: Int[Array, ""],
     shardings: StateShardings | None = None,
 ) -> DecodeState:
-    """The state after all steps up to `last_step`.
+    """The state of b pieces after all steps up to `last_step`, which is below the capacity.
 
-    Args:
-      module: The language model.
-      params: Its parameters.
-      context: Of the rows of `state.cache`.
-      state: Of the b pieces.
-      sampled: Which codes of each step are sampled; the others stay as in `state.tokens`.
-      sampling: The sampling parameters of the pieces.
-      guidance_scales: Of each step; see `guide`.
-      last_step: The last step to sample, below the capacity.
-      clock: The time of step 0: random numbers are drawn by time, which continues from window to window.
-      shardings: Of the state; None for one device.
+    `sampled` is which codes of each step are sampled, the others stay as in `state.tokens`. The guidance scales of a
+    step are those of `guide`. `clock` is the time of step 0: random numbers are drawn by time, which continues from
+    window to window.
     """
 
     def one_step(state: DecodeState) -> DecodeState:
         tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
         rows = _rows(tokens, context)
-        logits, cache = _applied(module, params)(rows, context, state.cache, state.step, method="decode")
+        logits, cache = apply(module, {"params": params}, rows, context, state.cache, state.step, method="decode")
         step = state.step + 1
         # Checked here, before guidance and top-k can hide it.
         finite = jnp.isfinite(logits).all(axis=(1, 2, 3)).reshape(-1, len(tokens)).all(axis=0)
@@ -202,10 +186,9 @@ def guide(logits: Float[Array, "rows k v"], scales: Float[Array, "r b"]) -> Floa
     `unconditional + scale * (conditional - unconditional)`; with two the double guidance of Rouard et al. 2024
     (section 3.3).
 
-    Args:
-      logits: Of b rows with all conditions, of the same rows with fewer, and so on to the unconditional ones.
-      scales: Guidance scales: of the first b rows over the second ones, ..., last over the unconditional rows. 1
-        leaves the logits of the rows with more conditions as they are.
+    The logits are of b rows with all conditions, of the same rows with fewer, and so on to the unconditional ones; the
+    scales of the first b rows over the second ones, ..., last over the unconditional rows. 1 leaves the logits of the
+    rows with more conditions as they are.
     """
     guided, *others = jnp.split(logits, len(scales) + 1)
     for base, scale in zip(others, scales, strict=True):
@@ -240,10 +223,6 @@ def _threshold(logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p:
     by_mass = jnp.maximum(jnp.sum(before <= top_p, axis=-1, keepdims=True), 1)
     last = jnp.where(top_p > 0, by_mass, by_count) - 1
     return jnp.take_along_axis(ordered, jnp.broadcast_to(last, (*logits.shape[:-1], 1)), axis=-1)
-
-
-def _applied(module: LM, params: dict[str, Any]) -> Callable[..., Any]:
-    return functools.partial(module.apply, {"params": params})
 
 
 def _rows(tokens: Int[Array, "b s k"], context: Context) -> Int[Array, "rows s k"]:

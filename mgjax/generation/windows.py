@@ -14,16 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from mgjax.conditioning.condition import Condition
 from mgjax.errors import NotFiniteError
-from mgjax.generation.sampling import (
-    SamplingParams,
-    StateShardings,
-    capacity_for,
-    decode_steps,
-    grow,
-    placed_context,
-    prefill,
-    state_shardings,
-)
+from mgjax.generation import sampling as programs
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
 from mgjax.nn import applied, not_finite
@@ -37,34 +28,20 @@ _FIRST_CAPACITY = 512
 
 
 class Extent(NamedTuple):
-    """The frames of a window.
+    """The frames of a window."""
 
-    Attributes:
-      offset: Its first frame, counted from the start of the result.
-      num_frames: Its length.
-      num_known: How many of its first frames are known: the audio prompt, or the overlap with the window before.
-      end: How many of its first frames are known afterwards; later ones serve the codes that a pattern samples early.
-    """
-
-    offset: int
+    offset: int  # its first frame, counted from the start of the result
     num_frames: int
-    num_known: int
-    end: int
+    num_known: int  # how many of its first frames are known: the audio prompt, or the overlap with the window before
+    end: int  # how many are known afterwards; later ones serve the codes that a pattern samples early
 
 
 class Window(NamedTuple):
-    """A window, with its conditions and guidance scales.
-
-    Attributes:
-      extent: Its frames.
-      conditions: Of the b rows of the batch and, with guidance, of the same rows with fewer conditions: r + 1 times b
-        rows in all.
-      guidance_scales: Of each frame; see `sampling.guide`.
-    """
+    """A window, with its conditions and guidance scales."""
 
     extent: Extent
-    conditions: dict[str, Condition]
-    guidance_scales: Float[np.ndarray, "f r b"]
+    conditions: dict[str, Condition]  # of (r + 1) b rows: the batch's, then with guidance those with fewer conditions
+    guidance_scales: Float[np.ndarray, "f r b"]  # of each frame; see `sampling.guide`
 
 
 def extents(num_frames: int, num_prompt_frames: int, window_frames: int, stride_frames: int) -> Iterator[Extent]:
@@ -73,14 +50,13 @@ def extents(num_frames: int, num_prompt_frames: int, window_frames: int, stride_
     Every window after the first starts from its overlap with the one before it, and counts its positions from 0, as the
     published system does.
     """
-    size = min(num_frames, window_frames)
-    yield Extent(0, size, num_prompt_frames, size)
-    offset, done = 0, size
-    while done < num_frames:
-        offset += stride_frames
+    done = num_prompt_frames
+    for offset in itertools.count(0, stride_frames):
         size = min(num_frames - offset, window_frames)
         yield Extent(offset, size, done - offset, size)
         done = offset + size
+        if done == num_frames:
+            return
 
 
 def split(extent: Extent, frames: Iterable[int]) -> Iterator[Extent]:
@@ -99,21 +75,15 @@ def decode(
     params: dict[str, Any],
     windows: Iterable[Window],
     audio_prompt: Int[np.ndarray, "b p k"],
-    sampling: SamplingParams,
+    sampling: programs.SamplingParams,
     *,
     mesh: Mesh | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Int[np.ndarray, "b t k"]]:
     """Yields the codes of all windows, the audio prompt's included, as soon as all codebooks of a frame are known.
 
-    Args:
-      module: The language model.
-      params: Its parameters.
-      windows: In order; the next is taken from the iterator once the last has been decoded.
-      audio_prompt: Codes that the result starts with (no frames for none).
-      sampling: The sampling parameters of the rows.
-      mesh: The device mesh that the rows are spread over; None for one device.
-      progress: Called with the number of frames decoded so far, after each chunk.
+    The next window is taken from the iterator once the last has been decoded. `progress` is called with the number of
+    frames decoded so far, after each chunk.
 
     Raises:
       NotFiniteError: A row's logits are NaN or infinite; all frames before that were yielded.
@@ -124,8 +94,8 @@ def decode(
     for window in windows:
         extent, scales = window.extent, window.guidance_scales
         batch, num_sets = scales.shape[2], scales.shape[1] + 1
-        context = placed_context(module, params, window.conditions, num_sets * batch, mesh)
-        shardings = None if mesh is None else state_shardings(module.config, batch, num_sets, mesh)
+        context = programs.placed_context(module, params, window.conditions, num_sets * batch, mesh)
+        shardings = None if mesh is None else programs.state_shardings(module.config, batch, num_sets, mesh)
         known, offset = codes[:, extent.offset - offset :], extent.offset
         steps = pattern.steps(extent.num_frames)
         for tokens, num_complete in _chunks(module, params, context, extent, known, scales, sampling, shardings):
@@ -145,11 +115,11 @@ def score(
 ) -> Float[Array, "b t k v"]:
     """The logits of every code given the codes before it in the interleaved sequence (teacher-forced), float32."""
     pattern = patterns.from_config(module.config)
-    context = placed_context(module, params, window.conditions, len(codes), mesh)
+    context = programs.placed_context(module, params, window.conditions, len(codes), mesh)
     tokens = pattern.build(codes, module.config.special_token)
     num_steps = tokens.shape[1]
     # Few lengths, few programs: steps after the music do not change those before.
-    padding = [(0, 0), (0, capacity_for(num_steps) - num_steps), (0, 0)]
+    padding = [(0, 0), (0, programs.capacity_for(num_steps) - num_steps), (0, 0)]
     logits = applied(module, {"params": params}, jnp.asarray(np.pad(tokens, padding)), context)
     return pattern.revert_logits(logits[:, :num_steps], codes.shape[1])[0]
 
@@ -161,8 +131,8 @@ def _chunks(
     extent: Extent,
     known: Int[np.ndarray, "b p k"],
     guidance_scales: Float[np.ndarray, "f r b"],
-    sampling: SamplingParams,
-    shardings: StateShardings | None,
+    sampling: programs.SamplingParams,
+    shardings: programs.StateShardings | None,
 ) -> Iterator[tuple[Int[np.ndarray, "b s k"], int]]:
     """Yields, chunk by chunk, the interleaved sequence of one window and how many of its frames are complete."""
     pattern = patterns.from_config(module.config)
@@ -194,16 +164,16 @@ def _chunks(
         return min(int(np.argmax(complete >= target)), step + _CHUNK_STEPS, last_step)
 
     step = first_step - 1
-    capacity = capacity_for(min(len(frames), max(end_of_chunk(step) + 1, _FIRST_CAPACITY)))
-    num_read = min(capacity_for(step), capacity) if step else 0
-    state = prefill(module, params, context, placed(tokens), jnp.int32(step), num_read, shardings)
+    capacity = programs.capacity_for(min(len(frames), max(end_of_chunk(step) + 1, _FIRST_CAPACITY)))
+    num_read = min(programs.capacity_for(step), capacity) if step else 0
+    state = programs.prefill(module, params, context, placed(tokens), jnp.int32(step), num_read, shardings)
     while step < last_step:
         step = end_of_chunk(step)
         if step >= capacity:
-            capacity = capacity_for(step + 1)
-            state = grow(state, placed(tokens), shardings)
+            capacity = programs.capacity_for(step + 1)
+            state = programs.grow(state, placed(tokens), shardings)
         tables = fitted(sampled, 0), sampling, fitted(scales, 0)
-        state = decode_steps(module, params, context, state, *tables, jnp.int32(step), clock, shardings)
+        state = programs.decode_steps(module, params, context, state, *tables, jnp.int32(step), clock, shardings)
         decoded, non_finite_step = jax.device_get((state.tokens, state.non_finite_step))
         tokens[:, : decoded.shape[1]] = decoded[:, : len(frames)]
         good_step = min(step, int(non_finite_step.min()) - 1)

@@ -24,15 +24,11 @@ _DAMAGE = (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.er
 
 
 def read_npz(
-    path: str | os.PathLike[str], names: Collection[str], max_bytes: int, error: type[ValueError] = ValueError
+    path: files.PathLike, names: Collection[str], max_bytes: int, error: files.Error = ValueError
 ) -> dict[str, np.ndarray]:
     """The arrays of an archive that `numpy.savez` or `numpy.savez_compressed` wrote, by name.
 
-    Args:
-      path: A file or a pipe.
-      names: The names that arrays may have.
-      max_bytes: Limit of the size, of the archive and of its arrays together.
-      error: The exception to raise.
+    Arrays may have only those `names`. `max_bytes` limits the size of the archive, and of its arrays together.
 
     Raises:
       OSError: There is no such file, or it may not be read.

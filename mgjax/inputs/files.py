@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+PathLike = str | os.PathLike[str]
+Error = type[ValueError]
+
 LARGEST_CONFIG = 16 << 20  # bytes of a file of settings
 LARGEST_TEXT = 256 << 20  # bytes of a table or of a file of prompts
 LARGEST_PIPE = 4 << 30  # bytes that are copied of what cannot be read twice
@@ -27,9 +30,7 @@ _HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextlib.contextmanager
-def opened(
-    path: str | os.PathLike[str], error: type[ValueError] = ValueError, max_bytes: int = LARGEST_PIPE
-) -> Iterator[IO[bytes]]:
+def opened(path: PathLike, error: Error = ValueError, max_bytes: int = LARGEST_PIPE) -> Iterator[IO[bytes]]:
     """A seekable file to read bytes from: of a pipe, a temporary copy of at most `max_bytes` bytes.
 
     Raises:
@@ -57,9 +58,7 @@ def opened(
             yield copy
 
 
-def read_bytes(
-    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
-) -> bytes:
+def read_bytes(path: PathLike, max_bytes: int = LARGEST_CONFIG, error: Error = ValueError) -> bytes:
     """The content of a file of at most `max_bytes` bytes; raises as `opened`."""
     with opened(path, error, max_bytes) as file:
         content = file.read(max_bytes + 1)
@@ -68,21 +67,17 @@ def read_bytes(
     return content
 
 
-def read_text(
-    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
-) -> str:
+def read_text(path: PathLike, max_bytes: int = LARGEST_CONFIG, error: Error = ValueError) -> str:
     """The content of a text file in UTF-8 without its byte order mark; raises as `opened`, also where it is no text."""
     return decoded(read_bytes(path, max_bytes, error), os.fspath(path), error)
 
 
-def read_json(
-    path: str | os.PathLike[str], max_bytes: int = LARGEST_CONFIG, error: type[ValueError] = ValueError
-) -> Any:
+def read_json(path: PathLike, max_bytes: int = LARGEST_CONFIG, error: Error = ValueError) -> Any:
     """The value that a JSON file holds; raises as `read_text` and `parse_json`."""
     return parse_json(read_bytes(path, max_bytes, error), os.fspath(path), error)
 
 
-def decoded(content: bytes, where: str, error: type[ValueError] = ValueError) -> str:
+def decoded(content: bytes, where: str, error: Error = ValueError) -> str:
     """`content` decoded as UTF-8 without its byte order mark; messages call it `where`."""
     try:
         return content.decode("utf-8-sig")
@@ -90,7 +85,7 @@ def decoded(content: bytes, where: str, error: type[ValueError] = ValueError) ->
         raise error(f"{where}: is not text in UTF-8 ({wrong.reason} at byte {wrong.start})") from None
 
 
-def parse_json(content: str | bytes, where: str, error: type[ValueError] = ValueError, *, halves: bool = False) -> Any:
+def parse_json(content: str | bytes, where: str, error: Error = ValueError, *, halves: bool = False) -> Any:
     """The value of a JSON text; messages call it `where`.
 
     Raises:
@@ -115,7 +110,7 @@ def parse_json(content: str | bytes, where: str, error: type[ValueError] = Value
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     """A temporary file to write to, which is renamed to `path` when the block ends without an error, and else removed.
 
     Of a symbolic link, the file that it points to is replaced.
@@ -130,13 +125,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: PathLike, text: str) -> None:
     """Writes `text` in UTF-8 to `path`, atomically."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
-def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> None:
+def write_json(path: PathLike, value: Any, indent: int = 2) -> None:
     """Writes `value` as JSON to `path`, atomically."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
 

@@ -15,17 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 from mgjax.devices import sharding
 from mgjax.nn import attention
 
+Queries = Float[Array, "b s h e"]
+Keys = Float[Array, "b h s e"]  # and values, head-major
+
 ATTENDED = "attended"  # what `jax.checkpoint` calls the results of the TPU's kernel, which its gradient needs too
 
 _BLOCK = 512  # steps that the TPU's kernel works on at once
 
 
 def attend(
-    query: Float[Array, "b s h e"],
-    key: Float[Array, "b h m e"],
-    value: Float[Array, "b h m e"],
-    mask: Bool[Array, "#b #h #s m"],
-) -> Float[Array, "b s h e"]:
+    query: Queries, key: Float[Array, "b h m e"], value: Float[Array, "b h m e"], mask: Bool[Array, "#b #h #s m"]
+) -> Queries:
     """Attention to keys and values, head-major, where `mask` is True."""
     key, value = (jnp.swapaxes(x, 1, 2) for x in (key, value))
     return attention(query, key, value, mask=mask, scale=query.shape[-1] ** -0.5)
@@ -42,12 +42,7 @@ def causal_mask(
     return mask if valid is None else mask & valid[:, None, None, :]
 
 
-def attend_causally(
-    query: Float[Array, "b s h e"],
-    key: Float[Array, "b h s e"],
-    value: Float[Array, "b h s e"],
-    valid: Bool[Array, "b s"] | None,
-) -> Float[Array, "b s h e"]:
+def attend_causally(query: Queries, key: Keys, value: Keys, valid: Bool[Array, "b s"] | None) -> Queries:
     """Causal self-attention of a whole sequence, in which `valid` is False for padding (None: no padding).
 
     In half precision by a kernel, where the platform has one; in float32 always written out. The results at padding are
@@ -62,17 +57,12 @@ def attend_causally(
     return attend(query, key, value, causal_mask(0, num_steps, num_steps, valid))
 
 
-def _cudnn(query: Float[Array, "b s h e"], key: Float[Array, "b h s e"], value: Float[Array, "b h s e"]) -> Array:
+def _cudnn(query: Queries, key: Keys, value: Keys) -> Queries:
     key, value = (jnp.swapaxes(x, 1, 2) for x in (key, value))
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
 
 
-def _splash(
-    query: Float[Array, "b s h e"],
-    key: Float[Array, "b h s e"],
-    value: Float[Array, "b h s e"],
-    valid: Bool[Array, "b s"] | None,
-) -> Float[Array, "b s h e"]:
+def _splash(query: Queries, key: Keys, value: Keys, valid: Bool[Array, "b s"] | None) -> Queries:
     """By the kernel of jax.experimental.pallas, which is for one row and wants whole blocks of steps.
 
     The steps that fill the last block come after all others, so that none attends to them. Padding is a segment of its
@@ -99,11 +89,7 @@ def _splash_rows(num_steps: int, block: int) -> Callable[..., Array]:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     sizes = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        use_fused_bwd_kernel=True,
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
     )
 
     def rows(query: Array, key: Array, value: Array, valid: Array | None = None) -> Array:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from mgjax.errors import ConfigError
 from mgjax.lm.matrices import matrix
 
 Path = tuple[str, ...]
+Params = dict[str, Any]
 Adapter = dict[str, Any]
 
 
@@ -31,17 +32,13 @@ Adapter = dict[str, Any]
 class LoraConfig:
     """The rank, scale, dropout and targets of an adapter.
 
-    Attributes:
-      rank: The width of the narrow matrices.
-      alpha: The product is taken `alpha / rank` times, so that learning rates suit all ranks.
-      dropout: The share of an adapter's inputs that are dropped at random in training.
-      targets: Patterns (regular expressions) that are searched for in the path of each kernel, such as
-        "layer0/self_attn/qkv" or "head". One without a match is an error.
+    `targets` are patterns (regular expressions) that are searched for in the path of each kernel, such as
+    "layer0/self_attn/qkv" or "head". One without a match is an error.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: int = 8  # the width of the narrow matrices
+    alpha: float = 16.0  # the product is taken `alpha / rank` times, so that learning rates suit all ranks
+    dropout: float = 0.0  # the share of an adapter's inputs that are dropped at random in training
     targets: tuple[str, ...] = ("self_attn", "cross_attn", "ffn")
 
     def __post_init__(self) -> None:
@@ -62,12 +59,8 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> Adapter:
-    """A new adapter for the language model's parameters `params` (arrays or shapes), layers stacked or not.
-
-    Raises:
-      ConfigError: A target matches no kernel.
-    """
+def initial(config: LoraConfig, params: Params, key: Key[Array, ""]) -> Adapter:
+    """A new adapter for parameters (arrays or shapes), stacked or not; raises ConfigError if a target has no match."""
     pairs, kernels = {}, _targets(config, params)
     for (path, kernel), kernel_key in zip(kernels.items(), jax.random.split(key, len(kernels)), strict=True):
         lead, count, ins, outs = _sizes(path, kernel.shape)
@@ -76,64 +69,46 @@ def initial(config: LoraConfig, params: dict[str, Any], key: Key[Array, ""]) -> 
     return unflatten_dict(pairs)
 
 
-def insert(
-    config: LoraConfig, params: dict[str, Any], adapter: Adapter, key: Key[Array, ""] | None = None
-) -> dict[str, Any]:
-    """The parameters with the adapter beside the kernels, as `nn.Dense` reads them: for training.
-
-    Args:
-      config: Of the adapter.
-      params: The language model's.
-      adapter: As `initial` makes it.
-      key: Of the adapter's dropout; None for no dropout.
-    """
+def insert(config: LoraConfig, params: Params, adapter: Adapter, key: Key[Array, ""] | None = None) -> Params:
+    """The parameters with the adapter beside the kernels, as `nn.Dense` reads them; no dropout where `key` is None."""
     pairs = pairs_of(adapter)
     keys: Iterable[Array | None] = [None] * len(pairs)
     if key is not None and config.dropout > 0:
         keys = jax.random.split(key, len(pairs))
-    joined = params
+    joined = flatten_dict(params)
     for (path, pair), pair_key in zip(pairs.items(), keys, strict=True):
-        beside = {"lora_down": pair["down"], "lora_up": pair["up"] * config.scale}
+        joined |= {(*path, "lora_down"): pair["down"], (*path, "lora_up"): pair["up"] * config.scale}
         if pair_key is not None:
             lead = pair["down"].shape[:-3]
-            beside["lora_key"] = jax.random.split(pair_key, lead) if lead else pair_key
-            beside["lora_keep"] = jnp.full(lead, 1 - config.dropout)
-        joined = _with(joined, path, operator.or_, beside)
-    return joined
+            joined[*path, "lora_key"] = jax.random.split(pair_key, lead) if lead else pair_key
+            joined[*path, "lora_keep"] = jnp.full(lead, 1 - config.dropout)
+    return unflatten_dict(joined)
 
 
-def merge(config: LoraConfig, params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
-    """The parameters with the adapter's products added to the kernels.
-
-    Raises:
-      ConfigError: The adapter is for another model.
-    """
-    merged = params
+def merge(config: LoraConfig, params: Params, adapter: Adapter) -> Params:
+    """The parameters with the adapter's products added; raises ConfigError if the adapter is for another model."""
+    merged = flatten_dict(params)
     for path, pair in pairs_of(adapter).items():
-        merged = _with(merged, path, _merged, config, path, pair)
-    return merged
+        place = (*path, "kernel")
+        if place not in merged:
+            raise ConfigError(f"the adapter is for {path[0]!r}, which the model does not have")
+        kernel = merged[place]
+        lead, count, ins, outs = _sizes(path, kernel.shape)
+        expected = {"down": (*lead, count, ins, config.rank), "up": (*lead, count, config.rank, outs)}
+        if {name: tuple(np.shape(part)) for name, part in pair.items()} != expected:
+            raise ConfigError(f"the adapter does not fit {'/'.join(path)}, whose kernel is {kernel.shape}")
+        numbers = np if isinstance(kernel, np.ndarray) else jnp
+        # Sums in float32 whatever the kernel is: an update may be smaller than its type resolves.
+        product = numbers.matmul(np.float32(config.scale) * pair["down"], pair["up"])
+        product = numbers.moveaxis(product, -3, -2).reshape(kernel.shape)
+        merged[place] = (kernel.astype(np.float32) + product).astype(kernel.dtype)
+    return unflatten_dict(merged)
 
 
-def _merged(dense: dict[str, Any], config: LoraConfig, path: Path, pair: dict[str, Any]) -> dict[str, Any]:
-    kernel = dense["kernel"]
-    lead, count, ins, outs = _sizes(path, kernel.shape)
-    expected = {"down": (*lead, count, ins, config.rank), "up": (*lead, count, config.rank, outs)}
-    if {name: tuple(np.shape(part)) for name, part in pair.items()} != expected:
-        raise ConfigError(f"the adapter does not fit {'/'.join(path)}, whose kernel is {kernel.shape}")
-    numbers = np if isinstance(kernel, np.ndarray) else jnp
-    # Sums in float32 whatever the kernel is: an update may be smaller than its type resolves.
-    product = numbers.matmul(np.float32(config.scale) * pair["down"], pair["up"])
-    product = numbers.moveaxis(product, -3, -2).reshape(kernel.shape)
-    return dense | {"kernel": (kernel.astype(np.float32) + product).astype(kernel.dtype)}
-
-
-def _targets(config: LoraConfig, params: dict[str, Any]) -> dict[Path, Any]:
+def _targets(config: LoraConfig, params: Params) -> dict[Path, Any]:
     """The kernels that are adapted, by the paths of their layers."""
-    kernels = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = tuple(entry.key for entry in path)
-        if matrix(names) is not None:
-            kernels[names[:-1]] = leaf
+    leaves = sorted(flatten_dict(params).items(), key=operator.itemgetter(0))
+    kernels = {path[:-1]: leaf for path, leaf in leaves if matrix(path) is not None}
     for pattern in config.targets:
         if not any(re.search(pattern, "/".join(path)) for path in kernels):
             raise ConfigError(
@@ -148,19 +123,10 @@ def _sizes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, in
     if place is None:
         raise ConfigError(f"the adapter is for {'/'.join(path)}, which has no kernel that can be adapted")
     ins, outs = (math.prod(shape[axis] for axis in axes) for axes in place)
-    lead = shape[: len(shape) - place.num_axes]
+    lead = shape[: len(shape) + min(place.read)]
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
 
 
-def pairs_of(adapter: Adapter) -> dict[Path, dict[str, Any]]:
+def pairs_of(adapter: Adapter) -> dict[Path, Params]:
     """The narrow matrices by the paths of their layers."""
     return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))
-
-
-def _with(tree: dict[str, Any], path: Path, change: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """A copy of `tree` with `change(part, *args)` for the part at `path`."""
-    if not path:
-        return change(tree, *args)
-    if path[0] not in tree:
-        raise ConfigError(f"the adapter is for {path[0]!r}, which the model does not have")
-    return tree | {path[0]: _with(tree[path[0]], path[1:], change, *args)}

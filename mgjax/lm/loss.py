@@ -16,17 +16,11 @@ _AT_ONCE = 2**26  # float32 logits in the memory of a device: 5 clips of 30 s, a
 
 
 class Steps(NamedTuple):
-    """A batch of teacher-forced sequences.
+    """A batch of teacher-forced sequences."""
 
-    Attributes:
-      inputs: The codes that the model reads at each step.
-      targets: The codes of the step after, which it should predict.
-      counted: The loss mask: False where the target is a special token.
-    """
-
-    inputs: Int[Array, "b s k"]
-    targets: Int[Array, "b s k"]
-    counted: Bool[Array, "b s k"]
+    inputs: Int[Array, "b s k"]  # the codes that the model reads at each step
+    targets: Int[Array, "b s k"]  # the codes of the step after, which it should predict
+    counted: Bool[Array, "b s k"]  # the loss mask: False where the target is a special token
 
 
 def layout(pattern: Pattern, codes: Int[Array, "b t k"], num_frames: Int[Array, "b"], special: int) -> Steps:
@@ -81,11 +75,8 @@ def cross_entropy_of(
 def mean(
     sums: Float[Array, "k"], counts: Float[Array, "k"], weights: Sequence[float] | None = None
 ) -> Float[Array, ""]:
-    """The mean over the codebooks of their mean cross-entropies; a codebook without a counted code adds nothing.
+    """The mean over the codebooks, by `weights`, of `sums` of cross-entropies over `counts`.
 
-    Args:
-      sums: The cross-entropies of each codebook, added up.
-      counts: Their number.
-      weights: How much each codebook weighs in the mean; None for all alike.
+    A codebook without a counted code adds nothing. All weigh alike where `weights` is None.
     """
     return jnp.average(sums / jnp.maximum(counts, 1.0), weights=None if weights is None else jnp.array(weights))

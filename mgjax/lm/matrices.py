@@ -9,20 +9,10 @@ from typing import NamedTuple
 
 
 class Matrix(NamedTuple):
-    """Axes of a kernel, counted from the end, for stacked layers have one axis more in front.
+    """Axes of a kernel, counted from the end, for stacked layers have one axis more in front."""
 
-    Attributes:
-      read: Those of the inputs.
-      written: Those of the outputs. An axis that is neither counts the matrices in one kernel.
-    """
-
-    read: tuple[int, ...]
-    written: tuple[int, ...]
-
-    @property
-    def num_axes(self) -> int:
-        """How many axes of the kernel belong to the matrix, or matrices, of one layer."""
-        return -min(self.read)
+    read: tuple[int, ...]  # those of the inputs
+    written: tuple[int, ...]  # those of the outputs; an axis that is neither counts the matrices in one kernel
 
 
 LAYER = {

@@ -26,15 +26,10 @@ from mgjax.nn import Dense, LayerNorm, sinusoidal_positions, symmetric_uniform
 
 @struct.dataclass
 class Cache:
-    """The KV cache of decoding: keys and values of each layer.
+    """The KV cache of decoding: keys and values of each layer."""
 
-    Attributes:
-      layers: Those of self-attention; the slots are the prefix, then the sequence steps.
-      cross: Those of the condition of cross-attention, computed once; None for none.
-    """
-
-    layers: tuple[KeyValue, ...]
-    cross: tuple[KeyValue | None, ...]
+    layers: tuple[KeyValue, ...]  # those of self-attention; the slots are the prefix, then the sequence steps
+    cross: tuple[KeyValue | None, ...]  # those of the condition of cross-attention, computed once; None for none
 
     def grown(self, num_steps: int) -> Cache:
         """The cache with room for `num_steps` more steps."""
@@ -44,15 +39,10 @@ class Cache:
 
 @struct.dataclass
 class AddedCondition:
-    """A condition that is added to the embedded steps.
+    """A condition that is added to the embedded steps."""
 
-    Attributes:
-      vectors: One for the whole piece, or one after the other.
-      rate: Vectors per step; 0 for one for all.
-    """
-
-    vectors: Float[Array, "b a d"]
-    rate: Float[Array, ""]
+    vectors: Float[Array, "b a d"]  # one for the whole piece, or one after the other
+    rate: Float[Array, ""]  # vectors per step; 0 for one for all
 
     def at(self, steps: Int[Array, " s"]) -> Float[Array, "b s d"]:
         """The vector that is added to each of `steps`. Step 1 is the first with a code: it gets the first vector."""
@@ -62,21 +52,13 @@ class AddedCondition:
 
 @struct.dataclass
 class Context:
-    """The conditions of a batch, projected to the model's width.
+    """The conditions of a batch, projected to the model's width."""
 
-    Attributes:
-      prefix: The vectors before the music in the sequence (length 0 for none).
-      prefix_mask: False for padding, which takes no position and is not attended to.
-      cross: The vectors of cross-attention in every layer (length 0 for none).
-      cross_mask: False for padding. A row of nothing but padding gets exactly zero from cross-attention.
-      added: The conditions that are added to the embedded steps.
-    """
-
-    prefix: Float[Array, "b p d"]
-    prefix_mask: Bool[Array, "b p"]
-    cross: Float[Array, "b l d"]
-    cross_mask: Bool[Array, "b l"]
-    added: tuple[AddedCondition, ...] = ()
+    prefix: Float[Array, "b p d"]  # the vectors before the music in the sequence; length 0 for none
+    prefix_mask: Bool[Array, "b p"]  # False for padding, which takes no position and is not attended to
+    cross: Float[Array, "b l d"]  # the vectors of cross-attention in every layer; length 0 for none
+    cross_mask: Bool[Array, "b l"]  # False for padding; a row of nothing else gets exactly zero from cross-attention
+    added: tuple[AddedCondition, ...] = ()  # to the embedded steps
 
 
 class LM(nn.Module):
@@ -127,11 +109,9 @@ class LM(nn.Module):
         return self.head(self.out_norm(sharding.by_rows(hidden)))
 
     def context(self, conditions: Mapping[str, Condition], *, batch: int = 1) -> Context:
-        """Projects conditions to the model's width, and joins those with the same `fuse`.
+        """Projects some of `config.conditions`, by name, to the model's width, and joins those with the same `fuse`.
 
-        Args:
-          conditions: By name, some of `config.conditions`; without any for cross-attention, that is skipped.
-          batch: Number of rows where `conditions` is empty.
+        Without any for cross-attention, that is skipped; `batch` is the number of rows where there are none at all.
         """
         unknown = conditions.keys() - {fused.name for fused in self.config.conditions}
         if unknown:
@@ -185,7 +165,7 @@ class LM(nn.Module):
 
     @property
     def _dtype(self) -> jnp.dtype:
-        return self.dtype or self.embed.dtype
+        return self.dtype or self.embed.embedding.dtype
 
     @property
     def _layers(self) -> list[Layer]:
@@ -240,11 +220,6 @@ class Embedding(nn.Module):
         shape = (config.num_codebooks, config.codebook_size + 1, config.dim)
         init = nn.initializers.truncated_normal(config.dim**-0.5, lower=-3.0, upper=3.0)
         self.embedding = self.param("embedding", init, shape)
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of the table."""
-        return self.embedding.dtype
 
     def __call__(self, tokens: Int[Array, "b s k"]) -> Float[Array, "b s d"]:
         """The embeddings of the steps, float32."""

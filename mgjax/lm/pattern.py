@@ -25,17 +25,19 @@ _FEW_FRAMES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """The base of all patterns; a subclass defines which frame is at which step."""
+    """Which frame each codebook holds at each step; made by `delay`, `parallel`, `flattened`, ..."""
 
     num_codebooks: int
+    # Of num_frames and num_codebooks, not cut: a slow codebook's last steps run past `num_frames` in the fast ones.
+    lay_out: Callable[..., Frames]
+    numbers: tuple[Any, ...]  # further arguments of `lay_out`
 
     def __post_init__(self) -> None:
         if self.num_codebooks < 1:
             raise ConfigError(f"a pattern needs 1 or more codebooks, got {self.num_codebooks}")
 
     def _frames(self, num_frames: int) -> Frames:
-        """`layout` before it is cut: a slow codebook's last steps run past `num_frames` in the fast ones."""
-        raise NotImplementedError
+        return self.lay_out(num_frames, self.num_codebooks, *self.numbers)
 
     def layout(self, num_frames: int) -> Frames:
         """The frame that each codebook holds at each step, int32 [s, k], -1 where none.
@@ -117,115 +119,26 @@ class Pattern:
         return np.arange(self.num_codebooks, dtype=np.int32)[None]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Delay(Pattern):
-    delays: tuple[int, ...]
-    flatten_first: int
-    empty_initial: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_delays(self.delays, self.num_codebooks)
-        if self.flatten_first < 0:
-            raise ConfigError(f"flatten_first must be 0 or more frames, got {self.flatten_first}")
-
-    def _frames(self, num_frames: int) -> Frames:
-        first = self.flatten_first
-        flat = _one_by_one(min(num_frames, first), range(self.num_codebooks), self.num_codebooks)
-        rest = np.arange(first, num_frames + max(self.delays), dtype=np.int32)
-        rest = rest[:, None] - np.asarray(self.delays, np.int32)[None]
-        rest = np.where(rest >= first, rest, -1)
-        return np.concatenate([_empty(max(1 + self.empty_initial, 0), self.num_codebooks), flat, rest])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Flattened(Pattern):
-    flattening: tuple[int, ...]
-    delays: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_delays(self.delays, self.num_codebooks)
-        if len(self.flattening) != self.num_codebooks or not _ascends(self.flattening):
-            raise ConfigError(
-                f"flattening must be {self.num_codebooks} ascending inner steps from 0, one per codebook, "
-                f"got {self.flattening}"
-            )
-        if len(set(zip(self.flattening, self.delays, strict=True))) != len(set(self.flattening)):
-            raise ConfigError(
-                f"codebooks that share an inner step must share their delay, got flattening {self.flattening} "
-                f"and delays {self.delays}"
-            )
-
-    def _frames(self, num_frames: int) -> Frames:
-        groups = [
-            tuple(codebook for codebook, inner in enumerate(self.flattening) if inner == step)
-            for step in range(max(self.flattening) + 1)
-        ]
-        num_rounds = num_frames + max(self.delays)
-        steps: list[
-            tuple[int, int, tuple[int, ...]]
-        ] = []  # (round, frame, codebooks): sorting them puts a delayed frame before the later ones of its round
-        for frame in range(num_rounds):
-            for group in groups:
-                if not group:
-                    steps.append((frame, -1, ()))  # an inner step that no codebook uses stays as a gap
-                elif frame + self.delays[group[0]] < num_rounds:
-                    steps.append((frame + self.delays[group[0]], frame, group))
-        layout = _empty(1 + len(steps), self.num_codebooks)
-        for step, (_, frame, group) in enumerate(sorted(steps), start=1):
-            layout[step, list(group)] = frame
-        return layout
-
-
-@dataclasses.dataclass(frozen=True)
-class _CoarseFirst(Pattern):
-    delays: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_codebooks < 2:
-            raise ConfigError("coarse_first needs 2 or more codebooks, got 1: use parallel")
-        _check_delays(self.delays, self.num_codebooks - 1)
-
-    def _frames(self, num_frames: int) -> Frames:
-        coarse = _one_by_one(num_frames, range(1), self.num_codebooks)
-        fine = np.arange(num_frames + max(self.delays), dtype=np.int32)[:, None]
-        fine = np.maximum(fine - np.asarray(self.delays, np.int32)[None], -1)
-        fine = np.concatenate([_empty(len(fine), 1), fine], axis=1)
-        return np.concatenate([_empty(1, self.num_codebooks), coarse, fine])
-
-
-@dataclasses.dataclass(frozen=True)
-class _MusicLM(Pattern):
-    group_by: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.group_by < 1 or self.num_codebooks % self.group_by:
-            raise ConfigError(f"{self.num_codebooks} codebooks cannot be split into groups of {self.group_by}")
-
-    def _frames(self, num_frames: int) -> Frames:
-        groups = [
-            _one_by_one(num_frames, range(first, first + self.group_by), self.num_codebooks)
-            for first in range(0, self.num_codebooks, self.group_by)
-        ]
-        return np.concatenate([_empty(1, self.num_codebooks), *groups])
-
-
 def delay(
     num_codebooks: int, delays: Sequence[int] | None = None, *, flatten_first: int = 0, empty_initial: int = 0
 ) -> Pattern:
     """The delay pattern: codebook k comes `delays[k]` steps late, so that it sees the coarser codes of its frame.
 
-    Args:
-      num_codebooks: How many streams.
-      delays: One per codebook, in steps; 0, 1, 2, ... where None.
-      flatten_first: This many frames at the start are emitted one codebook per step.
-      empty_initial: This many further steps without codes at the start; -1 leaves out the start step too.
+    The delays are 0, 1, 2, ... where None. The first `flatten_first` frames are emitted one codebook per step. At the
+    start are `empty_initial` further steps without codes; -1 leaves out the start step too.
     """
-    delays = tuple(range(num_codebooks)) if delays is None else tuple(delays)
-    return _Delay(num_codebooks, delays, flatten_first, empty_initial)
+    delays = _checked_delays(range(num_codebooks) if delays is None else delays, num_codebooks)
+    if flatten_first < 0:
+        raise ConfigError(f"flatten_first must be 0 or more frames, got {flatten_first}")
+    return Pattern(num_codebooks, _delayed, (delays, flatten_first, empty_initial))
+
+
+def _delayed(num_frames: int, k: int, delays: tuple[int, ...], flatten_first: int, empty_initial: int) -> Frames:
+    flat = _one_by_one(min(num_frames, flatten_first), range(k), k)
+    rest = np.arange(flatten_first, num_frames + max(delays), dtype=np.int32)
+    rest = rest[:, None] - np.asarray(delays, np.int32)[None]
+    rest = np.where(rest >= flatten_first, rest, -1)
+    return np.concatenate([_empty(max(1 + empty_initial, 0), k), flat, rest])
 
 
 def parallel(num_codebooks: int, *, empty_initial: int = 0) -> Pattern:
@@ -240,9 +153,36 @@ def flattened(
 
     Codebooks may share an inner step, and must then share their delay. One codebook per step where None, no delays.
     """
-    flattening = tuple(range(num_codebooks)) if flattening is None else tuple(flattening)
-    delays = (0,) * num_codebooks if delays is None else tuple(delays)
-    return _Flattened(num_codebooks, flattening, delays)
+    flattening = tuple(range(num_codebooks) if flattening is None else flattening)
+    delays = _checked_delays((0,) * num_codebooks if delays is None else delays, num_codebooks)
+    if len(flattening) != num_codebooks or list(flattening) != sorted(flattening) or min(flattening) < 0:
+        raise ConfigError(
+            f"flattening must be {num_codebooks} ascending inner steps from 0, one per codebook, got {flattening}"
+        )
+    if len(set(zip(flattening, delays, strict=True))) != len(set(flattening)):
+        raise ConfigError(
+            f"codebooks that share an inner step must share their delay, got flattening {flattening} "
+            f"and delays {delays}"
+        )
+    return Pattern(num_codebooks, _unrolled, (flattening, delays))
+
+
+def _unrolled(num_frames: int, k: int, flattening: tuple[int, ...], delays: tuple[int, ...]) -> Frames:
+    inner_steps = range(max(flattening) + 1)
+    groups = [tuple(codebook for codebook in range(k) if flattening[codebook] == step) for step in inner_steps]
+    num_rounds = num_frames + max(delays)
+    # (round, frame, codebooks): sorting them puts a delayed frame before the later ones of its round.
+    steps: list[tuple[int, int, tuple[int, ...]]] = []
+    for frame in range(num_rounds):
+        for group in groups:
+            if not group:
+                steps.append((frame, -1, ()))  # an inner step that no codebook uses stays as a gap
+            elif frame + delays[group[0]] < num_rounds:
+                steps.append((frame + delays[group[0]], frame, group))
+    layout = _empty(1 + len(steps), k)
+    for step, (_, frame, group) in enumerate(sorted(steps), start=1):
+        layout[step, list(group)] = frame
+    return layout
 
 
 def coarse_first(num_codebooks: int, delays: Sequence[int] | None = None) -> Pattern:
@@ -250,7 +190,17 @@ def coarse_first(num_codebooks: int, delays: Sequence[int] | None = None) -> Pat
 
     This is the order of VALL-E (Wang et al. 2023). A model trained with it must generate its full training length.
     """
-    return _CoarseFirst(num_codebooks, (0,) * (num_codebooks - 1) if delays is None else tuple(delays))
+    if num_codebooks < 2:
+        raise ConfigError("coarse_first needs 2 or more codebooks, got 1: use parallel")
+    delays = _checked_delays((0,) * (num_codebooks - 1) if delays is None else delays, num_codebooks - 1)
+    return Pattern(num_codebooks, _coarse_then_fine, (delays,))
+
+
+def _coarse_then_fine(num_frames: int, k: int, delays: tuple[int, ...]) -> Frames:
+    fine = np.arange(num_frames + max(delays), dtype=np.int32)[:, None]
+    fine = np.maximum(fine - np.asarray(delays, np.int32)[None], -1)
+    fine = np.concatenate([_empty(len(fine), 1), fine], axis=1)
+    return np.concatenate([_empty(1, k), _one_by_one(num_frames, range(1), k), fine])
 
 
 def musiclm(num_codebooks: int, group_by: int = 2) -> Pattern:
@@ -258,7 +208,14 @@ def musiclm(num_codebooks: int, group_by: int = 2) -> Pattern:
 
     This is the order of MusicLM (Agostinelli et al. 2023), coarse and fine acoustic modelling.
     """
-    return _MusicLM(num_codebooks, group_by)
+    if group_by < 1 or num_codebooks % group_by:
+        raise ConfigError(f"{num_codebooks} codebooks cannot be split into groups of {group_by}")
+    return Pattern(num_codebooks, _in_groups, (group_by,))
+
+
+def _in_groups(num_frames: int, k: int, group_by: int) -> Frames:
+    groups = [_one_by_one(num_frames, range(first, first + group_by), k) for first in range(0, k, group_by)]
+    return np.concatenate([_empty(1, k), *groups])
 
 
 PATTERNS: dict[str, Callable[..., Pattern]] = {
@@ -300,10 +257,7 @@ def _one_by_one(num_frames: int, codebooks: range, num_codebooks: int) -> Frames
     return layout
 
 
-def _ascends(values: tuple[int, ...]) -> bool:
-    return list(values) == sorted(values) and min(values) >= 0
-
-
-def _check_delays(delays: tuple[int, ...], count: int) -> None:
-    if len(delays) != count or min(delays) < 0:
-        raise ConfigError(f"delays must be {count} numbers from 0, got {delays}")
+def _checked_delays(delays: Sequence[int], count: int) -> tuple[int, ...]:
+    if len(delays) != count or min(delays, default=0) < 0:
+        raise ConfigError(f"delays must be {count} numbers from 0, got {tuple(delays)}")
+    return tuple(delays)

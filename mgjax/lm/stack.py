@@ -59,12 +59,14 @@ class Stack(nn.Module):
             projected = None if cross is None else layer.cross_attn.project(cross)
             return layer(x, valid, projected, cross_mask, None, 0)[0]
 
+        layer = Layer(self.config, 0, parent=None)  # whatever its index
+
         def body(x: Array, params: Mapping[str, Any]) -> tuple[Array, None]:
-            return apply(self._layer, {"params": params}, x, method=run), None
+            return apply(layer, {"params": params}, x, method=run), None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        return jax.lax.scan(body, x, self._params)[0]
+        return jax.lax.scan(body, x, self.variables["params"])[0]
 
     def _initial(self, key: Key[Array, ""]) -> dict[str, Any]:
         """New parameters of all layers, each as it initialises itself, by one program."""
@@ -80,25 +82,14 @@ class Stack(nn.Module):
         count = self.config.num_layers
         return jax.vmap(init)(jnp.arange(count), jax.random.split(key, count))
 
-    @property
-    def _layer(self) -> Layer:
-        return Layer(self.config, 0, parent=None)  # whatever its index
-
-    @property
-    def _params(self) -> Mapping[str, Any]:
-        return self.variables["params"]
-
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
     """The language model's parameters in training form, from those of its single layers; numpy's stay numpy's."""
     names = [name for name in params if name.startswith("layer")]
     layers = [params[f"layer{i}"] for i in range(len(names))]
     rest = {name: tree for name, tree in params.items() if name not in names}
-
-    def stacked(*leaves: Any) -> Any:
-        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
-
-    return rest | {"layers": jax.tree.map(stacked, *layers)}
+    numbers = np if isinstance(jax.tree.leaves(layers[0])[0], np.ndarray) else jnp
+    return rest | {"layers": jax.tree.map(lambda *leaves: numbers.stack(leaves), *layers)}
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ each head are one contiguous run (four times faster than `[b, m, h, e]` on CPU).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,11 +46,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
         """Returns the output, and the keys and values that were attended to.
 
-        Args:
-          x: The input of `s` steps.
-          valid: Which slots of the cache (steps, without a cache) are not padding, once written; None for all.
-          cache: Keys and values of the steps before, into which those of this input are written at `index`.
-          index: The slot of the cache that the first of the `s` steps takes.
+        `cache` holds those of the steps before; those of this input are written there first, from the slot `index` on.
+        `valid` is which slots (steps, without a cache) are not padding then; None for all.
         """
         heads = (self.config.num_heads, self.config.head_dim)
         # The packed projection keeps the uniform initialisation of a bare parameter, as the published recipe did.
@@ -147,15 +145,9 @@ class Layer(nn.Module):
         cache: KeyValue | None,
         index: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
-        """Returns the output, and the keys and values of self-attention.
+        """Returns the output, and the keys and values of self-attention; the others are as for `SelfAttention`.
 
-        Args:
-          x: The input of `s` steps.
-          valid: As for `SelfAttention`.
-          cross: The condition's keys and values, by `cross_attn.project`; None for no cross-attention.
-          cross_mask: Which of them are attended to.
-          cache: As for `SelfAttention`.
-          index: As for `SelfAttention`.
+        `cross` is the condition's keys and values, by `cross_attn.project`, or None for no cross-attention.
         """
         x = sharding.by_rows(x)
         y, cache = self.self_attn(self.self_norm(x), valid, cache, index)
@@ -165,18 +157,14 @@ class Layer(nn.Module):
         return x + self.ffn(self.ffn_norm(x)), cache
 
 
-def residual_init(layer: Index, in_axis: int | tuple[int, ...] = 0) -> Initializer:
+def residual_init(layer: Index, in_axis: tuple[int, ...] = (0,)) -> Initializer:
     """The published initialisation of a matrix in a layer: truncated normal, narrower with depth.
 
     Standard deviation 1 / sqrt(fan_in) before the cut at three deviations, divided by sqrt(2 (layer + 1)).
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        axes = (in_axis,) if isinstance(in_axis, int) else in_axis
-        fan_in = 1
-        for axis in axes:
-            fan_in *= shape[axis]
-        deviation = (fan_in * 2 * (layer + 1)) ** -0.5
+        deviation = (math.prod(shape[axis] for axis in in_axis) * 2 * (layer + 1)) ** -0.5
         return deviation * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
 
     return init

@@ -20,17 +20,9 @@ from mgjax.conditioning.condition import Condition
 from mgjax.config.model import ModelConfig, Sampling
 from mgjax.devices import sharding
 from mgjax.devices.chips import Chip
-from mgjax.generation.sampling import (
-    DecodeState,
-    SamplingParams,
-    capacity_for,
-    decode_steps,
-    make_context,
-    state_shardings,
-)
+from mgjax.generation.sampling import SamplingParams, capacity_for, decode_steps, make_context, prefill, state_shardings
 from mgjax.lm import pattern as patterns
-from mgjax.lm.model import LM, Cache
-from mgjax.lm.transformer import KeyValue
+from mgjax.lm.model import LM
 from mgjax.plan import roofline
 from mgjax.plan.roofline import Plan
 from mgjax.train.flops import products
@@ -41,19 +33,12 @@ _STEPS = 50  # decode steps of a call
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The pieces to generate.
+    """The pieces to generate."""
 
-    Attributes:
-      batch: Pieces at a time.
-      seconds: Their length. Beyond the model's window, windows follow each other in the same memory.
-      dtype: The dtype of weights, activations and cache.
-      is_guided: Whether with classifier-free guidance, for which each piece has two rows.
-    """
-
-    batch: int
-    seconds: float
-    dtype: str = "bfloat16"
-    is_guided: bool = True
+    batch: int  # pieces at a time
+    seconds: float  # their length; beyond the model's window, windows follow each other in the same memory
+    dtype: str = "bfloat16"  # of weights, activations and cache
+    is_guided: bool = True  # by classifier-free guidance, for which each piece has two rows
 
 
 def of_model(
@@ -68,14 +53,8 @@ def of_model(
 ) -> Plan:
     """The plan of one decode step with the cache of the longest window, as the last steps have it.
 
-    Args:
-      config: The model.
-      workload: The pieces to generate.
-      devices: The devices to compile for.
-      chip: Their chip.
-      data: The size of the mesh's data axis; -1 for as many as there are devices for.
-      fsdp: The size of its fsdp axis.
-      model: The size of its model axis.
+    The `devices` to compile for, which are of the kind `chip`, form a mesh of `data`, `fsdp` and `model`, as for
+    `sharding.make_mesh`.
 
     Raises:
       DoesNotFitError: It needs more memory than a device has.
@@ -91,42 +70,21 @@ def of_model(
 
     num_frames = round(min(workload.seconds, config.window_seconds) * config.codec.frame_rate)
     capacity = capacity_for(patterns.from_config(config.lm).num_steps(num_frames))
-    h, e, k = config.lm.num_heads, config.lm.head_dim, config.lm.num_codebooks
-
-    def cached(num_slots: int) -> KeyValue:
-        slots = _shape((rows, h, num_slots, e), workload.dtype, shardings.cache)
-        return KeyValue(slots, slots)
-
-    layer = cached(context.prefix.shape[1] + capacity)
-    cross = cached(context.cross.shape[1]) if context.cross.shape[1] else None
-    replicated = NamedSharding(mesh, P())
-    number = _shape((), jnp.int32, replicated)
-    state = DecodeState(
-        tokens=_shape((workload.batch, capacity, k), jnp.int32, shardings.tokens),
-        cache=Cache((layer,) * config.lm.num_layers, (cross,) * config.lm.num_layers),
-        step=number,
-        non_finite_step=_shape((workload.batch,), jnp.int32, replicated),
-    )
+    k, number = config.lm.num_codebooks, _shape((), jnp.int32, NamedSharding(mesh, P()))
+    tokens = _shape((workload.batch, capacity, k), jnp.int32)
+    state = jax.eval_shape(functools.partial(prefill, module, num_read=0), params, context, tokens, number)
+    by_axes = {4: shardings.cache, 3: shardings.tokens}
+    state = jax.tree.map(lambda leaf: _shape(leaf.shape, leaf.dtype, by_axes.get(leaf.ndim, number.sharding)), state)
     sampled = _shape((capacity, k), jnp.bool_)
     scales = _shape((capacity, num_sets - 1, workload.batch), jnp.float32)
     sampling = jax.eval_shape(lambda: SamplingParams.of([Sampling()] * workload.batch, range(workload.batch), k))
     lowered = decode_steps.lower(module, params, context, state, sampled, sampling, scales, number, number, shardings)
 
-    tokens = _shape((rows, 1, k), jnp.int32)
+    step = _shape((rows, 1, k), jnp.int32)
     decode = functools.partial(module.apply, method="decode")
-    operations = products(decode, {"params": params}, tokens, context, state.cache, number)
+    operations = products(decode, {"params": params}, step, context, state.cache, number)
     plan = roofline.of(lowered, mesh, chip, needed=operations, computed=operations, open_loops=_STEPS)
-    return dataclasses.replace(
-        plan,
-        memory=dataclasses.replace(plan.memory, beside=_bytes_each(weights)),
-        moved=plan.moved / _STEPS,
-        traffic=tuple(
-            dataclasses.replace(
-                item, times=item.times / _STEPS, bytes=item.bytes / _STEPS, seconds=item.seconds / _STEPS
-            )
-            for item in plan.traffic
-        ),
-    )
+    return dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, beside=_bytes_each(weights)))
 
 
 def speed(config: ModelConfig, workload: Workload, plan: Plan) -> str:

@@ -25,28 +25,24 @@ _BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
-    """One line of HLO.
+    """One line of HLO."""
 
-    Attributes:
-      name: Unique within its computation.
-      shapes: (bits of a number, dimensions, whether in HBM) of the result, or of each part of a tuple.
-      kind: The opcode, such as "fusion".
-      operands: Names of instructions of the same computation.
-      rest: The text after the operands: the attributes.
-      is_root: Whether it is the result of its computation.
-    """
-
-    name: str
-    shapes: tuple[tuple[int, tuple[int, ...], bool], ...]
-    kind: str
-    operands: tuple[str, ...]
-    rest: str
-    is_root: bool
+    name: str  # unique within its computation
+    sizes: tuple[tuple[float, bool], ...]  # bytes of the result, and whether in HBM; of each part of a tuple
+    kind: str  # the opcode, such as "fusion"
+    operands: tuple[str, ...]  # names of instructions of the same computation
+    rest: str  # the text after the operands: the attributes
+    is_root: bool  # whether it is the result of its computation
 
     @property
     def bytes(self) -> float:
         """The size of the result in HBM."""
-        return sum(_size(bits, dims) for bits, dims, is_large in self.shapes if is_large)
+        return sum(size for size, is_in_hbm in self.sizes if is_in_hbm)
+
+    @property
+    def all_bytes(self) -> float:
+        """The size of the result, wherever it is."""
+        return sum(size for size, _ in self.sizes)
 
     def called(self, role: str) -> str:
         """The computation that it names as `role`; "" for none."""
@@ -59,20 +55,12 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective operation.
+    """A collective operation."""
 
-    Attributes:
-      kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute".
-      bytes: The size of its largest array on a device: what is gathered, summed, scattered or sent.
-      groups: The devices that communicate, in the order of the mesh: [groups, devices of a group]. Of a permutation,
-        pairs.
-      times: How often it runs.
-    """
-
-    kind: str
-    bytes: float
-    groups: np.ndarray
-    times: float
+    kind: str  # one of `_COLLECTIVES`
+    bytes: float  # the size of its largest array on a device: what is gathered, summed, scattered or sent
+    groups: np.ndarray  # the devices that communicate: [groups, devices of a group]; of a permutation, pairs
+    times: float  # how often it runs
 
     @property
     def sent(self) -> float:
@@ -84,12 +72,9 @@ class Collective:
 
 
 class Program:
-    """The compiled SPMD program of one device.
+    """The compiled SPMD program of one device, from `text`, the HLO of `compiled.as_text()`.
 
-    Args:
-      text: The HLO, of `compiled.as_text()`.
-      num_devices: The number of devices that run it.
-      open_loops: The trip count of loops whose own is not constant.
+    Loops whose trip count is not constant run `open_loops` times, and all counts are of one of these.
     """
 
     def __init__(self, text: str, num_devices: int, open_loops: int = 1):
@@ -112,13 +97,14 @@ class Program:
                 if channel:
                     seen.add(channel[1])
                 kind = instruction.kind.removesuffix("-start")
-                sizes = [_size(bits, dims) for bits, dims, _ in instruction.shapes]
                 # The result of an asynchronous start is a tuple of its operands and its result.
-                size = max(sizes) if kind != instruction.kind else sum(sizes)
+                is_start = kind != instruction.kind
+                size = max(size for size, _ in instruction.sizes) if is_start else instruction.all_bytes
                 groups = _groups(instruction.rest, self._num_devices)
                 if kind == "reduce-scatter":
                     size *= groups.shape[1]
-                elif not instruction.is_root and self._is_scattered(outer):
+                # A fusion of this name is an all-reduce of whose sum each device keeps only a part.
+                elif not instruction.is_root and outer.called("calls").startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
                 if groups.shape[1] > 1:
                     collectives.append(Collective(kind, size, groups, times))
@@ -133,13 +119,9 @@ class Program:
         inner = self._computations.get(instruction.called("calls"), {})
         return [collective for part in inner.values() for collective in self._collectives_in(part)]
 
-    def _is_scattered(self, instruction: Instruction) -> bool:
-        """Whether a fusion is an all-reduce of whose sum each device keeps only a part."""
-        return instruction.called("calls").startswith("all-reduce-scatter")
-
     def _run(self) -> Iterator[tuple[Instruction, Computation, float]]:
         """Every instruction outside of fusions, with its computation and how often it runs."""
-        pending = [(self._entry, 1.0)]
+        pending = [(self._entry, 1.0 / self._open_loops)]
         while pending:
             name, times = pending.pop()
             computation = self._computations[name]
@@ -179,8 +161,8 @@ class Program:
         if kind == "copy-start":  # (target, source, flag)
             return instruction.bytes
         if kind in ("slice-start", "async-start"):  # (operands, slice, flag)
-            bits, dims, is_in_hbm = instruction.shapes[len(operands)]
-            return _size(bits, dims) * (instruction.shapes[0][2] + is_in_hbm)
+            size, is_in_hbm = instruction.sizes[len(operands)]
+            return size * (instruction.sizes[0][1] + is_in_hbm)
         if kind == "custom-call" and not operands:
             return 0  # an allocation
         if kind in ("dynamic-slice", "slice", "gather"):
@@ -195,10 +177,10 @@ class Program:
         sizes = [computation[operand].bytes for operand in fusion.operands]
         read = sum(min(size, self._read(name, i)) if size else 0.0 for i, size in enumerate(sizes))
         results = self._results(name)
-        if len(results) != len(fusion.shapes):
+        if len(results) != len(fusion.sizes):
             return read + fusion.bytes
-        sizes = [_size(bits, dims) if is_in_hbm else 0.0 for bits, dims, is_in_hbm in fusion.shapes]
-        return read + sum(min(size, written) for size, written in zip(sizes, results, strict=True))
+        both = zip(fusion.sizes, results, strict=True)
+        return read + sum(min(size, written) for (size, is_in_hbm), written in both if is_in_hbm)
 
     @functools.cache  # noqa: B019 - a program is read once and let go
     def _read(self, name: str, number: int) -> float:
@@ -215,7 +197,7 @@ class Program:
                 if user.kind in ("bitcast", "copy", "reshape") and users[user.name]:
                     total += read(user.name)
                 elif user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == source:
-                    total += _whole(user)
+                    total += user.all_bytes
                 elif user.kind == "fusion":
                     numbers = (i for i, operand in enumerate(user.operands) if operand == source)
                     total += sum(self._read(user.called("calls"), i) for i in numbers)
@@ -239,21 +221,13 @@ class Program:
         for result in [inner[name] for name in root.operands] if root.kind == "tuple" else [root]:
             while result.kind in ("bitcast", "reshape", "copy"):
                 result = inner[result.operands[0]]
-            if result.kind == "fusion" and len(result.shapes) == 1:
+            if result.kind == "fusion" and len(result.sizes) == 1:
                 written += self._results(result.called("calls"))
             elif result.kind == "dynamic-update-slice":
-                written.append(_whole(inner[result.operands[1]]))
+                written.append(inner[result.operands[1]].all_bytes)
             else:
                 written.append(0.0 if result.kind == "parameter" else math.inf)
         return written
-
-
-def _whole(instruction: Instruction) -> float:
-    return sum(_size(bits, dims) for bits, dims, _ in instruction.shapes)
-
-
-def _size(bits: int, dims: tuple[int, ...]) -> float:
-    return bits / 8 * math.prod(dims)
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -286,7 +260,7 @@ def _instruction(line: str) -> Instruction | None:
     operands = tuple(re.findall(r"%([\w.\-]+)", inside[:end]))
     # The parentheses of a parameter hold its number, those of a constant its value.
     rest = inside[:end] if kind in ("parameter", "constant") else inside[end:]
-    return Instruction(head[2], _shapes(shape), kind, operands, rest, bool(head[1]))
+    return Instruction(head[2], _sizes(shape), kind, operands, rest, bool(head[1]))
 
 
 def _closing(text: str) -> int:
@@ -300,21 +274,22 @@ def _closing(text: str) -> int:
 
 
 @functools.cache
-def _shapes(text: str) -> tuple[tuple[int, tuple[int, ...], bool], ...]:
+def _sizes(text: str) -> tuple[tuple[float, bool], ...]:
+    """The bytes of each array in the text of a shape, and whether it is in HBM."""
     parts = []
     for kind, dims, layout in re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text):
         bits = _BITS.get(kind) or int((re.findall(r"^[a-z]+(\d+)", kind) or ["0"])[0])
         space = re.search(r"S\((\d+)\)", layout)
-        sizes = tuple(int(size.removeprefix("<=")) for size in dims.split(",") if size)
-        parts.append((bits, sizes, space is None or space[1] == "0"))
+        count = math.prod(int(size.removeprefix("<=")) for size in dims.split(",") if size)
+        parts.append((bits / 8 * count, space is None or space[1] == "0"))
     return tuple(parts)
 
 
 def _groups(rest: str, num_devices: int) -> np.ndarray:
     """The groups of devices of a collective, in any of the forms that HLO writes them in."""
-    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", rest)
-    if pairs:
-        return np.array([[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
+    listed = re.search(r"(?:source_target_pairs|replica_groups)=\{(\{.*?\})\}", rest)
+    if listed:
+        return np.array([[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest
     )
@@ -325,9 +300,6 @@ def _groups(rest: str, num_devices: int) -> np.ndarray:
         along = [list(axes).index(name) for name in re.findall(r"'(\w+)'", mesh[4])]
         count = math.prod(sizes[axis] for axis in along)
         return np.moveaxis(devices, along, range(-len(along), 0)).reshape(-1, count)
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", rest)
-    if listed:
-        return np.array([[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if iota:
         return _iota(iota[2], iota[3]).reshape([int(size) for size in iota[1].split(",")])

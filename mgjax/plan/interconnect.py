@@ -17,21 +17,13 @@ _NODE = 8  # GPUs that are connected by more than the network
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """All collectives of a program of one kind along the same axes.
-
-    Attributes:
-      kind: The kind of collective.
-      axes: The axes of the mesh along which devices communicate.
-      times: Their number.
-      bytes: The bytes that each device sends in all.
-      seconds: The time that they take; 0 if the chip is unknown.
-    """
+    """All collectives of a program of one kind along the same axes."""
 
     kind: str
-    axes: tuple[str, ...]
+    axes: tuple[str, ...]  # of the mesh, along which devices communicate
     times: float
-    bytes: float
-    seconds: float
+    bytes: float  # that each device sends in all
+    seconds: float  # 0 if the chip is unknown
 
 
 def traffic(collectives: Sequence[Collective], mesh: Mesh, chip: Chip | None) -> list[Traffic]:

@@ -26,27 +26,16 @@ from mgjax.train.memory import Memory
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The cost of one run of a program, on each device.
-
-    Attributes:
-      chip: The device.
-      mesh: The sizes of the mesh.
-      memory: The memory that it needs.
-      needed: Operations of the model, without recomputed ones.
-      computed: Operations in all.
-      moved: Bytes between memory and chip.
-      traffic: The collectives.
-      remarks: XLA's warnings about rematerialization.
-    """
+    """The cost of one run of a program, on each device."""
 
     chip: Chip
     mesh: Mapping[str, int]
     memory: Memory
-    needed: float
-    computed: float
-    moved: float
+    needed: float  # operations of the model, without recomputed ones
+    computed: float  # operations in all
+    moved: float  # bytes between memory and chip
     traffic: tuple[Traffic, ...]
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...]  # XLA's warnings about rematerialization
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -82,24 +71,11 @@ class DoesNotFitError(ValueError):
     """A program that needs more memory than a device has."""
 
 
-def of(
-    lowered: Lowered,
-    mesh: Mesh,
-    chip: Chip,
-    *,
-    needed: float,
-    computed: float,
-    open_loops: int = 1,
-) -> Plan:
-    """The plan of a program.
+def of(lowered: Lowered, mesh: Mesh, chip: Chip, *, needed: float, computed: float, open_loops: int = 1) -> Plan:
+    """The plan of a program that runs on a mesh of the kind `chip`.
 
-    Args:
-      lowered: The program.
-      mesh: The mesh that it runs on.
-      chip: The devices of the mesh.
-      needed: Operations of the model, on all devices together.
-      computed: Operations in all, on all devices together.
-      open_loops: The trip count of loops whose own is not constant.
+    The model needs `needed` operations on all devices together, and `computed` are computed. Loops whose trip count is
+    not constant run `open_loops` times; the plan is of one of these.
 
     Raises:
       DoesNotFitError: It needs more memory than a device has, and cannot be compiled.

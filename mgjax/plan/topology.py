@@ -22,9 +22,8 @@ _GPUS = re.compile(r"(\w+):(\d+)")
 def find(name: str) -> tuple[Sequence[Any], Chip]:
     """The devices of that name, to compile for, and their chip.
 
-    Args:
-      name: "v5e:16x16", a TPU slice by its generation and shape, or "2*v5e:16x16", two of them; "h100:8", 8 GPUs; or
-        "here". It changes the platforms of jax, so a process should use one name only.
+    Names are "v5e:16x16", a TPU slice by its generation and shape, or "2*v5e:16x16", two of them; "h100:8", 8 GPUs; or
+    "here". It changes the platforms of jax, so a process should use one name only.
 
     Raises:
       ConfigError: There are no such devices, or the chip's memory and speed are unknown.

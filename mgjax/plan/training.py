@@ -34,12 +34,7 @@ def spread(run: LMRun, devices: Sequence[Any]) -> LMRun:
 
 
 def of_run(run: LMRun, devices: Sequence[Any], chip: Chip) -> Plan:
-    """The plan of one training step of a run.
-
-    Args:
-      run: The run; the weights that it starts from are not read.
-      devices: The devices to compile for.
-      chip: Their chip.
+    """The plan of one training step of a run, whose weights are not read, on `devices` of the kind `chip`.
 
     Raises:
       ConfigError: The parts do not fit together, or a source would have to be fetched.
@@ -109,9 +104,7 @@ def of_task(task: Task, config: LoopConfig, mesh: Mesh, batch: dict[str, jax.Sha
 def advice(run: LMRun, plan: Plan | None) -> list[str]:
     """Settings to change if a training step does not fit, or is far below the peak of the devices.
 
-    Args:
-      run: The run.
-      plan: Its plan; None if it could not be compiled.
+    The `plan` is None if the step could not be compiled.
     """
     changes = []
     if plan is None or plan.free < 0.1:

@@ -24,11 +24,9 @@ _COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [2
 
 
 class Board:
-    """The curves and sounds of a run in a folder for `tensorboard --logdir`.
+    """The curves and sounds of a run in a folder for `tensorboard --logdir`, going on after the training step `step`.
 
-    Args:
-      folder: The folder of the event files. Those of earlier processes are continued.
-      step: The training step to go on from. TensorBoard drops what an earlier process wrote about later ones.
+    Event files of earlier processes are continued; TensorBoard drops what they wrote about later steps.
     """
 
     def __init__(self, folder: Path, step: int):

@@ -9,36 +9,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax.codec.rvq_training import QuantizerConfig, quantize
-from mgjax.conditioning import hubert
+from mgjax.codec.rvq_training import Codebooks, QuantizerConfig, quantize
+from mgjax.conditioning import clap, hubert
 from mgjax.conditioning.chroma import chromagram
-from mgjax.conditioning.clap import init_codebooks
 from mgjax.conditioning.condition import Condition, condition
 from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import Inputs, StyleConditioner, keep
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.config.conditioning import MelodyConfig, StyleConfig
+from mgjax.config.conditioning import ClapConditionConfig, MelodyConfig, StyleConfig
 from mgjax.config.model import ModelConfig
 from mgjax.errors import ConfigError
-from mgjax.train import clap, optim
+from mgjax.train import optim
 from mgjax.train.resample import resampled
 
 Batch = Mapping[str, Array]
 
+_CLAP_QUANTIZER = QuantizerConfig(kmeans_iterations=10)
 # How the style's quantizer learns (Rouard et al. 2024): with dropout, as generation uses its first codebooks only.
 _STYLE_QUANTIZER = QuantizerConfig(kmeans_iterations=10, dropout=True)
 
 
 def check(model: ModelConfig, parts: int, seconds: float) -> None:
-    """Checks that a model can be trained with its conditions.
+    """Raises ConfigError unless a model can be trained with its conditions on segments of `seconds`.
 
-    Args:
-      model: The model.
-      parts: The number of parts of a batch over which gradients are accumulated.
-      seconds: The length of the segments.
-
-    Raises:
-      ConfigError: It cannot.
+    Gradients are accumulated over `parts` parts of a batch.
     """
     if model.melody is not None and model.melody.sample_rate != model.codec.sample_rate:
         raise ConfigError(
@@ -69,16 +63,13 @@ def initial(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The conditioners' initial `TrainState.params` and `TrainState.extra`.
 
-    Args:
-      model: The model whose conditions they are.
-      pretrained: Variables to go on from: "style" of the style conditioner, "clap" of CLAP; None for new ones.
-      key: For new variables of the style conditioner.
+    They go on from the `pretrained` variables "style" of the style conditioner and "clap" of CLAP, if there are any.
     """
     params: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     pretrained = pretrained or {}
     if model.clap is not None and model.clap.num_codebooks:
-        extra["clap"] = pretrained.get("clap", {}).get("codebooks") or init_codebooks(model.clap)
+        extra["clap"] = pretrained.get("clap", {}).get("codebooks") or clap.init_codebooks(model.clap)
     if model.style is not None:
         variables = pretrained.get("style")
         if variables is None:
@@ -95,27 +86,18 @@ def initial(
 def conditioning_inputs(
     model: ModelConfig, weights: Mapping[str, Any], batch: Batch, codes: Int[Array, "b t k"], parts: int
 ) -> dict[str, Array]:
-    """The conditioning inputs of a batch, by encoders that are not trained.
+    """The conditioning inputs of a batch, by encoders that are not trained; their first axis is the batch's rows.
 
-    They are the token ids and labels of the batch, chromagrams, joint embeddings of CLAP, and the features or codes of
-    style excerpts.
-
-    Args:
-      model: The model whose conditions they are.
-      weights: The weights of these encoders: {"clap": ..., "features": ...}, the latter of the excerpts' encoder.
-      batch: See `data.pipeline.batches`.
-      codes: The codes of the batch.
-      parts: The number of parts of the batch that are encoded one after the other, to save memory.
-
-    Returns:
-      Arrays whose first axis is the batch's rows.
+    They are the token ids and labels of the batch (see `data.pipeline.batches`), chromagrams, joint embeddings of CLAP,
+    and the features or codes of style excerpts. The `weights` are {"clap": ..., "features": ...}, the latter of the
+    excerpts' encoder. The batch is encoded in `parts` parts one after the other, to save memory.
     """
     inputs = {name: batch[name] for name in batch if name.startswith(("text_", "melody", "label_"))}
     if model.melody is not None and "melody" not in inputs:
         config = model.melody
         inputs["melody"] = optim.in_parts(lambda audio: chromagrams(audio, config), batch["audio"], parts)
     if model.clap is not None:
-        embeddings = clap.embedded(model.clap, weights["clap"], batch, model.codec.sample_rate, parts)
+        embeddings = clap_embeddings(model.clap, weights["clap"], batch, model.codec.sample_rate, parts)
         inputs |= {"clap": jax.lax.stop_gradient(embeddings), "clap_mask": batch["clap_mask"]}
     if model.style is not None:
         if model.style.features is None:
@@ -156,11 +138,7 @@ def excerpt_features(
 ) -> Float[Array, "b t d"]:
     """Encodes the excerpts of a batch of audio, mixed down to mono: the same seconds as in `excerpt_mask`.
 
-    Args:
-      model: The model of which the style is a condition.
-      style: A style with an encoder of excerpts.
-      weights: The weights of that encoder.
-      batch: A batch of audio; see `data.pipeline.batches`.
+    The `style` has an encoder of excerpts, whose `weights` these are.
     """
     features = style.features
     assert features is not None, "a style of codes has no encoder"
@@ -180,6 +158,35 @@ def chromagrams(audio: Float[Array, "b n c"], config: MelodyConfig) -> Float[Arr
     return jnp.pad(chroma, ((0, 0), (0, config.num_frames - chroma.shape[1]), (0, 0)))
 
 
+def clap_embeddings(
+    config: ClapConditionConfig, variables: Mapping[str, Any], batch: Batch, sample_rate: int, parts: int
+) -> Float[Array, "b d"]:
+    """Embeds each row of a batch by CLAP: its text where the batch has texts, as in validations, else its audio.
+
+    The `variables` are those of the towers, {"text": ..., "audio": ...}; the audio has `sample_rate` hertz, and is
+    embedded in `parts` parts one after the other, to save memory.
+    """
+    if "clap_ids" in batch:
+        text: Any = clap.ClapText(config.clap)
+        return text.apply(variables["text"], batch["clap_ids"], batch["clap_ids_mask"])
+
+    def embed(audio: Array) -> Array:
+        mono = resampled(jnp.mean(audio, axis=2), sample_rate, config.clap.audio.sample_rate)
+        return clap.embed_audio(config.clap, variables["audio"], mono)
+
+    return optim.in_parts(embed, batch["audio"], parts)
+
+
+def _coded(
+    embeddings: Float[Array, "b d"], codebooks: Codebooks | None, key: Array | None
+) -> tuple[Float[Array, "b d"], Codebooks | None]:
+    """Quantizes embeddings by `codebooks`, if there are any, and returns both; a `key` updates the codebooks."""
+    if codebooks is None or key is None:
+        return embeddings if codebooks is None else clap.quantized(embeddings, codebooks["embed"]), codebooks
+    result = quantize(embeddings[:, None], codebooks, key, _CLAP_QUANTIZER)
+    return result.latents[:, 0], result.codebooks
+
+
 def conditions(
     model: ModelConfig,
     weights: Mapping[str, Any],
@@ -189,12 +196,9 @@ def conditions(
 ) -> tuple[dict[str, Condition], dict[str, Any]]:
     """Makes the conditions of a batch by name, by the encoders that may be trained; and `extra` after it.
 
-    Args:
-      model: The model whose conditions they are.
-      weights: The weights of the encoders: {"text": ..., "style": ...}.
-      inputs: What `conditioning_inputs` returned, or a part of its rows; other names are ignored.
-      extra: `TrainState.extra`.
-      key: For the quantizers' dead codes and dropout; None to leave their codebooks as they are.
+    The `weights` of these encoders are {"text": ..., "style": ...}. `inputs` is what `conditioning_inputs` returned, or
+    a part of its rows; other names are ignored. Without a `key`, for the quantizers' dead codes and dropout, their
+    codebooks in `extra` (that of the `TrainState`) stay as they are.
     """
     encoded: dict[str, tuple[Array, Array]] = {}
     extra = dict(extra)
@@ -209,7 +213,7 @@ def conditions(
         style, extra["style"] = _style(model.style, weights["style"], inputs["style"], extra["style"], style_key)
         encoded["style"] = style, jnp.broadcast_to(inputs["style_mask"][:, None], style.shape[:2])
     if model.clap is not None:
-        embeddings, codebooks = clap.coded(inputs["clap"], extra.get("clap"), clap_key)
+        embeddings, codebooks = _coded(inputs["clap"], extra.get("clap"), clap_key)
         extra |= {} if codebooks is None else {"clap": codebooks}
         encoded["clap"] = embeddings[:, None], inputs["clap_mask"][:, None]
     for name in (label.name for labels in (model.labels, model.numbers) for label in labels):
@@ -218,11 +222,7 @@ def conditions(
 
 
 def _style(
-    config: StyleConfig,
-    params: Mapping[str, Any],
-    inputs: Inputs,
-    extra: Mapping[str, Any],
-    key: Array | None,
+    config: StyleConfig, params: Mapping[str, Any], inputs: Inputs, extra: Mapping[str, Any], key: Array | None
 ) -> tuple[Float[Array, "b l d"], Mapping[str, Any]]:
     """The vectors of excerpts, and `extra` after them. Their gradient passes the quantizer as if it were not there."""
     conditioner: Any = StyleConditioner(config)

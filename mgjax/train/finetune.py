@@ -58,37 +58,21 @@ log = logging.getLogger("mgjax")
 
 @dataclasses.dataclass(frozen=True)
 class Finetuning:
-    """The settings of a fine-tuning.
+    """The settings of a fine-tuning."""
 
-    Attributes:
-      music: A folder of sound files, or a manifest, as for `mgjax corpus build`.
-      model: A model, as for `mgjax.load`.
-      caption: One caption for all pieces; None for captions of their own.
-      captions: Where these are: in "files" beside the pieces (JSON), or in the "names" of the pieces.
-      full: Whether to train all weights instead of a LoRA adapter.
-      rank: The rank of the adapter.
-      steps: Training steps.
-      batch_size: Segments in a batch.
-      segment_seconds: Their length; None for the model's window, 30 s at most.
-      learning_rate: The peak learning rate; None for 5e-4 for an adapter and 1e-5 for all weights.
-      seed: The seed of the run.
-      workers: Processes that prepare the music.
-      max_bad: The share of pieces that may be unusable.
-    """
-
-    music: str
-    model: str
-    caption: str | None = None
-    captions: Captions = "files"
-    full: bool = False
-    rank: int = 16
-    steps: int = 500
+    music: str  # a folder of sound files, or a manifest, as for `mgjax corpus build`
+    model: str  # as for `mgjax.load`
+    caption: str | None = None  # one for all pieces; None for captions of their own
+    captions: Captions = "files"  # where these are: in files (JSON) beside the pieces, or in the names of the pieces
+    full: bool = False  # all weights are trained instead of a LoRA adapter
+    rank: int = 16  # of the adapter
+    steps: int = 500  # training steps
     batch_size: int = 4
-    segment_seconds: float | None = None
-    learning_rate: float | None = None
+    segment_seconds: float | None = None  # None for the model's window, 30 s at most
+    learning_rate: float | None = None  # the peak; None for 5e-4 for an adapter and 1e-5 for all weights
     seed: int = 0
-    workers: int = 1
-    max_bad: float = 0.05
+    workers: int = 1  # processes that prepare the music
+    max_bad: float = 0.05  # the share of pieces that may be unusable
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -100,16 +84,11 @@ class Finetuning:
 
 
 def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool = False) -> bool:
-    """Fine-tunes a model; called again, an interrupted run goes on.
+    """Fine-tunes a model; called again, an interrupted run goes on, unless it is to `replace` another run.
 
-    `directory` then holds the adapter, or with `full` the model; the folder `clips`, music for some captions before
-    and after the training; and `run`, the folder of the training with its corpora and curves.
-
-    Args:
-      tuning: The settings.
-      directory: The folder of the result.
-      stage: A context of a stage of the work, by its name; it yields a function that reports progress, or None.
-      replace: Whether to start anew if there is another run.
+    `directory` then holds the adapter, or with `full` the model; the folder `clips`, music for some captions before and
+    after the training; and `run`, the folder of the training with its corpora and curves. `stage` is a context of a
+    stage of the work, by its name; it yields a function that reports progress, or None.
 
     Returns:
       Whether it is done; False where it was interrupted (SIGTERM).

@@ -13,15 +13,10 @@ from mgjax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run.
+    """The inputs of a run."""
 
-    Attributes:
-      hashes: The hash of each input by its name; of a corpus, a hash for each shard.
-      may_grow: Whether shards may have been appended to corpora.
-    """
-
-    hashes: Mapping[str, str | list[str]]
-    may_grow: bool = False
+    hashes: Mapping[str, str | list[str]]  # of each input by its name; of a corpus, one for each shard
+    may_grow: bool = False  # whether shards may have been appended to corpora
 
     @classmethod
     def of(cls, corpora: Iterable[Corpus], may_grow: bool, **hashes: str | None) -> Inputs:
@@ -32,14 +27,14 @@ class Inputs:
     def check(self, before: Mapping[str, str | list[str]] | None, workdir: Path) -> str:
         """Compares with the inputs that the run in `workdir` started with, and returns a remark to log, or "".
 
-        Raises:
-          ConfigError: It started with other inputs.
+        Raises ConfigError if it started with other inputs.
         """
         if before is None:
             return ", which says nothing of what it was begun with: corpora and weights are not compared"
         shared = sorted(set(before) & set(self.hashes))
         differing = [name for name in shared if before[name] != self.hashes[name]]
-        grown = [name for name in differing if _has_grown(before[name], self.hashes[name])]
+        shards = {name: now for name in differing if isinstance(now := self.hashes[name], list)}
+        grown = [name for name, now in shards.items() if now[: len(before[name])] == before[name]]
         others = [name for name in differing if name not in grown]
         if others:
             raise ConfigError(
@@ -52,10 +47,6 @@ class Inputs:
                 "data.may_grow to go on with all that is there now, or give another folder"
             )
         return "".join(f"; the {name} has grown" for name in grown)
-
-
-def _has_grown(before: str | list[str], now: str | list[str]) -> bool:
-    return isinstance(now, list) and now[: len(before)] == before
 
 
 NONE = Inputs({})

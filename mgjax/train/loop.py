@@ -33,21 +33,20 @@ from mgjax.train.programs import ClosableIterator, Programs
 from mgjax.train.report import Report
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task
+from mgjax.train.trainable import matching
 from mgjax.train.training_state import Checkpoints, check_run, write_run
 from mgjax.train.watchdog import Watchdog
 
 __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 
-# Settings of a run that may be changed before it goes on, because they do not change what it computes; a longer run has
-# another schedule, and that is for the user to decide.
-MAY_CHANGE = (
-    *(f"loop.{name}" for name in ("steps", "log_every", "eval_every", "eval_batches", "show_every", "save_every")),
-    *(f"loop.{name}" for name in ("keep_last", "keep_best", "data", "fsdp", "model", "peak_flops")),
-    *(f"mesh.{name}" for name in ("data", "fsdp", "model")),
-    *(f"loop.{name}" for name in ("max_skipped", "hang_seconds")),
-    *(f"data.{name}" for name in ("num_threads", "num_workers", "prefetch", "max_bad", "may_grow")),
-    *("prompts", "prompt_seconds", "sampling"),
-    *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "guidance", "text_guidance")),
+# Accepts the settings of a run that may be changed before it goes on, because they do not change what it computes; a
+# longer run has another schedule, and that is for the user to decide.
+MAY_CHANGE = matching(
+    r"loop\.(?!seed$)",
+    r"mesh\.",
+    r"data\.(num_threads|num_workers|prefetch|max_bad|may_grow)$",
+    r"(prompts|prompt_seconds)$",
+    r"sampling(\.|$)",
 )
 
 _COMPILING_SECONDS = 3600  # that the processes of a run may need one after the other
@@ -79,20 +78,14 @@ def fit(
 ) -> TrainState:
     """Trains a task, from the newest checkpoint in `workdir` if there is one, and returns the state after it.
 
-    The directory then holds `model`, and `best` where a validation chose it, as `task.save` writes them;
-    `checkpoints`; `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C), to any of the
-    processes, the loop writes a checkpoint and returns early: `state.step` is below `config.steps`, and there is no
-    model yet.
+    The directory then holds `model`, and `best` where a validation chose it, as `task.save` writes them; `checkpoints`;
+    `metrics.jsonl`; `tensorboard`; and `config.json`. After SIGTERM or SIGINT (Ctrl-C), to any of the processes, the
+    loop writes a checkpoint and returns early: `state.step` is below `config.steps`, and there is no model yet.
 
-    Args:
-      task: The task.
-      train_data: Batches of numpy arrays, of each the rows of this process.
-      valid_data: Returns an iterator over the batches of the validation split, from the first one.
-      config: The length of the run, and what it keeps.
-      workdir: The directory of the run.
-      run: The dataclass of all settings of the run, `config` as its `loop`; None if there are no others.
-      mesh: The device mesh; None for all devices, each with a whole copy.
-      inputs: What the run reads besides its settings, which is stored in its checkpoints.
+    `train_data` gives batches of numpy arrays, of each the rows of this process, and `valid_data` returns an iterator
+    over those of the validation split, from the first one. `run` is the dataclass of all settings of the run, `config`
+    as its `loop`; None if there are no others. Without a `mesh`, every device has a whole copy. The `inputs` are what
+    the run reads besides its settings, which is stored in its checkpoints.
 
     Raises:
       ConfigError: `workdir` holds a run with other settings, or of other inputs.
@@ -109,144 +102,167 @@ def fit(
         stop = stack.enter_context(_Stop())
         checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best, inputs.hashes)
         stack.callback(checkpoints.close)
-        _claim(workdir / "config.json", _LoopOnly(config) if run is None else run, bool(checkpoints.steps()))
+        _claim(workdir / "config.json", {"loop": config} if run is None else run, bool(checkpoints.steps()))
         watchdog = stack.enter_context(Watchdog(config.hang_seconds))
-        with watchdog.waiting("reading the newest checkpoint"):
-            restored = checkpoints.latest(programs.like)
-        if restored is None:
-            with watchdog.waiting("making the first weights", may_last=True):
-                done, state = 0, programs.init()
-        else:
-            remark = inputs.check(restored.inputs, workdir)
-            done, state = restored.step, restored.state
-            train_data.set_state(restored.position)
-            del restored  # the state is donated
-        if done > config.steps:
-            raise ConfigError(
-                f"the run in {workdir} has done {done} updates, loop.steps is {config.steps}: make it more"
-            )
-        report = Report(task.name, workdir, done, config.steps)
-        stack.callback(report.close)
-        if done:
-            report.say(f"goes on from the checkpoint of step {done}{remark}")
-        metrics_reader = _LateMetrics(report, config, checkpoints)
-        for step in range(done + 1, config.steps + 1):
-            if step == done + 1:
-                batch = _first_batch(programs, train_data, report, watchdog)
-                watchdog.again()
-            else:
-                watchdog.again()
-                batch = programs.place(next(train_data))
-            state, metrics = programs.train_step(state, programs.frozen, batch)
-            metrics_reader.push(step, metrics)
-
-            stopping = stop.agreed(step)
-            validating = step == config.steps or _due(config.eval_every, step)
-            show = task.show if _due(config.show_every, step) and not stopping else None
-            saving = validating or stopping or _due(config.save_every, step)
-            if show or saving:
-                metrics_reader.flush()
-                with report.aside():
-                    values = {}
-                    if validating:
-                        watchdog.again()
-                        values = programs.validate(state, valid_data)
-                        metrics_reader.check(step, _not_finite(values))
-                        report.validated(step, values, task.best[0])
-                    if show:
-                        watchdog.again()
-                        report.sounds(step, show(state, programs.example(valid_data)))
-                    if saving:
-                        watchdog.again()
-                        metrics_reader.check(step, programs.not_finite(state))
-                        report.sync()
-                        checkpoints.save(step, state, train_data.get_state(), values)
-            if stopping and step < config.steps:
-                report.say(f"stopped after step {step}; the same command goes on from there")
-                return state
-
-        watchdog.again()
-        checkpoints.wait()
-        task.save(state, workdir / "model")
-        best = checkpoints.best()
-        if best is not None:
-            if best != config.steps:
-                del state  # there may be no room for two
-                state = checkpoints.restore(best, programs.like).state
-            task.save(state, workdir / "best")
-            if best != config.steps:
-                del state
-                state = checkpoints.restore(config.steps, programs.like).state
-            report.say(f"the model is in {workdir / 'model'}, that of step {best}, the best, in {workdir / 'best'}")
-        return state
+        training = _Training(task, config, workdir, programs, train_data, valid_data, checkpoints, watchdog)
+        remark = training.restore(inputs)
+        training.report = stack.enter_context(
+            contextlib.closing(Report(task.name, workdir, training.step, config.steps))
+        )
+        if training.step:
+            training.report.say(f"goes on from the checkpoint of step {training.step}{remark}")
+        while training.step < config.steps:
+            training.update(training.next_batch())
+            stopping = stop.agreed(training.step)
+            training.validate_and_save(stopping)
+            if stopping and training.step < config.steps:
+                training.report.say(f"stopped after step {training.step}; the same command goes on from there")
+                return training.state
+        training.write_models()
+        return training.state
 
 
-def _first_batch(programs: Programs, train_data: DataIterator, report: Report, watchdog: Watchdog) -> Batch:
-    """The first batch, for whose shapes the training step is compiled, on all processes."""
-    with watchdog.waiting("reading the first batch"):
-        batch = programs.place(next(train_data))
-    with watchdog.waiting("compiling", may_last=True):
-        memory = programs.compile(batch)
-        report.say(f"a training step needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
-        report.work(*programs.work(batch))
-        # The fastest process would not wait as long within the step.
-        multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
-    return batch
+@dataclasses.dataclass
+class _Training:
+    """A run at a training step.
 
-
-@dataclasses.dataclass(frozen=True)
-class _LoopOnly:
-    """The settings of a run that has no others than the loop's."""
-
-    loop: LoopConfig
-
-
-class _LateMetrics:
-    """Reads the metrics of a training step during the next one, and stops the run if one is not finite.
-
-    So the device never waits, and no state is kept whose metrics are not known.
+    The metrics of a step are read during the next one, so that the device never waits; but no state is kept whose
+    metrics are not known.
     """
 
-    def __init__(self, report: Report, config: LoopConfig, checkpoints: Checkpoints):
-        self._report, self._config, self._checkpoints = report, config, checkpoints
-        self._pending: tuple[int, dict[str, Array]] | None = None
-        self._skipped, self._in_a_row = 0, 0
+    task: Task
+    config: LoopConfig
+    workdir: Path
+    programs: Programs
+    train_data: DataIterator
+    valid_data: Callable[[], ClosableIterator]
+    checkpoints: Checkpoints
+    watchdog: Watchdog
+    report: Report = dataclasses.field(init=False)
+    state: TrainState = dataclasses.field(init=False)
+    step: int = 0
+    _pending: dict[str, Array] | None = None  # metrics of the step, which may not be computed yet
+    _num_skipped: int = 0
+    _in_a_row: int = 0
+    _is_compiled: bool = False
 
-    def push(self, step: int, metrics: dict[str, Array]) -> None:
-        """Takes the metrics of `step`, which may not be computed yet, and reads those before."""
-        self.flush()
-        self._pending = (step, metrics)
+    def restore(self, inputs: Inputs) -> str:
+        """Reads the newest checkpoint, or makes the first state; returns a remark about the inputs."""
+        with self.watchdog.waiting("reading the newest checkpoint"):
+            restored = self.checkpoints.latest(self.programs.like)
+        if restored is None:
+            with self.watchdog.waiting("making the first weights", may_last=True):
+                self.state = self.programs.init()
+            return ""
+        remark = inputs.check(restored.inputs, self.workdir)
+        self.step, self.state = restored.step, restored.state
+        self.train_data.set_state(restored.position)
+        if self.step > self.config.steps:
+            raise ConfigError(
+                f"the run in {self.workdir} has done {self.step} updates, loop.steps is {self.config.steps}: make it "
+                "more"
+            )
+        return remark
 
-    def flush(self) -> None:
-        """Waits for the metrics that `push` took, and reads them."""
+    def next_batch(self) -> Batch:
+        """The next batch; for the shapes of the first, the training step is compiled on all processes."""
+        if self._is_compiled:
+            self.watchdog.again()
+            return self.programs.place(next(self.train_data))
+        with self.watchdog.waiting("reading the first batch"):
+            batch = self.programs.place(next(self.train_data))
+        with self.watchdog.waiting("compiling", may_last=True):
+            memory = self.programs.compile(batch)
+            self.report.say(f"a training step needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
+            self.report.rows, self.report.flops = self.programs.work(batch)
+            # The fastest process would not wait as long within the step.
+            multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
+        self._is_compiled = True
+        self.watchdog.again()
+        return batch
+
+    def update(self, batch: Batch) -> None:
+        """One training step; reads the metrics of the one before."""
+        self.state, metrics = self.programs.train_step(self.state, self.programs.frozen, batch)
+        self._read_metrics()
+        self.step, self._pending = self.step + 1, metrics
+
+    def validate_and_save(self, stopping: bool) -> None:
+        """Validates, shows sounds and writes a checkpoint, each if it is due after this step."""
+        validating = self.step == self.config.steps or self._is_due(self.config.eval_every)
+        show = self.task.show if self._is_due(self.config.show_every) and not stopping else None
+        saving = validating or stopping or self._is_due(self.config.save_every)
+        if not (show or saving):
+            return
+        self._read_metrics()
+        values: dict[str, float] = {}
+        with self.report.clock.aside():
+            if validating:
+                self.watchdog.again()
+                values = self.programs.validate(self.state, self.valid_data)
+                self._check_finite(_not_finite(values))
+                self.report.validated(self.step, values, self.task.best[0])
+            if show:
+                self.watchdog.again()
+                self.report.sounds(self.step, show(self.state, self.programs.example(self.valid_data)))
+            if saving:
+                self.watchdog.again()
+                self._check_finite(self.programs.not_finite(self.state))
+                self.report.sync()
+                self.checkpoints.save(self.step, self.state, self.train_data.get_state(), values)
+
+    def write_models(self) -> None:
+        """Writes the last model, and the best one where a validation chose it."""
+        self.watchdog.again()
+        self.checkpoints.wait()
+        model, best = self.workdir / "model", self.workdir / "best"
+        self.task.save(self.state, model)
+        best_step = self.checkpoints.best()
+        if best_step is None:
+            return
+        if best_step == self.step:
+            self.task.save(self.state, best)
+        else:
+            self._load(best_step)
+            self.task.save(self.state, best)
+            self._load(self.step)
+        self.report.say(f"the model is in {model}, that of step {best_step}, the best, in {best}")
+
+    def _load(self, step: int) -> None:
+        del self.state  # there may be no room for two
+        self.state = self.checkpoints.restore(step, self.programs.like).state
+
+    def _read_metrics(self) -> None:
+        """Waits for the metrics of the last step, and reports them; raises NotFiniteError after too many bad steps."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        wrong = _not_finite(values)
+        values = {name: float(value) for name, value in jax.device_get(self._pending).items()}
+        self._pending, wrong = None, _not_finite(values)
         self._in_a_row = self._in_a_row + 1 if wrong else 0
-        if self._in_a_row > self._config.max_skipped:
-            self.check(step, wrong)
+        if self._in_a_row > self.config.max_skipped:
+            self._check_finite(wrong)
         elif wrong:
-            self._skipped += 1
-            self._report.say(
-                f"{', '.join(wrong)}: not finite in update {step}, which is left out: {self._in_a_row} in a row, of "
-                f"{self._config.max_skipped} at most, and {self._skipped} in all"
+            self._num_skipped += 1
+            self.report.say(
+                f"{', '.join(wrong)}: not finite in update {self.step}, which is left out: {self._in_a_row} in a row, "
+                f"of {self.config.max_skipped} at most, and {self._num_skipped} in all"
             )
             values = {name: value for name, value in values.items() if name not in wrong}
-        self._report.trained(step, values if step % self._config.log_every == 0 else None)
+        self.report.trained(self.step, values if self._is_due(self.config.log_every) else None)
 
-    def check(self, step: int, not_finite: list[str]) -> None:
-        """Raises NotFiniteError if `not_finite` is not empty."""
+    def _check_finite(self, not_finite: list[str]) -> None:
         if not not_finite:
             return
-        self._checkpoints.wait()
-        good = max(self._checkpoints.steps(), default=None)
+        self.checkpoints.wait()
+        good = max(self.checkpoints.steps(), default=None)
         raise NotFiniteError(
-            f"{', '.join(not_finite[:6])}: not finite after update {step}. "
+            f"{', '.join(not_finite[:6])}: not finite after update {self.step}. "
             + ("There is no checkpoint yet" if good is None else f"The last good checkpoint is that of step {good}")
             + ". A lower learning rate, a longer warm-up or a lower gradient norm may help, in a new folder"
         )
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
 
 
 class _Stop(contextlib.AbstractContextManager):
@@ -293,10 +309,6 @@ def _claim(path: Path, run: Any, has_checkpoints: bool) -> None:
         check_replaceable(path.with_name(name))
     if jax.process_index() == 0:
         write_run(path, run)
-
-
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _not_finite(values: dict[str, float]) -> list[str]:

@@ -10,21 +10,13 @@ from jax.stages import Compiled
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of memory of one device.
+    """Bytes of memory of one device."""
 
-    Attributes:
-      arguments: Weights, the state of the optimiser, the batch.
-      outputs: Results that do not take the place of an argument.
-      temporaries: Arrays that exist while the program runs.
-      code: The program itself.
-      beside: Weights that this program does not read, but others do.
-    """
-
-    arguments: float
-    outputs: float
-    temporaries: float
-    code: float
-    beside: float = 0.0
+    arguments: float  # weights, the state of the optimiser, the batch
+    outputs: float  # results that do not take the place of an argument
+    temporaries: float  # arrays that exist while the program runs
+    code: float  # the program itself
+    beside: float = 0.0  # weights that this program does not read, but others do
 
     @staticmethod
     def of(compiled: Compiled) -> Memory:

@@ -43,15 +43,13 @@ class CrossEntropy:
 
 
 @flax.struct.dataclass
-class Perplexity:
-    """The exponential of a mean cross-entropy in nats, as a total and a count that are summed over batches."""
-
-    total: Float[Array, ""]
-    count: Float[Array, ""]
+class Perplexity(Mean):
+    """The exponential of a mean cross-entropy in nats."""
 
     def value(self) -> float | None:
         """The perplexity; None if the count is 0."""
-        return float(np.exp(self.total / self.count)) if self.count > 0 else None
+        mean = super().value()
+        return None if mean is None else float(np.exp(mean))
 
 
 class Sound(NamedTuple):

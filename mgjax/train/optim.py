@@ -19,12 +19,12 @@ from jaxtyping import Array, Float
 
 from mgjax.config.serialization import one_of, ranged
 from mgjax.errors import ConfigError
-from mgjax.train import muon
+from mgjax.lm.matrices import matrix
 
 OPTIMIZERS = ("adam", "adamw", "dadapt_adamw", "muon", "prodigy")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
 
-_ADAPTIVE_RATE = ("dadapt_adamw", "prodigy")
+_ADAPTIVE_RATE = {"dadapt_adamw": optax.contrib.dadapt_adamw, "prodigy": optax.contrib.prodigy}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,7 @@ class OptimConfig:
 def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the number of the training step, from 0 to `total_steps` - 1.
 
-    Raises:
-      ConfigError: The warm-up takes the whole run.
+    Raises ConfigError if the warm-up takes the whole run.
     """
     warmup = config.warmup_steps
     if warmup and warmup >= total_steps:
@@ -117,31 +116,44 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 def make(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimiser of a run of `total_steps` training steps; `gradients` accumulates, not the optimiser."""
     rate = schedule(config, total_steps)
-    betas = (config.b1, config.b2)
-    if config.name == "dadapt_adamw":
-        update = _idle_until_gradients(
-            optax.contrib.dadapt_adamw(rate, betas, config.eps, config.d0, config.weight_decay)
-        )
-    elif config.name == "prodigy":
-        update = _idle_until_gradients(
-            optax.contrib.prodigy(rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=config.weight_decay)
-        )
+    betas, decay = (config.b1, config.b2), config.weight_decay
+    if config.name in _ADAPTIVE_RATE:
+        adaptive = _ADAPTIVE_RATE[config.name]
+        update = _idle_until_gradients(adaptive(rate, betas, eps=config.eps, estim_lr0=config.d0, weight_decay=decay))
     elif config.name == "muon":
         share = config.adam_learning_rate / config.learning_rate
         update = optax.contrib.muon(
             rate,
             eps=config.eps,
-            weight_decay=config.weight_decay,
+            weight_decay=decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
+            adam_weight_decay=decay,
             adam_learning_rate=lambda step: share * rate(step),
-            muon_weight_dimension_numbers=muon.matrices,
+            muon_weight_dimension_numbers=_muon_matrices,
         )
     else:
-        update = optax.adamw(rate, *betas, config.eps, weight_decay=config.weight_decay)
+        update = optax.adamw(rate, *betas, config.eps, weight_decay=decay)
     clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)
     return optax.chain(clip, update)
+
+
+def _muon_matrices(params: Any) -> Any:
+    """The axes of each kernel of the language model's layers as a matrix, for Muon; None for all other parameters.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) orthogonalises the momentum, so that a matrix
+    between hidden states is updated equally in all directions of its gradient. Adam trains the rest.
+    """
+
+    def axes(path: tuple[Any, ...], leaf: Float[Array, "..."]) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        if names[:1] != ["lm"] or names[-1] != "kernel" or not names[1].startswith("layer"):
+            return None
+        sides = matrix(tuple(names[1:]))
+        assert sides is not None, "every kernel of a layer is a matrix"
+        return optax.contrib.MuonDimensionNumbers(*(tuple(axis + leaf.ndim for axis in side) for side in sides))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def learning_rate(config: OptimConfig, total_steps: int, state: Any, step: Array | int) -> Float[Array, ""]:
@@ -169,12 +181,8 @@ def gradients(
 ) -> tuple[Float[Array, ""], Any, Any]:
     """The loss of a batch, the auxiliary output of `loss`, and the gradient, with the memory of a part of the batch.
 
-    Args:
-      loss: Called with `weights` and a part of the batch. What it returns is summed over the parts, so that a mean has
-        to be divided by the count of the whole batch.
-      weights: The weights to differentiate for.
-      batch: Arrays whose first axis is the row.
-      parts: The number of parts; it must divide the number of rows.
+    `loss` is called with `weights` and one of `parts` parts of the batch, which must divide the number of rows. What it
+    returns is summed over the parts, so that a mean has to be divided by the count of the whole batch.
     """
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
@@ -211,15 +219,10 @@ def _split(batch: Any, parts: int) -> Any:
 @struct.dataclass
 @typing.no_type_check  # such trees are also made of shapes and of shardings
 class Average:
-    """A moving average of weights, unbiased from the start: it holds nothing of the initial, random weights.
-
-    Attributes:
-      weights: The average.
-      count: The sum of the decayed weights of its updates.
-    """
+    """A moving average of weights, unbiased from the start: it holds nothing of the initial, random weights."""
 
     weights: Any
-    count: Float[Array, ""]
+    count: Float[Array, ""]  # the sum of the decayed weights of its updates
 
     @classmethod
     def begin(cls, weights: Any) -> Average:
@@ -235,7 +238,3 @@ class Average:
             return Average(mixed, count)
 
         return jax.lax.cond(jnp.asarray(step) % config.average_every == 0, taken, lambda average: average, self)
-
-    def value(self) -> Any:
-        """The averaged weights."""
-        return self.weights

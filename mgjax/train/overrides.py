@@ -40,8 +40,7 @@ def to_config_dict(run: Any) -> ConfigDict:
 def from_config_dict(cls: type[Run], config: ConfigDict) -> Run:
     """The dataclass `cls` from `config`, the inverse of `to_config_dict`.
 
-    Raises:
-      ConfigError: A key is unknown, or a value is invalid; the message has the path to it.
+    Raises ConfigError with the path to a key that is unknown, or whose value is invalid.
     """
     return from_dict(cls, config.to_dict(), "config")
 
@@ -49,11 +48,8 @@ def from_config_dict(cls: type[Run], config: ConfigDict) -> Run:
 def read(cls: type[Run], name: str, settings: Sequence[str] = ()) -> Run:
     """The run that a preset or a config file describes, with settings of the command line.
 
-    Args:
-      cls: The dataclass of the run.
-      name: A preset of `mgjax.train.presets` ("lm:small"), or a Python file whose `get_config` takes what stands after
-        the colon ("my_lm.py:small").
-      settings: Such as "--config.optim.learning_rate=1e-4" (or learning-rate).
+    The `name` is a preset of `mgjax.train.presets` ("lm:small"), or a Python file whose `get_config` takes what stands
+    after the colon ("my_lm.py:small"); settings are such as "--config.optim.learning_rate=1e-4" (or learning-rate).
 
     Raises:
       ConfigError: There is no such preset, file or setting, or a value does not suit its setting.

@@ -35,11 +35,6 @@ class Programs:
 
     Programs are lowered from shapes. Weights are placed when they are first needed, and may be shapes if the programs
     are compiled and not run.
-
-    Args:
-      task: The task.
-      config: The settings of the loop.
-      mesh: The device mesh.
     """
 
     def __init__(self, task: Task, config: LoopConfig, mesh: Mesh):
@@ -53,10 +48,7 @@ class Programs:
         step = _skipping(task.train_step) if config.max_skipped else task.train_step
         self._compiled: Compiled | None = None
         self._train_step = jax.jit(
-            sharding.over(mesh, step),
-            donate_argnums=0,
-            in_shardings=inputs,
-            out_shardings=(placed, everywhere),
+            sharding.over(mesh, step), donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere)
         )
         self._eval_step = jax.jit(sharding.over(mesh, task.eval_step), in_shardings=inputs, out_shardings=everywhere)
         self._all_finite = jax.jit(
@@ -96,7 +88,7 @@ class Programs:
         return {name: sharding.place_rows(rows, self._mesh) for name, rows in batch.items()}
 
     def work(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
-        """The arguments of `Report.work`: rows of a batch, operations of a step on one device and its peak."""
+        """Rows of a batch; and the operations of a step on one device and its peak, None if either is unknown."""
         rows = len(next(iter(batch.values())))
         chip = chips.find(self._mesh.devices.flat[0].device_kind)
         peak = self._config.peak_flops or (None if chip is None else chip.flops)

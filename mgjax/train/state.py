@@ -16,17 +16,10 @@ class TrainState:
 
     It has no random key: that of step `i` is `jax.random.fold_in(jax.random.key(seed), i)`, so that a run is a function
     of its config.
-
-    Attributes:
-      step: The training steps that are done.
-      params: The float32 parameters that are trained by gradient, below names such as "lm", "codec", "discriminator".
-      optimizer: The state of the optimiser.
-      average: The moving average of the parameters, or None.
-      extra: What changes without a gradient, such as {"codebooks": ..., "balancer": ...}.
     """
 
-    step: Int[Array, ""]
-    params: dict[str, Any]
+    step: Int[Array, ""]  # the training steps that are done
+    params: dict[str, Any]  # float32, trained by gradient, below names such as "lm", "codec", "discriminator"
     optimizer: Any
-    average: Any
-    extra: dict[str, Any]
+    average: Any  # the moving average of the parameters, or None
+    extra: dict[str, Any]  # what changes without a gradient, such as {"codebooks": ..., "balancer": ...}

@@ -28,33 +28,23 @@ BatchShapes = Mapping[str, Array | np.ndarray | jax.ShapeDtypeStruct]
 class Task:
     """A training task, as pure functions, which the loop jits and shards.
 
-    Attributes:
-      name: The name in messages, such as "codec".
-      init: (key) -> the state before the first training step; (key, pretrained) if there is `pretrained`. The loop runs
-        it with the state's shardings, so that no device ever holds all of it.
-      train_step: (state, frozen, batch) -> the state after one training step, and float32 scalars by name, all of them
-        finite; the terminal shows the one named "loss". The state is donated.
-      eval_step: (state, frozen, batch) -> means by name, or other trees of sums that have `value`, which the loop adds
-        up over the validation split.
-      frozen: Weights that are read and not trained, placed by the table of `sharding.py`; {} for none.
-      flops: (batch or its shapes) -> the floating point operations that the model needs for one training step on that
-        global batch, without recomputed ones; None if that is not known.
-      show: (state, batch) -> sounds by name, of a batch of the validation split; None for no sounds.
-      save: (state, directory) writes what was trained as a model that `mgjax.load` or `mgjax.load_codec` opens.
-      best: The validation metric by which the best checkpoint is chosen, and whether "min" or "max" is best.
-      pretrained: Weights to go on from, any tree of arrays, placed by the table and passed to `init`; None for none.
+    `init` takes a key, and `pretrained` if there are such weights; the loop runs it with the state's shardings, so that
+    no device ever holds all of it. `train_step` returns the state after one training step (the old one is donated) and
+    float32 scalars by name, all of them finite; the terminal shows the one named "loss". `eval_step` returns means by
+    name, or other trees of sums that have `value`, which the loop adds up over the validation split.
     """
 
-    name: str
+    name: str  # in messages, such as "codec"
     init: Callable[..., TrainState]
     train_step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
     eval_step: Callable[[TrainState, Any, Batch], dict[str, Mean | Any]]
-    frozen: Any
+    frozen: Any  # weights that are read and not trained, placed by the table of `sharding.py`; {} for none
+    # The floating point operations that the model needs for a training step on a global batch, without recomputed ones.
     flops: Callable[[BatchShapes], float] | None
-    show: Callable[[TrainState, Batch], dict[str, Sound]] | None
-    save: Callable[[TrainState, Path], None]
-    best: tuple[str, Literal["min", "max"]]
-    pretrained: Any = None
+    show: Callable[[TrainState, Batch], dict[str, Sound]] | None  # sounds by name, of a batch of the validation split
+    save: Callable[[TrainState, Path], None]  # writes a model that `mgjax.load` or `mgjax.load_codec` opens
+    best: tuple[str, Literal["min", "max"]]  # the validation metric by which the best checkpoint is chosen
+    pretrained: Any = None  # weights to go on from, placed by the table; None for none
 
 
 @dataclasses.dataclass(frozen=True)

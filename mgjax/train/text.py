@@ -6,40 +6,27 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array
-
 from mgjax.checkpoints import hub, huggingface, native, random_weights
 from mgjax.checkpoints.tables import matching
-from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.conditioning import T5Config
 from mgjax.errors import CheckpointError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A T5 encoder and its tokenizer; `config` and `weights` are None for a model without text prompts.
-
-    Attributes:
-      config: Its config.
-      weights: Numpy arrays; None for a new one, which `initial` initialises.
-      tokenizer_files: The folder that holds the tokenizer's files, or None.
-      tokenizer: Its kind: "sentencepiece" or "bytes".
-    """
+    """A T5 encoder and its tokenizer; `config` and `weights` are None for a model without text prompts."""
 
     config: T5Config | None = None
-    weights: dict[str, Any] | None = None
-    tokenizer_files: Path | None = None
-    tokenizer: str = "sentencepiece"
+    weights: dict[str, Any] | None = None  # numpy arrays; None for a new one
+    tokenizer_files: Path | None = None  # their folder
+    tokenizer: str = "sentencepiece"  # or "bytes"
 
 
 def read(source: str | None, with_weights: bool = True) -> TextEncoder:
-    """Reads a pretrained text encoder.
+    """Reads a pretrained text encoder, or its config alone.
 
-    Args:
-      source: A directory or the Hub id of a T5 or of a model that has one; "debug"; or None for no text encoder.
-      with_weights: Whether its weights are read, rather than its config alone.
+    `source` is a directory or the Hub id of a T5 or of a model that has one; "debug"; or None for no text encoder.
 
     Raises:
       CheckpointError: There is nothing readable.
@@ -66,9 +53,8 @@ def read(source: str | None, with_weights: bool = True) -> TextEncoder:
 def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
     """A text encoder to be trained from scratch, without weights yet.
 
-    Args:
-      config: Its sizes. A `vocab_size` that is left at T5's own becomes that of the vocabulary.
-      vocabulary: A folder with a spiece.model, as `mgjax corpus vocabulary` writes it; None or "bytes" for bytes.
+    A `vocab_size` that is left at T5's own becomes that of the `vocabulary`: a folder with a spiece.model, as `mgjax
+    corpus vocabulary` writes it; None or "bytes" for bytes.
 
     Raises:
       CheckpointError: There is no vocabulary.
@@ -92,8 +78,3 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
             f"({vocabulary or 'bytes'}) has, got {config.vocab_size}"
         )
     return TextEncoder(config, None, files, kind)
-
-
-def initial(config: T5Config, key: Array) -> dict[str, Any]:
-    """Draws new weights of a text encoder."""
-    return T5Encoder(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]

@@ -9,10 +9,10 @@ decides which checkpoint is read, as others may see an older listing of the dire
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +30,7 @@ from mgjax.devices.sharding import path_of
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 from mgjax.train.state import TrainState
+from mgjax.train.trainable import Filter
 
 log = logging.getLogger("mgjax")
 
@@ -51,12 +52,8 @@ class Restored:
 class Checkpoints:
     """The checkpoints in a directory, which are written in the background.
 
-    Args:
-      directory: Their folder, which is created if missing.
-      best: The validation metric by which the best checkpoint is chosen, and whether "min" or "max" is best.
-      keep_last: The number of newest checkpoints to keep.
-      keep_best: The number of best checkpoints to keep in addition.
-      inputs: JSON values to store in each.
+    The newest `keep_last` are kept, and in addition the `keep_best` best by the validation metric that `best` names, of
+    which "min" or "max" is best. `inputs` are JSON values that are stored in each.
     """
 
     def __init__(
@@ -72,35 +69,30 @@ class Checkpoints:
         self._metric, self._sign = best[0], {"min": -1.0, "max": 1.0}[best[1]]
         self._keep_last, self._keep_best = keep_last, keep_best
         self._open()
-        self._scores = {step: self._read_score(step) for step in self.steps()}
+        self._scores: dict[int, float] = {}  # of the validated steps; the higher, the better
+        for step in self.steps():
+            with contextlib.suppress(LookupError, OSError, TypeError, ValueError):  # damaged, or half deleted by a kill
+                self._score(step, self._record.restore(self._directory / str(step) / "record")["metrics"])
 
     def save(self, step: int, state: TrainState, position: Any, metrics: Mapping[str, float]) -> None:
         """Starts to write a checkpoint; returns once the arrays are copied, so that they may be donated.
 
-        Args:
-          step: The training steps that are done; there must be no checkpoint of it yet.
-          state: The training state after them.
-          position: `get_state` of the data iterator after them, as JSON values.
-          metrics: The metrics of a validation of this state; empty where there was none.
+        There must be no checkpoint of this `step` yet. `position` is `get_state` of the data iterator, as JSON values;
+        `metrics` are those of a validation of this state, empty where there was none.
 
-        Raises:
-          OSError: This checkpoint, or the previous one in the background, could not be written.
+        Raises OSError if this checkpoint, or the previous one in the background, could not be written.
         """
         record = {"position": position, "metrics": dict(metrics), "checksum": int(_checksum(state))}
         record["inputs"] = self._inputs
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record))
-        self._scores[step] = self._score(metrics)
+        self._score(step, metrics)
         try:
             self._manager.save(step, args=items)
         except Exception as error:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Waits until all checkpoints are written.
-
-        Raises:
-          OSError: One could not be written.
-        """
+        """Waits until all checkpoints are written; raises OSError if one could not be."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -117,10 +109,8 @@ class Checkpoints:
     def latest(self, like: TrainState) -> Restored | None:
         """Restores the newest checkpoint that can be read; None where there are no checkpoints.
 
-        Newer ones that cannot be read are logged, and renamed to "broken-<step>".
-
-        Args:
-          like: The shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of the state.
+        Newer ones that cannot be read are logged, and renamed to "broken-<step>". `like` is the state as
+        `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
           ConfigError: They are of another model.
@@ -147,9 +137,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> Restored:
         """Restores the checkpoint of `step`; the arguments are those of `latest`.
 
-        Raises:
-          ConfigError: It is of another model.
-          Exception: It is damaged.
+        Raises ConfigError if it is of another model, and any exception if it is damaged.
         """
         content: tuple[TrainState, dict[str, Any]] | Exception
         try:
@@ -194,12 +182,11 @@ class Checkpoints:
 
     def _best_first(self, steps: Sequence[int]) -> list[int]:
         """The validated ones of `steps`, the best first."""
-        validated = [step for step in steps if self._scores[step] > -math.inf]
-        return sorted(validated, key=lambda step: -self._scores[step])
+        return sorted((step for step in steps if step in self._scores), key=lambda step: -self._scores[step])
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        """The higher, the better; minus infinity without a validation."""
-        return self._sign * metrics[self._metric] if metrics else -math.inf
+    def _score(self, step: int, metrics: Mapping[str, float]) -> None:
+        if metrics:
+            self._scores[step] = self._sign * metrics[self._metric]
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The arrays and the record of a checkpoint, without communication between processes."""
@@ -207,12 +194,6 @@ class Checkpoints:
         arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
         folder = self._directory / str(step)
         return self._state.restore(folder / "state", args=arrays), self._record.restore(folder / "record")
-
-    def _read_score(self, step: int) -> float:
-        try:
-            return self._score(self._record.restore(self._directory / str(step) / "record")["metrics"])
-        except (LookupError, OSError, TypeError, ValueError):  # damaged, or half deleted when the process was killed
-            return -math.inf
 
     def _check(self, step: int, like: TrainState) -> None:
         """Raises ConfigError unless the checkpoint has the arrays of `like`."""
@@ -264,13 +245,11 @@ def _of_process_0(steps: list[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(own).tolist()
 
 
-def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
-    """Raises ConfigError if `write_run` stored other settings at `path` than those of the dataclass `run`.
-
-    Settings in `may_change`, such as "loop.log_every", may differ.
-    """
-    stored, current = _flat(files.read_json(path, error=ConfigError)), _flat(_plain(run))
-    differing = sorted(key for key in stored | current if stored.get(key) != current.get(key) and key not in may_change)
+def check_run(path: Path, run: Any, may_change: Filter) -> None:
+    """Raises ConfigError if `write_run` stored other settings at `path`, apart from those that `may_change` accepts."""
+    current = _flat(json.loads(_to_json(run)))  # tuples become lists, as they are stored
+    stored = _flat(files.read_json(path, error=ConfigError))
+    differing = sorted(key for key in stored | current if stored.get(key) != current.get(key) and not may_change(key))
     if differing:
         listed = ", ".join(f"{key} is {stored.get(key)!r} there and {current.get(key)!r} here" for key in differing[:6])
         raise ConfigError(
@@ -279,13 +258,12 @@ def check_run(path: Path, run: Any, may_change: Sequence[str]) -> None:
 
 
 def write_run(path: Path, run: Any) -> None:
-    """Writes the settings of a run, the dataclass `run`, as JSON."""
-    files.write_json(path, _plain(run))
+    """Writes the settings of a run, a dataclass or a dict of them, as JSON."""
+    files.write_text(path, _to_json(run))
 
 
-def _plain(run: Any) -> Any:
-    """The settings after a round trip through JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(run)))
+def _to_json(run: Any) -> str:
+    return json.dumps(run, default=dataclasses.asdict, indent=2) + "\n"
 
 
 def _flat(settings: Any, path: str = "") -> dict[str, Any]:

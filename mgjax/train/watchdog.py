@@ -17,13 +17,10 @@ _FIRST_WARNING = 60.0  # seconds until the first warning about something slow; e
 
 
 class Watchdog(contextlib.AbstractContextManager):
-    """Ends the process with status 1 unless `again` is called every `seconds` within its block.
+    """Ends the process with status 1 unless `again` is called every `seconds` within its block; 0 for no timeout.
 
     The stacks of all threads are written to stderr before. It works even where Python is stuck in a call that never
     returns.
-
-    Args:
-      seconds: The timeout; 0 for none.
     """
 
     def __init__(self, seconds: float):
@@ -38,9 +35,7 @@ class Watchdog(contextlib.AbstractContextManager):
     def waiting(self, what: str, *, may_last: bool = False) -> Iterator[None]:
         """Warns at growing intervals while its block runs: "still {what}, after 60 s".
 
-        Args:
-          what: What is being done, such as "reading the first batch".
-          may_last: Whether it may take longer than the timeout, as downloads and compiling do.
+        The block may last longer than the timeout if it `may_last`, as downloads and compiling do.
         """
         done, start = threading.Event(), time.monotonic()
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 import yaml
 from tiny_transformers import as_numpy, assert_same, encodec_config, flat, melody, musicgen, randomised, save
+from written_codecs import write_compression_model
 
 from mgjax import load
 from mgjax.api import MusicGen
@@ -206,7 +207,7 @@ def test_a_codec_by_pointer(written, theirs, saved, tmp_path):
 
 
 def test_codec_alone(theirs, tmp_path):
-    audiocraft.write_codec(tmp_path / "codec", theirs.config.codec, theirs.variables["codec"])
+    write_compression_model(tmp_path / "codec", theirs.config.codec, theirs.variables["codec"])
     config, variables = matching.read(audiocraft.match_codec(tmp_path / "codec"), place=as_numpy)
     assert dataclasses.replace(config, bandwidths=(0.8,)) == theirs.config.codec
     assert_same(variables, theirs.variables["codec"])
@@ -470,21 +471,25 @@ def test_the_window_of_the_melody(tmp_path):
 )
 def test_fields_that_would_change_numbers_are_refused_by_name(name, value):
     run = {"sample_rate": 32_000, "fuser": {"cross": ["description"]}}
-    audiocraft_config.check_lm(Path("f"), run)
+    config_of_small(run)
     *parents, last = name.split(".")
     inner = run
     for parent in parents:
         inner = inner.setdefault(parent, {})
     inner[last] = value
+    message = rf"f: ({name}|{'.'.join(parents)}) (is|has) .*xp.cfg"
     if name == "fuser.prepend":
-        state = {"condition_provider.conditioners.description.output_proj.weight": (8, 4)}
-        state |= {"emb.0.weight": (9, 8), "transformer.layers.0.linear1.weight": (16, 8)}
-        state = {name: Tensor(shape, np.dtype(np.float32), "", lambda: None) for name, shape in state.items()}
-        with pytest.raises(CheckpointError, match="does not describe a language model"):
-            audiocraft_config.lm_config(Path("f"), state, run)
-        return
-    with pytest.raises(CheckpointError, match=rf"f: ({name}|{'.'.join(parents)}) (is|has) .*xp.cfg"):
-        audiocraft_config.check_lm(Path("f"), run)
+        message = "does not describe a language model"
+    with pytest.raises(CheckpointError, match=message):
+        config_of_small(run)
+
+
+def config_of_small(run):
+    """The config of a language model with a text condition and this xp.cfg."""
+    state = {"condition_provider.conditioners.description.output_proj.weight": (8, 4)}
+    state |= {"emb.0.weight": (9, 8), "transformer.layers.0.linear1.weight": (16, 8)}
+    state = {name: Tensor(shape, np.dtype(np.float32), "", lambda: None) for name, shape in state.items()}
+    return audiocraft_config.lm_config(Path("f"), state, run)
 
 
 @pytest.mark.parametrize(
@@ -501,14 +506,14 @@ def test_fields_that_would_change_numbers_are_refused_by_name(name, value):
 )
 def test_fields_of_the_codec_are_refused_by_name(name, value):
     run = audiocraft_config.codec_run(CodecConfig())
-    audiocraft_config.check_codec(Path("f"), run)
+    audiocraft_config.codec_config(Path("f"), run)
     *parents, last = name.split(".")
     inner = run
     for parent in parents:
         inner = inner[parent]
     inner[last] = value
     with pytest.raises(CheckpointError, match=rf"f: ({name}|{'.'.join(parents)}) (is|has) .*xp.cfg"):
-        audiocraft_config.check_codec(Path("f"), run)
+        audiocraft_config.codec_config(Path("f"), run)
 
 
 def test_what_audiocraft_knows_and_numbers_do_not_depend_on_is_let_be():
@@ -524,8 +529,7 @@ def test_what_audiocraft_knows_and_numbers_do_not_depend_on_is_let_be():
     }
     conditioners["args"] = {"merge_text_conditions_p": 0.25, "drop_desc_p": 0.5}
     run = {"sample_rate": 32_000, "transformer_lm": lm, "conditioners": conditioners, "optim": {"lr": 1}}
-    audiocraft_config.check_lm(Path("f"), run)
-    audiocraft_config.check_lm(Path("f"), {"conditioners": None})
+    assert config_of_small(run) == config_of_small({"conditioners": None})
 
 
 BOMBS = {

@@ -15,9 +15,9 @@ from tiny_clap import clap, clap_config, extractor, save
 from tiny_transformers import as_numpy, assert_same, edit_json, rename_keys
 
 from mgjax.checkpoints.files.torch_file import CheckpointError
+from mgjax.checkpoints.tables import clap as clap_table
 from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.clap import match_clap
-from mgjax.checkpoints.tables.clap_shapes import clap_shapes
 from mgjax.conditioning.clap import ClapAudio, ClapText, embed_audio
 from mgjax.conditioning.clap_features import log_mel
 from mgjax.config.conditioning import ClapAudioConfig, ClapConfig
@@ -215,7 +215,7 @@ def test_shapes_are_those_of_the_modules():
         "text": jax.eval_shape(ClapText(config).init, jax.random.key(0), ids, mask),
         "audio": jax.eval_shape(ClapAudio(config).init, jax.random.key(0), jnp.zeros((1, 1001, 64))),
     }
-    assert sizes(made) == clap_shapes(config)
+    assert sizes(made) == matching.target_shapes(clap_table.clap(config))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_real_sizes(theirs, ours, count):
     with torch.device("meta"):
         model = transformers.ClapModel(transformers.ClapConfig(audio_config=theirs))
     expected = sum(parameter.numel() for parameter in model.parameters())
-    shapes = clap_shapes(ClapConfig(audio=ours))
+    shapes = matching.target_shapes(clap_table.clap(ClapConfig(audio=ours)))
     assert 2 + sum(int(np.prod(shape)) for path, shape in shapes.items() if "/params/" in path) == expected
     assert count in (None, expected)
     assert sum(int(np.prod(shape)) for path, shape in shapes.items() if "/stats/" in path) == 2 * 64

@@ -10,7 +10,7 @@ import pytest
 from mgjax.checkpoints import huggingface_config
 from mgjax.checkpoints.files import safetensors, torch_file
 from mgjax.checkpoints.files.torch_file import Tensor
-from mgjax.checkpoints.tables import musicgen, shapes
+from mgjax.checkpoints.tables import musicgen
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
 
@@ -37,10 +37,9 @@ print((peak() - before) / sum(array.nbytes for array in jax.tree.leaves(variable
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_peak_memory(tmp_path, form):
-    wanted = shapes.model_shapes(CONFIG)
     tensors = {}
     for rule in musicgen.huggingface(CONFIG):
-        for source, shape in zip(rule.sources, rule.source_shapes(wanted), strict=True):
+        for source, shape in zip(rule.sources, rule.source_shapes, strict=True):
             tensors[source] = Tensor(shape, np.dtype(np.float32), "", lambda shape=shape: np.ones(shape, np.float32))
     (tmp_path / "config.json").write_text(json.dumps(huggingface_config.model_values(CONFIG)))
     if form == "safetensors":

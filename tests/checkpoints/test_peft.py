@@ -59,9 +59,9 @@ def change(path, **changes):
 
 
 def test_what_is_written_is_read(adapter, folder):
-    found = files.read(folder, DEBUG.lm)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found.adapter, adapter)))
-    assert (found.config.rank, found.config.alpha, files.base(folder)) == (4, 8.0, "debug")
+    config, found = files.read(folder, DEBUG.lm)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, adapter)))
+    assert (config.rank, config.alpha, files.base(folder)) == (4, 8.0, "debug")
     names = load_file(folder / files.WEIGHTS)
     assert "base_model.model.decoder.model.decoder.layers.0.self_attn.q_proj.lora_A.weight" in names
 
@@ -87,8 +87,8 @@ def test_adapters_of_peft_are_read(theirs, tmp_path):
     mgjax.load("debug", adapter=tmp_path / "adapter").save(tmp_path / "merged", format="huggingface")
     merged = their_logits(transformers.MusicgenForConditionalGeneration.from_pretrained(tmp_path / "merged").eval())
     assert np.abs(their_logits(made) - merged).max() < 1e-5 * np.abs(merged).max()
-    found = files.read(tmp_path / "adapter", DEBUG.lm)
-    assert not found.adapter["layer0"]["self_attn"]["qkv"]["up"][1].any()  # of keys
+    _, found = files.read(tmp_path / "adapter", DEBUG.lm)
+    assert not found["layer0"]["self_attn"]["qkv"]["up"][1].any()  # of keys
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mgjax.checkpoints.tables import musicgen, shapes
+from mgjax.checkpoints.tables.matching import target_shapes
 from mgjax.codec.encodec import EncodecModel
+from mgjax.conditioning.t5 import T5Encoder
 from mgjax.config.conditioning import ClapConditionConfig, StyleConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
 from mgjax.config.published import MUSICGEN
@@ -54,7 +56,7 @@ def test_exact_counts():
     codec = shapes.codec_shapes(CodecConfig())
     assert count({path: shape for path, shape in codec.items() if path.startswith("params/encoder")}) == 28_441_984
     assert count({path: shape for path, shape in codec.items() if path.startswith("params/decoder")}) == 28_442_690
-    assert round(count(shapes.text_shapes(T5Config())) / 1e6, 2) == 109.63
+    assert round(count(target_shapes(musicgen.t5(T5Config()))) / 1e6, 2) == 109.63
 
 
 def test_counts_of_encoders():
@@ -86,6 +88,13 @@ def test_shapes_of_the_codec_are_those_of_its_module(name):
     assert {path: leaf.shape for path, leaf in variables.items()} == shapes.codec_shapes(module.config)
 
 
+def t5_shapes(config):
+    """Those of the module."""
+    tokens = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+    params = jax.eval_shape(T5Encoder(config).init, jax.random.key(0), *tokens)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
 TABLES = {
     f"{table.__name__}-{name}": (table, shapes.codec_shapes, codec)
     for name, codec in CODECS.items()
@@ -96,8 +105,8 @@ TABLES |= {
     for name in PUBLISHED
     for table in (musicgen.huggingface_lm, musicgen.audiocraft_lm)
 }
-TABLES["t5"] = musicgen.t5, shapes.text_shapes, T5Config()
-TABLES["t5-gated"] = musicgen.t5, shapes.text_shapes, T5Config(activation="gated-gelu")
+TABLES["t5"] = musicgen.t5, t5_shapes, T5Config()
+TABLES["t5-gated"] = musicgen.t5, t5_shapes, T5Config(activation="gated-gelu")
 ENCODERS = {
     "style": dict(style=StyleConfig(), conditions=(Fused("style", 512, "prefix"), Fused("text", 768, "prefix"))),
     "style-of-codes": dict(style=StyleConfig(None), conditions=(Fused("style", 512, "prefix"),)),
@@ -128,22 +137,21 @@ TABLES["no-text"] = musicgen.audiocraft_lm, shapes.lm_shapes, LMConfig(condition
 def test_tables_fill_every_array_once(case):
     table, tree, config = TABLES[case]
     wanted, rules = tree(config), list(table(config))
-    targets = [target for rule in rules for target in rule.targets]
+    targets = [target for rule in rules for target in rule.shapes]
     assert sorted(targets) == sorted(wanted)
     sources = [source for rule in rules for source in rule.sources]
     assert len(set(sources)) == len(sources)
-    numbers = sum(math.prod(shape) for rule in rules for shape in rule.source_shapes(wanted))
+    numbers = sum(math.prod(shape) for rule in rules for shape in rule.source_shapes)
     assert numbers == count(wanted)
 
 
 def test_published_shapes_of_the_files():
     """Some of appendix A, as transformers 5.23 lists them."""
     config = ModelConfig()
-    tree = shapes.model_shapes(config)
     files = {
         s: shape
         for rule in musicgen.huggingface(config)
-        for s, shape in zip(rule.sources, rule.source_shapes(tree), strict=True)
+        for s, shape in zip(rule.sources, rule.source_shapes, strict=True)
     }
     expected = {
         "text_encoder.encoder.block.11.layer.1.DenseReluDense.wi.weight": (3072, 768),
@@ -166,7 +174,6 @@ def test_published_shapes_of_the_files():
 
 def test_audiocraft_joins_q_k_and_v():
     config = dataclasses.replace(LMConfig(), num_layers=1)
-    tree = shapes.lm_shapes(config)
-    files = {rule.sources[0]: rule.source_shapes(tree)[0] for rule in musicgen.audiocraft_lm(config)}
+    files = {rule.sources[0]: rule.source_shapes[0] for rule in musicgen.audiocraft_lm(config)}
     assert files["transformer.layers.0.self_attn.in_proj_weight"] == (3072, 1024)
     assert files["transformer.layers.0.cross_attention.in_proj_weight"] == (3072, 1024)

@@ -9,9 +9,9 @@ from torch import nn
 
 from mgjax.checkpoints.files.torch_file import CheckpointError, Tensor
 from mgjax.checkpoints.tables import matching
-from mgjax.checkpoints.tables.audiocraft_style import IGNORED, PREFIX, audiocraft_style, style_config
+from mgjax.checkpoints.tables.audiocraft_conditioners import IGNORED, PREFIX, audiocraft_style, style_config
 from mgjax.codec import rvq_training
-from mgjax.conditioning.style import StyleConditioner, keep, style_shapes
+from mgjax.conditioning.style import StyleConditioner, keep
 from mgjax.config.conditioning import HubertConfig, StyleConfig
 
 FEATURES = HubertConfig(dim=12, num_heads=2, position_groups=2, normalize=False)
@@ -115,7 +115,7 @@ def case(request):
     config = CONFIGS[request.param]
     reference = Reference(config)
     rules = list(audiocraft_style(config))
-    match = matching.match(rules, reference.tensors(), style_shapes(config), where="here", ignored=IGNORED)
+    match = matching.match(rules, reference.tensors(), where="here", ignored=IGNORED)
     return config, reference.eval(), rules, matching.load(match)
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from random_codec import random_variables
 
-from mgjax.codec import rvq, weight_norm
+from mgjax import nn
+from mgjax.codec import weight_norm
 from mgjax.codec.encodec import EncodecModel
 from mgjax.config.model import CodecConfig
 
@@ -87,10 +88,10 @@ def test_many_residual_blocks_do_not_make_a_new_codec_loud():
 def test_each_codebook_codes_the_rest_of_the_ones_before():
     embed = jnp.array([[[0.0, 0.0], [4.0, 3.0]], [[0.0, 1.0], [1.0, 0.0]]])
     latents = jnp.array([[[4.1, 3.9], [0.1, 0.8]]])
-    codes = rvq.quantize(latents, embed)
+    codes, _, _ = nn.quantize(latents, embed)
     np.testing.assert_array_equal(codes, [[[1, 0], [0, 0]]])
-    np.testing.assert_array_equal(rvq.dequantize(codes, embed), [[[4.0, 4.0], [0.0, 1.0]]])
-    np.testing.assert_array_equal(rvq.dequantize(codes[..., :1], embed), [[[4.0, 3.0], [0.0, 0.0]]])
+    np.testing.assert_array_equal(nn.dequantize(codes, embed), [[[4.0, 4.0], [0.0, 1.0]]])
+    np.testing.assert_array_equal(nn.dequantize(codes[..., :1], embed), [[[4.0, 3.0], [0.0, 0.0]]])
 
 
 def test_what_lies_beyond_the_length_has_no_effect():

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mgjax.codec import rvq, rvq_training
+from mgjax import nn
+from mgjax.codec import rvq_training
 from mgjax.codec.rvq_training import QuantizerConfig
 from mgjax.config.serialization import ConfigError
 
@@ -102,7 +103,7 @@ def test_the_first_batch_makes_the_codebooks():
     norms = np.linalg.norm(found.codebooks["embed"], axis=-1).mean(axis=-1)
     assert norms[0] > 5
     before = np.mean(latents**2)
-    after = np.mean((latents - rvq.dequantize(found.codes, found.codebooks["embed"])) ** 2)
+    after = np.mean((latents - nn.dequantize(found.codes, found.codebooks["embed"])) ** 2)
     assert after < 0.15 * before  # the random start leaves a few clusters undivided
 
     # What one iteration does, and that sums, not means, go into the average.
@@ -136,7 +137,7 @@ def test_dead_codes_come_to_life_and_stay():
     for name, value in (("embed", far), ("embed_avg", far * 0.01), ("cluster_size", 0.01)):
         codebook[name][3] = value
     x = _latents().reshape(-1, _D)
-    nearest = jax.jit(lambda x, embed: rvq.nearest(x[None], embed)[0])
+    nearest = jax.jit(lambda x, embed: nn.nearest(x[None], embed)[0])
     revived = _update(codebook, x, nearest(x, codebook["embed"]), jax.random.key(0), config)
     word = np.asarray(revived["embed"][3])
     assert np.any(np.all(x == word, axis=1))  # it is a frame of the batch
@@ -169,7 +170,7 @@ def test_dropout_leaves_the_last_codebooks_out():
         found = _quantize(latents, codebooks, jax.random.key(seed), config)
         used = int(found.num_used)
         counts[used] += 1
-        expected = rvq.dequantize(found.codes[..., :used], jnp.asarray(codebooks["embed"]))
+        expected = nn.dequantize(found.codes[..., :used], jnp.asarray(codebooks["embed"]))
         np.testing.assert_allclose(found.latents, expected, atol=1e-5)
         changed = np.any(np.asarray(found.codebooks["embed"]) != codebooks["embed"], axis=(1, 2))
         np.testing.assert_array_equal(changed, np.arange(_K) < used)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mgjax.codec import rvq, rvq_training
+from mgjax import nn
+from mgjax.codec import rvq_training
 from mgjax.conditioning import tokenizers
 from mgjax.conditioning.clap import ClapAudio, ClapText, embed_audio, init_codebooks, quantized
-from mgjax.conditioning.clap_text import ClapTokenizer
 from mgjax.conditioning.htsat import _bicubic
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.conditioning import ClapAudioConfig, ClapConditionConfig, ClapConfig, ClapTextConfig
 from mgjax.errors import CheckpointError
 from mgjax.nn import applied
@@ -27,7 +28,7 @@ TINY = ClapConfig(
     ),
     dim=12,
 )  # fmt: skip
-BYTES = ClapTokenizer(lambda text: [3 + byte for byte in text.encode()], 0, 1, 2, 3 + 256)
+BYTES = Tokenizer(lambda text: [3 + byte for byte in text.encode()], 3 + 256, (77,), start=0, end=2, pad=1)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def embeddings(rows):
 def test_quantized_is_what_the_codec_would_decode():
     embed = 0.5 * jax.random.normal(jax.random.key(0), (3, 8, 12))
     x = embeddings(20)
-    expected = jax.jit(lambda x, embed: rvq.dequantize(rvq.quantize(x[:, None], embed), embed)[:, 0])(x, embed)
+    expected = jax.jit(lambda x, embed: nn.dequantize(nn.quantize(x[:, None], embed)[0], embed)[:, 0])(x, embed)
     made = jax.jit(quantized)(x, embed)
     assert np.abs(np.asarray(made) - np.asarray(expected)).max() < 1e-6
 

@@ -17,7 +17,7 @@ import mgjax
 from mgjax.checkpoints import audiocraft
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.native import Checkpoint
-from mgjax.checkpoints.tables.audiocraft_clap import CLAP
+from mgjax.checkpoints.tables.audiocraft_conditioners import CLAP
 from mgjax.config.conditioning import ClapConditionConfig
 from mgjax.config.model import Sampling
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.conditioning.hubert import Hubert, hubert_shapes, num_frames
+from mgjax.checkpoints.tables.hubert import hubert
+from mgjax.checkpoints.tables.matching import target_shapes
+from mgjax.conditioning.hubert import Hubert, num_frames
 from mgjax.config.conditioning import HubertConfig
 from mgjax.config.serialization import ConfigError
 
@@ -29,13 +31,13 @@ def shapes_of(config):
     ids=["mert", "group", "layer"],
 )
 def test_shapes_are_those_of_the_module(config):
-    assert hubert_shapes(config) == shapes_of(config)
+    assert target_shapes(hubert(config)) == shapes_of(config)
 
 
 def test_mert_has_its_published_size_and_rate():
     """94,371,712 parameters, of which two arrays are not here: the 128 sizes of the positions' kernel, folded into it,
     and the vector of 768 that stood for masked frames in training."""
-    count = sum(int(np.prod(shape)) for shape in hubert_shapes(HubertConfig()).values())
+    count = sum(int(np.prod(shape)) for shape in target_shapes(hubert(HubertConfig())).values())
     assert count + 128 + 768 == 94_371_712
     assert HubertConfig().frame_rate == 75
     assert num_frames(HubertConfig(), 72_000) == 224  # 3 seconds

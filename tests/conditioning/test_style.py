@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mgjax.checkpoints.tables.audiocraft_conditioners import audiocraft_style
+from mgjax.checkpoints.tables.matching import target_shapes
 from mgjax.conditioning.hubert import Hubert
-from mgjax.conditioning.quantizer import quantize
-from mgjax.conditioning.style import StyleConditioner, excerpt, style_shapes
+from mgjax.conditioning.style import StyleConditioner, excerpt
 from mgjax.config.conditioning import HubertConfig, StyleConfig
 from mgjax.config.serialization import ConfigError, from_dict
+from mgjax.nn import quantize
 
 ENCODER = HubertConfig(
     conv_dims=(6, 6), conv_kernels=(8, 4), conv_strides=(4, 2), dim=8, ffn_dim=8, num_layers=1, num_heads=2,
@@ -35,7 +37,9 @@ TINY = StyleConfig(
 def test_shapes_are_those_of_the_module(config, inputs):
     style, made = jax.eval_shape(StyleConditioner(config).init_with_output, jax.random.key(0), inputs)
     leaves = jax.tree_util.tree_flatten_with_path(made)[0]
-    assert style_shapes(config) == {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+    assert target_shapes(audiocraft_style(config)) == {
+        "/".join(key.key for key in path): leaf.shape for path, leaf in leaves
+    }
     assert style.shape == (len(inputs), -(-inputs.shape[1] // config.downsample), config.dim)
 
 
@@ -93,10 +97,10 @@ def test_training_normalises_by_the_batch(variables):
 def test_fewer_codebooks_say_less(variables):
     latents = jnp.asarray(np.random.default_rng(3).standard_normal((2, 6, 8)), jnp.float32)
     embed = variables["codebooks"]["embed"]
-    first = np.asarray(quantize(latents, embed[:1])[0])
+    first = np.asarray(quantize(latents, embed[:1])[1])
     distances = np.linalg.norm(np.asarray(latents)[:, :, None] - np.asarray(embed[0])[None, None], axis=-1)
     assert np.array_equal(first, np.asarray(embed[0])[distances.argmin(axis=-1)])
-    second = np.asarray(quantize(latents, embed[:2])[0]) - first
+    second = np.asarray(quantize(latents, embed[:2])[1]) - first
     assert all(np.abs(word - np.asarray(embed[1])).max(axis=-1).min() < 1e-6 for word in second.reshape(-1, 8))
     features = jnp.asarray(np.random.default_rng(4).standard_normal((1, 7, 8)), jnp.float32)
     one, two = (StyleConditioner(dataclasses.replace(TINY, eval_codebooks=count)) for count in (1, 2))

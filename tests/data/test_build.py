@@ -688,14 +688,29 @@ def test_a_corpus_is_replaced_only_on_request(folder, songs, tmp_path, monkeypat
             _build(folder, tmp_path / "other", **options)
 
 
-def test_workers_that_fail_are_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_run_process", lambda make, jobs, workers, log: log.write_text("a\nno space\n"))
+@dataclasses.dataclass(frozen=True)
+class Failing:
+    """A maker that fails, or whose process is killed, always."""
+
+    is_killed: bool
+
+    @contextlib.contextmanager
+    def open(self, source, scratch):
+        if self.is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError("no space")
+        yield
+
+
+def test_workers_that_fail_are_reported(tmp_path):
     _write(tmp_path / "a.wav", 4000, 1, 2)
-    with pytest.raises(CorpusError, match=r"the workers failed: no space. All they said is in .*workers.log"):
-        _build(tmp_path, tmp_path / "corpus", workers=2)
-    monkeypatch.setattr(processes, "_run_process", lambda *_: processes._WORKER_DIED)
+    plan = build.make_plan(tmp_path, RATE, 1, 0.0, 1.0, None)
+    failing = dataclasses.replace(plan, maker=Failing(is_killed=False))
+    with pytest.raises(CorpusError, match=r"the workers failed: OSError: no space. All they said is in .*workers.log"):
+        assembly.assemble(tmp_path / "corpus", failing, workers=2)
+    killed = dataclasses.replace(plan, maker=Failing(is_killed=True))
     with pytest.raises(CorpusError, match="workers died 3 times before they finished a shard"):
-        _build(tmp_path, tmp_path / "corpus", workers=2)
+        assembly.assemble(tmp_path / "corpus", killed, workers=2)
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 3}, {"sample_rate": 0}, {"valid": 1.0}])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_corpora
 
 from mgjax import cli, synthetic
 from mgjax.audio import files as audio_files
 from mgjax.audio.metadata import Metadata
-from mgjax.data import build, corpus_writing, processes, tokenize
+from mgjax.data import build, processes, tokenize
 from mgjax.data.assembly import Report
 from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
@@ -63,7 +64,7 @@ def test_inspect_shows_how_codes_are_used(capsys):
     )
     codes = np.stack([np.arange(100) % 4, np.arange(100) % 2], axis=1)
     pieces = {"train": [Piece("a", Metadata(), codes)], "valid": [Piece("b", Metadata(), codes)]}
-    corpus_writing.write("codes", description, pieces)
+    tiny_corpora.write("codes", description, pieces)
     assert cli.main(["corpus", "inspect", "codes"]) == 0
     out = capsys.readouterr().out
     assert "  kind            codes\n" in out
@@ -189,6 +190,6 @@ def test_a_missing_extra_is_named(capsys, monkeypatch, argv, missing, advice):
 
 def test_a_corpus_keeps_its_rate(capsys):
     pieces = {"train": [Piece("a", Metadata(), [np.ones((2000, 1), np.float32)])]}
-    corpus_writing.write("sound", describe_audio(4000, 1), pieces)
+    tiny_corpora.write("sound", describe_audio(4000, 1), pieces)
     assert cli.main(["corpus", "tokenize", "sound", "codes", "--codec", "debug", "--cache", "off"]) == 2
     assert "build the corpus with --sample-rate 32000" in error_of(capsys)

@@ -14,10 +14,11 @@ import pytest
 
 pytest.importorskip("grain")
 
+import tiny_corpora
+
 from mgjax.audio.metadata import Metadata
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.serialization import ConfigError, from_dict
-from mgjax.data import corpus_writing
 from mgjax.data.conditions import BatchConditions, Dropout
 from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
@@ -49,7 +50,7 @@ def write(directory, description=AUDIO, train=LENGTHS, valid=LENGTHS):
         return Piece(f"{i}", Metadata(description=f"piece {i}"), content, ids[mask] if description.tokenizer else None)
 
     splits = {"train": train, "valid": valid}
-    corpus_writing.write(
+    tiny_corpora.write(
         directory, description, {name: list(map(piece, range(16), lengths)) for name, lengths in splits.items()}
     )
     return directory

@@ -16,8 +16,9 @@ import pytest
 
 pytest.importorskip("array_record")
 
+import tiny_corpora
+
 from mgjax.audio.metadata import Metadata
-from mgjax.data import corpus_writing
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.description import describe_audio
 
@@ -44,7 +45,7 @@ assert sorted(read) == sorted(corpus.lengths), read
 def test_starts(tmp_path):
     sound = np.zeros((3000, 1), np.float32)
     pieces = [Piece(f"{i}", Metadata(title=f"song {i}"), [sound[: 2000 + i]]) for i in range(6)]
-    corpus_writing.write(tmp_path / "corpus", describe_audio(1000, 1), {"train": pieces})
+    tiny_corpora.write(tmp_path / "corpus", describe_audio(1000, 1), {"train": pieces})
     waiting, running, hung, failed = STARTS, {}, [], []
     while waiting or running:
         while waiting and len(running) < AT_ONCE:

@@ -4,15 +4,16 @@ import os
 
 import numpy as np
 import pytest
+import tiny_corpora
 from random_codec import random_variables
 
 from mgjax.audio.metadata import Metadata
 from mgjax.checkpoints import native, sources
 from mgjax.codec import codec as codec_module
 from mgjax.codec.codec import Codec
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.model import CodecConfig
-from mgjax.data import corpus_writing, processes, tokenize
+from mgjax.data import processes, tokenize
 from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.description import describe_audio
@@ -51,7 +52,7 @@ def sound(tmp_path_factory):
         )
         for i, seconds in enumerate(SECONDS)
     ]
-    corpus_writing.write(
+    tiny_corpora.write(
         directory,
         describe_audio(CONFIG.sample_rate, 2),
         {"train": [pieces[i] for i in (0, 1, 3)], "valid": pieces[2:3]},
@@ -75,7 +76,7 @@ def test_codes_are_those_of_the_codec(sound, stereo, codec_source):
         audio, codes = Corpus.open(sound, split), Corpus.open(directory, split)
         assert len(codes) == count
         assert (codes.rate, codes.width, codes.codebook_size, codes.sample_rate) == (100.0, 4, 16, 800)
-        assert (codes.codec_hash, codes.codec_source) == (codec.hash, codec_source)
+        assert (codes.codec_hash, codes.description.codec_source) == (codec.hash, codec_source)
         for i in range(count):
             pieces = list(codec.encode_blocks([audio.read(i)], one_size=True))
             expected = np.concatenate(pieces, axis=1)[0]

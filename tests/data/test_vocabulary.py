@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import sentencepiece
+import tiny_corpora
 
 from mgjax import cli
 from mgjax.audio.metadata import Metadata
-from mgjax.conditioning.text import Tokenizer
-from mgjax.data import corpus_writing, vocabulary
+from mgjax.conditioning.tokenizers import Tokenizer
+from mgjax.data import vocabulary
 from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.description import Description
@@ -131,7 +132,7 @@ def corpus(tmp_path_factory):
     train = [Piece(str(i), metadata, codes) for i, metadata in enumerate(PIECES)]
     valid = [Piece("heldout", Metadata(description="xylophone"), codes)]
     directory = tmp_path_factory.mktemp("corpus") / "codes"
-    corpus_writing.write(directory, description, {"train": train, "valid": valid})
+    tiny_corpora.write(directory, description, {"train": train, "valid": valid})
     return directory
 
 

@@ -17,7 +17,7 @@ from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.model import Fused, LMConfig
 from mgjax.config.serialization import ConfigError
 from mgjax.generation.guidance import row_sets
-from mgjax.generation.request import OtherInputs, Request, TimedPrompt
+from mgjax.generation.request import Request, TimedPrompt
 
 RATE = 8000
 CONDITIONS = (
@@ -206,12 +206,12 @@ def test_what_does_not_steer_costs_no_rows():
             schedules=[[TimedPrompt(0, text)]],
             crossfade_frames=0,
             negatives=[negative],
-            inputs=OtherInputs([None], [None], [None], [{}]),
+            inputs=[row or ConditioningInputs()],
             samplings=[sampling],
             seeds=[0],
             audio_prompt=np.zeros((1, 0, 4), np.int32),
         )
-        return len(row_sets(request, [row or ConditioningInputs()], 0, np.arange(10))[0])
+        return len(row_sets(request, 0, np.arange(10))[0])
 
     assert sets("a", Sampling(guidance=1.0)) == sets(None, Sampling()) == 1
     assert sets("a", Sampling(guidance=((0.0, 1.0), (9.0, 1.0)))) == 1

@@ -23,8 +23,8 @@ def write(folder):
 
 def read(folder):
     peft.base(folder)
-    found = peft.read(folder, tiny_files.LM)
-    lora.merge(found.config, params(), found.adapter)
+    config, adapter = peft.read(folder, tiny_files.LM)
+    lora.merge(config, params(), adapter)
 
 
 DOOR = Door(write, read)

@@ -27,7 +27,9 @@ def write(folder):
         ("codes", TOKENS, codes),
         ("record", TOKENS, codes),
     ):
-        corpus_writing.write(folder / name, about, {"train": pieces})
+        (folder / name).mkdir(parents=True)
+        shard = corpus_writing.write_shard(shard_path(folder / name, about.kind, "train", 0, 1), about, pieces)
+        corpus_writing.finish(folder / name, about, {"train": [shard]})
     records = list(corpus_writing._code_records(TOKENS, codes[0]))
     (folder / "record" / "piece.record").write_bytes(records[0][1])
 

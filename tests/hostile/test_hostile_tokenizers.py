@@ -4,8 +4,7 @@ import json
 
 from fuzzing import Door
 
-from mgjax.conditioning.clap_text import ClapTokenizer
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer, clap_tokenizer
 from mgjax.data import vocabulary
 
 TEXTS = ["a calm piano in the rain", "a polka with drums", "bpm: 120"]
@@ -37,8 +36,8 @@ def write(folder):
 
 
 def read(folder):
-    reader = Tokenizer if folder.name in ("sentencepiece", "t5") else ClapTokenizer
-    reader.from_directory(folder).encode([*TEXTS, "", None, "\0 é \N{LINE SEPARATOR} 琴"])
+    load = Tokenizer.from_directory if folder.name in ("sentencepiece", "t5") else clap_tokenizer
+    load(folder).encode([*TEXTS, "", None, "\0 é \N{LINE SEPARATOR} 琴"])
 
 
 DOOR = Door(write, read)

@@ -10,8 +10,6 @@ from mgjax.checkpoints.files import safetensors
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import Checkpoint
 from mgjax.checkpoints.tables import clap, hubert, matching
-from mgjax.checkpoints.tables.clap_shapes import clap_shapes
-from mgjax.conditioning.hubert import hubert_shapes
 from mgjax.config.conditioning import (
     ClapAudioConfig,
     ClapConfig,
@@ -81,8 +79,8 @@ def write_clap(folder):
     )
     features = {theirs: getattr(audio, ours) for ours, (theirs, _) in clap._FEATURE_FIELDS.items()}
     _write_settings(folder / "preprocessor_config.json", **features)
-    arrays = random_weights.random_arrays(clap_shapes(CLAP), place=in_place)
-    safetensors.write(folder, matching.export(clap._rules(CLAP), arrays))
+    arrays = random_weights.random_arrays(matching.target_shapes(clap.clap(CLAP)), place=in_place)
+    safetensors.write(folder, matching.export(clap.clap(CLAP), arrays))
 
 
 def write_hubert(folder):
@@ -90,9 +88,8 @@ def write_hubert(folder):
     fields = {theirs: getattr(HUBERT, ours) for ours, (theirs, _) in hubert._FIELDS.items()}
     _write_settings(folder / "config.json", model_type="hubert", **fields)
     _write_settings(folder / "preprocessor_config.json", do_normalize=True, sampling_rate=16_000)
-    tensors = matching.export(
-        hubert.hubert(HUBERT), random_weights.random_arrays(hubert_shapes(HUBERT), place=in_place)
-    )
+    arrays = random_weights.random_arrays(matching.target_shapes(hubert.hubert(HUBERT)), place=in_place)
+    tensors = matching.export(hubert.hubert(HUBERT), arrays)
     kernel = tensors.pop(f"{hubert._POSITIONS}.weight")
     size = np.ones((1, 1, kernel.shape[2]), np.float32)
     tensors[f"{hubert._POSITIONS}.weight_v"] = kernel

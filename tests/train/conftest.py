@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import tiny_corpora
 
 import mgjax
 from mgjax.audio.metadata import Metadata
@@ -34,5 +35,5 @@ def corpus(tmp_path_factory):
             yield corpus_writing.Piece(f"piece {i}", Metadata(description="a scale"), content.astype(np.uint16))
 
     directory = tmp_path_factory.mktemp("corpus") / "scales"
-    corpus_writing.write(directory, description, {"train": list(pieces(24)), "valid": list(pieces(8))})
+    tiny_corpora.write(directory, description, {"train": list(pieces(24)), "valid": list(pieces(8))})
     return directory

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_corpora
 
 import mgjax
 from mgjax.audio.metadata import Metadata
@@ -229,7 +230,7 @@ def test_the_averaged_weights_are_validated(trained):
     _, state, _ = trained
     other = jax.tree.map(lambda leaf: 0 * leaf, state.params)
     assert validated(RUN, state.replace(params=other)) == validated(RUN, state)
-    weights, average = state.params["codec"], state.average.value()
+    weights, average = state.params["codec"], state.average.weights
     apart = [np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (weights, average)), strict=True)]
     assert 0 < max(apart) < 0.1
 
@@ -279,7 +280,7 @@ def test_operations_are_counted_from_shapes():
 def test_a_run_reads_its_corpora(tmp_path, monkeypatch):
     tones = [np.asarray(batch(i)["audio"][:, :, 0]).reshape(-1, 1) for i in range(2)]
     pieces = [corpus_writing.Piece(f"tone{i}", Metadata(), [tone]) for i, tone in enumerate(tones)]
-    corpus_writing.write(tmp_path / "corpus", describe_audio(8_000, 1), {"train": pieces, "valid": pieces[:1]})
+    tiny_corpora.write(tmp_path / "corpus", describe_audio(8_000, 1), {"train": pieces, "valid": pieces[:1]})
     config = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, corpora=(str(tmp_path / "corpus"),)))
     given, state = {}, TrainState(jnp.int32(0), {}, {}, None, {})
 

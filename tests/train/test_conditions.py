@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_clap
+import tiny_corpora
 import tokenizers
 
 import mgjax
@@ -24,12 +25,11 @@ from mgjax.config.model import Fused
 from mgjax.config.serialization import ConfigError
 from mgjax.data import corpus_writing, tokenize
 from mgjax.data.conditions import BatchConditions, ConditionReader, Dropout, Segment, stored_melody
-from mgjax.data.corpus import Corpus
+from mgjax.data.corpus import Corpus, Pieces
 from mgjax.data.description import describe_audio
-from mgjax.data.pieces import Pieces
 from mgjax.data.pipeline import DataConfig, batches
 from mgjax.lm.stack import stack_layers
-from mgjax.train import clap, conditions, lm
+from mgjax.train import conditions, lm
 from mgjax.train.optim import OptimConfig
 from mgjax.train.resample import resampled
 from mgjax.train.state import TrainState
@@ -145,7 +145,7 @@ def corpora(tmp_path_factory):
         for i in range(8)
     ]
     sound, codes = directory / "sound", directory / "codes"
-    corpus_writing.write(sound, describe_audio(32_000, 1), {"train": pieces, "valid": pieces[:4]})
+    tiny_corpora.write(sound, describe_audio(32_000, 1), {"train": pieces, "valid": pieces[:4]})
     tokenize.tokenize(sound, codes, "debug", melody=MELODY)
     return {"audio": sound, "tokens": codes}
 
@@ -300,7 +300,9 @@ def test_clap_hears_in_training_what_it_hears_elsewhere(clap_encoder):
     config, variables = matching.read(match_clap(Path(clap_encoder)))
     stereo = np.concatenate([notes(0.5, 0), notes(0.5, 9)], axis=1)
     audio = np.stack([stereo, np.random.default_rng(0).standard_normal(stereo.shape).astype(np.float32) / 8])
-    embed = jax.jit(lambda audio: clap.embedded(ClapConditionConfig(config), variables, {"audio": audio}, 32_000, 1))
+    embed = jax.jit(
+        lambda audio: conditions.clap_embeddings(ClapConditionConfig(config), variables, {"audio": audio}, 32_000, 1)
+    )
     mono = np.stack([resample(to_channels(row, 1), 32_000, config.audio.sample_rate)[:, 0] for row in audio])
     expected = np.asarray(jax.jit(embed_audio, static_argnums=0)(config, variables["audio"], mono))
     error = np.abs(np.asarray(embed(audio)) - expected).max()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_corpora
 from baselines import token_counts, uniform, unigram
 
 import mgjax
@@ -125,7 +126,7 @@ def test_parts_of_a_batch_are_weighed_by_what_they_hold():
     for k in range(1, 5):
         assert metrics[f"cross_entropy_{k}"] == pytest.approx(whole[f"cross_entropy_{k}"], rel=1e-6)
     assert after.step == 1
-    jax.tree.map(np.testing.assert_array_equal, after.average.value(), after.params)  # the first is all there is
+    jax.tree.map(np.testing.assert_array_equal, after.average.weights, after.params)  # the first is all there is
 
 
 def test_training_on_stereo_audio_is_training_on_its_codes():
@@ -292,6 +293,6 @@ def test_codes_of_another_codec_are_refused(tmp_path):
         codec_source="elsewhere", codec_hash="0123456789ab",
     )  # fmt: skip
     piece = corpus_writing.Piece("piece", Metadata(), codes()[0].astype(np.uint16))
-    corpus_writing.write(tmp_path / "corpus", description, {"train": [piece], "valid": [piece]})
+    tiny_corpora.write(tmp_path / "corpus", description, {"train": [piece], "valid": [piece]})
     with pytest.raises(ConfigError, match="made with another codec"):
         lm.run(on(tmp_path / "corpus"), tmp_path / "run")

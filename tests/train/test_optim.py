@@ -200,7 +200,7 @@ def test_the_average_is_that_of_the_published_recipe():
     def ours(weights):
         def one(average, numbered):
             average = average.update(config, {"w": numbered[1]}, numbered[0] + 1)
-            return average, average.value()["w"]
+            return average, average.weights["w"]
 
         return jax.lax.scan(one, Average.begin({"w": weights[0]}), (jnp.arange(20), weights))[1]
 

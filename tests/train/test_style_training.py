@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
+import tiny_corpora
 import torch
 import transformers
 
@@ -149,7 +150,7 @@ def test_the_style_learns_and_its_encoder_does_not(mert):
 def sound(tmp_path_factory):
     pieces = [corpus_writing.Piece(f"tune {i}", Metadata(), [music(1.0 + 0.1 * i, i)]) for i in range(8)]
     directory = tmp_path_factory.mktemp("tunes") / "sound"
-    corpus_writing.write(directory, describe_audio(RATE, 1), {"train": pieces, "valid": pieces[:2]})
+    tiny_corpora.write(directory, describe_audio(RATE, 1), {"train": pieces, "valid": pieces[:2]})
     return str(directory)
 
 
@@ -207,7 +208,7 @@ def test_an_encoder_does_not_hear_codes(mert, tmp_path):
         codec_hash=Codec(*sources.read_codec("debug")).hash,
     )  # fmt: skip
     piece = corpus_writing.Piece("noise", Metadata(), np.zeros((50, 4), np.int32))
-    corpus_writing.write(tmp_path / "codes", description, {"train": [piece], "valid": [piece]})
+    tiny_corpora.write(tmp_path / "codes", description, {"train": [piece], "valid": [piece]})
     data = dataclasses.replace(RUN.data, corpora=(str(tmp_path / "codes"),))
     with pytest.raises(ConfigError, match="it needs a corpus of sound"):
         lm.run(dataclasses.replace(RUN, style_encoder=mert, data=data), tmp_path)

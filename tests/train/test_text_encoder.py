@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_corpora
 import torch
 import transformers
 from jax.sharding import PartitionSpec as P
@@ -17,7 +18,7 @@ from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.native import hash_of
 from mgjax.checkpoints.random_weights import random_variables
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.text import Tokenizer
+from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.conditioning.tokenizers import load as load_tokenizer
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import Fused, LMConfig
@@ -63,7 +64,7 @@ def corpus(tmp_path_factory):
         for caption in CAPTIONS
     ]
     directory = tmp_path_factory.mktemp("corpus") / "codes"
-    corpus_writing.write(directory, description, {"train": pieces, "valid": pieces})
+    tiny_corpora.write(directory, description, {"train": pieces, "valid": pieces})
     return directory
 
 
@@ -141,7 +142,7 @@ def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
     config = dataclasses.replace(RUN, vocabulary=str(words), data=dataclasses.replace(RUN.data, corpora=(str(corpus),)))
     state = lm.run(config, tmp_path)
     assert state.params["text"]["embed"]["embedding"].shape == (284, 8)
-    assert not all(same(state.params["text"], state.average.value()["text"]))
+    assert not all(same(state.params["text"], state.average.weights["text"]))
     task = lm.task(config, lm.pretrained(config), "tokens")
     before = jax.jit(task.init)(jax.random.key(config.loop.seed)).params["text"]
     assert not any(same(before, state.params["text"]))
@@ -151,7 +152,7 @@ def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
     assert not moved[3:259].any()  # the gradient is that of the texts, which need no bytes
 
     model = mgjax.load(tmp_path / "model")
-    assert all(same(model._params["text"], state.average.value()["text"]))
+    assert all(same(model._params["text"], state.average.weights["text"]))
     assert model.config.text == dataclasses.replace(NEW, vocab_size=284)
     batch = batch_of(lm.pretrained(config))
     sums = jax.device_get(jax.jit(task.eval_step)(jax.tree.map(np.asarray, state), task.frozen, batch))

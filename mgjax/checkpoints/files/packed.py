@@ -30,10 +30,8 @@ _EXACT = {"codebooks", "batch_stats", "stats"}
 def pack(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
     """The tensors of a file in mgjax's own format, in fewer bytes.
 
-    Args:
-      tensors: By path, joined with "/".
-      form: "bfloat16": 2 bytes per number. "int8": 1 byte, and a scale for every 64 numbers of an array; vectors and
-        smaller arrays are stored as bfloat16.
+    The form "bfloat16" has 2 bytes per number; "int8" has 1, and a scale for every 64 numbers of an array, but for
+    vectors and smaller arrays, which are stored as bfloat16.
 
     Raises:
       ValueError: There is no such form.
@@ -55,11 +53,7 @@ def pack(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `pack` up to rounding; tensors that are not packed stay as they are.
-
-    Raises:
-      CheckpointError: The scales do not fit their array.
-    """
+    """The inverse of `pack` up to rounding; others stay. Raises CheckpointError where scales do not fit their array."""
     unpacked: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = name.removesuffix(_INT8)
@@ -77,7 +71,7 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix, counts = name.removesuffix(_COUNTS), unpacked[name]
         means = unpacked.get(prefix + _MEANS)
         if prefix + _SUMS not in unpacked and means is not None:
-            read = functools.partial(_sums, means, counts)
+            read = functools.partial(lambda means, counts: means.read() * counts.read()[..., None], means, counts)
             unpacked[prefix + _SUMS] = Tensor(means.shape, means.dtype, means.file, read)
     return unpacked
 
@@ -105,7 +99,3 @@ def _dequantized(integers: Tensor, scale: Tensor) -> np.ndarray:
     flat = integers.read().reshape(-1).astype(np.float32)
     scales = np.repeat(scale.read().astype(np.float32), _GROUP)[: flat.size]
     return (flat * scales).reshape(integers.shape)
-
-
-def _sums(means: Tensor, counts: Tensor) -> np.ndarray:
-    return means.read() * counts.read()[..., None]

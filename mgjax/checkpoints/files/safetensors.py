@@ -26,18 +26,10 @@ from mgjax.inputs import files
 LARGEST_SHARD = 5_000_000_000  # bytes
 _LARGEST_HEADER = 16 << 20  # bytes; 100,000 tensors
 
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
+# "F64", "I8", ...
+_DTYPES = {f"{kind[0].upper()}{bits}": np.dtype(f"{kind}{bits}") for kind in ("float", "int") for bits in (64, 32, 16)}
+_DTYPES |= {"I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_)}
+_DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
 _SHARD = re.compile(r"[^/\\\0]{1,200}\.(safetensors|bin)")
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -147,12 +139,12 @@ def _read_shards(index: Path, shards: dict[str, str]) -> dict[str, Tensor]:
     return tensors
 
 
-def write(directory: Path, tensors: Mapping[str, Tensor], largest_shard: int = LARGEST_SHARD) -> None:
-    """Writes `model.safetensors`, or shards and an index where it would be larger than `largest_shard` bytes."""
+def write(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `model.safetensors`, or shards and an index where it would be larger than `LARGEST_SHARD` bytes."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
-        if shards[-1] and filled + _nbytes(tensor) > largest_shard:
+        if shards[-1] and filled + _nbytes(tensor) > LARGEST_SHARD:
             shards.append({})
             filled = 0
         shards[-1][name] = tensor

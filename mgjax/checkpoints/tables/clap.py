@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mgjax.checkpoints.files import safetensors
-from mgjax.checkpoints.native import parsed, read_json, require
+from mgjax.checkpoints.files.config_json import parsed, read_json, require
 from mgjax.checkpoints.tables import matching
-from mgjax.checkpoints.tables.clap_shapes import clap_shapes
-from mgjax.checkpoints.tables.matching import LINEAR, LINEAR_OUT, Rule, Transform, linear, norm, single
+from mgjax.checkpoints.tables.matching import Rule, Transform, linear, norm, single
 from mgjax.config.conditioning import ClapAudioConfig, ClapConfig, ClapTextConfig
 from mgjax.errors import CheckpointError
 
@@ -21,7 +19,6 @@ _IGNORED = (
     r"^logit_scale_[at]$",
 )
 
-_HEADS = Transform(lambda shape: (math.prod(shape),))
 _FIRST_ROW = Transform(lambda shape: (1, *shape))
 _SQUARES = Transform(lambda shape: (1, *shape), (3, 0, 1, 2))  # (side, side, out) <-> (out, 1, side, side)
 
@@ -71,15 +68,14 @@ _FEATURE_FIXED = {"truncation": "rand_trunc", "padding": "repeatpad", "top_db": 
 def match_clap(directory: Path) -> tuple[ClapConfig, matching.Match]:
     """The config of the ClapModel in `directory`, and the match of its towers to the files.
 
-    The towers are {"text": variables of ClapText, "audio": variables of ClapAudio}. The spectrogram is that of
-    preprocessor_config.json, or of the published models if there is no such file.
+    The spectrogram is that of preprocessor_config.json, or of the published models if there is no such file.
 
     Raises:
       CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
     """
     config = _read_config(directory)
-    tensors, expected = safetensors.find(directory), clap_shapes(config)
-    return config, matching.match(_rules(config), tensors, expected, where=str(directory), ignored=_IGNORED)
+    tensors = safetensors.find(directory)
+    return config, matching.match(clap(config), tensors, where=str(directory), ignored=_IGNORED)
 
 
 def _read_config(directory: Path) -> ClapConfig:
@@ -136,56 +132,58 @@ def _pair(size: Any) -> list[Any]:
     return size if isinstance(size, list) and size else [size, size]
 
 
-def _rules(config: ClapConfig) -> Iterator[Rule]:
+def clap(config: ClapConfig) -> Iterator[Rule]:
+    """The variables of both towers, under "text/" (of `ClapText`) and "audio/" (of `ClapAudio`)."""
     yield from (rule.within("text/params/roberta/", "text_model.") for rule in _text(config.text))
     yield from (rule.within("audio/", "audio_model.audio_encoder.") for rule in _audio(config.audio))
-    for tower in ("text", "audio"):
-        for name, theirs in (("up", "linear1"), ("out", "linear2")):
-            yield from linear(f"{tower}/params/projection/{name}", f"{tower}_projection.{theirs}")
+    for tower, width in (("text", config.text.dim), ("audio", config.audio.dims[-1])):
+        for name, theirs, inputs in (("up", "linear1", width), ("out", "linear2", config.dim)):
+            target = f"{tower}/params/projection/{name}"
+            yield from linear(target, f"{tower}_projection.{theirs}", (inputs,), (config.dim,))
 
 
 def _text(config: ClapTextConfig) -> Iterator[Rule]:
-    for name, theirs in (("embed", "word"), ("positions", "position")):
-        yield single(f"{name}/embedding", f"embeddings.{theirs}_embeddings.weight")
-    yield single("token_type", "embeddings.token_type_embeddings.weight", _FIRST_ROW)
-    yield from norm("embed_norm", "embeddings.LayerNorm")
-    yield from linear("pool", "pooler.dense")
+    d = config.dim
+    yield single("embed/embedding", (config.vocab_size, d), "embeddings.word_embeddings.weight")
+    yield single("positions/embedding", (config.max_positions, d), "embeddings.position_embeddings.weight")
+    yield single("token_type", (d,), "embeddings.token_type_embeddings.weight", _FIRST_ROW)
+    yield from norm("embed_norm", "embeddings.LayerNorm", d)
+    yield from linear("pool", "pooler.dense", (d,), (d,))
     for i in range(config.num_layers):
         target, source = f"block{i}", f"encoder.layer.{i}"
-        yield from _block(target, source, qkv_bias=True)
-        yield from norm(f"{target}/attn_norm", f"{source}.attention.output.LayerNorm")
-        yield from norm(f"{target}/ffn_norm", f"{source}.output.LayerNorm")
+        yield from _block(target, source, d, config.num_heads, config.ffn_dim, qkv_bias=True)
+        yield from norm(f"{target}/attn_norm", f"{source}.attention.output.LayerNorm", d)
+        yield from norm(f"{target}/ffn_norm", f"{source}.output.LayerNorm", d)
 
 
 def _audio(config: ClapAudioConfig) -> Iterator[Rule]:
+    params, side = "params/htsat", config.patch_size
     for name in ("mean", "var"):
-        yield single(f"stats/htsat/mel_norm/{name}", f"batch_norm.running_{name}")
-    params = "params/htsat"
-    yield from norm(f"{params}/mel_norm", "batch_norm")
-    yield single(f"{params}/patch/kernel", "patch_embed.proj.weight", _SQUARES)
-    yield single(f"{params}/patch/bias", "patch_embed.proj.bias")
-    yield from norm(f"{params}/patch_norm", "patch_embed.norm")
-    yield from norm(f"{params}/final_norm", "norm")
-    for i, depth in enumerate(config.depths):
+        yield single(f"stats/htsat/mel_norm/{name}", (config.num_mels,), f"batch_norm.running_{name}")
+    yield from norm(f"{params}/mel_norm", "batch_norm", config.num_mels)
+    yield single(f"{params}/patch/kernel", (side, side, config.dim), "patch_embed.proj.weight", _SQUARES)
+    yield single(f"{params}/patch/bias", (config.dim,), "patch_embed.proj.bias")
+    yield from norm(f"{params}/patch_norm", "patch_embed.norm", config.dim)
+    yield from norm(f"{params}/final_norm", "norm", config.dims[-1])
+    for i, (d, num_heads, depth) in enumerate(zip(config.dims, config.num_heads, config.depths, strict=True)):
         if i > 0:
             target, source = f"{params}/stage{i}_merge", f"layers.{i - 1}.downsample"
-            yield single(f"{target}/reduce/kernel", f"{source}.reduction.weight", LINEAR)
-            yield from norm(f"{target}/norm", f"{source}.norm")
+            yield from linear(f"{target}/reduce", f"{source}.reduction", (2 * d,), (d,), bias=False)
+            yield from norm(f"{target}/norm", f"{source}.norm", 2 * d)
         for j in range(depth):
             target, source = f"{params}/stage{i}_block{j}", f"layers.{i}.blocks.{j}"
-            yield from _block(target, source, qkv_bias=config.qkv_bias)
-            yield single(f"{target}/attn/position_bias", f"{source}.attention.self.relative_position_bias_table")
-            yield from norm(f"{target}/attn_norm", f"{source}.layernorm_before")
-            yield from norm(f"{target}/ffn_norm", f"{source}.layernorm_after")
+            yield from _block(target, source, d, num_heads, int(config.mlp_ratio * d), qkv_bias=config.qkv_bias)
+            shape, table = ((2 * config.window - 1) ** 2, num_heads), "attention.self.relative_position_bias_table"
+            yield single(f"{target}/attn/position_bias", shape, f"{source}.{table}")
+            yield from norm(f"{target}/attn_norm", f"{source}.layernorm_before", d)
+            yield from norm(f"{target}/ffn_norm", f"{source}.layernorm_after", d)
 
 
-def _block(target: str, source: str, *, qkv_bias: bool) -> Iterator[Rule]:
+def _block(target: str, source: str, d: int, num_heads: int, ffn_dim: int, *, qkv_bias: bool) -> Iterator[Rule]:
     """The rules that the layers of both towers share."""
+    heads = (num_heads, d // num_heads)
     for name in ("query", "key", "value"):
-        yield single(f"{target}/attn/{name}/kernel", f"{source}.attention.self.{name}.weight", LINEAR)
-        if qkv_bias:
-            yield single(f"{target}/attn/{name}/bias", f"{source}.attention.self.{name}.bias", _HEADS)
-    yield single(f"{target}/attn/out/kernel", f"{source}.attention.output.dense.weight", LINEAR_OUT)
-    yield single(f"{target}/attn/out/bias", f"{source}.attention.output.dense.bias")
-    yield from linear(f"{target}/ffn/up", f"{source}.intermediate.dense")
-    yield from linear(f"{target}/ffn/down", f"{source}.output.dense")
+        yield from linear(f"{target}/attn/{name}", f"{source}.attention.self.{name}", (d,), heads, bias=qkv_bias)
+    yield from linear(f"{target}/attn/out", f"{source}.attention.output.dense", heads, (d,))
+    yield from linear(f"{target}/ffn/up", f"{source}.intermediate.dense", (d,), (ffn_dim,))
+    yield from linear(f"{target}/ffn/down", f"{source}.output.dense", (ffn_dim,), (d,))

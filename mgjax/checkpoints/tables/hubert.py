@@ -5,23 +5,18 @@ MERT comes with code of its own, which is never run: without its constant-Q part
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mgjax.checkpoints.files import safetensors
+from mgjax.checkpoints.files.config_json import parsed, read_json, require
 from mgjax.checkpoints.files.torch_file import Tensor
-from mgjax.checkpoints.native import parsed, read_json, require
 from mgjax.checkpoints.tables import matching
-from mgjax.checkpoints.tables.matching import CONV, LINEAR, LINEAR_OUT, Rule, Transform, linear, norm
-from mgjax.conditioning.hubert import hubert_shapes
+from mgjax.checkpoints.tables.matching import CONV, Rule, linear, norm, single
 from mgjax.config.conditioning import HubertConfig
 from mgjax.errors import CheckpointError
-
-_FLAT = Transform(lambda shape: (math.prod(shape),))
 
 # Our field -> their field, and its default in transformers.
 _FIELDS = {
@@ -54,16 +49,10 @@ _POSITIONS = "encoder.pos_conv_embed.conv"
 
 
 def match_hubert(directory: Path) -> tuple[HubertConfig, matching.Match]:
-    """The config of the HubertModel or MERT in `directory`, and its match to the files; no code in it is run.
-
-    Raises:
-      CheckpointError: Files are missing or damaged, do not fit together, or describe another kind of model.
-    """
+    """The config of the HubertModel or MERT in `directory` and its match; raises CheckpointError for another model."""
     config = _config(directory)
     tensors = _folded(safetensors.find(directory))
-    return config, matching.match(
-        hubert(config), tensors, hubert_shapes(config), where=str(directory), ignored=_IGNORED
-    )
+    return config, matching.match(hubert(config), tensors, where=str(directory), ignored=_IGNORED)
 
 
 def _config(directory: Path) -> HubertConfig:
@@ -84,12 +73,7 @@ def _config(directory: Path) -> HubertConfig:
 
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the weight norm of the positions' convolution folded into one kernel."""
-    renamed = {
-        re.sub(r"\.parametrizations\.weight\.original0$", ".weight_g", name): tensor for name, tensor in tensors.items()
-    }
-    renamed = {
-        re.sub(r"\.parametrizations\.weight\.original1$", ".weight_v", name): tensor for name, tensor in renamed.items()
-    }
+    renamed = {matching.renamed(name, matching.WEIGHT_NORM): tensor for name, tensor in tensors.items()}
     size, direction = (renamed.pop(f"{_POSITIONS}.weight_{part}", None) for part in "gv")
     if direction is None or size is None or len(direction.shape) != 3 or size.shape != (1, 1, direction.shape[2]):
         raise CheckpointError(
@@ -108,26 +92,29 @@ def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hubert(config: HubertConfig) -> Iterator[Rule]:
-    """A HubertModel, with the weight norm folded."""
-    for i in range(len(config.conv_dims)):
+    """The parameters of `Hubert`, of a HubertModel with the weight norm folded."""
+    inputs = 1
+    for i, (outputs, width) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
         source = f"feature_extractor.conv_layers.{i}"
-        yield Rule((f"conv{i}/kernel",), (f"{source}.conv.weight",), CONV)
+        yield single(f"conv{i}/kernel", (width, inputs, outputs), f"{source}.conv.weight", CONV)
         if config.conv_bias:
-            yield Rule((f"conv{i}/bias",), (f"{source}.conv.bias",))
+            yield single(f"conv{i}/bias", (outputs,), f"{source}.conv.bias")
         if i == 0 or config.conv_norm == "layer":
-            yield from norm(f"conv{i}_norm", f"{source}.layer_norm")
-    yield from norm("features_norm", "feature_projection.layer_norm")
-    yield from linear("features_proj", "feature_projection.projection")
-    yield Rule(("positions/conv/kernel",), (f"{_POSITIONS}.weight",), CONV)
-    yield Rule(("positions/conv/bias",), (f"{_POSITIONS}.bias",))
-    yield from norm("norm", "encoder.layer_norm")
+            yield from norm(f"conv{i}_norm", f"{source}.layer_norm", outputs)
+        inputs = outputs
+    d, f, heads = config.dim, config.ffn_dim, (config.num_heads, config.dim // config.num_heads)
+    yield from norm("features_norm", "feature_projection.layer_norm", inputs)
+    yield from linear("features_proj", "feature_projection.projection", (inputs,), (d,))
+    shape = (config.position_kernel, d // config.position_groups, d)
+    yield single("positions/conv/kernel", shape, f"{_POSITIONS}.weight", CONV)
+    yield single("positions/conv/bias", (d,), f"{_POSITIONS}.bias")
+    yield from norm("norm", "encoder.layer_norm", d)
     for i in range(config.num_layers):
         target, source = f"layer{i}", f"encoder.layers.{i}"
         projections = [f"{source}.attention.{name}_proj" for name in "qkv"]
-        yield Rule((f"{target}/attn/qkv/kernel",), tuple(f"{name}.weight" for name in projections), LINEAR)
-        yield Rule((f"{target}/attn/qkv/bias",), tuple(f"{name}.bias" for name in projections), _FLAT)
-        yield from linear(f"{target}/attn/out", f"{source}.attention.out_proj", LINEAR_OUT)
-        yield from linear(f"{target}/ffn/up", f"{source}.feed_forward.intermediate_dense")
-        yield from linear(f"{target}/ffn/down", f"{source}.feed_forward.output_dense")
-        yield from norm(f"{target}/attn_norm", f"{source}.layer_norm")
-        yield from norm(f"{target}/ffn_norm", f"{source}.final_layer_norm")
+        yield from linear(f"{target}/attn/qkv", projections, (d,), (3, *heads))
+        yield from linear(f"{target}/attn/out", f"{source}.attention.out_proj", heads, (d,))
+        yield from linear(f"{target}/ffn/up", f"{source}.feed_forward.intermediate_dense", (d,), (f,))
+        yield from linear(f"{target}/ffn/down", f"{source}.feed_forward.output_dense", (f,), (d,))
+        yield from norm(f"{target}/attn_norm", f"{source}.layer_norm", d)
+        yield from norm(f"{target}/ffn_norm", f"{source}.final_layer_norm", d)

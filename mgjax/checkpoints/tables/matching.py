@@ -1,6 +1,7 @@
 """Foreign checkpoints by table: which tensors of a file make which arrays here, read in both directions.
 
-A table is a list of `Rule`s, made from a model's config. `match` compares it with the names and shapes of a file: every
+A table is a list of `Rule`s, made from a model's config: of every array its path, its shape and its names in the file.
+`match` compares it with the names and shapes of a file: every
 tensor of the file is used or ignored by name, every array of the model is filled, every shape is equal, or else one
 error lists all that is wrong before anything is read. `load` then reads rule by rule, so that no more than one rule's
 arrays are in memory twice; `export` is the inverse.
@@ -20,14 +21,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mgjax.checkpoints.files.torch_file import Shape, Tensor
-from mgjax.checkpoints.tables.shapes import Shapes
 from mgjax.errors import CheckpointError
+from mgjax.nn import Shapes, codebook_shapes
 
 Path = tuple[str, ...]
 Place = Callable[[Path, np.ndarray], Any]
 
 _LISTED = 12  # names of each kind in an error
 
+# torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
+WEIGHT_NORM = {
+    r"\.parametrizations\.weight\.original0$": ".weight_g",
+    r"\.parametrizations\.weight\.original1$": ".weight_v",
+}
 FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 
@@ -54,6 +60,7 @@ class Transform:
 
 
 PLAIN = Transform()
+FLAT = Transform(lambda shape: (math.prod(shape),))
 # torch's linear layers hold (out, in); the kernel's first axis (or all but its last) is what goes in.
 LINEAR = Transform(lambda shape: (shape[0], math.prod(shape[1:])), (1, 0))
 LINEAR_OUT = Transform(lambda shape: (math.prod(shape[:-1]), shape[-1]), (1, 0))
@@ -65,28 +72,30 @@ FLAG = Transform(lambda shape: (1,))
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """`sources` of a file make `targets` here.
+    """`sources` of a file make the arrays here that have these `shapes` by their paths, its targets.
 
     The targets, transformed, joined along the first axis are the sources joined along theirs (q, k and v are
     one array here). `stacked`: one target, whose first axis (the codebook) runs over the sources.
     """
 
-    targets: tuple[str, ...]
+    shapes: Shapes
     sources: tuple[str, ...]
     transform: Transform = PLAIN
     stacked: bool = False
 
-    def source_shapes(self, shapes: Shapes) -> list[Shape]:
+    @property
+    def source_shapes(self) -> list[Shape]:
         """The shapes that the sources must have."""
+        expected = list(self.shapes.values())
         if self.stacked:
-            return [self.transform.source_shape(shapes[self.targets[0]][1:])] * len(self.sources)
-        parts = [self.transform.source_shape(shapes[target]) for target in self.targets]
+            return [self.transform.source_shape(expected[0][1:])] * len(self.sources)
+        parts = [self.transform.source_shape(shape) for shape in expected]
         rows = sum(part[0] for part in parts) // len(self.sources)
         return [(rows, *parts[0][1:])] * len(self.sources)
 
-    def to_targets(self, arrays: Sequence[np.ndarray], shapes: Shapes) -> list[np.ndarray]:
+    def to_targets(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The targets, from the sources."""
-        expected = [shapes[target] for target in self.targets]
+        expected = list(self.shapes.values())
         if self.stacked:
             return [np.stack([self.transform.to_target(array, expected[0][1:]) for array in arrays])]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -104,36 +113,43 @@ class Rule:
 
     def within(self, target: str, source: str = "") -> Rule:
         """The same rule for a part of a model, with these prefixes of targets and sources."""
-        targets, sources = (target + name for name in self.targets), (source + name for name in self.sources)
-        return dataclasses.replace(self, targets=tuple(targets), sources=tuple(sources))
+        shapes = {target + path: shape for path, shape in self.shapes.items()}
+        return dataclasses.replace(self, shapes=shapes, sources=tuple(source + name for name in self.sources))
 
 
-def single(target: str, source: str, transform: Transform = PLAIN) -> Rule:
+def single(target: str, shape: Shape, source: str, transform: Transform = PLAIN) -> Rule:
     """An array here that is one tensor of the file."""
-    return Rule((target,), (source,), transform)
+    return Rule({target: shape}, (source,), transform)
 
 
-def stacked(target: str, source: str, count: int, transform: Transform = PLAIN) -> Rule:
-    """An array here whose first axis runs over `count` tensors of the file; {k} in their name is the index."""
-    return Rule((target,), tuple(source.format(k=k) for k in range(count)), transform, stacked=True)
+def stacked(target: str, shape: Shape, source: str, transform: Transform = PLAIN) -> Rule:
+    """An array here whose first axis runs over tensors of the file; {k} in their name is the index."""
+    return Rule({target: shape}, tuple(source.format(k=k) for k in range(shape[0])), transform, stacked=True)
 
 
-def codebooks(source: str, count: int) -> Iterator[Rule]:
-    """The codebooks of a residual vector quantizer, with their moving averages."""
-    for name in ("embed", "embed_avg", "cluster_size", "inited"):
-        yield stacked(f"codebooks/{name}", f"{source}.{name}", count, FLAG if name == "inited" else PLAIN)
+def codebooks(source: str, k: int, v: int, d: int) -> Iterator[Rule]:
+    """The k codebooks of a residual vector quantizer, of v codewords of width d, with their moving averages."""
+    for name, shape in codebook_shapes(k, v, d).items():
+        yield stacked(f"codebooks/{name}", shape, f"{source}.{name}", FLAG if name == "inited" else PLAIN)
 
 
-def linear(target: str, source: str, transform: Transform = LINEAR) -> Iterator[Rule]:
-    """A linear layer of torch with its bias."""
-    yield single(f"{target}/kernel", f"{source}.weight", transform)
-    yield single(f"{target}/bias", f"{source}.bias")
+def linear(target: str, source: str | list[str], inputs: Shape, outputs: Shape, *, bias: bool = True) -> Iterator[Rule]:
+    """A linear layer of torch, or several that are one layer here, with a kernel of (*inputs, *outputs)."""
+    names, transform = [source] if isinstance(source, str) else source, LINEAR if len(inputs) == 1 else LINEAR_OUT
+    yield Rule({f"{target}/kernel": inputs + outputs}, tuple(f"{name}.weight" for name in names), transform)
+    if bias:
+        yield Rule({f"{target}/bias": outputs}, tuple(f"{name}.bias" for name in names), FLAT)
 
 
-def norm(target: str, source: str) -> Iterator[Rule]:
+def norm(target: str, source: str, dim: int) -> Iterator[Rule]:
     """A layer norm of torch."""
-    yield single(f"{target}/scale", f"{source}.weight")
-    yield single(f"{target}/bias", f"{source}.bias")
+    yield single(f"{target}/scale", (dim,), f"{source}.weight")
+    yield single(f"{target}/bias", (dim,), f"{source}.bias")
+
+
+def target_shapes(rules: Iterable[Rule]) -> Shapes:
+    """The shape of every array here that a table fills, by its path."""
+    return {path: shape for rule in rules for path, shape in rule.shapes.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,13 +158,11 @@ class Match:
 
     rules: list[Rule]
     tensors: dict[str, Tensor]
-    shapes: Shapes
 
 
 def match(
     rules: Iterable[Rule],
     tensors: Mapping[str, Tensor],
-    shapes: Shapes,
     *,
     where: str,
     aliases: Mapping[str, str] | None = None,
@@ -167,15 +181,11 @@ def match(
     for name, tensor in tensors.items():
         if any(re.search(pattern, name) for pattern in ignored):
             continue
-        canonical = name
-        for pattern, replacement in aliases.items():
-            canonical = re.sub(pattern, replacement, canonical)
+        canonical = renamed(name, aliases)
         if canonical == name or canonical not in tensors:
             named[canonical] = (name, tensor)
 
-    expected = {
-        source: shape for rule in rules for source, shape in zip(rule.sources, rule.source_shapes(shapes), strict=True)
-    }
+    expected = {source: shape for rule in rules for source, shape in zip(rule.sources, rule.source_shapes, strict=True)}
     problems = {
         "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in named],
         "unexpected": [
@@ -193,35 +203,38 @@ def match(
         ],
     }
     if any(problems.values()):
-        lines = [f"  {kind} ({len(names)}): {_listing(names)}" for kind, names in problems.items() if names]
+        lines = []
+        for kind, names in problems.items():
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            if names:
+                lines.append(f"  {kind} ({len(names)}): {', '.join(name[:300] for name in names[:_LISTED])}{more}")
         raise CheckpointError(
             f"{where}: the weights do not fit the model that the configuration beside them describes.\n"
             + "\n".join(lines)
             + "\nUse the configuration that belongs to these weights (numbers of layers, codebooks, widths), or fetch "
             "the files again."
         )
-    return Match(rules, {key: tensor for key, (_, tensor) in named.items()}, shapes)
+    return Match(rules, {key: tensor for key, (_, tensor) in named.items()})
 
 
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(name[:300] for name in names[:_LISTED]) + more
+def renamed(name: str, aliases: Mapping[str, str]) -> str:
+    """The name after the replacements `aliases` (regex -> replacement)."""
+    for pattern, replacement in aliases.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict[str, Any]:
-    """The arrays of a match as nested dictionaries.
+    """The arrays of a match as nested dictionaries, with weights of `dtype` (None: float32; but see `is_exact`).
 
-    Args:
-      match: What `match` returned.
-      dtype: The dtype of the weights; None for float32. See `is_exact` for those that are always float32.
-      place: Called with the path and the numpy array of each array in turn; its results make up the tree. None to put
-        them on the first device.
+    `place` is called with the path and the numpy array of each array in turn; its results make up the tree. None puts
+    them on the first device.
     """
     place = place or (lambda path, array: jax.device_put(array))  # jnp.asarray compiles a program for every shape
     flat = {}
     for rule in match.rules:
-        arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources], match.shapes)
-        for target, array in zip(rule.targets, arrays, strict=True):
+        arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources])
+        for target, array in zip(rule.shapes, arrays, strict=True):
             path = tuple(target.split("/"))
             kind = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
             flat[path] = place(path, np.ascontiguousarray(array, kind))
@@ -229,10 +242,7 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
 
 
 def read(matched: tuple[Any, Match], *, dtype: Any = None, place: Place | None = None) -> tuple[Any, dict[str, Any]]:
-    """The config and the arrays of a part of a model, from its config and match as `hubert.match_hubert` returns them.
-
-    `dtype` and `place` are those of `load`.
-    """
+    """The config and the arrays of a part of a model, of what `hubert.match_hubert` returns; see `load`."""
     config, match = matched
     return config, load(match, dtype=dtype, place=place)
 
@@ -250,11 +260,11 @@ def is_exact(path: Path) -> bool:
 def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file, by name, from nested dictionaries of arrays: the inverse of `load`."""
     arrays = flatten_dict(variables, sep="/")
-    shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     tensors = {}
     for rule in rules:
-        targets = [arrays[target] for target in rule.targets]
-        for number, (source, shape) in enumerate(zip(rule.sources, rule.source_shapes(shapes), strict=True)):
+        targets = [arrays[target] for target in rule.shapes]
+        rule = dataclasses.replace(rule, shapes={target: tuple(arrays[target].shape) for target in rule.shapes})
+        for number, (source, shape) in enumerate(zip(rule.sources, rule.source_shapes, strict=True)):
 
             def read(rule: Rule = rule, targets: list[Any] = targets, number: int = number) -> np.ndarray:
                 return rule.to_source([np.asarray(target) for target in targets], number)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from mgjax.checkpoints.tables.audiocraft_clap import audiocraft_clap
-from mgjax.checkpoints.tables.audiocraft_style import audiocraft_style
+from mgjax.checkpoints.tables.audiocraft_conditioners import audiocraft_clap, audiocraft_style
 from mgjax.checkpoints.tables.matching import (
     CONV,
     CONV_TRANSPOSED,
     GAIN,
     LINEAR,
-    LINEAR_OUT,
-    PLAIN,
+    WEIGHT_NORM,
     Rule,
     codebooks,
     linear,
@@ -20,22 +18,31 @@ from mgjax.checkpoints.tables.matching import (
     single,
     stacked,
 )
-from mgjax.checkpoints.tables.shapes import gated
 from mgjax.codec import layers
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import CodecConfig, LMConfig, ModelConfig
+from mgjax.nn import Shapes
 
-# torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
 # T5's embedding has two names, of which a file holds either or both.
-ALIASES = {
-    r"\.parametrizations\.weight\.original0$": ".weight_g",
-    r"\.parametrizations\.weight\.original1$": ".weight_v",
-    r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight",
-}
+ALIASES = WEIGHT_NORM | {r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight"}
 
 HUGGINGFACE_PROJECTIONS = {"text": "enc_to_dec_proj", "melody": "audio_enc_to_dec_proj"}
 # audiocraft calls a condition by the field of the metadata that it reads.
 AUDIOCRAFT_CONDITIONERS = {"text": "description", "melody": "self_wav", "style": "self_wav", "clap": "description"}
+
+# What the language model's parts, and those of its layers, are called in transformers and in audiocraft.
+_LM_NAMES = {
+    "embed": ("decoder.model.decoder.embed_tokens", "emb"),
+    "head": ("decoder.lm_heads", "linears"),
+    "out_norm": ("decoder.model.decoder.layer_norm", "out_norm"),
+    "layer": ("decoder.model.decoder.layers", "transformer.layers"),
+    "self_norm": ("self_attn_layer_norm", "norm1"),
+    "cross_norm": ("encoder_attn_layer_norm", "norm_cross"),
+    "cross_attn": ("encoder_attn", "cross_attention"),
+    "ffn_norm": ("final_layer_norm", "norm2"),
+    "up": ("fc1", "linear1"),
+    "down": ("fc2", "linear2"),
+}
 
 
 def huggingface(config: ModelConfig) -> Iterator[Rule]:
@@ -48,27 +55,16 @@ def huggingface(config: ModelConfig) -> Iterator[Rule]:
 
 def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
     """The language model in transformers, which leaves out a projection between equal widths."""
-    k, body = config.num_codebooks, "decoder.model.decoder"
-    yield stacked("embed/embedding", body + ".embed_tokens.{k}.weight", k)
-    yield Rule(("head/kernel",), tuple(f"decoder.lm_heads.{n}.weight" for n in range(k)), LINEAR)
-    yield from norm("out_norm", f"{body}.layer_norm")
-    for i in range(config.num_layers):
-        target, source = f"layer{i}", f"{body}.layers.{i}"
-        yield from norm(f"{target}/self_norm", f"{source}.self_attn_layer_norm")
-        qkv = tuple(f"{source}.self_attn.{name}_proj.weight" for name in "qkv")
-        yield Rule((f"{target}/self_attn/qkv/kernel",), qkv, LINEAR)
-        yield single(f"{target}/self_attn/out/kernel", f"{source}.self_attn.out_proj.weight", LINEAR_OUT)
-        if config.cross_attention:
-            yield from norm(f"{target}/cross_norm", f"{source}.encoder_attn_layer_norm")
-            yield single(f"{target}/cross_attn/query/kernel", f"{source}.encoder_attn.q_proj.weight", LINEAR)
-            kv = tuple(f"{source}.encoder_attn.{name}_proj.weight" for name in "kv")
-            yield Rule((f"{target}/cross_attn/kv/kernel",), kv, LINEAR)
-            yield single(f"{target}/cross_attn/out/kernel", f"{source}.encoder_attn.out_proj.weight", LINEAR_OUT)
-        yield from norm(f"{target}/ffn_norm", f"{source}.final_layer_norm")
-        yield single(f"{target}/ffn/up/kernel", f"{source}.fc1.weight", LINEAR)
-        yield single(f"{target}/ffn/down/kernel", f"{source}.fc2.weight", LINEAR)
+
+    def projections(shapes: Shapes, source: str) -> Iterator[Rule]:
+        for path, shape in shapes.items():
+            letters = {"qkv": "qkv", "query": "q", "kv": "kv"}[path.split("/")[-2]]
+            yield Rule({path: shape}, tuple(f"{source}.{letter}_proj.weight" for letter in letters), LINEAR)
+
+    yield from _lm(config, {name: theirs for name, (theirs, _) in _LM_NAMES.items()}, projections)
     for condition in config.conditions:
-        yield from linear(f"{condition.name}_proj", HUGGINGFACE_PROJECTIONS[condition.name])
+        name = HUGGINGFACE_PROJECTIONS[condition.name]
+        yield from linear(f"{condition.name}_proj", name, (condition.dim,), (config.dim,))
 
 
 def audiocraft(config: ModelConfig) -> Iterator[Rule]:
@@ -81,45 +77,60 @@ def audiocraft(config: ModelConfig) -> Iterator[Rule]:
 
 
 def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
-    """The language model in audiocraft."""
-    k = config.num_codebooks
-    yield stacked("embed/embedding", "emb.{k}.weight", k)
-    yield Rule(("head/kernel",), tuple(f"linears.{n}.weight" for n in range(k)), LINEAR)
-    yield from norm("out_norm", "out_norm")
-    for i in range(config.num_layers):
-        target, source = f"layer{i}", f"transformer.layers.{i}"
-        yield from norm(f"{target}/self_norm", f"{source}.norm1")
-        yield single(f"{target}/self_attn/qkv/kernel", f"{source}.self_attn.in_proj_weight", LINEAR)
-        yield single(f"{target}/self_attn/out/kernel", f"{source}.self_attn.out_proj.weight", LINEAR_OUT)
-        if config.cross_attention:
-            yield from norm(f"{target}/cross_norm", f"{source}.norm_cross")
-            joined = (f"{target}/cross_attn/query/kernel", f"{target}/cross_attn/kv/kernel")
-            yield Rule(joined, (f"{source}.cross_attention.in_proj_weight",), LINEAR)
-            yield single(f"{target}/cross_attn/out/kernel", f"{source}.cross_attention.out_proj.weight", LINEAR_OUT)
-        yield from norm(f"{target}/ffn_norm", f"{source}.norm2")
-        yield single(f"{target}/ffn/up/kernel", f"{source}.linear1.weight", LINEAR)
-        yield single(f"{target}/ffn/down/kernel", f"{source}.linear2.weight", LINEAR)
+    """The language model in audiocraft, which joins queries, keys and values."""
+
+    def projections(shapes: Shapes, source: str) -> Iterator[Rule]:
+        yield Rule(shapes, (f"{source}.in_proj_weight",), LINEAR)
+
+    yield from _lm(config, {name: theirs for name, (_, theirs) in _LM_NAMES.items()}, projections)
     for condition in config.conditions:
-        theirs = AUDIOCRAFT_CONDITIONERS.get(condition.name, condition.name)
-        yield from linear(f"{condition.name}_proj", f"condition_provider.conditioners.{theirs}.output_proj")
+        name = AUDIOCRAFT_CONDITIONERS.get(condition.name, condition.name)
+        source = f"condition_provider.conditioners.{name}.output_proj"
+        yield from linear(f"{condition.name}_proj", source, (condition.dim,), (config.dim,))
+
+
+def _lm(
+    config: LMConfig, names: Mapping[str, str], projections: Callable[[Shapes, str], Iterable[Rule]]
+) -> Iterator[Rule]:
+    """The language model but for its conditions; `projections` are the rules of queries, keys and values."""
+    k, v, d, f = config.num_codebooks, config.codebook_size, config.dim, config.ffn_dim
+    heads = (config.num_heads, config.head_dim)
+    yield stacked("embed/embedding", (k, v + 1, d), names["embed"] + ".{k}.weight")
+    yield Rule({"head/kernel": (d, k, v)}, tuple(f"{names['head']}.{n}.weight" for n in range(k)), LINEAR)
+    yield from norm("out_norm", names["out_norm"], d)
+    for i in range(config.num_layers):
+        target, source = f"layer{i}", f"{names['layer']}.{i}"
+        yield from norm(f"{target}/self_norm", f"{source}.{names['self_norm']}", d)
+        yield from projections({f"{target}/self_attn/qkv/kernel": (d, 3, *heads)}, f"{source}.self_attn")
+        yield from linear(f"{target}/self_attn/out", f"{source}.self_attn.out_proj", heads, (d,), bias=False)
+        if config.cross_attention:
+            attn, theirs = f"{target}/cross_attn", f"{source}.{names['cross_attn']}"
+            yield from norm(f"{target}/cross_norm", f"{source}.{names['cross_norm']}", d)
+            yield from projections({f"{attn}/query/kernel": (d, *heads), f"{attn}/kv/kernel": (d, 2, *heads)}, theirs)
+            yield from linear(f"{attn}/out", f"{theirs}.out_proj", heads, (d,), bias=False)
+        yield from norm(f"{target}/ffn_norm", f"{source}.{names['ffn_norm']}", d)
+        yield from linear(f"{target}/ffn/up", f"{source}.{names['up']}", (d,), (f,), bias=False)
+        yield from linear(f"{target}/ffn/down", f"{source}.{names['down']}", (f,), (d,), bias=False)
 
 
 def t5(config: T5Config) -> Iterator[Rule]:
-    """The encoder of a T5EncoderModel."""
-    yield single("embed/embedding", "shared.weight")
+    """The encoder of a T5EncoderModel; one with a gate in its feed-forward layers is T5 v1.1."""
+    d, f, heads = config.dim, config.ffn_dim, (config.num_heads, config.head_dim)
+    yield single("embed/embedding", (config.vocab_size, d), "shared.weight")
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    yield single("relative_bias/embedding", bias)
-    ffn = {"gate": "wi_0", "up": "wi_1"} if gated(config) else {"up": "wi"}
+    yield single("relative_bias/embedding", (config.num_buckets, config.num_heads), bias)
+    ups = {"gate": "wi_0", "up": "wi_1"} if config.activation.startswith("gated-") else {"up": "wi"}
     for i in range(config.num_layers):
         target, source = f"block{i}", f"encoder.block.{i}.layer"
-        yield single(f"{target}/attn_norm/scale", f"{source}.0.layer_norm.weight")
+        yield single(f"{target}/attn_norm/scale", (d,), f"{source}.0.layer_norm.weight")
+        yield from linear(f"{target}/attn/out", f"{source}.0.SelfAttention.o", heads, (d,), bias=False)
         for name in ("query", "key", "value"):
-            yield single(f"{target}/attn/{name}/kernel", f"{source}.0.SelfAttention.{name[0]}.weight", LINEAR)
-        yield single(f"{target}/attn/out/kernel", f"{source}.0.SelfAttention.o.weight", LINEAR_OUT)
-        yield single(f"{target}/ffn_norm/scale", f"{source}.1.layer_norm.weight")
-        for name, theirs in (ffn | {"down": "wo"}).items():
-            yield single(f"{target}/ffn/{name}/kernel", f"{source}.1.DenseReluDense.{theirs}.weight", LINEAR)
-    yield single("final_norm/scale", "encoder.final_layer_norm.weight")
+            yield from linear(f"{target}/attn/{name}", f"{source}.0.SelfAttention.{name[0]}", (d,), heads, bias=False)
+        yield single(f"{target}/ffn_norm/scale", (d,), f"{source}.1.layer_norm.weight")
+        for name, theirs in ups.items():
+            yield from linear(f"{target}/ffn/{name}", f"{source}.1.DenseReluDense.{theirs}", (d,), (f,), bias=False)
+        yield from linear(f"{target}/ffn/down", f"{source}.1.DenseReluDense.wo", (f,), (d,), bias=False)
+    yield single("final_norm/scale", (d,), "encoder.final_layer_norm.weight")
 
 
 def huggingface_codec(config: CodecConfig) -> Iterator[Rule]:
@@ -137,25 +148,26 @@ def _codec(config: CodecConfig, *, sequence: str, conv: tuple[str, str], codeboo
     for path, index, layer in layers.weighted(config):
         target, source = f"params/{path}", f"{path.split('/')[0]}.{sequence}.{index}"
         if isinstance(layer, layers.LSTM):
+            # A hidden kernel is (out, in) here as well.
+            gates, shape = (4 * layer.dim,), (4 * layer.dim, layer.dim)
             for i in range(layer.num_layers):
-                for name, theirs, transform in (("input", "ih", LINEAR), ("hidden", "hh", PLAIN)):
-                    yield single(f"{target}/layer{i}/{name}_kernel", f"{source}.lstm.weight_{theirs}_l{i}", transform)
-                    yield single(f"{target}/layer{i}/{name}_bias", f"{source}.lstm.bias_{theirs}_l{i}")
+                yield single(f"{target}/layer{i}/input_kernel", shape[::-1], f"{source}.lstm.weight_ih_l{i}", LINEAR)
+                yield single(f"{target}/layer{i}/hidden_kernel", shape, f"{source}.lstm.weight_hh_l{i}")
+                for name, theirs in (("input", "ih"), ("hidden", "hh")):
+                    yield single(f"{target}/layer{i}/{name}_bias", gates, f"{source}.lstm.bias_{theirs}_l{i}")
         else:
             yield from _convolution(config, layer, target, f"{source}.{conv[layer.transposed]}")
-    yield from codebooks(codebook, config.num_codebooks)
+    yield from codebooks(codebook, config.num_codebooks, config.codebook_size, config.latent_dim)
 
 
 def _convolution(config: CodecConfig, layer: layers.Conv, target: str, source: str) -> Iterator[Rule]:
-    transform = CONV_TRANSPOSED if layer.transposed else CONV
+    shape, transform = (layer.width, layer.inputs, layer.features), CONV_TRANSPOSED if layer.transposed else CONV
     # audiocraft names the transposed convolution inside of its wrapper by what it is, transformers does not.
     inner = source + ("convtr" if source.endswith("convtr.") else "conv")
-    yield single(f"{target}/bias", f"{inner}.bias")
+    yield single(f"{target}/bias", shape[2:], f"{inner}.bias")
     if config.norm == "weight_norm":
-        yield single(f"{target}/scale", f"{inner}.weight_g", GAIN)
-        yield single(f"{target}/kernel", f"{inner}.weight_v", transform)
-    else:
-        yield single(f"{target}/kernel", f"{inner}.weight", transform)
+        yield single(f"{target}/scale", (shape[layer.norm_axis],), f"{inner}.weight_g", GAIN)
+    yield single(f"{target}/kernel", shape, f"{inner}.weight{'_v' * (config.norm == 'weight_norm')}", transform)
     if config.norm == "time_group_norm":
-        yield single(f"{target}/norm_scale", f"{source}norm.weight")
-        yield single(f"{target}/norm_bias", f"{source}norm.bias")
+        yield single(f"{target}/norm_scale", shape[2:], f"{source}norm.weight")
+        yield single(f"{target}/norm_bias", shape[2:], f"{source}norm.bias")

@@ -25,11 +25,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class GAN:
-    """The pure functions of a run: its initial state, one training step, and what that is made of.
-
-    Args:
-      config: The run, with the codec that it trains.
-    """
+    """The pure functions of a run, with the codec that it trains."""
 
     def __init__(self, config: CodecRun):
         self.config, self.model = config, config.codec
@@ -38,11 +34,9 @@ class GAN:
         self.optimizer = optim.make(config.optim, config.loop.steps)
 
     def init(self, key: Array, pretrained: dict[str, Any] | None = None) -> TrainState:
-        """The state before the first training step. New codebooks are initialised from the first batch.
+        """The state before the first training step, from the `pretrained` variables of the codec if there are any.
 
-        Args:
-          key: The key of new weights.
-          pretrained: Variables of the codec to go on from; None for new ones.
+        New codebooks are initialised from the first batch.
         """
         config, model = self.config, self.model
         codec_key, discriminator_key = jax.random.split(key)
@@ -136,10 +130,7 @@ class GAN:
     ) -> tuple[Metrics, dict[str, Float[Array, "b n c"]]]:
         """The generator's losses by name, and the gradient of each with respect to the generated audio.
 
-        Args:
-          discriminator: The discriminators' weights; None for the losses of the reconstruction alone.
-          generated: The codec's output.
-          audio: The codec's input.
+        Without weights of the `discriminator`, they are the losses of the reconstruction alone.
         """
         config = self.config
         reconstruction = {

@@ -19,7 +19,7 @@ from mgjax.codec import losses, rvq_training, weight_norm
 from mgjax.config.model import CodecConfig
 from mgjax.data.corpus import Corpus
 from mgjax.data.description import SPLITS
-from mgjax.data.pipeline import BatchIterator, batches, validation_batches
+from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.train.codec.config import CodecRun
@@ -54,8 +54,7 @@ class Usage:
 def run(config: CodecRun, workdir: str | Path) -> TrainState:
     """Trains a codec on the corpora of `config.data`, and goes on where a run in `workdir` was stopped.
 
-    Raises:
-      ConfigError: The corpora do not hold what this codec codes.
+    Raises ConfigError if the corpora do not hold what this codec codes.
     """
     with Watchdog(config.loop.hang_seconds) as watchdog:
         with watchdog.waiting("reading the weights to start from", may_last=True):
@@ -69,10 +68,7 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
     mesh = config.mesh.make()
     rows = sharding.rows_here(config.data.batch_size, mesh)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows)
-
-    def valid_data() -> BatchIterator:
-        return validation_batches(corpora["valid"], config.data, rows=rows)
-
+    valid_data = functools.partial(validation_batches, corpora["valid"], config.data, rows=rows)
     training = task(config, pretrained)
     return fit(training, train_data, valid_data, config.loop, workdir, run=config, mesh=mesh, inputs=inputs)
 
@@ -80,8 +76,7 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
 def read_init(config: CodecRun) -> tuple[CodecRun, dict[str, Any] | None]:
     """The run with the codec of its `init` as its model, and the variables of that; None for new weights.
 
-    Raises:
-      ConfigError: `model` is another codec than that of `init`.
+    Raises ConfigError if `model` is another codec than that of `init`.
     """
     if config.init is None:
         return config, None
@@ -121,7 +116,7 @@ def task(config: CodecRun, pretrained: dict[str, Any] | None = None) -> Task:
 def _evaluate(gan: GAN, state: TrainState, frozen: Any, batch: Batch) -> dict[str, Mean | Usage]:
     """The distances of the reconstruction by all codebooks, with the averaged weights, and the use of the codes."""
     model, audio, num_samples = gan.model, batch["audio"], batch["num_samples"]
-    output = gan.reconstruct(state.average.value(), state.extra["codebooks"], audio)
+    output = gan.reconstruct(state.average.weights, state.extra["codebooks"], audio)
     generated, valid = output.audio, num_samples > 0
     metrics: dict[str, Mean | Usage] = {
         "si_snr": Mean.of(losses.si_snr(generated, audio, num_samples), valid),
@@ -138,7 +133,7 @@ def _evaluate(gan: GAN, state: TrainState, frozen: Any, batch: Batch) -> dict[st
 def _show(sample_rate: int, reconstructed: Any, state: TrainState, batch: Batch) -> dict[str, Sound]:
     """The first clips of a batch, before and after the codec."""
     audio = batch["audio"][:_CLIPS]
-    generated = reconstructed(state.average.value(), state.extra["codebooks"], audio)
+    generated = reconstructed(state.average.weights, state.extra["codebooks"], audio)
     sounds = {}
     for i, (before, after) in enumerate(zip(*sharding.on_host((audio, generated)), strict=True)):
         sounds[f"clip{i}/input"] = Sound(before, sample_rate)
@@ -148,7 +143,7 @@ def _show(sample_rate: int, reconstructed: Any, state: TrainState, batch: Batch)
 
 def _save(model: CodecConfig, state: TrainState, directory: Path) -> None:
     """Writes the codec with its averaged weights, for `mgjax.load_codec`."""
-    variables = sharding.on_host({"params": state.average.value(), "codebooks": state.extra["codebooks"]})
+    variables = sharding.on_host({"params": state.average.weights, "codebooks": state.extra["codebooks"]})
     if jax.process_index() == 0:
         write_codec(directory, model, variables)
 

@@ -26,23 +26,19 @@ _PROVENANCE = "provenance.json"  # beside a model: its codec, text encoder, corp
 
 def weights_of(state: TrainState) -> dict[str, Any]:
     """The weights that are validated and saved: the averaged ones if there is an average."""
-    return state.params if state.average is None else state.average.value()
+    return state.params if state.average is None else state.average.weights
 
 
 def assembled(run: LMRun, start: Checkpoint, state: TrainState, dtype: str = "float32") -> Checkpoint:
-    """The whole model with the averaged weights, as numpy arrays of this process.
+    """The whole model with the averaged weights, as numpy arrays of this process; the language model's in `dtype`.
 
-    Args:
-      run: The run.
-      start: The model that it started from.
-      state: The training state.
-      dtype: The dtype of the language model's weights.
+    `start` is the model that the run started from.
     """
     weights, extra = sharding.on_host((weights_of(state), state.extra))
     if run.lora is not None:
-        lm = lora.merge(run.lora, start.variables["lm"], _adapter(run, weights))
+        lm = lora.merge(run.lora, start.variables["lm"], _unstacked(run, weights["lora"]))
     else:
-        lm = unstack_layers(weights["lm"]) if run.scan_layers else weights["lm"]
+        lm = _unstacked(run, weights["lm"])
     trained = {"lm": jax.tree.map(lambda leaf: leaf.astype(dtype), lm)}
     if "text" in weights:
         trained["text"] = weights["text"]
@@ -76,7 +72,7 @@ def save(run: LMRun, start: Checkpoint, state: TrainState, directory: Path) -> N
         write_model(directory, model)
     else:
         base = os.path.abspath(run.init) if run.init and os.path.isdir(run.init) else run.init
-        peft.write(directory, run.lora, _adapter(run, weights), model.config.lm, base)
+        peft.write(directory, run.lora, _unstacked(run, weights["lora"]), model.config.lm, base)
     text = None
     if model.config.text is not None:
         text = {
@@ -95,6 +91,5 @@ def save(run: LMRun, start: Checkpoint, state: TrainState, directory: Path) -> N
     files.write_json(Path(directory) / _PROVENANCE, provenance)
 
 
-def _adapter(run: LMRun, weights: dict[str, Any]) -> lora.Adapter:
-    """The adapter among the trained weights, with unstacked layers."""
-    return unstack_layers(weights["lora"]) if run.scan_layers else weights["lora"]
+def _unstacked(run: LMRun, params: dict[str, Any]) -> dict[str, Any]:
+    return unstack_layers(params) if run.scan_layers else params

@@ -43,11 +43,9 @@ from mgjax.train.trainable import partition
 def read_config(kind: type[Config], source: str, *, fetch: bool = True, **encoders: str | None) -> Config:
     """Reads the config of the model or encoder at `source`, without its weights.
 
-    Args:
-      kind: ModelConfig, CodecConfig, TextEncoder (without weights), HubertConfig or ClapConfig.
-      source: A directory, a Hub id or "debug".
-      fetch: Whether it may be fetched from the Hub; else published names are looked up in `mgjax.config.published`.
-      encoders: `text_encoder` and `style_encoder` of a model that comes without its own.
+    The `kind` is ModelConfig, CodecConfig, TextEncoder (without weights), HubertConfig or ClapConfig; the `source` a
+    directory, a Hub id or "debug". Unless it is to `fetch` from the Hub, published names are looked up in
+    `mgjax.config.published`. A model that comes without its own takes `text_encoder` and `style_encoder`.
 
     Raises:
       CheckpointError: There is nothing of that kind at `source`.
@@ -79,9 +77,7 @@ def _published(kind: type, source: str) -> Any:
 def resolve(run: LMRun, *, fetch: bool = True) -> ModelConfig:
     """The config of the model that `run` trains, from the configs of its sources, with all checks of the run.
 
-    Args:
-      run: The run.
-      fetch: Whether sources may be fetched from the Hub; see `read_config`.
+    Sources are fetched from the Hub if need be, unless `fetch` is False; see `read_config`.
 
     Raises:
       CheckpointError: There is nothing readable at a source.
@@ -251,8 +247,7 @@ def to_stereo(params: dict[str, Any]) -> dict[str, Any]:
 def pretrained_shapes(run: LMRun) -> Checkpoint:
     """`pretrained` with shapes (`jax.ShapeDtypeStruct`) instead of weights: nothing is read or fetched.
 
-    Raises:
-      ConfigError: A source is neither local nor published, or the parts do not fit together.
+    Raises ConfigError if a source is neither local nor published, or the parts do not fit together.
     """
     model = resolve(run, fetch=False)
     not_new = ["codec/", "style/features/", "clap/(text|audio)/", *([] if run.new_text else ["text/"])]

@@ -22,7 +22,6 @@ from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM
 from mgjax.lm.stack import stack_layers, unstack_layers
 from mgjax.train import conditions, optim
-from mgjax.train import text as text_encoders
 from mgjax.train.flops import products
 from mgjax.train.lm import export
 from mgjax.train.lm.config import LMRun
@@ -36,12 +35,10 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Task:
-    """The functions that the loop runs.
+    """The functions that the loop runs, on batches of codes ("tokens") or of audio.
 
-    Args:
-      run: The run.
-      start: The model that it starts from, of arrays or of shapes (`resolver.pretrained` or `pretrained_shapes`).
-      kind: The kind of the batches: codes ("tokens") or audio.
+    `start` is the model that the run starts from, of arrays or of shapes (`resolver.pretrained` or
+    `pretrained_shapes`).
     """
     trained, frozen = partition(start.variables, run.trainable)
     if kind == "tokens":
@@ -49,7 +46,7 @@ def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Tas
     if "style" in frozen:
         frozen["features"] = frozen.pop("style")["features"]
     if "lm" in frozen:
-        frozen["lm"] = _on_shapes_too(functools.partial(_stored, run), frozen["lm"])
+        frozen["lm"] = _stored(run, frozen["lm"])
     step = TrainStep(run, start, frozen)
     return Task(
         name="language model",
@@ -66,25 +63,20 @@ def task(run: LMRun, start: Checkpoint, kind: Literal["tokens", "audio"]) -> Tas
 
 
 def _stored(run: LMRun, params: dict[str, Any]) -> dict[str, Any]:
-    """The frozen weights beside an adapter, in the dtype of the activations, in which they are read."""
-    params = jax.tree.map(lambda leaf: leaf.astype(run.dtype), params)
-    return stack_layers(params) if run.scan_layers else params
+    """The frozen weights (or their shapes) beside an adapter, in the dtype of activations, in which they are read."""
 
+    def stored(params: dict[str, Any]) -> dict[str, Any]:
+        params = jax.tree.map(lambda leaf: leaf.astype(run.dtype), params)
+        return stack_layers(params) if run.scan_layers else params
 
-def _on_shapes_too(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`function` of a tree of arrays, or its shapes for a tree of shapes."""
-    if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
-        return jax.eval_shape(function, tree)
-    return function(tree)
+    are_shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+    return jax.eval_shape(stored, params) if are_shapes else stored(params)
 
 
 class TrainStep:
     """The pure functions of a run: its initial state, one training step, one validation step.
 
-    Args:
-      run: The run.
-      start: The model that it starts from.
-      frozen: The weights that are read and not trained, of arrays or of shapes.
+    The `frozen` weights, which are read and not trained, are arrays or shapes.
     """
 
     def __init__(self, run: LMRun, start: Checkpoint, frozen: dict[str, Any]):
@@ -103,7 +95,8 @@ class TrainStep:
         pretrained, params = pretrained or {}, {}
         if self.model.text is not None and self.run.trainable("text/"):
             key, text_key = jax.random.split(key)
-            params["text"] = pretrained.get("text") or text_encoders.initial(self.model.text, text_key)
+            ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+            params["text"] = pretrained.get("text") or T5Encoder(self.model.text).init(text_key, ids, mask)["params"]
         style_key = key
         if self.model.style is not None:
             key, style_key = jax.random.split(key)
@@ -156,11 +149,7 @@ class TrainStep:
         rate = optim.learning_rate(config, self.run.loop.steps, optimizer, state.step)
         params, step = optax.apply_updates(state.params, updates), state.step + 1
         average = None if state.average is None else state.average.update(config, params, step)
-        metrics = {
-            "loss": value,
-            "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": rate,
-        }
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
         for k, cross_entropy in enumerate(sums / jnp.maximum(counts, 1.0)):
             metrics[f"cross_entropy_{k + 1}"] = cross_entropy
         return TrainState(step=step, params=params, optimizer=optimizer, average=average, extra=extra), metrics
@@ -244,13 +233,10 @@ def initial(config: LMConfig, key: Array) -> dict[str, Any]:
 
 
 def encoded(config: CodecConfig, variables: dict[str, Any], audio: Float[Array, "b n c"]) -> Int[Array, "b t k"]:
-    """Encodes audio within a compiled step, to the codes of `Codec.encode`.
+    """Encodes audio from -1 to 1 within a compiled step, to the codes of `Codec.encode`.
 
-    Args:
-      config: The codec, with weight norm folded into its kernels. If the audio has more channels, groups of them are
-        encoded one by one.
-      variables: The variables of the codec.
-      audio: Audio from -1 to 1.
+    Weight norm is folded into the kernels of the codec. If the audio has more channels than the codec, groups of them
+    are encoded one by one.
     """
     b, n, c = audio.shape
     groups, hop = c // config.channels, config.hop_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from mgjax.checkpoints.native import Checkpoint
@@ -11,7 +12,7 @@ from mgjax.config.model import ModelConfig
 from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus
 from mgjax.data.description import SPLITS
-from mgjax.data.pipeline import BatchIterator, batches, validation_batches
+from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.train.inputs import Inputs
@@ -40,20 +41,13 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
     mesh = config.mesh.make()
     rows, conditions = sharding.rows_here(config.data.batch_size, mesh), batch_conditions(config, start)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows, conditions=conditions)
-
-    def valid_data() -> BatchIterator:
-        return validation_batches(corpora["valid"], config.data, rows=rows, conditions=conditions)
-
+    valid_data = functools.partial(validation_batches, corpora["valid"], config.data, rows=rows, conditions=conditions)
     training = task(config, start, "audio" if corpora["train"][0].kind == "audio" else "tokens")
     return fit(training, train_data, valid_data, config.loop, workdir, run=config, mesh=mesh, inputs=inputs)
 
 
 def batch_conditions(config: LMRun, start: Checkpoint) -> BatchConditions:
-    """The conditioning inputs that the batches of a run hold.
-
-    Raises:
-      CheckpointError: The model came without the files of a tokenizer.
-    """
+    """The conditioning inputs of a run; raises CheckpointError if the model came without the files of a tokenizer."""
     model = start.config
     return BatchConditions(
         text=None if model.text is None else config.text,
@@ -77,9 +71,9 @@ def _check_corpora(corpora: list[Corpus], model: ModelConfig, codec: Codec) -> N
                 )
         elif corpus.codec_hash != codec.hash:
             raise ConfigError(
-                f"the codes in {corpus.directory} were made with another codec ({corpus.codec_source}, hash "
-                f"{corpus.codec_hash}) than that of this run (hash {codec.hash}): set codec to that one, or tokenize "
-                "the corpus anew"
+                f"the codes in {corpus.directory} were made with another codec ({corpus.description.codec_source}, "
+                f"hash {corpus.codec_hash}) than that of this run (hash {codec.hash}): set codec to that one, or "
+                "tokenize the corpus anew"
             )
         elif corpus.width != codec.num_codebooks:
             raise ConfigError(

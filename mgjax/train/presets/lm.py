@@ -38,18 +38,14 @@ def recipe(config: ConfigDict) -> None:
 
     Weights are split among 64 devices, or all of fewer devices, and gathered once in a training step.
     """
-    config.codec = published.ENCODEC
-    config.text_encoder = "t5-base"
-    config.dtype = "bfloat16"
+    config.update(codec=published.ENCODEC, text_encoder="t5-base", dtype="bfloat16", remat="weights")
     config.mesh.fsdp = 64
-    config.remat = "weights"
 
 
 def small(config: ConfigDict) -> None:
     """musicgen-small, 420 million weights, with D-Adaptation, which finds the learning rate itself. Not run here."""
     recipe(config)
-    config.optim.name = "dadapt_adamw"
-    config.optim.learning_rate = 1.0
+    config.optim.update(name="dadapt_adamw", learning_rate=1.0)
 
 
 def medium(config: ConfigDict) -> None:
@@ -89,9 +85,7 @@ def style(config: ConfigDict) -> None:
     config.lm.conditions = published.STYLE_CONDITIONS
     settle(config, "style", StyleConfig())
     config.style_encoder = published.MERT
-    config.dropout.conditions = 0.1
-    config.dropout.text = 0.4
-    config.dropout.style = 0.4
+    config.dropout.update(conditions=0.1, text=0.4, style=0.4)
     config.text.word_dropout = 0.2
 
 
@@ -109,32 +103,24 @@ def stereo(config: ConfigDict) -> None:
     """
     small(config)
     config.lm = None
-    config.init = "facebook/musicgen-small"
-    config.codec = None
-    config.text_encoder = None
-    config.channels = 2
+    config.update(init="facebook/musicgen-small", codec=None, text_encoder=None, channels=2)
     config.loop.steps = 200_000
 
 
 def finetune(config: ConfigDict) -> None:
     """Trains all weights of `--config.init`, any model that `mgjax.load` opens, on your music. Not run here."""
     config.lm = None
-    config.dtype = "bfloat16"
-    config.remat = "dots"
+    config.update(dtype="bfloat16", remat="dots")
     config.data.batch_size = 8
-    config.optim.learning_rate = 1e-5
-    config.optim.warmup_steps = 100
-    config.loop.steps = 2000
-    config.loop.eval_every = 200
-    config.loop.save_every = 200
+    config.optim.update(learning_rate=1e-5, warmup_steps=100)
+    config.loop.update(steps=2000, eval_every=200, save_every=200)
 
 
 def lora(config: ConfigDict) -> None:
     """Trains a LoRA adapter of `--config.init`, as `mgjax finetune` does. Not run here."""
     finetune(config)
     settle(config, "lora", LoraConfig(rank=16, alpha=32.0))
-    config.optim.learning_rate = 5e-4
-    config.optim.average_decay = 0.0
+    config.optim.update(learning_rate=5e-4, average_decay=0.0)
 
 
 def mini_beginning(config: ConfigDict) -> None:
@@ -158,16 +144,11 @@ def mini_beginning(config: ConfigDict) -> None:
         )
     )
     settle(config, "new_text", T5Config(dim=128, head_dim=32, ffn_dim=512, num_layers=3, num_heads=4))
-    settle(
-        config,
-        "melody",
-        MelodyConfig(sample_rate=24_000, fft_size=4096, hop_length=1024, num_frames=235, null="nothing"),
-    )
-    config.codes_as_heard = True
+    chroma = MelodyConfig(sample_rate=24_000, fft_size=4096, hop_length=1024, num_frames=235, null="nothing")
+    settle(config, "melody", chroma)
+    config.update(codes_as_heard=True, window_seconds=10.0)
     on_two_cores(config)
-    config.data.batch_size = 48
-    config.data.segment_seconds = 2.5
-    config.window_seconds = 10.0
+    config.data.update(batch_size=48, segment_seconds=2.5)
     config.optim.schedule = "constant"
     config.loop.steps = 1500
 
@@ -175,66 +156,33 @@ def mini_beginning(config: ConfigDict) -> None:
 def mini(config: ConfigDict) -> None:
     """The bundled model's language model, second part: the first, `--config.init=DIR`, goes on with longer segments."""
     config.lm = None
-    config.init = "runs/beginning/best"
+    config.update(init="runs/beginning/best")
     settle(config, "sampling", Sampling(guidance=7.0, temperature=(1.1, 1.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
     on_two_cores(config)
-    config.data.batch_size = 12
-    config.data.segment_seconds = 10.0
+    config.data.update(batch_size=12, segment_seconds=10.0)
     config.loop.steps = 2400
 
 
 def on_two_cores(config: ConfigDict) -> None:
     """The settings that both parts of the bundled model's training share."""
+    config.update(train_text=True, text_rate=0.1, scan_layers=False)
     config.codebook_weights = (4.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
-    config.train_text = True
-    config.text_rate = 0.1
     config.text.word_dropout = 0.05
-    config.dropout.conditions = 0.15
-    config.dropout.text = 0.05
-    config.dropout.melody = 0.6
-    config.optim.name = "muon"
-    config.optim.learning_rate = 0.03
-    config.optim.adam_learning_rate = 3e-3
-    config.optim.warmup_steps = 100
-    config.optim.average_decay = 0.995
-    config.optim.average_every = 1
-    config.scan_layers = False
-    config.loop.log_every = 50
-    config.loop.eval_every = 500
-    config.loop.save_every = 250
-    config.loop.show_every = 1500
+    config.dropout.update(conditions=0.15, text=0.05, melody=0.6)
+    config.optim.update(name="muon", learning_rate=0.03, adam_learning_rate=3e-3, warmup_steps=100)
+    config.optim.update(average_decay=0.995, average_every=1)
+    config.loop.update(log_every=50, eval_every=500, save_every=250, show_every=1500)
 
 
 def debug(config: ConfigDict) -> None:
     """The language model of "debug", to try the trainer: seconds on a laptop, and no music."""
     config.lm = to_config_dict(random_weights.DEBUG.lm)
-    config.codec = "debug"
-    config.text_encoder = "debug"
-    config.data.batch_size = 4
-    config.data.segment_seconds = 2.0
+    config.update(codec="debug", text_encoder="debug", prompt_seconds=2.0)
+    config.data.update(batch_size=4, segment_seconds=2.0)
     config.text.max_tokens = 256  # of bytes
-    config.optim.learning_rate = 3e-3
-    config.optim.warmup_steps = 10
-    config.optim.average_every = 1
-    config.optim.average_decay = 0.9
-    config.prompt_seconds = 2.0
-    config.loop.steps = 100
-    config.loop.log_every = 10
-    config.loop.eval_every = 50
-    config.loop.show_every = 50
-    config.loop.save_every = 50
+    config.optim.update(learning_rate=3e-3, warmup_steps=10, average_every=1, average_decay=0.9)
+    config.loop.update(steps=100, log_every=10, eval_every=50, show_every=50, save_every=50)
 
 
-VARIANTS = {
-    "small": small,
-    "medium": medium,
-    "large": large,
-    "melody": melody,
-    "style": style,
-    "stereo": stereo,
-    "finetune": finetune,
-    "lora": lora,
-    "mini_beginning": mini_beginning,
-    "mini": mini,
-    "debug": debug,
-}
+_ALL = (small, medium, large, melody, style, stereo, finetune, lora, mini_beginning, mini, debug)
+VARIANTS = {variant.__name__: variant for variant in _ALL}

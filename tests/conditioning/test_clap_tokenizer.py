@@ -7,7 +7,7 @@ import tokenizers
 import transformers
 
 from mgjax.checkpoints.files.torch_file import CheckpointError
-from mgjax.conditioning.clap_text import ClapTokenizer
+from mgjax.conditioning.tokenizers import clap_tokenizer
 
 CORPUS = ["a slow waltz on accordion", "Fast drums, é and 日本!", "waltz waltz slow slow 120 bpm", "  two  spaces\n"]
 TEXTS = [*CORPUS, " ", "unseen Wörter? 🎻", "it's", "waltz\tslow", "ﬁne e\u0301 \u0085 x", "a"]
@@ -42,11 +42,11 @@ def reference(vocabulary):
 @pytest.fixture(scope="module", params=["vocab.json", "tokenizer.json"])
 def tokenizer(request, vocabulary, reference, tmp_path_factory):
     if request.param == "vocab.json":
-        return ClapTokenizer.from_directory(vocabulary)
+        return clap_tokenizer(vocabulary)
     directory = tmp_path_factory.mktemp("json")
     reference.save_pretrained(directory)
     assert (directory / "tokenizer.json").is_file()
-    return ClapTokenizer.from_directory(directory)
+    return clap_tokenizer(directory)
 
 
 def test_equals_transformers(tokenizer, reference):
@@ -100,4 +100,4 @@ def test_errors(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        ClapTokenizer.from_directory(tmp_path)
+        clap_tokenizer(tmp_path)

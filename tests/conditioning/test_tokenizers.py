@@ -14,7 +14,7 @@ from transformers.utils import sentencepiece_model_pb2_new
 
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.text import BUCKETS, Tokenizer
+from mgjax.conditioning.tokenizers import BUCKETS, Tokenizer
 from mgjax.config.conditioning import T5Config
 
 CORPUS = """a slow waltz on accordion with walking bass and soft brushes 80s synth pop driving drums heavy guitar lo-fi
