@@ -31,7 +31,8 @@ loop.steps=120 loop.log_every=5 loop.eval_every=60 loop.save_every=60 loop.show_
 
 def run(folder, *command):
     """Runs a command as a user would, on one device."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     words = [str(word) for word in command]
     result = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]

@@ -69,9 +69,7 @@ class Slow(toy_task.Interrupted):
 
 def child(run: Run, process: int, port: int) -> None:
     """One of the processes."""
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={DEVICES // run.processes} --xla_backend_optimization_level=0"
-    )
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={DEVICES // run.processes}"  # the last counts
     distributed.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
     if run.processes > 1:
         distributed.start(f"localhost:{port}", run.processes, process, heeds_sigterm=True)
