@@ -127,7 +127,8 @@ def test_every_published_run_begins_from_shapes(name):
     from mgjax.train.overrides import from_config_dict
 
     run = from_config_dict(LMRun, configs().get_config(name))
-    run = dataclasses.replace(run, lm=dataclasses.replace(run.lm, num_layers=2))  # all layers are alike
+    if run.lm is not None:  # all layers are alike
+        run = dataclasses.replace(run, lm=dataclasses.replace(run.lm, num_layers=2))
     start = lm.pretrained_shapes(run)
     kind, batch = resolver.corpus_kind(start.config), training.batch_shapes(run, start.config)
     task = lm.task(run, start, kind)
