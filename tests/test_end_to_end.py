@@ -21,11 +21,11 @@ CODEC = """
 model.sample_rate=16000 model.ratios=(8,5,4,2) model.codebook_size=32 model.num_lstm_layers=1
 discriminator.stft_sizes=(256,) optim.learning_rate=3e-3 data.batch_size=8 data.segment_seconds=0.25
 loss.adversarial=0.5 loss.feature=0.5
-loop.steps=100 loop.log_every=5 loop.eval_every=20 loop.save_every=50 loop.show_every=100
+loop.steps=60 loop.log_every=5 loop.eval_every=20 loop.save_every=30 loop.show_every=60
 """
 LM = """
 lm.codebook_size=32 data.batch_size=8 data.num_threads=1
-loop.steps=120 loop.log_every=5 loop.eval_every=60 loop.save_every=60 loop.show_every=120 optim.learning_rate=1e-2
+loop.steps=80 loop.log_every=5 loop.eval_every=40 loop.save_every=40 loop.show_every=80 optim.learning_rate=1e-2
 """
 
 
@@ -73,8 +73,8 @@ def test_from_nothing_to_music(folder, mgjax_command):
 
     lines = train(folder, "codec", "codec", CODEC, "data.corpora=('sound',)")
     found = {name: values(lines, "valid", name) for name in ("mel_distance", "si_snr")}
-    assert found["mel_distance"][-1] < found["mel_distance"][0], found  # measured: 0.73 to 0.69
-    assert found["si_snr"][-1] > found["si_snr"][0] + 5, found  # measured: -25 to -13 dB
+    assert found["mel_distance"][-1] < found["mel_distance"][0], found  # measured: 0.70 to 0.65
+    assert found["si_snr"][-1] > found["si_snr"][0] + 5, found  # measured: -29 to -22 dB
     usage = [values(lines, "valid", f"usage_{k}")[-1] for k in range(1, 5)]
     assert min(usage) > 0.5, usage
 
@@ -84,13 +84,13 @@ def test_from_nothing_to_music(folder, mgjax_command):
     lines = train(folder, "lm", "lm", LM, "codec=codec/best", "data.corpora=('tokens',)")
     loss = values(lines, "train", "loss")
     assert loss[0] < 1.3 * np.log(32)
-    assert np.mean(loss[-3:]) < loss[0] - 0.2  # measured: 3.66 to 3.31
+    assert np.mean(loss[-3:]) < loss[0] - 0.2  # measured: 3.68 to 3.13
     # How much there is to know depends on how evenly this run's codec uses its codes: at least how often each occurs.
     counts = [token_counts(Corpus.open(folder / "tokens", split)) for split in ("train", "valid")]
     known = unigram(*counts).mean()
     assert known < np.log(32)
     found = values(lines, "valid", "cross_entropy")[-1]
-    assert found < known + 0.05, (found, known)  # measured: 3.334 and 3.324
+    assert found < known + 0.05, (found, known)  # measured: 3.400 and 3.452
 
     run(folder, "-m", "mgjax", "generate", "a slow waltz", "--model", "lm/best", "--seconds", "1", "--out", "waltz.wav")
     music, rate = audio_files.read(folder / "waltz.wav")
