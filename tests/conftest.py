@@ -6,8 +6,8 @@ import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# What is compiled is tiny, so that compiling it takes longer than running it; and each core has a worker of pytest, whose
-# threads would wait for one another. (Flags of XLA come and go: one that it no longer knows can be dropped.)
+# What is compiled is tiny, so that compiling it takes longer than running it; and each core has a worker of pytest,
+# whose threads would wait for one another. (Flags of XLA come and go: one that it no longer knows can be dropped.)
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -55,7 +55,7 @@ CHECKED = [
     "train.task",
     "train.text",
     "train.trainable",
-    "train.training_state",
+    "train.checkpoints",
 ]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"mgjax.{name}" for name in CHECKED], CHECKER)
