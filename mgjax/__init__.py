@@ -12,7 +12,7 @@ if typing.TYPE_CHECKING:
     from mgjax.errors import NotFiniteError as NotFiniteError
 
 __version__ = "0.1.0"
-_HOME = {
+_MODULES = {
     "Codec": "mgjax.codec.codec",
     "MusicGen": "mgjax.api",
     "NotFiniteError": "mgjax.errors",
@@ -20,13 +20,13 @@ _HOME = {
     "load": "mgjax.api",
     "load_codec": "mgjax.api",
 }
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [*sorted(_MODULES), "__version__"]
 
 
 def __getattr__(name: str) -> typing.Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'mgjax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

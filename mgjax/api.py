@@ -48,9 +48,9 @@ def _takes_texts(method: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapper
 
 
-def _arguments(names: dict[str, Any], *others: str) -> dict[str, Any]:
-    """The arguments of a method but for `others`, from its `locals()` in the first line."""
-    return {name: value for name, value in names.items() if name not in ("self", *others)}
+def _arguments(names: dict[str, Any], *excluded: str) -> dict[str, Any]:
+    """The arguments of a method but for `excluded`, from its `locals()` in the first line."""
+    return {name: value for name, value in names.items() if name not in ("self", *excluded)}
 
 
 class MusicGen:
@@ -265,15 +265,15 @@ class MusicGen:
         codes = windows.decode(
             self._lm,
             self._params["lm"],
-            guidance.windows(request, self.config, self._conditioner, self._encode_mono),
+            guidance.prepare_windows(request, self.config, self._conditioner, self._encode_mono),
             request.audio_prompt,
             SamplingParams.of(request.samplings, request.seeds, self.num_codebooks),
             mesh=self._mesh,
             progress=progress and (lambda num_frames: progress(num_frames, request.num_frames)),
         )
-        return self._explained(codes)
+        return self._naming_weights(codes)
 
-    def _explained(self, codes: Iterator[Int32[np.ndarray, "b t k"]]) -> Iterator[Int32[np.ndarray, "b t k"]]:
+    def _naming_weights(self, codes: Iterator[Int32[np.ndarray, "b t k"]]) -> Iterator[Int32[np.ndarray, "b t k"]]:
         """The same codes; the error where weights are not finite names them."""
         not_finite = NotFiniteError  # the module may be empty by the time that an unfinished stream is closed
         try:
@@ -303,7 +303,7 @@ class MusicGen:
         Other Args: as for `generate`.
         """
         request = arguments.scoring_request(self.config, self.codec, **_arguments(locals()))
-        [window] = guidance.windows(request, self.config, self._conditioner, self._encode_mono)
+        [window] = guidance.prepare_windows(request, self.config, self._conditioner, self._encode_mono)
         return windows.score(self._lm, self._params["lm"], window, request.audio_prompt, mesh=self._mesh)
 
     def save(

@@ -25,7 +25,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 _FEW_ROWS = 8
 
-WEIGHT = "weight"  # the name that `jax.checkpoint` knows the matrices of products by
+WEIGHT = "weight"  # the `checkpoint_name` of kernels, for the policies of remat
 
 
 def _product(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: Any) -> Float[Array, "n *o"]:
@@ -174,7 +174,7 @@ def apply(module: nn.Module, variables: Mapping[str, Any], *inputs: Any, **optio
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def applied(module: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Any:
+def jit_apply(module: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Any:
     """`module.apply(variables, *inputs)` as one compiled program."""
     return module.apply(variables, *inputs)
 

@@ -55,7 +55,7 @@ CHECKED = [
     "train.task",
     "train.text",
     "train.trainable",
-    "train.training_state",
+    "train.checkpoints",
 ]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"mgjax.{name}" for name in CHECKED], CHECKER)

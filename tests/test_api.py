@@ -138,7 +138,7 @@ def test_long_music_goes_window_by_window(model):
 
 def test_programs_are_compiled_a_bounded_number_of_times(model):
     """Other texts, lengths, prompts, seeds and sampling, and there is little or nothing new to compile."""
-    music = (sampling.prefill, sampling.decode_steps, sampling.grow, nn.applied, sampling.make_context)
+    music = (sampling.prefill, sampling.decode_steps, sampling.grow, nn.jit_apply, sampling.make_context)
 
     def compiled(functions):
         return sum(function._cache_size() for function in functions)

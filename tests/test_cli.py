@@ -411,7 +411,7 @@ def another_run():
     code = (
         "import sys; from pathlib import Path; from mgjax.cli import terminal\n"
         "def run():\n terminal.claim([Path('a-0.wav'), Path('a-0.json')], False); print(flush=True); sys.stdin.read()\n"
-        "terminal.status(run)"
+        "terminal.exit_status(run)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -743,7 +743,7 @@ def settings(monkeypatch, tmp_path):
 
 
 def prepare(cache=None):
-    terminal.prepare(argparse.Namespace(offline=False, cache=cache))
+    terminal.apply_model_options(argparse.Namespace(offline=False, cache=cache))
 
 
 def test_compiled_programs_are_kept_in_a_folder_that_does_not_grow_for_ever(settings, tmp_path, monkeypatch):
@@ -804,9 +804,9 @@ def test_a_platform_that_is_not_there_is_told(monkeypatch, capsys):
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(AssertionError):  # there is a device: it is a fault of the program
-        terminal.status(missing)
+        terminal.exit_status(missing)
     monkeypatch.setattr(jax, "devices", missing)
-    assert terminal.status(missing) == 2
+    assert terminal.exit_status(missing) == 2
     assert "JAX_PLATFORMS=cuda names a device that is not there" in error_of(capsys)
 
 
@@ -815,7 +815,7 @@ def test_64_bits_are_switched_off(monkeypatch):
     seen = []
     jax.config.update("jax_enable_x64", True)
     try:
-        assert terminal.status(lambda: seen.append(jax.numpy.zeros(1).dtype)) == 0
+        assert terminal.exit_status(lambda: seen.append(jax.numpy.zeros(1).dtype)) == 0
     finally:
         jax.config.update("jax_enable_x64", False)
     assert os.environ["JAX_ENABLE_X64"] == "0"
@@ -823,7 +823,7 @@ def test_64_bits_are_switched_off(monkeypatch):
 
 
 def test_names_that_are_not_utf8_are_printed_as_they_are(capsysbinary):
-    assert terminal.status(lambda: print("caf\udce9.wav")) == 0
+    assert terminal.exit_status(lambda: print("caf\udce9.wav")) == 0
     assert capsysbinary.readouterr().out == b"caf\xe9.wav\n"
 
 
@@ -833,5 +833,5 @@ def test_nobody_reads_the_output(monkeypatch, capsys):
     for file, status in ((writer, 0), ("/dev/full", 2)):
         with open(file, "w") as out:
             monkeypatch.setattr(sys, "stdout", out)
-            assert terminal.status(lambda: print("a.wav")) == status
+            assert terminal.exit_status(lambda: print("a.wav")) == status
     assert "the output cannot be written (No space left on device)" in error_of(capsys)

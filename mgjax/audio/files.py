@@ -265,10 +265,10 @@ def _translating_errors(path: PathLike, *, writing: bool = False) -> Iterator[No
     except (soundfile.LibsndfileError, TypeError, AssertionError, ValueError) as error:
         if writing and shutil.disk_usage(Path(path).parent).free < _FULL_DISK:
             raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
-        trouble = "cannot be written" if writing else "is damaged, or no sound file that can be read"
+        problem = "cannot be written" if writing else "is damaged, or no sound file that can be read"
         reason = str(getattr(error, "error_string", error))
         reason = "Format not recognised." if "possibly a pipe" in reason else reason
-        raise ValueError(f"{path}: {trouble} ({reason})") from error
+        raise ValueError(f"{path}: {problem} ({reason})") from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Directories in audiocraft's form, read and written: `state_dict.bin` and `compression_state_dict.bin`.
+"""Directories in audiocraft's format, read and written: `state_dict.bin` and `compression_state_dict.bin`.
 
 Each is a torch file of a state dict and of `xp.cfg`, the YAML of its training run. Frozen encoders are not inside: the
 text's is a T5 or a CLAP, the style's MERT, each in a directory of its own. The tensors' names are in tables/, the
@@ -31,14 +31,14 @@ from mgjax.errors import CheckpointError, ConfigError
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
-VERSION = "1.3.0"  # of audiocraft, whose form this is
+VERSION = "1.3.0"  # of audiocraft, whose format this is
 
 # The window of the melody's spectrogram, without which audiocraft does not open a model; it is computed here.
 _WINDOW = PREFIX + "chroma.spec.window"
 _IGNORED = (f"^{re.escape(_WINDOW)}$", *IGNORED)
 
 Fetch = Callable[[str], Path]
-Matches = dict[matching.Path, matching.Match]  # what `matching.load` needs, by the paths of parts in the variables
+Matches = dict[matching.ArrayPath, matching.Match]  # what `matching.load` needs, by the paths of parts in the variables
 Tokenizers = dict[str, Path | None]  # their folders, by the fields of `Checkpoint`
 
 
@@ -95,7 +95,7 @@ def _read_parts(
     if text_encoder is not None and not (text or joint):
         raise ConfigError(f"{path}: the model reads no text: leave text_encoder out")
     if style_encoder is not None and not style:
-        raise ConfigError(f"{path}: the model hears no style: leave style_encoder out")
+        raise ConfigError(f"{path}: the model has no style condition: leave style_encoder out")
     codec_config, codec = match_codec(path.parent, fetch=fetch)
     encoders: dict[str, tuple[Any, Matches, Tokenizers]] = {}
     if text:
@@ -135,7 +135,7 @@ def _clap(
     if source is None:
         named = (run["conditioners"]["description"].get("clap") or {}).get("checkpoint")
         raise CheckpointError(
-            f"{path}: hears texts through CLAP, which is not inside. It was made with {named}, a file in LAION's "
+            f"{path}: encodes texts by a CLAP that is not in its files. It was trained with {named}, a file in LAION's "
             "own form, which is not read here: give text_encoder= the directory or Hub id of the same CLAP as a "
             "ClapModel of transformers, such as laion/larger_clap_music"
         )
@@ -198,7 +198,7 @@ def _read_package(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, *, text_encoder: str | None = None) -> None:
-    """Writes a model in audiocraft's form; an existing one is replaced once the new one is complete.
+    """Writes a model in audiocraft's format; an existing one is replaced once the new one is complete.
 
     `text_encoder` is the name of the T5, which is not written; None to infer it from its config.
 

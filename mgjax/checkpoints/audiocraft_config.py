@@ -60,7 +60,7 @@ _PARTS = """
     conditioners.self_wav.style conditioners.description conditioners.description.t5 conditioners.description.clap
     interleave_stereo_codebooks encodec seanet seanet.decoder rvq
 """
-_OTHERS = """
+_KNOWN_SETTINGS = """
     dim num_heads num_layers hidden_scale n_q card q_modeling cross_attention xpos dropout attention_dropout emb_lr lr
     weight_decay weight_init depthwise_init zero_bias_init checkpointing two_step_cfg custom memory_efficient
     attention_as_float32 cross prepend cross_attention_pos_emb_scale use args self_wav description model chroma_stem
@@ -122,7 +122,7 @@ def _check_fields(path: Path, run: dict[str, Any], fixed: Mapping[str, Any]) -> 
         value = at(run, name, expected)
         if value != expected:
             raise CheckpointError(f"{path}: {name} is {value!r} in its xp.cfg; only {expected!r} is supported")
-    others, known = _OTHERS.split(), {*_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values()}
+    others, known = _KNOWN_SETTINGS.split(), {*_FIXED, *_FIXED_OF_CODEC, *_CODEC_FIELDS.values()}
     for part in _PARTS.split():
         fields = at(run, part) or {}
         unknown = [str(fields)]

@@ -20,8 +20,8 @@ _CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 # RoBERTa's tokenizer, in the repository of a CLAP and in that of a model with one.
 _CLAP_FILES = ("vocab.json", "merges.txt", *(f"{CLAP_FOLDER}/{name}" for name in CLAP_TOKENIZER_FILES))
 # The errors of huggingface_hub and of the HTTP library under it.
-_FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, *HfHubHTTPError.__bases__)
-_ORIGINALS = ("state_dict.bin", "compression_state_dict.bin")
+_HUB_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, *HfHubHTTPError.__bases__)
+_AUDIOCRAFT_WEIGHTS = ("state_dict.bin", "compression_state_dict.bin")
 
 
 def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path:
@@ -63,10 +63,10 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
         ) from None
     except CheckpointError:
         raise
-    except _FAILURES as error:
+    except _HUB_ERRORS as error:
         try:
             return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
-        except _FAILURES:
+        except _HUB_ERRORS:
             raise CheckpointError(
                 f"{source}: could not be fetched from the Hub ({type(error).__name__}: {error}) and no copy from before"
                 " is on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the"
@@ -85,8 +85,8 @@ def select(files: Sequence[str], source: str) -> list[str]:
         # The last shard's name has the number of shards; an index may be present without them.
         if index in files and shards and len(shards) == int(re.findall(r"\d+", max(shards))[-1]):
             return [*needed, index, *shards]
-    if any(name in files for name in _ORIGINALS):
-        return [*needed, *(name for name in _ORIGINALS if name in files)]
+    if any(name in files for name in _AUDIOCRAFT_WEIGHTS):
+        return [*needed, *(name for name in _AUDIOCRAFT_WEIGHTS if name in files)]
     variants = [
         name for name in files if re.fullmatch(r"(model\.[\w-]+\.safetensors|pytorch_model\.[\w-]+\.bin)", name)
     ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mgjax.checkpoints.files.config_json import parsed, read_json, require
+from mgjax.checkpoints.files.config_json import parse_config, read_json, require_values
 from mgjax.config.conditioning import MelodyConfig, T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig, Sampling
 from mgjax.errors import CheckpointError
@@ -97,7 +97,7 @@ def read_config(directory: Path) -> ModelConfig:
         if actual != expected:
             raise CheckpointError(f"{path}: the {part} is of the type {actual!r:.200}; only {expected!r} is supported")
     decoder = values["decoder"]
-    require(path, decoder, _LM_FIXED, "decoder.")
+    require_values(path, decoder, _LM_FIXED, "decoder.")
 
     codec = codec_config(values["audio_encoder"], path)
     text = t5_config(values["text_encoder"], path)
@@ -107,12 +107,12 @@ def read_config(directory: Path) -> ModelConfig:
     melody: MelodyConfig | None = None
     conditions: tuple[Fused, ...] = (Fused("text", text.dim),)
     if kind == "musicgen_melody":
-        melody = parsed(path, MelodyConfig, values, _MELODY_FIELDS, sample_rate=codec.sample_rate)
+        melody = parse_config(path, MelodyConfig, values, _MELODY_FIELDS, sample_rate=codec.sample_rate)
         conditions = (Fused("melody", melody.num_bins, "prefix"), Fused("text", text.dim, "prefix"))
-    lm = parsed(path, LMConfig, decoder, _LM_FIELDS, pattern="parallel", conditions=conditions)
+    lm = parse_config(path, LMConfig, decoder, _LM_FIELDS, pattern="parallel", conditions=conditions)
     lm = dataclasses.replace(lm, pattern="delay", delays=_delays(channels, lm.num_codebooks))
     parts = {"lm": lm, "codec": codec, "text": text, "channels": channels, "melody": melody}
-    return parsed(path, ModelConfig, parts | {"sampling": _sampling(directory)})
+    return parse_config(path, ModelConfig, parts | {"sampling": _sampling(directory)})
 
 
 def part_of_model(directory: Path, model_type: str, part: str) -> tuple[dict[str, Any], str]:
@@ -132,18 +132,18 @@ def part_of_model(directory: Path, model_type: str, part: str) -> tuple[dict[str
 def codec_config(values: dict[str, Any], path: Path) -> CodecConfig:
     """The codec's config, from the `values` of transformers in the file `path`."""
     overlap = values.get("overlap") or 0.0
-    config = parsed(path, CodecConfig, values, _CODEC_FIELDS, chunk_overlap=overlap)
+    config = parse_config(path, CodecConfig, values, _CODEC_FIELDS, chunk_overlap=overlap)
     if values.get("codebook_dim") not in (None, config.latent_dim):
         raise CheckpointError(
             f"{path}: codebook_dim {values['codebook_dim']!r:.200} is not hidden_size {config.latent_dim}"
         )
     count = _num_codebooks(config, config.bandwidths[-1])
-    return parsed(path, CodecConfig, values, _CODEC_FIELDS, chunk_overlap=overlap, num_codebooks=count)
+    return parse_config(path, CodecConfig, values, _CODEC_FIELDS, chunk_overlap=overlap, num_codebooks=count)
 
 
 def t5_config(values: dict[str, Any], path: Path) -> T5Config:
     """The text encoder's config, from the `values` of transformers in the file `path`."""
-    return parsed(path, T5Config, values, _T5_FIELDS)
+    return parse_config(path, T5Config, values, _T5_FIELDS)
 
 
 def _delays(channels: int, num_codebooks: int) -> tuple[int, ...]:
@@ -162,14 +162,14 @@ def _sampling(directory: Path) -> Sampling:
         warnings.warn(f"{path}: {ignored!s:.300} is not done here, and ignored", stacklevel=2)
     off = {"do_sample": False, "guidance_scale": 1.0}
     fields = {name: off.get(name) if value is None else value for name, value in values.items() if name in names}
-    theirs = parsed(path, _Generation, {name: value for name, value in fields.items() if value is not None})
+    theirs = parse_config(path, _Generation, {name: value for name, value in fields.items() if value is not None})
     sampling = {
         "temperature": theirs.temperature if theirs.do_sample else 0.0,
         "top_k": theirs.top_k,
         "top_p": theirs.top_p if theirs.top_p != 1 else 0.0,  # theirs is off at 1, ours at 0
         "guidance": theirs.guidance_scale,
     }
-    return parsed(path, Sampling, sampling)
+    return parse_config(path, Sampling, sampling)
 
 
 def _num_codebooks(config: CodecConfig, bandwidth: float) -> int:

@@ -1,6 +1,6 @@
-"""A model and its files: what every reader returns, mgjax's own directory form, and safe replacement of directories.
+"""A model and its files: what every reader returns, mgjax's own directory format, and safe replacement of directories.
 
-The form is `config.json` (format, version, and the config), `model.safetensors` (the variables, with paths
+The format is `config.json` (format, version, and the config), `model.safetensors` (the variables, with paths
 joined by "/"; sharded above 5 GB; see `files.packed` for those in fewer bytes) and the tokenizer's files as they
 came, CLAP's in a folder of their own.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mgjax.checkpoints.files import packed, safetensors
-from mgjax.checkpoints.files.config_json import parsed, read_json
+from mgjax.checkpoints.files.config_json import parse_config, read_json
 from mgjax.checkpoints.tables import matching, shapes
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.config.model import CodecConfig, ModelConfig
@@ -32,7 +32,7 @@ from mgjax.inputs import files
 from mgjax.nn import Shapes
 
 VERSION = 1
-_HEAD = {"format": "mgjax", "version": VERSION}
+_HEADER = {"format": "mgjax", "version": VERSION}
 _HASHED_NUMBERS = 1024  # of each array
 CLAP_FOLDER = "clap"
 CLAP_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -70,28 +70,28 @@ def hash_of(config: Any, variables: Any) -> str:
 
 
 def read_model(directory: str | os.PathLike, *, dtype: Any = None, place: Place | None = None) -> Checkpoint:
-    """The model in mgjax form in `directory`, loaded as by `matching.load`; raises CheckpointError if it is damaged."""
+    """The model in mgjax's format in `directory`, as by `matching.load`; raises CheckpointError if it is damaged."""
     directory = Path(directory)
     config = _read_config(directory, "model", ModelConfig)
     tensors = packed.unpack(safetensors.find(directory))
-    match = matching.match(_own_rules(shapes.model_shapes(config)), tensors, where=str(directory))
+    match = matching.match(_identity_rules(shapes.model_shapes(config)), tensors, where=str(directory))
     variables = matching.load(match, dtype=dtype, place=place)
     return Checkpoint(config, variables, find_tokenizer(directory), find_clap_tokenizer(directory / CLAP_FOLDER))
 
 
 def read_config(directory: str | os.PathLike) -> ModelConfig:
-    """The config of the model in mgjax form in `directory`, without its weights."""
+    """The config of the model in mgjax's format in `directory`, without its weights."""
     return _read_config(Path(directory), "model", ModelConfig)
 
 
-def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, form: str | None = None) -> None:
-    """Writes a model in mgjax form; an existing one is replaced once the new one is complete.
+def write_model(directory: str | os.PathLike, checkpoint: Checkpoint, compact: str | None = None) -> None:
+    """Writes a model in mgjax's format; an existing one is replaced once the new one is complete.
 
-    `form` is one of `checkpoints.files.packed.FORMS` to store the weights in fewer bytes, or None for their dtype.
+    `compact` is one of `checkpoints.files.packed.DTYPES` to store the weights in fewer bytes, or None for their dtype.
     """
     with replacing(directory) as temporary:
-        files.write_json(temporary / "config.json", _HEAD | {"model": dataclasses.asdict(checkpoint.config)})
-        _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config), form)
+        files.write_json(temporary / "config.json", _HEADER | {"model": dataclasses.asdict(checkpoint.config)})
+        _write_weights(temporary, checkpoint.variables, shapes.model_shapes(checkpoint.config), compact)
         copy_files(TOKENIZER_FILES, checkpoint.tokenizer, temporary)
         copy_files(CLAP_TOKENIZER_FILES, checkpoint.clap_tokenizer, temporary / CLAP_FOLDER)
 
@@ -105,28 +105,28 @@ def match_codec(directory: str | os.PathLike) -> tuple[CodecConfig, matching.Mat
         tensors = {name.removeprefix("codec/"): tensors[name] for name in tensors if name.startswith("codec/")}
     else:
         config = _read_config(directory, "codec", CodecConfig)
-    return config, matching.match(_own_rules(shapes.codec_shapes(config)), tensors, where=str(directory))
+    return config, matching.match(_identity_rules(shapes.codec_shapes(config)), tensors, where=str(directory))
 
 
 def write_codec(directory: str | os.PathLike, config: CodecConfig, variables: dict[str, Any]) -> None:
-    """Writes a codec alone, in mgjax form."""
+    """Writes a codec alone, in mgjax's format."""
     with replacing(directory) as temporary:
-        files.write_json(temporary / "config.json", _HEAD | {"codec": dataclasses.asdict(config)})
+        files.write_json(temporary / "config.json", _HEADER | {"codec": dataclasses.asdict(config)})
         _write_weights(temporary, variables, shapes.codec_shapes(config))
 
 
 def detect(directory: str | os.PathLike) -> str:
-    """The form of the model in `directory`, "mgjax", "huggingface" or "audiocraft"; raises CheckpointError for none."""
+    """The format of the model in `directory`, "mgjax", "huggingface" or "audiocraft"; CheckpointError for none."""
     directory = Path(directory)
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     if config.get("format") == "mgjax":
         return "mgjax"
-    originals = any((directory / name).is_file() for name in ("state_dict.bin", "compression_state_dict.bin"))
-    # The published repositories hold both forms; the form is that of the weights that are here.
-    theirs = [*directory.glob("*.safetensors*"), *directory.glob("pytorch_model*")]
-    if "model_type" in config and (theirs or not originals):
+    has_audiocraft = any((directory / name).is_file() for name in ("state_dict.bin", "compression_state_dict.bin"))
+    # The published repositories hold both formats; the format is that of the weights that are here.
+    transformers_weights = [*directory.glob("*.safetensors*"), *directory.glob("pytorch_model*")]
+    if "model_type" in config and (transformers_weights or not has_audiocraft):
         return "huggingface"
-    if originals:
+    if has_audiocraft:
         return "audiocraft"
     raise CheckpointError(
         f"{directory}: no model here. Looked for config.json (as mgjax or transformers write it, beside "
@@ -154,7 +154,7 @@ def copy_files(names: Sequence[str], source: Path | None, directory: Path) -> No
             shutil.copyfile(source / name, directory / name)
 
 
-# The files that mark a model in a form that mgjax writes; they are moved out first and in last.
+# The files that mark a model in a format that mgjax writes; they are moved out first and in last.
 _MARKERS = ("config.json", "adapter_config.json", "compression_state_dict.bin")
 # All files of such a model.
 _MODEL_FILES = (
@@ -167,11 +167,11 @@ _MODEL_FILES = (
 def check_replaceable(directory: str | os.PathLike) -> None:
     """Raises FileExistsError if `replacing` would not write to `directory`: a file, or a folder without a model.
 
-    A model of any form that mgjax writes is replaced, whatever other files are beside it; hidden files do not count.
+    A model of any format that mgjax writes is replaced, whatever other files are beside it; hidden files do not count.
     """
     directory = Path(os.path.realpath(directory))
     markers = [directory / name for name in _MARKERS if os.path.lexists(directory / name)]
-    foreign = [path for path in markers if not _is_ours(path)]
+    foreign = [path for path in markers if not _is_written_by_mgjax(path)]
     if foreign:
         raise FileExistsError(f"{foreign[0]} is not of a model that mgjax writes, so it stays; give another folder")
     visible = directory.is_dir() and any(path.name[0] != "." for path in directory.iterdir())
@@ -179,7 +179,7 @@ def check_replaceable(directory: str | os.PathLike) -> None:
         raise FileExistsError(f"{directory} exists and is not a model, so it is not replaced; give another folder")
 
 
-def _is_ours(marker: Path) -> bool:
+def _is_written_by_mgjax(marker: Path) -> bool:
     if marker.suffix == ".bin":
         return marker.is_file()
     try:
@@ -250,17 +250,17 @@ def _files(directory: Path) -> list[Path]:
     return [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
-def _own_rules(expected: Shapes) -> list[matching.Rule]:
+def _identity_rules(expected: Shapes) -> list[matching.Rule]:
     return [matching.single(path, shape, path) for path, shape in expected.items()]
 
 
-def _write_weights(directory: Path, variables: dict[str, Any], expected: Shapes, form: str | None = None) -> None:
+def _write_weights(directory: Path, variables: dict[str, Any], expected: Shapes, compact: str | None = None) -> None:
     actual = {path: tuple(np.shape(array)) for path, array in flatten_dict(variables, sep="/").items()}
     if actual != expected:
         differing = sorted(path for path in actual | expected if actual.get(path) != expected.get(path))
         raise CheckpointError(f"the variables are not those of this config; different are {', '.join(differing[:12])}")
-    tensors = matching.export(_own_rules(expected), variables)
-    safetensors.write(directory, packed.pack(tensors, form) if form else tensors)
+    tensors = matching.export(_identity_rules(expected), variables)
+    safetensors.write(directory, packed.pack(tensors, compact) if compact else tensors)
 
 
 def _read_config(directory: Path, kind: str, cls: type[Config]) -> Config:
@@ -274,4 +274,4 @@ def _read_config(directory: Path, kind: str, cls: type[Config]) -> Config:
         )
     if kind not in content:
         raise CheckpointError(f"{path}: holds no {kind}, only {sorted(set(content) - {'format', 'version'})!s:.200}")
-    return parsed(path, cls, content[kind])
+    return parse_config(path, cls, content[kind])

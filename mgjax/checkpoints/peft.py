@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mgjax.checkpoints.files import safetensors
-from mgjax.checkpoints.files.config_json import read_json, require
+from mgjax.checkpoints.files.config_json import read_json, require_values
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.native import replacing
 from mgjax.checkpoints.tables import musicgen, shapes
@@ -51,7 +51,7 @@ def read(directory: str | os.PathLike, lm: LMConfig) -> tuple[LoraConfig, Adapte
     """The adapter in `directory` for a model `lm`, with unstacked layers; raises CheckpointError if none fits."""
     directory = Path(directory)
     config = read_json(directory / CONFIG)
-    require(
+    require_values(
         directory / CONFIG, {name: value for name, value in config.items() if value or _SUPPORTED.get(name)}, _SUPPORTED
     )
     tensors = {_plain(name): tensor for name, tensor in safetensors.read_safetensors(directory / WEIGHTS).items()}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from mgjax.checkpoints.tables.matching import Place, is_exact
+from mgjax.checkpoints.tables.matching import Place, stays_float32
 from mgjax.checkpoints.tables.shapes import Shapes, model_shapes
 from mgjax.config.conditioning import T5Config
 from mgjax.config.model import CodecConfig, Fused, LMConfig, ModelConfig
@@ -44,7 +44,7 @@ def random_arrays(shapes: Shapes, seed: int = 0, *, dtype: str | None = None, pl
     for name, shape in shapes.items():
         path = tuple(name.split("/"))
         array = _random(name, shape, rng)
-        placed[path] = place(path, array if is_exact(path) else array.astype(jnp.dtype(dtype or "float32")))
+        placed[path] = place(path, array if stays_float32(path) else array.astype(jnp.dtype(dtype or "float32")))
     return unflatten_dict(placed)
 
 

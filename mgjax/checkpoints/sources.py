@@ -58,14 +58,14 @@ def read(
             f"{source} is an adapter, not a model: load the model that it was made for with it, as in "
             f"mgjax.load({base!r}, adapter={str(source)!r}) or --model {base} --adapter {source}"
         )
-    form = native.detect(directory)
-    if form == "audiocraft":
+    format_name = native.detect(directory)
+    if format_name == "audiocraft":
         model = audiocraft.read_model(
             directory, dtype=dtype, place=place, text_encoder=text_encoder, style_encoder=style_encoder
         )
     else:
         _refuse_encoders(source, text_encoder, style_encoder)
-        model = FORMATS[form].read_model(directory, dtype=dtype, place=place)
+        model = FORMATS[format_name].read_model(directory, dtype=dtype, place=place)
     license = _license(model.config.license, source)
     _warn(license, str(source))
     return dataclasses.replace(model, config=dataclasses.replace(model.config, license=license))
@@ -88,12 +88,12 @@ def read_config(
     directory = hub.fetch(source, allow=["*.json"])
     if not (directory / "config.json").is_file():
         directory = hub.fetch(source)  # audiocraft stores the config in the file of the weights
-    form = native.detect(directory)
-    if form == "audiocraft":
+    format_name = native.detect(directory)
+    if format_name == "audiocraft":
         config = audiocraft.read_config(directory, text_encoder=text_encoder, style_encoder=style_encoder)
     else:
         _refuse_encoders(source, text_encoder, style_encoder)
-        config = FORMATS[form].read_config(directory)
+        config = FORMATS[format_name].read_config(directory)
     return dataclasses.replace(config, license=_license(config.license, source))
 
 
@@ -118,28 +118,28 @@ def _match_codec(directory: Path) -> tuple[CodecConfig, matching.Match]:
 def write(
     directory: str | os.PathLike,
     model: Checkpoint,
-    form: str = "mgjax",
+    format_name: str = "mgjax",
     text_encoder: str | None = None,
     compact: str | None = None,
 ) -> None:
     """Writes a model in a format of `FORMATS`; an existing one is replaced once the new one is complete.
 
     `text_encoder` is the name of the T5 that audiocraft's format refers to; None to infer it from the config. `compact`
-    is one of `checkpoints.files.packed.FORMS` to store the weights of mgjax's format in fewer bytes.
+    is one of `checkpoints.files.packed.DTYPES` to store the weights of mgjax's format in fewer bytes.
 
     Raises:
       ConfigError: There is no such format.
       ValueError: `compact` is set for another format.
     """
-    one_of("format", form, tuple(FORMATS))
-    if form == "mgjax":
+    one_of("format", format_name, tuple(FORMATS))
+    if format_name == "mgjax":
         native.write_model(directory, model, compact)
     elif compact is not None:
-        raise ValueError(f"compact weights are in mgjax's form only: leave compact out, or write {form} as mgjax")
-    elif form == "audiocraft":
+        raise ValueError(f"compact weights are in mgjax's format only, not {format_name}: leave compact out")
+    elif format_name == "audiocraft":
         audiocraft.write_model(directory, model, text_encoder=text_encoder)
     else:
-        FORMATS[form].write_model(directory, model)
+        FORMATS[format_name].write_model(directory, model)
 
 
 def _license(named: str, source: str | os.PathLike) -> str:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
 
     def run() -> None:
-        words, settings = _without_settings(sys.argv[1:] if argv is None else argv)
+        words, settings = _split_settings(sys.argv[1:] if argv is None else argv)
         args = _parser().parse_args(words)
         if settings and "settings" not in args:
             raise ValueError(f"{settings[0]} is for commands with a --config, train and plan")
@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.settings = settings
         args.run(args)
 
-    status = terminal.status(run)
-    return status if status == train.UNFINISHED else distributed.finish(status)  # those who stop leave together
+    status = terminal.exit_status(run)
+    return status if status == train.UNFINISHED else distributed.finish(status)  # all processes stop together
 
 
-def _without_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that are not settings of a run, and those that are: --config.NAME=VALUE, or --config.NAME VALUE."""
+def _split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The rest of the command line, and its settings of a run: --config.NAME=VALUE, or --config.NAME VALUE."""
     rest: list[str] = []
     settings: list[str] = []
     words = list(words)

@@ -39,7 +39,7 @@ _COMMON = ("model", "model_hash", "adapter", "dtype", "format", "loudness")  # o
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the command line `argv` (None: that of this process)."""
-    return distributed.finish(terminal.status(lambda: run(_parser().parse_args(argv))))
+    return distributed.finish(terminal.exit_status(lambda: run(_parser().parse_args(argv))))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     terminal.writable_folder(args.out)
 
     distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=False)
-    terminal.prepare(args)
+    terminal.apply_model_options(args)
     import jax
 
     from mgjax.data.description import describe_audio
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     if size % len(devices):
         raise ValueError(f"--batch {size} cannot be spread over {len(devices)} devices: make it a multiple of that")
     mesh = sharding.make_mesh(devices=devices) if len(devices) > 1 else None
-    model = generate.loaded(plan[0].recipe, mesh)
+    model = generate.load_model(plan[0].recipe, mesh)
     jobs = []
     for where, name, recipe in plan:
         recipe = generate.completed(recipe, sampling, model)

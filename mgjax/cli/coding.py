@@ -65,19 +65,19 @@ def run_encode(args: argparse.Namespace) -> None:
     terminal.claim([args.output], args.force)
     source = terminal.rereadable(args.input)
     sound = audio_files.info(source)
-    terminal.prepare(args)
+    terminal.apply_model_options(args)
     codec = mgjax.load_codec(args.model)
     if codec.channels < sound.channels == 2:  # audio_files.blocks warns about more
         warnings.warn(f"{args.input} has {sound.channels} channels; mixed down to {codec.channels}", stacklevel=2)
     num_samples = 0
-    with terminal.progress("encode", sound.num_samples / sound.sample_rate) as reach:
+    with terminal.progress("encode", sound.num_samples / sound.sample_rate) as update:
 
         def counted() -> Iterator[np.ndarray]:
             nonlocal num_samples
             for block in audio_files.blocks(source, _BLOCK_SECONDS, codec.sample_rate, codec.channels):
                 num_samples += len(block)
                 yield block
-                reach(num_samples / codec.sample_rate)
+                update(num_samples / codec.sample_rate)
 
         dtype = np.min_scalar_type(codec.codebook_size - 1)
         codes, scales = _concatenated(codec.encode_blocks(counted(), args.bandwidth), dtype)
@@ -91,7 +91,7 @@ def run_decode(args: argparse.Namespace) -> None:
     audio_files.writable_format(args.output)
     terminal.claim([args.output], args.force)
     file = read_codes(args.input)
-    terminal.prepare(args)
+    terminal.apply_model_options(args)
     codec = mgjax.load_codec(args.model or file.model)
     if file.codec_hash != codec.hash:
         changed = f"{args.input} was made by other weights ({file.model}, {file.codec_hash}); the sound will differ"
@@ -112,13 +112,13 @@ def run_decode(args: argparse.Namespace) -> None:
     if missing > math.prod(file.codes.shape[:-1]) * codec.hop_length:
         raise ValueError(f"{args.input}: the codes end before the {missing} samples of sound that they should hold")
     with (
-        terminal.progress("decode", file.num_samples / file.sample_rate) as reach,
+        terminal.progress("decode", file.num_samples / file.sample_rate) as update,
         audio_files.writer(args.output, codec.sample_rate, codec.channels) as sound,
     ):
         for piece in _decoded(args.input, file, codec):
             sound.write(piece[0, :missing])
             missing -= min(missing, piece.shape[1])
-            reach((file.num_samples - missing) / file.sample_rate)
+            update((file.num_samples - missing) / file.sample_rate)
     print(args.output)
 
 

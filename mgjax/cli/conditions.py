@@ -60,7 +60,7 @@ def arguments(recipes: Sequence[Recipe], model: Any) -> dict[str, Any]:
     """The arguments of `model.generate` for a batch of recipes."""
     kwargs: dict[str, Any] = {"negative": [recipe.negative for recipe in recipes], "blend": recipes[0].blend}
     if any(recipe.labels for recipe in recipes):
-        kwargs["labels"] = [_values(recipe, model) for recipe in recipes]
+        kwargs["labels"] = [_label_values(recipe, model) for recipe in recipes]
     for name in _SOUNDS:
         paths = [getattr(recipe, name) for recipe in recipes]
         if any(paths):
@@ -131,7 +131,7 @@ def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {name: values if len(values) > 1 else values[0] for name, values in labels.items()}
 
 
-def _values(recipe: Recipe, model: Any) -> dict[str, Any]:
+def _label_values(recipe: Recipe, model: Any) -> dict[str, Any]:
     """The recipe's labels, with the text of the model's numeric conditions converted to numbers."""
     values = dict(recipe.labels)
     for number in model.config.numbers:

@@ -118,7 +118,7 @@ def _add_work_options(parser: argparse.ArgumentParser) -> None:
 
 def run_build(args: argparse.Namespace) -> None:
     """Builds an audio corpus from `args.source`."""
-    terminal.need("train")
+    terminal.require_extra("train")
     from mgjax.data import build
 
     with terminal.progress_of_pieces("build") as progress:
@@ -130,8 +130,8 @@ def run_build(args: argparse.Namespace) -> None:
 
 def run_tokenize(args: argparse.Namespace) -> None:
     """Encodes the audio corpus `args.source` into a token corpus."""
-    terminal.prepare(args)
-    terminal.need("train")
+    terminal.apply_model_options(args)
+    terminal.require_extra("train")
     from mgjax.data import tokenize
 
     with terminal.progress_of_pieces("tokenize") as progress:
@@ -153,13 +153,13 @@ def _melody(source: Path, seconds: float) -> Any:
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Prints a description of the corpus `args.corpus`."""
-    terminal.need("train")
+    terminal.require_extra("train")
     terminal.print_table(args.corpus, describe(args.corpus, args.examples))
 
 
 def run_vocabulary(args: argparse.Namespace) -> None:
     """Learns a vocabulary from the texts of `args.corpora`."""
-    terminal.need("train")
+    terminal.require_extra("train")
     from mgjax.data import vocabulary
     from mgjax.data.corpus import Corpus
 
@@ -174,12 +174,12 @@ def run_vocabulary(args: argparse.Namespace) -> None:
 
 def run_synthesize(args: argparse.Namespace) -> None:
     """Fills the folder `args.output` with music."""
-    terminal.need("synthetic")
+    terminal.require_extra("synthetic")
     from mgjax import synthetic
 
-    with terminal.progress("synthesize", args.hours * 3600) as reach:
+    with terminal.progress("synthesize", args.hours * 3600) as update:
         options = {name: getattr(args, name) for name in ("seed", "sample_rate", "channels", "workers")}
-        options |= {"lengths": tuple(args.lengths), "progress": lambda seconds, _: reach(seconds)}
+        options |= {"lengths": tuple(args.lengths), "progress": lambda seconds, _: update(seconds)}
         synthetic.write_folder(args.output, args.hours, **options)
     print(args.output)
 

@@ -48,8 +48,8 @@ def add_commands(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tunes `args.model` on `args.music`."""
-    terminal.prepare(args)
-    terminal.need("train")
+    terminal.apply_model_options(args)
+    terminal.require_extra("train")
     from mgjax.train.finetune import Finetuning, finetune
 
     tuning = Finetuning(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Finetuning)})

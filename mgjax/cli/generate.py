@@ -17,7 +17,7 @@ from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import conditions, terminal
 from mgjax.cli.options import add_model_options, command, count, option, positive
-from mgjax.cli.recipe import PromptLine, Recipe, read_lines, read_recipe, settled, sha256, slug
+from mgjax.cli.recipe import PromptLine, Recipe, absolute_source, read_lines, read_recipe, sha256, slug
 from mgjax.config import model as model_config
 from mgjax.config import serialization
 from mgjax.inputs import files
@@ -57,7 +57,7 @@ def add_commands(commands: Any) -> None:
     option(what, "--seconds S", "length of each piece (8)", positive)
     option(what, "--seed N", "another number, another piece; the second prompt gets N + 1 ... (0)", int)
     option(what, "--continue FILE", "begin with this sound and go on from it", dest="continued")
-    trim = "begin with the end of that sound, where it is longer than the model hears at once"
+    trim = "begin with the end of that sound, where it is longer than the model sees at once"
     option(what, "--trim-prompt", trim)
 
     conditions.add_options(parser)
@@ -83,26 +83,26 @@ def add_commands(commands: Any) -> None:
     add_model_options(machine)
 
 
-def add_sampling(how: argparse._ArgumentGroup) -> None:
+def add_sampling(group: argparse._ArgumentGroup) -> None:
     """Adds the options of sampling and guidance."""
     temperature = "above 1 wilder, below 1 tamer, 0 greedy (1); with commas, one for each codebook"
-    option(how, "--temperature T", temperature, conditions.numbers)
+    option(group, "--temperature T", temperature, conditions.numbers)
     guidance = "guidance scale: how closely to follow the prompt and other conditions, 1 for off (3); 0:3,20:5 "
-    option(how, "--guidance G", guidance + "rises from 3 to 5 in 20 seconds", conditions.guidance_scales)
-    option(how, "--text-guidance G", "guidance scale of the text beside melody or style (double guidance)", float)
-    option(how, "--top-k K", "sample from the K likeliest codes, 0 for all (250)", int)
+    option(group, "--guidance G", guidance + "rises from 3 to 5 in 20 seconds", conditions.guidance_scales)
+    option(group, "--text-guidance G", "guidance scale of the text beside melody or style (double guidance)", float)
+    option(group, "--top-k K", "sample from the K likeliest codes, 0 for all (250)", int)
     nucleus = "instead: nucleus sampling, from the likeliest codes that together have probability P (0: off)"
-    option(how, "--top-p P", nucleus, float)
-    option(how, "--window S", "what the model sees at once (30)", positive)
-    option(how, "--stride S", "by which each window is later than the one before, in long pieces (18)", positive)
+    option(group, "--top-p P", nucleus, float)
+    option(group, "--window S", "what the model sees at once (30)", positive)
+    option(group, "--stride S", "by which each window is later than the one before, in long pieces (18)", positive)
 
 
-def add_model_sources(machine: argparse._ArgumentGroup) -> None:
+def add_model_sources(group: argparse._ArgumentGroup) -> None:
     """Adds the options of loading a model: its dtype, its adapter and its encoders."""
-    option(machine, "--dtype", "precision (what suits the device)", choices=["float32", "bfloat16", "float16"])
-    option(machine, "--adapter DIR", "an adapter (LoRA) of the model")
-    option(machine, "--text-encoder NAME|DIR", "the T5 encoder of a model that comes without one")
-    option(machine, "--style-encoder NAME|DIR", "the MERT of a style model that comes without one")
+    option(group, "--dtype", "precision (what suits the device)", choices=["float32", "bfloat16", "float16"])
+    option(group, "--adapter DIR", "an adapter (LoRA) of the model")
+    option(group, "--text-encoder NAME|DIR", "the T5 encoder of a model that comes without one")
+    option(group, "--style-encoder NAME|DIR", "the MERT of a style model that comes without one")
 
 
 class Piece(NamedTuple):
@@ -117,31 +117,31 @@ def run(args: argparse.Namespace) -> None:
     """Generates the pieces of the command line `args`, and prints the names of the files."""
     # Mistakes are found first, before minutes are spent on loading and generating.
     sampling = sampling_options(args)
-    plan = _plan_again(args) if "again" in args else _plan(args)
-    paths = _outputs(args, plan)
-    first = plan[0].recipe
+    pieces = _pieces_again(args) if "again" in args else _pieces(args)
+    paths = _outputs(args, pieces)
+    first = pieces[0].recipe
     audio_prompt = _AudioPrompt.read(first.continued, first) if first.continued else None
 
-    terminal.prepare(args)
-    model = loaded(first)
-    recipes = [completed(piece.recipe, sampling, model) for piece in plan]
+    terminal.apply_model_options(args)
+    model = load_model(first)
+    recipes = [completed(piece.recipe, sampling, model) for piece in pieces]
     if audio_prompt:
         audio_prompt = audio_prompt.fitted(first, model.config.window_seconds)
-    for piece, recipe in zip(plan, recipes, strict=True):
+    for piece, recipe in zip(pieces, recipes, strict=True):
         with terminal.errors_at(piece.where):
             check(recipe, model, audio_prompt)
-    with terminal.progress("generate", sum(recipe.seconds for recipe in recipes)) as reach:
+    with terminal.progress("generate", sum(recipe.seconds for recipe in recipes)) as update:
         done, rate = 0.0, model.sample_rate
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):
-            for piece, (recipe, path) in zip(_play(model, batch, audio_prompt, reach, done), batch, strict=True):
-                audio_files.write(path, loudness.normalized(piece, rate, recipe.loudness), rate)
+            for audio, (recipe, path) in zip(_generate(model, batch, audio_prompt, update, done), batch, strict=True):
+                audio_files.write(path, loudness.normalized(audio, rate, recipe.loudness), rate)
                 files.write_text(path.with_suffix(".json"), serialization.to_json(recipe))
                 done += recipe.seconds
     for path in paths:
         print(path)
 
 
-def loaded(recipe: Recipe, mesh: Any = None) -> Any:
+def load_model(recipe: Recipe, mesh: Any = None) -> Any:
     """The model of a recipe, on the devices of `mesh`."""
     parts = {"text_encoder": recipe.text_encoder, "style_encoder": recipe.style_encoder, "adapter": recipe.adapter}
     return mgjax.load(recipe.model, dtype=recipe.dtype, mesh=mesh, **parts)
@@ -154,7 +154,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     return sampling
 
 
-def _plan(args: argparse.Namespace) -> list[Piece]:
+def _pieces(args: argparse.Namespace) -> list[Piece]:
     """The pieces, from the command line and the file of prompts."""
     lines = [("", PromptLine(prompt)) for prompt in args.prompt]
     if "prompts" in args:
@@ -170,7 +170,7 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
     names = ("trim_prompt", "window", "stride", "dtype", "loudness")
     common = {name: getattr(args, name) for name in names if name in args}
     parts = ("adapter", "text_encoder", "style_encoder")
-    common |= {name: settled(getattr(args, name)) for name in parts if getattr(args, name, None)}
+    common |= {name: absolute_source(getattr(args, name)) for name in parts if getattr(args, name, None)}
     if "continued" in args:
         common["continued"] = os.path.abspath(args.continued)
         common["continued_sha256"] = sha256(args.continued)
@@ -182,7 +182,7 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
                 prompt=line.prompt,
                 seconds=getattr(args, "seconds", 8.0) if line.seconds is None else line.seconds,
                 seed=seed if line.seed is None else line.seed,
-                model=settled(getattr(args, "model", "mini")),
+                model=absolute_source(getattr(args, "model", "mini")),
                 format=form,
                 **common,
                 **conditions.recipe_fields(args, line, i, len(lines)),
@@ -191,7 +191,7 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
     return pieces
 
 
-def _plan_again(args: argparse.Namespace) -> list[Piece]:
+def _pieces_again(args: argparse.Namespace) -> list[Piece]:
     """The piece to generate again."""
     allowed = {"run", "again", "out", "format", "force", "batch_size", "offline", "cache", "prompt"}
     extra = sorted(set(vars(args)) - allowed) + ["a prompt"] * bool(args.prompt)
@@ -208,26 +208,28 @@ def _plan_again(args: argparse.Namespace) -> list[Piece]:
 def _format(args: argparse.Namespace, default: str) -> str:
     """The format of --out or of --format; raises ValueError if they contradict each other."""
     form = getattr(args, "format", None)
-    if not _is_file(args.out):
+    if not _names_a_file(args.out):
         return form or default
-    named = audio_files.writable_format(args.out) and args.out.suffix[1:].lower()
+    audio_files.writable_format(args.out)  # raises for an unknown suffix
+    named = args.out.suffix[1:].lower()
     if form and form != named:
         raise ValueError(f"--out {args.out} and --format {form} contradict each other")
     return named
 
 
-def _is_file(out: Path) -> bool:
+def _names_a_file(out: Path) -> bool:
+    """Whether --out ends like the name of a file, not of a folder."""
     return out.suffix[1:].isalnum() and not out.suffix[1:].isdigit() and not out.is_dir()
 
 
-def _outputs(args: argparse.Namespace, plan: list[Piece]) -> list[Path]:
+def _outputs(args: argparse.Namespace, pieces: list[Piece]) -> list[Path]:
     """The output file of each piece, claimed and checked to be writable."""
-    if _is_file(args.out):
-        if len(plan) > 1:
-            raise ValueError(f"--out {args.out} is one file, but there are {len(plan)} prompts: name a folder")
+    if _names_a_file(args.out):
+        if len(pieces) > 1:
+            raise ValueError(f"--out {args.out} is one file, but there are {len(pieces)} prompts: name a folder")
         paths = [args.out]
     else:
-        paths = [args.out / f"{piece.name}.{piece.recipe.format}" for piece in plan]
+        paths = [args.out / f"{piece.name}.{piece.recipe.format}" for piece in pieces]
     twice = {str(path) for path in paths if paths.count(path) > 1}
     if twice:
         raise ValueError(f"several pieces would be called {', '.join(sorted(twice))}: give them other names or seeds")
@@ -268,8 +270,8 @@ def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None, 
     for name in ("melody", "style"):
         if getattr(recipe, name) and getattr(model.config, name) is None:
             raise ValueError(f"there is a {name}, and {recipe.model} was not trained with any")
-    quick: dict[str, Any] = {"separate": False} if reads_sounds else {"melody": None, "style": None}
-    options = arguments([dataclasses.replace(recipe, **quick)], model)
+    skipped: dict[str, Any] = {"separate": False} if reads_sounds else {"melody": None, "style": None}
+    options = arguments([dataclasses.replace(recipe, **skipped)], model)
     request = generation_arguments.request(model.config, model.codec, **options)
     if audio_prompt:
         frames = math.ceil(round(audio_prompt.seconds * model.frame_rate, 6))
@@ -279,13 +281,13 @@ def check(recipe: Recipe, model: Any, audio_prompt: _AudioPrompt | None = None, 
 def _batches(pieces: Batch, size: int) -> Iterator[Batch]:
     """`pieces` in order, at most `size` together, all of one length."""
     for _, group in itertools.groupby(pieces, lambda piece: piece[0].seconds):
-        alike = list(group)
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
+        same_length = list(group)
+        for start in range(0, len(same_length), size):
+            yield same_length[start : start + size]
 
 
-def _play(
-    model: Any, batch: Batch, audio_prompt: _AudioPrompt | None, reach: Callable[[float], None], done: float
+def _generate(
+    model: Any, batch: Batch, audio_prompt: _AudioPrompt | None, update: Callable[[float], None], done: float
 ) -> Any:
     """The sound of a batch, float32 `[b, n, c]`; `done` seconds are finished already."""
     recipes = [recipe for recipe, _ in batch]
@@ -294,7 +296,7 @@ def _play(
         **arguments(recipes, model),
         prompt=audio_prompt and audio_prompt.sound,
         prompt_sample_rate=audio_prompt and audio_prompt.sample_rate,
-        progress=lambda frames, total: reach(done + seconds * frames / total),
+        progress=lambda frames, total: update(done + seconds * frames / total),
     )
 
 

@@ -47,7 +47,7 @@ def run_convert(args: argparse.Namespace) -> None:
     """Writes `args.model` to the folder `args.output`."""
     terminal.refuse_to_overwrite([args.output], args.force)
     terminal.writable_folder(args.output.absolute().parent)
-    terminal.prepare(args)
+    terminal.apply_model_options(args)
     from mgjax.checkpoints import native, sources
 
     native.check_replaceable(args.output)
@@ -63,7 +63,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
 def run_info(args: argparse.Namespace) -> None:
     """Prints a description of `args.model`."""
-    terminal.prepare(args)
+    terminal.apply_model_options(args)
     from mgjax.checkpoints import sources
 
     terminal.print_table(args.model, describe(sources.read_config(args.model)))
@@ -88,7 +88,7 @@ def describe(model: model_config.ModelConfig) -> list[tuple[str, str]]:
         ("follows", ", ".join(model.condition_dims) or "nothing but chance"),
         *((label.name, ", ".join(label.values)) for label in model.labels),
         *((number.name, f"{number.low:g} to {number.high:g}") for number in model.numbers),
-        ("window", f"{model.window_seconds:g} s are heard at once"),
+        ("window", f"{model.window_seconds:g} s at once"),
         ("codes", f"{codec.frame_rate:g} frames a second, {lm.num_codebooks} codebooks of {lm.codebook_size}"),
         ("size", f"{lm.num_layers} layers, width {lm.dim}, {lm.num_heads} heads"),
         *((title, f"{count / 1e6:.2f} M parameters") for title, count in counts.items() if count),

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints the plan of a training run or of generation; the exit status is 1 if it does not fit."""
     if args.decode == (args.model is None) or args.decode == (args.config is not None):
         raise ValueError("give --config FILE:NAME for a training run, or --decode --model NAME for generation")
-    terminal.need("train")
+    terminal.require_extra("train")
     from mgjax.plan import topology
     from mgjax.plan.roofline import DoesNotFitError
 

@@ -123,10 +123,10 @@ def read_lines(path: Path) -> list[tuple[str, PromptLine]]:
     # Not splitlines, which also parts texts at U+2028 and others of that kind.
     lines = re.split(r"\r\n?|\n", files.read_text(path, files.LARGEST_TEXT))
     read = _prompt_line if path.suffix.lower() == ".jsonl" else lambda line, where: PromptLine(line.strip())
-    places = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
-    if not places:
+    numbered = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
         raise ValueError(f"{path}: there is no prompt in it")
-    return [(where, read(line, where)) for where, line in places]
+    return [(where, read(line, where)) for where, line in numbered]
 
 
 def slug(prompt: str) -> str:
@@ -141,8 +141,8 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # IO lacks readinto
 
 
-def settled(name: str) -> str:
-    """`name` of a model; the absolute path if it is a folder."""
+def absolute_source(name: str) -> str:
+    """The source of a model as it is, or as an absolute path if it is a folder."""
     if name in ("mini", "debug"):  # these are never folders, whatever there is here
         return name
     return os.path.abspath(name) if os.path.isdir(name) else name

@@ -33,9 +33,9 @@ _EXTRAS = {  # the modules of each
     "synthetic": "pretty_midi",
 }
 
-_held = contextlib.ExitStack()  # locks and files that are released when the command ends
+_exit_stack = contextlib.ExitStack()  # locks and files that are released when the command ends
 _copies: dict[str, Any] = {}  # of pipes, by their names
-_programs: list[Path] = []  # the folder of compiled programs, if `prepare` set it
+_program_folders: list[Path] = []  # the folder of compiled programs, if `apply_model_options` set it
 
 
 def say(message: str) -> None:
@@ -60,7 +60,7 @@ def messages() -> Iterator[None]:
             log.removeHandler(handler)
 
 
-def status(run: Callable[[], None]) -> int:
+def exit_status(run: Callable[[], None]) -> int:
     """Calls `run`, and returns the exit status: 0, 2 for an error of the user, or 130 after Ctrl-C.
 
     Errors are shown in one line, or with their traceback if MGJAX_TRACEBACK is set.
@@ -70,7 +70,7 @@ def status(run: Callable[[], None]) -> int:
         sys.modules["jax"].config.update("jax_enable_x64", False)
     if isinstance(sys.stdout, io.TextIOWrapper):  # not closed, and not that of a notebook
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
-    with messages(), _held:
+    with messages(), _exit_stack:
         code = 0
         try:
             run()
@@ -97,7 +97,7 @@ def status(run: Callable[[], None]) -> int:
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
     """Shows a warning; on one of JAX about broken compiled programs, drops them instead."""
-    if _programs and "persistent compilation cache entry" in str(message):
+    if _program_folders and "persistent compilation cache entry" in str(message):
         _drop_broken_programs(just_read="reading" in str(message))
     else:
         say(f"warning: {message}")
@@ -144,7 +144,7 @@ def errors_at(where: str) -> Iterator[None]:
         raise ValueError(f"{where}{where and ': '}{explain(error) or error}") from error
 
 
-def prepare(args: argparse.Namespace) -> None:
+def apply_model_options(args: argparse.Namespace) -> None:
     """Applies --offline and --cache; to be called before a model is loaded."""
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
@@ -162,7 +162,7 @@ def prepare(args: argparse.Namespace) -> None:
         if args.cache:
             raise
         return  # the default cache is optional
-    _programs[:] = [folder]
+    _program_folders[:] = [folder]
     _drop_broken_programs()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)
@@ -177,7 +177,7 @@ def _drop_broken_programs(just_read: bool = False) -> None:
     """
     from filelock import FileLock, Timeout
 
-    (folder,) = _programs
+    (folder,) = _program_folders
     # JAX holds this lock while it reads or writes.
     with contextlib.suppress(OSError, Timeout), FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):
         names = os.listdir(folder)
@@ -197,10 +197,10 @@ def rereadable(path: str | os.PathLike[str]) -> str:
         return path
     if path not in _copies:
         with files.opened(path) as pipe:
-            copy = _held.enter_context(tempfile.NamedTemporaryFile(suffix=Path(path).suffix))  # noqa: SIM115
+            copy = _exit_stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(path).suffix))  # noqa: SIM115
             shutil.copyfileobj(pipe, copy)
             copy.flush()
-        _held.callback(_copies.pop, path)
+        _exit_stack.callback(_copies.pop, path)
         _copies[path] = copy
     return _copies[path].name
 
@@ -241,7 +241,7 @@ def claim(paths: Sequence[Path], force: bool) -> None:
 def _lock(paths: Sequence[Path], names: Path) -> None:
     """Locks a byte of the file `names` for each path, as a process may not open a file for each."""
     try:
-        file = _held.enter_context(names.open("ab"))
+        file = _exit_stack.enter_context(names.open("ab"))
     except PermissionError:  # of another user
         return
     for path in paths:
@@ -253,7 +253,7 @@ def _lock(paths: Sequence[Path], names: Path) -> None:
         except OSError:  # a file system without locks
             break
     if os.fstat(file.fileno()).st_nlink:
-        _held.callback(_remove_unused, file, names)
+        _exit_stack.callback(_remove_unused, file, names)
     else:  # its last user has just deleted it
         _lock(paths, names)
 
@@ -286,13 +286,13 @@ def progress(what: str, total_seconds: float) -> Iterator[Callable[[float], None
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"
     with tqdm(desc=what, total=total_seconds, disable=not is_terminal, bar_format=form) as bar:
 
-        def reach(seconds: float) -> None:
+        def update(seconds: float) -> None:
             nonlocal done
             bar.set_postfix_str(f"{seconds / (time.monotonic() - start):.2f} s of sound a second", refresh=False)
             bar.update(seconds - done)
             done = seconds
 
-        yield reach
+        yield update
     if not is_terminal:
         spent = time.monotonic() - start
         say(f"{what}: {done:.1f} s of sound in {spent:.1f} s ({done / spent:.2f} a second)")
@@ -305,14 +305,14 @@ def progress_of_pieces(what: str) -> Iterator[Callable[[int, int], None]]:
 
     with tqdm(desc=what, unit=" pieces", disable=not sys.stderr.isatty()) as bar:
 
-        def reach(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        yield reach
+        yield update
 
 
-def need(extra: str) -> None:
+def require_extra(extra: str) -> None:
     """Raises ValueError, with how to install them, if packages of an extra are missing."""
     missing = [name for name in _EXTRAS[extra].split() if importlib.util.find_spec(name) is None]
     if missing:

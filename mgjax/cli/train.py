@@ -39,7 +39,7 @@ def add_commands(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains what `args` says; leaves with the exit status `UNFINISHED` where the run was stopped."""
-    terminal.need("train")
+    terminal.require_extra("train")
     from absl import logging
 
     from mgjax.devices import distributed

@@ -54,15 +54,15 @@ def volume(audio: Float[AnyArray, "b n c"]) -> Float[AnyArray, " b"]:
 
 def split(blocks: Iterable[np.ndarray], layout: ChunkLayout) -> Iterator[tuple[np.ndarray, int]]:
     """The chunks [b, n, c] of a signal that arrives in blocks, each with how many samples it is ahead of the next."""
-    held = None
+    buffer = None
     for block in blocks:
-        held = block if held is None else np.concatenate([held, block], axis=1)
-        while held.shape[1] >= layout.length:
-            yield held[:, : layout.length], layout.stride
-            held = held[:, layout.stride :]
-    while held is not None and held.shape[1]:
-        yield held, min(layout.stride, held.shape[1])
-        held = held[:, layout.stride :]
+        buffer = block if buffer is None else np.concatenate([buffer, block], axis=1)
+        while buffer.shape[1] >= layout.length:
+            yield buffer[:, : layout.length], layout.stride
+            buffer = buffer[:, layout.stride :]
+    while buffer is not None and buffer.shape[1]:
+        yield buffer, min(layout.stride, buffer.shape[1])
+        buffer = buffer[:, layout.stride :]
 
 
 def merge(pieces: Iterable[Chunks]) -> Chunks:
@@ -115,11 +115,11 @@ def overlap_add(pieces: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray
             weights = 0.5 - np.abs(np.linspace(0, 1, m + 2, dtype=np.float32)[1:-1] - np.float32(0.5))
             total = np.zeros((chunk.shape[0], 0, chunk.shape[2]), np.float32)
             weight = np.zeros(0, np.float32)
-        weight_here = weights[: chunk.shape[1]]
+        chunk_weight = weights[: chunk.shape[1]]
         size = max(total.shape[1], chunk.shape[1])
         total = np.pad(total, ((0, 0), (0, size - total.shape[1]), (0, 0)))
         weight = np.pad(weight, (0, size - weight.shape[0]))
-        total[:, : chunk.shape[1]] += weight_here[None, :, None] * chunk
-        weight[: chunk.shape[1]] += weight_here
+        total[:, : chunk.shape[1]] += chunk_weight[None, :, None] * chunk
+        weight[: chunk.shape[1]] += chunk_weight
         yield total[:, :ahead] / weight[None, :ahead, None]
         total, weight = total[:, ahead:], weight[ahead:]

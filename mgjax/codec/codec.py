@@ -26,8 +26,8 @@ from mgjax.nn import apply, why_not_finite
 Audio = Any  # [n], [n, c] or [b, n, c], of numpy, JAX or torch, or a list of rows
 Codes = Int[np.ndarray | jax.Array, "..."]  # [b, t, k]
 
-_WHOLE = 512  # frames that are coded at once; a longer signal goes through windows
-_WINDOW = 256  # frames in a window
+_MOST_FRAMES = 512  # that are coded at once; a longer signal goes through windows
+_WINDOW_FRAMES = 256
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method", "options"))
@@ -121,7 +121,7 @@ class Codec:
         frames = -(-audio.shape[1] // self.hop_length)
         if self._layout:
             return chunks.merge(self._encode_chunks(self._layout, [rows], num_codebooks))
-        if frames > _WHOLE:
+        if frames > _MOST_FRAMES:
             return np.concatenate(list(self._encode_windows([rows], num_codebooks)), axis=1)
         return self._interleaved(self._encode_whole(rows, frames, num_codebooks))
 
@@ -137,7 +137,7 @@ class Codec:
         if num_samples is not None and not (arguments.is_whole(num_samples) and num_samples >= 0):
             raise ValueError(f"num_samples must be a whole number, 0 or above, got {arguments.shown(num_samples)}")
         shape = () if isinstance(codes, Chunks) else np.shape(codes)
-        if self._layout or len(shape) != 3 or not 0 < shape[1] <= _WHOLE:
+        if self._layout or len(shape) != 3 or not 0 < shape[1] <= _MOST_FRAMES:
             audio = np.concatenate(list(self.decode_blocks([codes])), axis=1)
         else:
             audio = self._joined(self._decode_whole(self._code_rows(codes)))
@@ -166,7 +166,7 @@ class Codec:
         if self._layout:
             yield from chunks.overlap_add(self._decode_chunks(self._layout, blocks))
             return
-        rows = _filled((self._code_rows(block) for block in blocks), "there are no codes to decode: they have 0 frames")
+        rows = _checked_blocks(map(self._code_rows, blocks), "there are no codes to decode: they have 0 frames")
         for audio in self._streamed("decoder", layers.decoder(self.config), rows):
             yield self._joined(audio)
 
@@ -179,11 +179,11 @@ class Codec:
 
         def windows(stage: str, part: Sequence[layers.Layer], rows: Iterable[np.ndarray], **options: Any) -> Any:
             run = functools.partial(self._run, stage, half=name, **options)
-            return stream.windowed(run, stream.receptive_field(self.config, part), _WINDOW, rows, one_size)
+            return stream.windowed(run, stream.receptive_field(self.config, part), _WINDOW_FRAMES, rows, one_size)
 
         before = windows("before", half.before, rows)
         run, num_layers = functools.partial(self._run, "recur", half=name), self.config.num_lstm_layers
-        recurred = stream.recurrent(run, num_layers, _WINDOW, before, one_size)
+        recurred = stream.recurrent(run, num_layers, _WINDOW_FRAMES, before, one_size)
         yield from windows("after", half.after, recurred, **options)
 
     def _run(self, method: str, x: np.ndarray, length: int, *inputs: Any, **options: Any) -> Any:
@@ -231,13 +231,13 @@ class Codec:
 
         for codes, scale, ahead in chunks.unpadded(checked(), layout):
             audio = self._decode_whole(codes) * scale[:, None, None]
-            self._check(np.isfinite(audio), "decoder")
+            self._check_finite(np.isfinite(audio), "decoder")
             yield audio, ahead
 
-    def _check(self, good: np.ndarray, part: str) -> None:
-        """Raises NotFiniteError unless all values that a part of the codec gives are `good`."""
-        if not good.all():
-            rows = sorted(set(np.nonzero(~good)[0] // self._groups))
+    def _check_finite(self, is_finite: np.ndarray, part: str) -> None:
+        """Raises NotFiniteError unless the output of a part of the codec `is_finite` everywhere."""
+        if not is_finite.all():
+            rows = sorted(set(np.nonzero(~is_finite)[0] // self._groups))
             raise NotFiniteError(
                 f"what the codec's {part} gives is not finite in row {', '.join(map(str, rows))}: "
                 f"{why_not_finite({'codec': self.variables})}"
@@ -248,7 +248,7 @@ class Codec:
         warned: set[str] = set()
         arrays = (arguments.array(block, "audio") for block in blocks)
         rows = (self._rows(self._batched(block, warned)) for block in arrays if block.size)
-        return _filled(rows, "there is no audio to encode: it has 0 samples")
+        return _checked_blocks(rows, "there is no audio to encode: it has 0 samples")
 
     def _batched(self, audio: Audio, warned: set[str]) -> Float32[np.ndarray, "b n c"]:
         """`audio` in the codec's channels, checked; `warned` as for `waveform.check`."""
@@ -266,13 +266,13 @@ class Codec:
 
     def _joined(self, rows: np.ndarray) -> np.ndarray:
         """The inverse of `_rows`."""
-        self._check(np.isfinite(rows), "decoder")
+        self._check_finite(np.isfinite(rows), "decoder")
         _, n, c = rows.shape
         return np.moveaxis(rows.reshape(-1, self._groups, n, c), 1, 2).reshape(-1, n, self.channels)
 
     def _interleaved(self, codes: np.ndarray) -> np.ndarray:
         """[b * groups, t, k] to [b, t, k * groups]."""
-        self._check(codes >= 0, "encoder")
+        self._check_finite(codes >= 0, "encoder")
         _, t, k = codes.shape
         return np.moveaxis(codes.reshape(-1, self._groups, t, k), 1, 3).reshape(-1, t, k * self._groups)
 
@@ -294,8 +294,8 @@ class Codec:
         return rows.reshape(b * self._groups, t, each).astype(np.int32)
 
 
-def _filled(blocks: Iterable[np.ndarray], nothing: str) -> Iterator[np.ndarray]:
-    """The blocks that are not empty; the error `nothing` if there are none."""
+def _checked_blocks(blocks: Iterable[np.ndarray], if_empty: str) -> Iterator[np.ndarray]:
+    """The blocks that are not empty, alike but for their length; ValueError `if_empty` where there are none."""
     first = None
     for block in blocks:
         if block.shape[1]:
@@ -304,4 +304,4 @@ def _filled(blocks: Iterable[np.ndarray], nothing: str) -> Iterator[np.ndarray]:
                 raise ValueError(f"blocks must be alike but for their length, got {first.shape} and {block.shape}")
             yield block
     if first is None:
-        raise ValueError(nothing)
+        raise ValueError(if_empty)

@@ -259,11 +259,11 @@ def _merged(x: Array, kernel: Array, stride: int, dilation: tuple[int, ...], aro
     outputs = (size + 2 * around[-1] - width) // stride + 1
     whole = (outputs - 1 + taps) * stride
     around_last = [(space, space, 0) for space in around[:-1]]
-    nothing = jnp.zeros((), x.dtype)
-    x = jax.lax.pad(x, nothing, [(0, 0, 0), *around_last, (around[-1], whole - size - around[-1], 0), (0, 0, 0)])
+    zero = jnp.zeros((), x.dtype)
+    x = jax.lax.pad(x, zero, [(0, 0, 0), *around_last, (around[-1], whole - size - around[-1], 0), (0, 0, 0)])
     x = x.reshape(*x.shape[:-2], whole // stride, stride * channels)
     kernel = jax.lax.pad(
-        kernel, nothing, [(0, 0, 0)] * (kernel.ndim - 3) + [(0, taps * stride - width, 0), (0, 0, 0), (0, 0, 0)]
+        kernel, zero, [(0, 0, 0)] * (kernel.ndim - 3) + [(0, taps * stride - width, 0), (0, 0, 0), (0, 0, 0)]
     )
     kernel = kernel.reshape(*kernel.shape[:-3], taps, stride * channels, features)
     return convolve.fun(x, kernel, 1, dilation, (0,) * len(around))

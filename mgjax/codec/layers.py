@@ -134,7 +134,7 @@ def flat(layers: Iterable[Layer]) -> Iterator[ELU | Fold | Conv]:
             yield layer
 
 
-def weighted(config: CodecConfig) -> Iterator[tuple[str, str, Conv | LSTM]]:
+def with_weights(config: CodecConfig) -> Iterator[tuple[str, str, Conv | LSTM]]:
     """The codec's layers with weights, in the order of the signal's flow.
 
     Yields:

@@ -121,10 +121,10 @@ def update(
     embed = embed_avg / smoothed[:, None]
     even = x.shape[0] / size
     dead = cluster_size < config.dead_below * even
-    drawn = _draw(x, size, key)
+    new_codewords = _draw(x, size, key)
     return {
-        "embed": jnp.where(dead[:, None], drawn, embed),
-        "embed_avg": jnp.where(dead[:, None], drawn * even, embed_avg),
+        "embed": jnp.where(dead[:, None], new_codewords, embed),
+        "embed_avg": jnp.where(dead[:, None], new_codewords * even, embed_avg),
         "cluster_size": jnp.where(dead, even, cluster_size),
         "inited": codebook["inited"],
     }

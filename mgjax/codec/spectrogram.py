@@ -41,7 +41,7 @@ def stft(x: Float[Array, "b n"], size: int) -> tuple[Float[Array, "b t f"], Floa
         return spectrum[..., : size // 2 + 1], spectrum[..., size // 2 + 1 :]
 
     def fast(x: Array) -> tuple[Array, Array]:
-        spectrum = sharding.row_by_row(jnp.fft.rfft, x * jnp.asarray(window(size))[None, None])
+        spectrum = sharding.map_rows(jnp.fft.rfft, x * jnp.asarray(window(size))[None, None])
         return jnp.real(spectrum), jnp.imag(spectrum)
 
     return jax.lax.platform_dependent(frames(x, size), cpu=fast, default=product)

@@ -68,41 +68,41 @@ def padded(x: np.ndarray, size: int) -> np.ndarray:
 def windowed(
     run: Callable[[np.ndarray, int], np.ndarray | jax.Array],
     field: ReceptiveField,
-    most: int,
+    max_frames: int,
     blocks: Iterable[np.ndarray],
     one_size: bool = False,
 ) -> Iterator[np.ndarray]:
     """The output of a part with a limited receptive field, each piece as soon as the blocks that it depends on came.
 
-    `run`, (buffer [b, size * unit_in, ...], length) -> [b, size * unit_out, ...], of which `length` is valid,
-    is called for windows of at most `most` frames and their receptive field. With `one_size` all buffers are as large
-    as the largest, so that one program serves them all.
+    `run`, (buffer [b, size * unit_in, ...], length) -> [b, size * unit_out, ...], of which `length` is valid, is called
+    for windows of at most `max_frames` and their receptive field. With `one_size` all buffers are as large as the
+    largest, so that one program serves them all.
     """
-    most = max(most, 2 * (field.left + field.right + field.start))
-    held: np.ndarray | None = None  # input that later output depends on
+    max_frames = max(max_frames, 2 * (field.left + field.right + field.start))
+    buffer: np.ndarray | None = None  # input that later output depends on
     origin = done = 0  # its first frame, and the frames that were returned
     for block in itertools.chain(blocks, [None]):
         if block is not None:
-            held = block if held is None else np.concatenate([held, block], axis=1)
-        while held is not None:
-            last = block is None and held.shape[1] <= most * field.unit_in
-            frames = math.ceil(held.shape[1] / field.unit_in) if last else min(held.shape[1] // field.unit_in, most)
+            buffer = block if buffer is None else np.concatenate([buffer, block], axis=1)
+        while buffer is not None:
+            last = block is None and buffer.shape[1] <= max_frames * field.unit_in
+            frames = -(-buffer.shape[1] // field.unit_in) if last else min(buffer.shape[1] // field.unit_in, max_frames)
             end = origin + frames
             ready = end if last else end - field.right
             if ready <= done or (not last and end < field.start):
                 break
-            window = held[:, : frames * field.unit_in]
-            size = bucket(most if one_size else frames) * field.unit_in
+            window = buffer[:, : frames * field.unit_in]
+            size = bucket(max_frames if one_size else frames) * field.unit_in
             y = np.asarray(run(padded(window, size), window.shape[1]))
             yield y[:, (done - origin) * field.unit_out : (ready - origin) * field.unit_out]
             done, start = ready, max(0, ready - field.left)
-            held, origin = held[:, (start - origin) * field.unit_in :], start
+            buffer, origin = buffer[:, (start - origin) * field.unit_in :], start
 
 
 def recurrent(
     run: Callable[[np.ndarray, int, State], tuple[np.ndarray | jax.Array, State]],
     num_layers: int,
-    most: int,
+    max_frames: int,
     blocks: Iterable[np.ndarray],
     one_size: bool = False,
 ) -> Iterator[np.ndarray]:
@@ -113,8 +113,8 @@ def recurrent(
     state = None
     for block in blocks:
         state = zero_state(num_layers, block.shape[0], block.shape[2]) if state is None else state
-        for start in range(0, block.shape[1], most):
-            piece = block[:, start : start + most]
-            size = bucket(most if one_size else piece.shape[1])
+        for start in range(0, block.shape[1], max_frames):
+            piece = block[:, start : start + max_frames]
+            size = bucket(max_frames if one_size else piece.shape[1])
             y, state = run(padded(piece, size), piece.shape[1], state)
             yield np.asarray(y)[:, : piece.shape[1]]

@@ -17,15 +17,15 @@ from mgjax.config.model import CodecConfig
 
 def norm(kernel: Float[Array, "..."], axis: int) -> Float[Array, " d"]:
     """The Euclidean norm of the kernel at each index of `axis`."""
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=_others(kernel.ndim, axis)))
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=_other_axes(kernel.ndim, axis)))
 
 
 def normalized(kernel: Float[Array, "..."], scale: Float[Array, " d"], axis: int) -> Float[Array, "..."]:
     """The kernel in the direction of `kernel` whose norm at each index of `axis` is `scale`."""
-    return kernel * jnp.expand_dims(scale / norm(kernel, axis), _others(kernel.ndim, axis))
+    return kernel * jnp.expand_dims(scale / norm(kernel, axis), _other_axes(kernel.ndim, axis))
 
 
-def _others(ndim: int, axis: int) -> tuple[int, ...]:
+def _other_axes(ndim: int, axis: int) -> tuple[int, ...]:
     return tuple(other for other in range(ndim) if other != axis % ndim)
 
 
@@ -37,7 +37,7 @@ def fold(config: CodecConfig, params: dict[str, Any]) -> tuple[CodecConfig, dict
     @jax.jit  # one program for all layers: a hundred small ones would take seconds to compile
     def folded(params: dict[str, Any]) -> dict[str, Any]:
         flat = flatten_dict(params, sep="/")
-        for path, _, layer in layers.weighted(config):
+        for path, _, layer in layers.with_weights(config):
             if isinstance(layer, layers.Conv):
                 scale = flat.pop(f"{path}/scale")
                 flat[f"{path}/kernel"] = normalized(flat[f"{path}/kernel"], scale, layer.norm_axis)
@@ -55,10 +55,10 @@ def unfold(config: CodecConfig, variables: dict[str, Any]) -> tuple[CodecConfig,
     if config.norm != "none":
         return config, variables
     flat = flatten_dict(variables, sep="/")
-    for path, _, layer in layers.weighted(config):
+    for path, _, layer in layers.with_weights(config):
         if isinstance(layer, layers.Conv):
             kernel = np.asarray(flat[f"params/{path}/kernel"])
-            axes = _others(kernel.ndim, layer.norm_axis)
+            axes = _other_axes(kernel.ndim, layer.norm_axis)
             scale = np.sqrt(np.sum(np.square(kernel.astype(np.float64)), axis=axes))
             flat[f"params/{path}/scale"] = scale.astype(kernel.dtype)
             zero = np.expand_dims(scale == 0, axes)

@@ -55,7 +55,7 @@ def _frames(audio: Float32[Array, "b m"], config: MelodyConfig) -> Float32[Array
         def frame(start: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(audio, start, size, axis=1)
 
-        spectrum = sharding.row_by_row(jnp.fft.rfft, jax.vmap(frame, out_axes=1)(starts) * window[None, None])
+        spectrum = sharding.map_rows(jnp.fft.rfft, jax.vmap(frame, out_axes=1)(starts) * window[None, None])
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         if config.bottleneck == "suppress":
             power = power * (1 - jax.nn.one_hot(jnp.argmax(power, axis=-1), power.shape[-1]))

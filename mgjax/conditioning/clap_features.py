@@ -53,7 +53,7 @@ def log_mel(audio: Float[Array, "b n"], config: ClapAudioConfig) -> Float[Array,
     whole = jnp.pad(clips(audio, config)[0].astype(jnp.float32), ((0, 0), (size // 2, size // 2)), mode="reflect")
     starts = np.arange(0, whole.shape[1] - size + 1, hop)
     frames = whole[:, starts[:, None] + np.arange(size)]
-    power = sharding.row_by_row(functools.partial(jax.lax.platform_dependent, tpu=_power, default=_exact_power), frames)
+    power = sharding.map_rows(functools.partial(jax.lax.platform_dependent, tpu=_power, default=_exact_power), frames)
     filters = mel_filters(config.sample_rate, size, config.num_mels, config.lowest_hz, config.highest_hz)
     mels = jnp.einsum("btf,fm->btm", power, filters, precision="highest")
     return 10 * jnp.log10(jnp.maximum(mels, _FLOOR))
@@ -84,8 +84,8 @@ def mel_filters(
     def mels(hertz: float) -> float:
         return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * np.log(hertz / 1000) / np.log(6.4)
 
-    places = np.linspace(mels(lowest_hz), mels(highest_hz), num_mels + 2)
-    edges = np.where(places < 15, places * 200 / 3, 1000 * 6.4 ** ((places - 15) / 27))
+    mel_points = np.linspace(mels(lowest_hz), mels(highest_hz), num_mels + 2)
+    edges = np.where(mel_points < 15, mel_points * 200 / 3, 1000 * 6.4 ** ((mel_points - 15) / 27))
     low, middle, high = edges[None, :-2], edges[None, 1:-1], edges[None, 2:]
     hertz = np.linspace(0, sample_rate / 2, size // 2 + 1)[:, None]
     triangles = np.maximum(0, np.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)))

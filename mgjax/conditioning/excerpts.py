@@ -14,7 +14,7 @@ from mgjax.conditioning.hubert import Hubert
 from mgjax.conditioning.style import StyleConditioner, excerpt
 from mgjax.config.conditioning import StyleConfig
 from mgjax.config.model import ModelConfig
-from mgjax.nn import applied
+from mgjax.nn import jit_apply
 
 # Mono, of `StyleConfig.seconds`, at the rate of the style's encoder.
 Excerpt = Float32[np.ndarray, "_"]
@@ -32,23 +32,23 @@ def prepare(style: Any, sample_rate: Any, seeds: Sequence[int], config: ModelCon
     """
     style_config = config.style
     assert style_config is not None
-    target = (style_config.features or config.codec).sample_rate
+    target_rate = (style_config.features or config.codec).sample_rate
 
-    def mono(row: Any, rate: int, label: str) -> tuple[Float32[np.ndarray, "m 1"], int]:
+    def with_rate(row: Any, rate: int, label: str) -> tuple[Float32[np.ndarray, "m 1"], int]:
         return reference_audio.mono(reference_audio.sound(row, label, "style"), label, "style"), rate
 
-    styles = reference_audio.converted(style, sample_rate, len(seeds), "style", mono)
+    styles = reference_audio.converted(style, sample_rate, len(seeds), "style", with_rate)
     return [
-        None if style is None else _excerpt(*style, seed, target, style_config)
+        None if style is None else _excerpt(*style, seed, target_rate, style_config)
         for style, seed in zip(styles, seeds, strict=True)
     ]
 
 
 def _excerpt(
-    mono: Float32[np.ndarray, "m 1"], sample_rate: int, seed: int, target: int, config: StyleConfig
+    mono: Float32[np.ndarray, "m 1"], sample_rate: int, seed: int, target_rate: int, config: StyleConfig
 ) -> Excerpt:
-    audio = waveform.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target)[:, 0]
-    length = round(config.seconds * target)  # rounding may give a sample more or less
+    audio = waveform.resample(excerpt(mono, sample_rate, config.seconds, seed), sample_rate, target_rate)[:, 0]
+    length = round(config.seconds * target_rate)  # rounding may give a sample more or less
     return np.pad(audio[:length], (0, max(0, length - len(audio))))
 
 
@@ -67,7 +67,7 @@ def encode(
     if config.features is None:
         inputs = codec(audio)
     else:
-        inputs = applied(Hubert(config.features), {"params": variables["features"]}, audio)
+        inputs = jit_apply(Hubert(config.features), {"params": variables["features"]}, audio)
     of_module = {name: variables[name] for name in ("params", "batch_stats", "codebooks")}
-    styles = iter(np.asarray(applied(StyleConditioner(config), of_module, inputs)))
+    styles = iter(np.asarray(jit_apply(StyleConditioner(config), of_module, inputs)))
     return [None if excerpt is None else next(styles) for excerpt in excerpts]

@@ -36,16 +36,16 @@ def vectors(
         index = _index(config)
         tokens = np.zeros((len(values_per_row), 1, config.dim), np.float32)
         for row, values in enumerate(values_per_row):
-            for value in _several(values, config):
-                place = index.get(_plain(value))
-                if place is None:
+            for value in _as_list(values, config):
+                number = index.get(_plain(value))
+                if number is None:
                     raise ValueError(f"{config.name} {value!r} is not known{_hint(value, config.values)}")
-                tokens[row, 0, place] = 1
+                tokens[row, 0, number] = 1
         return tokens, np.any(tokens, axis=2)
     mask = np.array([[value is not None] for value in values_per_row], bool).reshape(-1, 1)
     numbers = np.array([config.low if value is None else _number(value, config) for value in values_per_row])
-    places = np.log(numbers / config.low) / np.log(config.high / config.low)
-    tokens = np.cos(np.pi * np.arange(config.dim) * places.reshape(-1, 1, 1)) * mask[..., None]
+    positions = np.log(numbers / config.low) / np.log(config.high / config.low)
+    tokens = np.cos(np.pi * np.arange(config.dim) * positions.reshape(-1, 1, 1)) * mask[..., None]
     return tokens.astype(np.float32), mask
 
 
@@ -109,7 +109,7 @@ def _plain(value: str) -> str:
     return value.strip().casefold()
 
 
-def _several(values: Any, config: LabelConfig) -> Sequence[str]:
+def _as_list(values: Any, config: LabelConfig) -> Sequence[str]:
     if values is None or isinstance(values, str):
         return [] if values is None else [values]
     if not isinstance(values, list | tuple | set | frozenset) or not all(isinstance(value, str) for value in values):

@@ -30,8 +30,8 @@ def prepare(
       ImportError: Demucs is asked for and not installed.
       TypeError, ValueError: `melody` is no audio with a melody, or not one for each row.
     """
-    prepared = functools.partial(_prepared, config=config, separate=separate)
-    return reference_audio.converted(melody, sample_rate, batch, "melody", prepared)
+    prepare_row = functools.partial(_prepare_row, config=config, separate=separate)
+    return reference_audio.converted(melody, sample_rate, batch, "melody", prepare_row)
 
 
 def windowed(
@@ -48,8 +48,8 @@ def windowed(
     over and over, at that time (as in the published long generation). Rows without a melody are as `config.null` says.
     """
     silence = config.null == "silence"
-    nothing = chroma.null(config) * silence
-    chromagrams = np.repeat(nothing[None], len(melodies), axis=0)
+    null_chroma = chroma.null(config) * silence  # or zeros
+    chromagrams = np.repeat(null_chroma[None], len(melodies), axis=0)
     mask = np.full(chromagrams.shape[:2], silence)
     # Samples after the last frame's window do not count.
     num_samples = (config.num_frames - 1) * config.hop_length + config.fft_size
@@ -68,7 +68,7 @@ def windowed(
     return chromagrams, mask
 
 
-def _prepared(melody: Any, sample_rate: int, label: str, config: MelodyConfig, separate: Any) -> Melody:
+def _prepare_row(melody: Any, sample_rate: int, label: str, config: MelodyConfig, separate: Any) -> Melody:
     """One melody, checked; messages call it `label`."""
     is_stems = isinstance(melody, Mapping)
     audio = reference_audio.sound(mixed(melody) if is_stems else melody, label, "melody")
@@ -77,7 +77,7 @@ def _prepared(melody: Any, sample_rate: int, label: str, config: MelodyConfig, s
         raise ValueError(f"{label} lasts {seconds:.3g} seconds, less than one frame of the chromagram ({shortest:.3g})")
     if separate is not None and not is_stems:
         audio = separated(audio, sample_rate, separate)
-        trouble = f"{label} is silent after separation, which takes out drums and bass"
-        reference_audio.check_not_silent(audio, trouble, "melody")
+        problem = f"{label} is silent after separation, which takes out drums and bass"
+        reference_audio.check_not_silent(audio, problem, "melody")
     mono = reference_audio.mono(audio, label, "melody")
     return np.ascontiguousarray(waveform.resample(mono, sample_rate, config.sample_rate)[:, 0])

@@ -19,10 +19,10 @@ from mgjax.conditioning.excerpts import Encode, Excerpt, encode
 from mgjax.conditioning.labels import vectors
 from mgjax.conditioning.melody import Melody, windowed
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.tokenizers import BUCKETS, Tokenizer
+from mgjax.conditioning.tokenizers import TEXT_LENGTHS, Tokenizer
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig, StyleConfig
 from mgjax.config.model import ModelConfig
-from mgjax.nn import applied
+from mgjax.nn import jit_apply
 
 Encoded = tuple[Float[Array, "b l d"] | Float[np.ndarray, "b l d"], Bool[np.ndarray, "b l"]]  # vectors, valid mask
 
@@ -34,13 +34,14 @@ class ConditioningInputs:
     text: str | None = None  # the prompt
     melody: Melody | None = None  # as `mgjax.conditioning.melody.prepare` gives it
     chroma: Float[np.ndarray, "f p"] | None = None  # the chromagram of a melody, in the place of the melody
-    # The vectors of a style, as `ConditionProvider.styles` gives them, or of a request an excerpt.
-    style: Float[np.ndarray, "l d"] | Excerpt | None = None
+    excerpt: Excerpt | None = None  # of a style, as `mgjax.conditioning.excerpts.prepare` cuts it
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of labels and numbers by name
+    style: Float[np.ndarray, "l d"] | None = None  # the vectors of the excerpt, from `ConditionProvider.styles`
 
     def __bool__(self) -> bool:
         """Whether there is any condition; without one this is an unconditional row."""
-        return bool(self.text or self.labels) or any(x is not None for x in (self.melody, self.chroma, self.style))
+        inputs = (self.melody, self.chroma, self.excerpt, self.style)
+        return bool(self.text or self.labels) or any(x is not None for x in inputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,18 +109,18 @@ class ConditionProvider:
     def _t5(self, texts: Sequence[str]) -> tuple[Float[Array, "u l d"], Bool[np.ndarray, "u l"]]:
         config = self.config.text
         if config is None or not texts:
-            shape = (1, BUCKETS[0])
+            shape = (1, TEXT_LENGTHS[0])
             return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
-        ids, mask = self.tokenizer.encode(_padded(texts))
-        return applied(T5Encoder(config), {"params": self.variables["text"]}, ids, mask), mask
+        ids, mask = self.tokenizer.encode(_padded_texts(texts))
+        return jit_apply(T5Encoder(config), {"params": self.variables["text"]}, ids, mask), mask
 
     def _clap(self, texts: Sequence[str]) -> Float[Array, "v j"]:
         config = self.config.clap
         if config is None or not texts:
             return jnp.zeros((1, config.clap.dim if config else 1))
         variables = self.variables["clap"]
-        ids, mask = self._clap_tokenizer.encode(_padded(texts))
-        embeddings = applied(clap.ClapText(config.clap), variables["text"], ids, mask)
+        ids, mask = self._clap_tokenizer.encode(_padded_texts(texts))
+        embeddings = jit_apply(clap.ClapText(config.clap), variables["text"], ids, mask)
         return _quantized(embeddings, variables["codebooks"]["embed"]) if "codebooks" in variables else embeddings
 
     def conditions(
@@ -178,7 +179,7 @@ def _melody(rows: Sequence[ConditioningInputs], span: Span, config: MelodyConfig
     return chroma, mask
 
 
-def _padded(texts: Sequence[str]) -> list[str]:
+def _padded_texts(texts: Sequence[str]) -> list[str]:
     """The texts, and the last one again until their number is a power of two: each number is a program to compile."""
     return [*texts, *[texts[-1]] * (2 ** (len(texts) - 1).bit_length() - len(texts))]
 

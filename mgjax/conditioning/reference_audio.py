@@ -39,19 +39,19 @@ def converted(
     Raises:
       TypeError, ValueError: As `rows`, `arguments.rate` and `convert`, and where the sample rate is missing.
     """
-    of_rows = rows(audio, batch, name)
-    if all(row is None for row in of_rows):
+    audio_of_rows = rows(audio, batch, name)
+    if all(row is None for row in audio_of_rows):
         return [None] * batch
     if sample_rate is None:
         raise ValueError(f"{name}_sample_rate is missing: say how many samples a second the {name} has, such as 44100")
     sample_rate = arguments.rate(sample_rate, f"{name}_sample_rate")
-    is_one = all(row is of_rows[0] for row in of_rows)
+    is_shared = all(row is audio_of_rows[0] for row in audio_of_rows)
     sounds: dict[int, Sound] = {}
-    for number, row in enumerate(of_rows):
+    for number, row in enumerate(audio_of_rows):
         if row is not None and id(row) not in sounds:
-            label = f"the {name}" if is_one else f"the {name} of row {number}"
+            label = f"the {name}" if is_shared else f"the {name} of row {number}"
             sounds[id(row)] = convert(row, sample_rate, label)
-    return [None if row is None else sounds[id(row)] for row in of_rows]
+    return [None if row is None else sounds[id(row)] for row in audio_of_rows]
 
 
 def sound(audio: Any, label: str, name: str) -> Float32[np.ndarray, "n c"]:
@@ -69,7 +69,7 @@ def mono(audio: Float32[np.ndarray, "n c"], label: str, name: str) -> Float32[np
     return mixed
 
 
-def check_not_silent(audio: Float32[np.ndarray, "n c"], trouble: str, name: str) -> None:
-    """Raises ValueError, which says `trouble`, where the audio is silent."""
+def check_not_silent(audio: Float32[np.ndarray, "n c"], problem: str, name: str) -> None:
+    """Raises ValueError, which says `problem`, where the audio is silent."""
     if np.ptp(audio, axis=0).max() < _SILENCE:
-        raise ValueError(f"{trouble}. There is no {name} in silence: give None for music without a {name}")
+        raise ValueError(f"{problem}. There is no {name} in silence: give None for music without a {name}")

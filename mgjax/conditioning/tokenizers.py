@@ -21,7 +21,7 @@ from mgjax.config.model import ModelConfig
 from mgjax.errors import CheckpointError
 from mgjax.inputs import files
 
-BUCKETS = (16, 32, 64, 128, 256, 512)  # the lengths of batches: few, because each is a program to compile
+TEXT_LENGTHS = (16, 32, 64, 128, 256, 512)  # in tokens, of batches: few, because each is a program to compile
 _CLAP_LENGTH = 77  # tokens of every row: what CLAP was trained with
 _CLAP_SPECIAL = ("<s>", "</s>", "<pad>")  # before a text, after it, beside it
 _LARGEST = 2**20  # tokens
@@ -34,20 +34,20 @@ class Tokenizer:
     """A text encoder's tokenizer: texts as ids of pieces of its vocabulary. The defaults are T5's.
 
     Attributes:
-      pieces: Gives the ids of a text, without its start and its end.
+      text_to_ids: The function from a text to its ids, without its start and its end.
       vocab_size: All ids are below this. T5's 100 `<extra_id_...>` are not counted: they occur in no text.
       lengths: The lengths that batches may have, in tokens.
       start, end, pad: The ids before a text (None for none), after it, and beside it.
-      reader: Who reads no more than the longest of `lengths`, in a warning.
+      encoder: What messages call the encoder, which reads no more than the longest of `lengths`.
     """
 
-    pieces: Callable[[str], list[int]]
+    text_to_ids: Callable[[str], list[int]]
     vocab_size: int
-    lengths: tuple[int, ...] = BUCKETS
+    lengths: tuple[int, ...] = TEXT_LENGTHS
     start: int | None = None
     end: int = 1
     pad: int = 0
-    reader: str = "the text encoder is given"
+    encoder: str = "the text encoder"
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike) -> Tokenizer:
@@ -90,24 +90,24 @@ class Tokenizer:
     def _ids(self, text: str) -> list[int]:
         start = [] if self.start is None else [self.start]
         room = self.lengths[-1] - len(start) - 1
-        pieces = self.pieces(text.encode(errors="replace").decode())  # a command line may hold undecodable bytes
-        if len(pieces) > room:
+        ids = self.text_to_ids(text.encode(errors="replace").decode())  # a command line may hold undecodable bytes
+        if len(ids) > room:
             warnings.warn(
-                f"the text beginning {text[:40]!r} has {len(pieces)} tokens, {len(pieces) - room} more than "
-                f"{self.reader}: its end is ignored. Shorten it",
+                f"the text beginning {text[:40]!r} has {len(ids)} tokens, {len(ids) - room} more than "
+                f"{self.encoder} reads: its end is ignored. Shorten it",
                 stacklevel=3,
             )
-        return [*start, *pieces[:room], self.end]
+        return [*start, *ids[:room], self.end]
 
 
-def parsed(content: dict[str, Any]) -> Callable[[str], list[int]]:
-    """The ids that a tokenizer.json gives a text, all of it, without special tokens around it."""
+def ids_of_json(content: dict[str, Any]) -> Callable[[str], list[int]]:
+    """The function from a text to its ids by the content of a tokenizer.json, without special tokens."""
     content["post_processor"] = content["truncation"] = content["padding"] = None
     return ids_by(tokenizers.Tokenizer.from_str(json.dumps(content)))
 
 
 def ids_by(model: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
-    """The ids that a model of the library tokenizers gives a text."""
+    """The function from a text to its ids by a model of the library tokenizers."""
     return lambda text: model.encode(text, add_special_tokens=False).ids
 
 
@@ -134,7 +134,7 @@ def _from_json(path: Path) -> tuple[Callable[[str], list[int]], int]:
         content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
         content["model"]["vocab"] = [["\0" + piece if piece in special else piece, score] for piece, score in vocab]
         content["model"]["unk_id"] = SPECIAL.index("<unk>")  # without it, texts would fail later
-        text_ids = parsed(content)
+        text_ids = ids_of_json(content)
     except CheckpointError:
         raise
     except Exception as error:  # `tokenizers` raises bare Exceptions
@@ -184,7 +184,7 @@ def clap_tokenizer(directory: str | os.PathLike) -> Tokenizer:
             f"{path} is not a readable tokenizer of RoBERTa ({type(error).__name__}: {error}): it may be damaged, "
             f"or belong to another model. {_CLAP_HINT}"
         ) from error
-    return Tokenizer(pieces, max(vocab.values()) + 1, (_CLAP_LENGTH,), start, end, pad, "CLAP reads")
+    return Tokenizer(pieces, max(vocab.values()) + 1, (_CLAP_LENGTH,), start, end, pad, "CLAP")
 
 
 def _roberta_from_vocabulary(path: Path) -> tuple[Callable[[str], list[int]], dict[str, int]]:
@@ -201,7 +201,7 @@ def _roberta_from_json(path: Path) -> tuple[Callable[[str], list[int]], dict[str
     if content["model"].get("type", "BPE") != "BPE":
         raise ValueError(f"its model is {content['model']['type']}, not BPE")
     content["added_tokens"] = []  # special tokens are not searched for in a text, and no merge makes one
-    return parsed(content), content["model"]["vocab"]
+    return ids_of_json(content), content["model"]["vocab"]
 
 
 def load(model: ModelConfig, directory: Path | None) -> Tokenizer:

@@ -15,7 +15,7 @@ from mgjax.conditioning.labels import from_metadata, vectors
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
 from mgjax.config.serialization import ranged
 from mgjax.data.corpus import Pieces
-from mgjax.data.prompts import TextConfig, assemble, plain
+from mgjax.data.prompts import TextConfig, assemble, raw_text
 from mgjax.errors import ConfigError, DataError
 
 Tokenize = Callable[[Sequence[str | None]], tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]]
@@ -125,7 +125,7 @@ class ConditionReader:
         if conditions.clap is not None:
             batch["clap_mask"] = np.array(kept["clap"])
             if conditions.for_validation:
-                ids, mask = conditions.clap([plain(self._pieces.metadata(segment.piece)) for segment in segments])
+                ids, mask = conditions.clap([raw_text(self._pieces.metadata(segment.piece)) for segment in segments])
                 batch |= {"clap_ids": ids, "clap_ids_mask": mask, "clap_mask": batch["clap_mask"] & mask.any(axis=1)}
         for label in conditions.labels:
             values = [
@@ -222,7 +222,7 @@ def _tokenizer(pieces: Pieces, text: TextConfig, tokenize: Tokenize | None) -> T
         return tokenize
     if tokenize is not None:
         for corpus, ids in zip(pieces.corpora, stored, strict=True):
-            expected, mask = tokenize([plain(corpus.metadata(0))])
+            expected, mask = tokenize([raw_text(corpus.metadata(0))])
             if ids is None or not np.array_equal(expected[mask], ids):
                 raise DataError(
                     f"the token ids in the corpus {corpus.directory} are not those of this run's text encoder: "

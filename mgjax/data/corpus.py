@@ -85,8 +85,8 @@ class Corpus:
             path = shard_path(directory, description.kind, split, i, len(shards))
             size = path.stat().st_size if path.is_file() else None
             if size != num_bytes:
-                trouble = "is missing" if size is None else f"has {size} bytes instead of {num_bytes}"
-                raise CorpusError(f"{path}: {trouble}; copy it again, or build the corpus anew")
+                problem = "is missing" if size is None else f"has {size} bytes instead of {num_bytes}"
+                raise CorpusError(f"{path}: {problem}; copy it again, or build the corpus anew")
         lengths = _read_index(directory / f"index-{split}.npz")
         corpus = cls(directory, split, description, lengths, shards)
         counted, expected = int(num_records(description, lengths).sum()), sum(shard.records for shard in shards)
@@ -228,8 +228,8 @@ class Corpus:
         except records.RecordError as error:
             raise self._damaged(f"shard {shard} {error}") from error
 
-    def _damaged(self, trouble: str) -> CorpusError:
-        return CorpusError(f"{self.directory}, {self.split}: {trouble}; copy the corpus again, or build it anew")
+    def _damaged(self, problem: str) -> CorpusError:
+        return CorpusError(f"{self.directory}, {self.split}: {problem}; copy the corpus again, or build it anew")
 
 
 def _read_index(path: Path) -> Int64[np.ndarray, "p"]:

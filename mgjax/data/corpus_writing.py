@@ -140,12 +140,12 @@ def _code_records(description: Description, piece: Piece) -> Iterator[tuple[int,
     bins = None if piece.melody is None else piece.melody.shape[1]
     if bins != (description.melody and description.melody.num_bins):
         raise ValueError(f"{piece.name}: a corpus keeps the melodies of all its pieces, or of none; got {bins} bins")
-    others = {} if piece.text_ids is None else {"text_ids": piece.text_ids.astype("<i4").tobytes()}
+    optional = {} if piece.text_ids is None else {"text_ids": piece.text_ids.astype("<i4").tobytes()}
     if piece.melody is not None:
-        others["melody"] = piece.melody.astype("<f2").tobytes()
+        optional["melody"] = piece.melody.astype("<f2").tobytes()
     metadata = piece.metadata.to_json().encode()
     codes_bytes = codes.astype("<u2").tobytes()
-    yield len(codes), records.write(name=piece.name.encode(), codes=codes_bytes, metadata=metadata, **others)
+    yield len(codes), records.write(name=piece.name.encode(), codes=codes_bytes, metadata=metadata, **optional)
 
 
 def _write_dataset_info(directory: Path, description: Description, counts: Mapping[str, list[list[int]]]) -> None:

@@ -33,7 +33,7 @@ Batch = dict[str, np.ndarray]
 
 log = logging.getLogger("mgjax")
 
-_MOST, _LONGEST = 2**20, 86_400  # of the counts in DataConfig, and of a segment's seconds
+_MAX_COUNT, _MAX_SECONDS = 2**20, 86_400  # of the counts in DataConfig, and of a segment's seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "valid_rounds": 1, "num_threads": 0, "num_workers": 0, "prefetch": 1}
         for name, smallest in least.items():
-            if not smallest <= getattr(self, name) <= _MOST:
-                raise ConfigError(f"{name} must be from {smallest} to {_MOST}, got {getattr(self, name)}")
-        if not 0 < self.segment_seconds <= _LONGEST:
+            if not smallest <= getattr(self, name) <= _MAX_COUNT:
+                raise ConfigError(f"{name} must be from {smallest} to {_MAX_COUNT}, got {getattr(self, name)}")
+        if not 0 < self.segment_seconds <= _MAX_SECONDS:
             raise ConfigError(
-                f"segment_seconds must be above 0 and at most {_LONGEST} (a day), got {self.segment_seconds}"
+                f"segment_seconds must be above 0 and at most {_MAX_SECONDS} (a day), got {self.segment_seconds}"
             )
         ranged(self, "0 or above and below 1", "max_bad")
         ranged(self, "above 0 and at most 1", "min_segment_ratio")
@@ -112,7 +112,7 @@ def batches(
       corpora: Training splits of one or more corpora of one kind.
       config: The sampling of segments.
       seed: 0 or more.
-      rows: The rows of each batch that this host reads, such as `sharding.rows_here`; None for all of them.
+      rows: The rows of each batch that this host reads, such as `sharding.local_rows`; None for all of them.
       conditions: Which conditions they hold the inputs of; None for none.
 
     Raises:
@@ -206,8 +206,8 @@ def _read(dataset: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
         return dataset.to_iter_dataset(grain.ReadOptions(min(config.num_threads, config.prefetch), config.prefetch))
     if not flags.FLAGS.is_parsed():  # outside of absl apps; grain reads flags before it starts processes
         flags.FLAGS.mark_as_parsed()
-    each = max(1, config.prefetch // (2 * config.num_workers))  # a process has a queue of this size at both its ends
-    processes = grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=each)
+    buffer_size = max(1, config.prefetch // (2 * config.num_workers))  # of the queues at both ends of a process
+    processes = grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=buffer_size)
     return dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(processes, end_with_parent)
 
 

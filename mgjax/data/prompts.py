@@ -50,7 +50,7 @@ def assemble(metadata: Metadata, config: TextConfig, rng: np.random.Generator) -
 
     Dropout of the whole condition, for classifier-free guidance, is apart (conditions.py).
     """
-    description, fields = plain(metadata), []
+    description, fields = raw_text(metadata), []
     if rng.random() < config.merge_text_p:
         known = [(field, getattr(metadata, field)) for field in FIELDS]
         kept = [rendered(field, value) for field, value in known if value and rng.random() < config.keep_other_p]
@@ -68,7 +68,7 @@ def assemble(metadata: Metadata, config: TextConfig, rng: np.random.Generator) -
     return text or None
 
 
-def plain(metadata: Metadata) -> str | None:
+def raw_text(metadata: Metadata) -> str | None:
     """The unchanged description, the text of validations; None if there is none."""
     return (metadata.description or "").strip() or None
 

@@ -7,8 +7,8 @@ name an axis.
 
 Many hosts form one mesh. Each holds only the rows of a batch that its own devices work on.
 
-A program that is compiled for a mesh (`over`) constrains activations by `by_rows` and the weights in use by `gathered`,
-in a few places. Otherwise XLA may propagate the sharding of the weights to the activations, and replicate the batch.
+A program for a mesh (`on_mesh`) constrains activations by `by_rows` and the weights in use by `gathered`, in a few
+places. Otherwise XLA may propagate the sharding of the weights to the activations, and replicate the batch.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def rows(num_rows: int, mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, P(tuple(axes)) if axes else P())
 
 
-def rows_here(num_rows: int, mesh: Mesh) -> list[int]:
+def local_rows(num_rows: int, mesh: Mesh) -> list[int]:
     """The rows of a batch that the devices of this process work on, in order, which this host has to read.
 
     Raises ValueError if there are several processes, and the mesh does not divide the number of rows.
@@ -146,10 +146,10 @@ def rows_here(num_rows: int, mesh: Mesh) -> list[int]:
 
 
 def place_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """The global batch [b, ...] over the mesh, from this process's `array` of the rows in `rows_here`."""
+    """The global batch [b, ...] over the mesh, from this process's `array` of the rows in `local_rows`."""
     spread = mesh.shape["data"] * mesh.shape["fsdp"]
-    num_rows = len(array) * spread // len(rows_here(spread, mesh))
-    local = {row: i for i, row in enumerate(rows_here(num_rows, mesh))}
+    num_rows = len(array) * spread // len(local_rows(spread, mesh))
+    local = {row: i for i, row in enumerate(local_rows(num_rows, mesh))}
 
     def shard(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(num_rows)
@@ -180,8 +180,8 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` to be compiled for `mesh`, which is then known to the functions below."""
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` to be compiled for `mesh`, which the functions below then read."""
 
     @functools.wraps(function)
     def traced(*arguments: Any) -> Any:
@@ -192,7 +192,7 @@ def over(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mesh() -> AbstractMesh | None:
-    """The mesh of the program that is being traced; None outside of `over`."""
+    """The mesh of the program that is being traced; None outside of `on_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == AXES else None
 
@@ -209,7 +209,7 @@ def by_rows(array: jax.Array) -> jax.Array:
     return array if mesh is None else jax.lax.with_sharding_constraint(array, rows(array.shape[0], mesh))
 
 
-def rows_each(num_rows: int) -> int:
+def rows_per_device(num_rows: int) -> int:
     """The number of rows of a batch on each device of the mesh."""
     mesh = _mesh()
     return num_rows if mesh is None else rows(num_rows, mesh).shard_shape((num_rows,))[0]
@@ -248,7 +248,7 @@ def _gathered_backward(whole: NamedSharding, split: NamedSharding, _: None, grad
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def apart(function: Callable[..., Any], *arrays: jax.Array) -> jax.Array:
+def map_rows_and_heads(function: Callable[..., Any], *arrays: jax.Array) -> jax.Array:
     """`shard_map` of `function`: each device computes its own rows and heads.
 
     For kernels that XLA cannot partition. Arrays of two axes are [rows, ...], all others and the result
@@ -258,12 +258,12 @@ def apart(function: Callable[..., Any], *arrays: jax.Array) -> jax.Array:
     if mesh is None or mesh.size == 1:
         return function(*arrays)
     num_rows, num_heads = arrays[0].shape[:2]
-    both, alone = cache(num_rows, num_heads, mesh).spec, rows(num_rows, mesh).spec
-    parts = tuple(alone if array.ndim == 2 else both for array in arrays)
-    return jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=both, check_vma=False)(*arrays)
+    by_row, by_row_and_head = rows(num_rows, mesh).spec, cache(num_rows, num_heads, mesh).spec
+    specs = tuple(by_row if array.ndim == 2 else by_row_and_head for array in arrays)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=by_row_and_head, check_vma=False)(*arrays)
 
 
-def row_by_row(function: Callable[[jax.Array], Any], array: jax.Array) -> Any:
+def map_rows(function: Callable[[jax.Array], Any], array: jax.Array) -> Any:
     """`shard_map` of `function` over the rows of an array [rows, ...]; the result has as many rows.
 
     For operations that XLA would otherwise replicate, such as Fourier transforms.
@@ -271,5 +271,5 @@ def row_by_row(function: Callable[[jax.Array], Any], array: jax.Array) -> Any:
     mesh = _mesh()
     if mesh is None or mesh.size == 1:
         return function(array)
-    own = rows(array.shape[0], mesh).spec
-    return jax.shard_map(function, mesh=mesh, in_specs=own, out_specs=own, check_vma=False)(array)
+    by_row = rows(array.shape[0], mesh).spec
+    return jax.shard_map(function, mesh=mesh, in_specs=by_row, out_specs=by_row, check_vma=False)(array)

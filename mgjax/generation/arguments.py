@@ -45,7 +45,7 @@ _LONGEST_WINDOW = 10  # times the window of training
 _MOST_WINDOWS = 100_000  # of a result
 _MOST_CHARACTERS = 100_000  # of a text, of which the first few hundred words are read
 
-_SEEDS = 2**32
+_NUM_SEEDS = 2**32
 
 
 def request(
@@ -95,7 +95,8 @@ def request(
         seeds=row_seeds,
         audio_prompt=audio_prompt,
     )
-    return _readable(request, config)
+    _check_texts(request.texts, config)
+    return request
 
 
 def scoring_request(
@@ -118,7 +119,8 @@ def scoring_request(
         seeds=row_seeds,
         audio_prompt=audio_prompt,
     )
-    return _readable(request, config)
+    _check_texts(request.texts, config)
+    return request
 
 
 def _conditioning_inputs(
@@ -137,7 +139,7 @@ def _conditioning_inputs(
     batch, model_rate = len(seeds), config.codec.sample_rate
     melodies: Sequence[Melody | None] = [None] * batch
     chromas: Sequence[Float32[np.ndarray, "f p"] | None] = [None] * batch
-    styles: Sequence[Excerpt | None] = [None] * batch
+    excerpts: Sequence[Excerpt | None] = [None] * batch
     if melody is not None or chroma is not None:
         if config.melody is None:
             raise ValueError("this model was not trained with melodies: use a melody model, such as musicgen-melody")
@@ -152,8 +154,8 @@ def _conditioning_inputs(
         if config.style is None:
             raise ValueError("this model was not trained with styles: use a style model, such as musicgen-style")
         rate = model_rate if style_sample_rate is None else style_sample_rate
-        styles = prepare_excerpts(style, rate, seeds, config)
-    rows = zip(melodies, chromas, styles, _labels(labels, batch, config), strict=True)
+        excerpts = prepare_excerpts(style, rate, seeds, config)
+    rows = zip(melodies, chromas, excerpts, _labels(labels, batch, config), strict=True)
     return [ConditioningInputs(None, *row) for row in rows]
 
 
@@ -170,14 +172,13 @@ def _schedules(prompts: Any, frame_rate: float, num_frames: int, crossfade_frame
     return [_schedule(schedule, frame_rate, num_frames, crossfade_frames) for schedule in schedules]
 
 
-def _readable(request: Request, config: ModelConfig) -> Request:
+def _check_texts(texts: Sequence[str | None], config: ModelConfig) -> None:
     """Raises ValueError for a text where the model has no text encoder, and for one that is far too long."""
-    if any(request.texts) and config.text is None and config.clap is None:
+    if any(texts) and config.text is None and config.clap is None:
         raise ValueError("this model was not trained with texts: give None (on the command line: an empty prompt)")
-    longest = max((len(text) for text in request.texts if text), default=0)
+    longest = max((len(text) for text in texts if text), default=0)
     if longest > _MOST_CHARACTERS:
         raise ValueError(f"a text has {longest} characters, the most is {_MOST_CHARACTERS}: its beginning is enough")
-    return request
 
 
 def _rows(value: Any, is_row: Callable[[Any], bool], expected: str) -> Sequence[Any]:
@@ -199,6 +200,7 @@ def _is_schedule(value: Any) -> bool:
 
 
 def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, crossfade_frames: int) -> Schedule:
+    """A row's prompts without those that change nothing, each at its frame; raises as `request`."""
     times = [arguments.number(seconds, "the time of a text", " of seconds") for seconds, _ in schedule]
     if not all(0 <= time <= _MOST_SECONDS for time in times):
         raise ValueError(f"the times of texts must be 0 or above, and at most {_MOST_SECONDS} (a day), got {times}")
@@ -213,7 +215,7 @@ def _schedule(schedule: Sequence[Any], frame_rate: float, num_frames: int, cross
     if late:
         warnings.warn(
             f"the text {late[0].text!r} begins at {late[0].frame / frame_rate:g} s, when the music is over "
-            f"({num_frames / frame_rate:g} s): it is not heard",
+            f"({num_frames / frame_rate:g} s): it has no effect",
             stacklevel=3,
         )
     # A prompt that repeats the last is no change.
@@ -257,10 +259,10 @@ def seeds(seed: Any, batch: int) -> list[int]:
     """One seed per row: `seed + i` for row i of a single number (from 0 again after 2**32 - 1)."""
     seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
     rows = _rows(seed, is_whole, "seed must be a whole number or a list of them")
-    if not all(0 <= row < _SEEDS for row in rows):
+    if not all(0 <= row < _NUM_SEEDS for row in rows):
         raise ValueError(f"a seed must be 0 or above and below 2**32, got {shown(seed)}")
     if is_whole(seed):
-        return [(int(seed) + i) % _SEEDS for i in range(batch)]
+        return [(int(seed) + i) % _NUM_SEEDS for i in range(batch)]
     if len(rows) != batch:
         raise ValueError(f"{len(rows)} seeds do not fit {batch} texts: give one seed, or one for each text")
     return [int(row) for row in rows]

@@ -80,16 +80,16 @@ def generate(
         # As the first host sees it, and before any of them begins.
         missing = np.array([first and not _is_done(folder, number) for number in range(len(batches))])
         numbers = np.flatnonzero(multihost_utils.broadcast_one_to_all(missing)).tolist()
-        mine, failed = numbers[jax.process_index() :: jax.process_count()], 0
-        for count, number in enumerate(mine, 1):
+        local_numbers, failed = numbers[jax.process_index() :: jax.process_count()], 0
+        for count, number in enumerate(local_numbers, 1):
             batch = batches[number]
             results = list(zip(batch, pieces_or_errors(generate_batch, batch, size), strict=True))
-            good = [(job, result) for job, result in results if isinstance(result, Piece)]
-            places = iter(writer.write(folder, number, len(batches), good))
-            lines = [_line(job, result, places) | {"machine": machine} for job, result in results]
+            finished = [(job, result) for job, result in results if isinstance(result, Piece)]
+            entries = iter(writer.write(folder, number, len(batches), finished))
+            lines = [_line(job, result, entries) | {"machine": machine} for job, result in results]
             _write(_part(folder, number), lines)
-            failed += len(batch) - len(good)
-            progress(batch, count, len(mine))
+            failed += len(batch) - len(finished)
+            progress(batch, count, len(local_numbers))
         failed = int(np.sum(multihost_utils.process_allgather(np.int32(failed))))  # when all are done
         if first:
             paths = [_part(folder, number) for number in range(len(batches))]
@@ -107,7 +107,7 @@ def packed(jobs: Sequence[Job], size: int) -> list[list[Job]]:
     kinds: dict[Hashable, list[Job]] = defaultdict(list)
     for job in jobs:
         kinds[job.kind].append(job)
-    return [alike[start : start + size] for alike in kinds.values() for start in range(0, len(alike), size)]
+    return [same[start : start + size] for same in kinds.values() for start in range(0, len(same), size)]
 
 
 def pieces_or_errors(generate_batch: GenerateBatch, batch: Sequence[Job], size: int) -> list[Piece | str]:
@@ -208,12 +208,12 @@ def _is_done(folder: Path, number: int) -> bool:
     return path.exists() and all("file" in line and (folder / line["file"]).is_file() for line in _read(path))
 
 
-def _line(job: Job, result: Piece | str, places: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _line(job: Job, result: Piece | str, entries: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """The manifest's line of a piece."""
     if isinstance(result, str):
         return {"name": job.name, "error": result, "recipe": job.about}
     digest = hashlib.sha256(np.ascontiguousarray(result.codes, "<i4").tobytes()).hexdigest()
-    return {"name": job.name, **next(places), "codes_sha256": digest, "recipe": job.about}
+    return {"name": job.name, **next(entries), "codes_sha256": digest, "recipe": job.about}
 
 
 def _part(folder: Path, number: int) -> Path:

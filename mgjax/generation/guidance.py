@@ -17,16 +17,16 @@ from mgjax.generation.request import Request, Schedule, TimedPrompt
 from mgjax.generation.windows import Extent, Window, extents, split
 
 
-def windows(
+def prepare_windows(
     request: Request, config: ModelConfig, provider: ConditionProvider, encode_mono: Encode
 ) -> Iterator[Window]:
     """The windows of a request in order. Prompts and styles are encoded at once, the rest window by window."""
-    styles = [row.style for row in request.inputs]
-    if any(style is not None for style in styles):
-        styles = provider.styles(styles, encode_mono)
+    excerpts = [row.excerpt for row in request.inputs]
+    if any(excerpt is not None for excerpt in excerpts):
+        styles = provider.styles(excerpts, encode_mono)
         rows = zip(request.inputs, styles, strict=True)
         request = dataclasses.replace(request, inputs=[dataclasses.replace(row, style=style) for row, style in rows])
-    for warning in _without_effect(request):
+    for warning in _ineffective_arguments(request):
         warnings.warn(warning, stacklevel=4)  # where the method of `MusicGen` is called
     texts = provider.encode(request.texts)
     is_long = request.num_frames > request.window_frames
@@ -63,7 +63,7 @@ def row_sets(
     if any(previous for _, previous in prompts):
         # Guidance from the previous prompt to the new one, with a scale that grows from 0 to 1.
         sets.append(_with_texts(rows, [(previous or prompt).text for prompt, previous in prompts]))
-        scales.append(np.stack([_fade(*pair, request.crossfade_frames, frames) for pair in prompts]))
+        scales.append(np.stack([_crossfade_share(*pair, request.crossfade_frames, frames) for pair in prompts]))
     is_conditioned = any(request.texts) or any(rows)  # without a condition, guidance has no effect
     if is_conditioned and any(sampling.is_guided for sampling in request.samplings):
         points = [np.transpose(sampling.guidance_points) for sampling in request.samplings]
@@ -93,7 +93,7 @@ def _prompts_at(schedule: Schedule, frame: int, crossfade_frames: int) -> tuple[
     return schedule[index], schedule[index - 1] if is_fading else None
 
 
-def _fade(
+def _crossfade_share(
     prompt: TimedPrompt, previous: TimedPrompt | None, crossfade_frames: int, frames: Int[np.ndarray, "f"]
 ) -> Float[np.ndarray, "f"]:
     """The share of a prompt in the crossfade from the prompt before it; 1 without a crossfade."""
@@ -102,14 +102,14 @@ def _fade(
     return np.clip((frames - prompt.frame + 1) / (crossfade_frames + 1), 0, 1)
 
 
-def _without_effect(request: Request) -> list[str]:
+def _ineffective_arguments(request: Request) -> list[str]:
     """Warnings of arguments without effect."""
     messages = []
     columns = zip(request.schedules, request.inputs, request.negatives, request.samplings, strict=True)
     for schedule, row, negative, sampling in columns:
         is_conditioned = any(prompt.text for prompt in schedule) or row
         if sampling.is_guided and not is_conditioned and not negative:
-            messages.append("a text is empty: nothing steers the music there, and guidance has no effect")
+            messages.append("a text is empty: nothing conditions the music there, and guidance has no effect")
         if negative and not sampling.is_guided:
             messages.append("a negative text works through guidance, which is off (1): it has no effect")
     return list(dict.fromkeys(messages))

@@ -144,7 +144,7 @@ def decode_steps(
     window to window.
     """
 
-    def one_step(state: DecodeState) -> DecodeState:
+    def decode_step(state: DecodeState) -> DecodeState:
         tokens = jax.lax.dynamic_slice_in_dim(state.tokens, state.step, 1, axis=1)
         rows = _rows(tokens, context)
         logits, cache = apply(module, {"params": params}, rows, context, state.cache, state.step, method="decode")
@@ -160,7 +160,7 @@ def decode_steps(
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, step, axis=1)
         return DecodeState(tokens, cache, step, non_finite_step)
 
-    return _constrained(jax.lax.while_loop(lambda state: state.step < last_step, one_step, state), shardings)
+    return _constrained(jax.lax.while_loop(lambda state: state.step < last_step, decode_step, state), shardings)
 
 
 @functools.partial(jax.jit, static_argnames="shardings")
@@ -190,8 +190,8 @@ def guide(logits: Float[Array, "rows k v"], scales: Float[Array, "r b"]) -> Floa
     scales of the first b rows over the second ones, ..., last over the unconditional rows. 1 leaves the logits of the
     rows with more conditions as they are.
     """
-    guided, *others = jnp.split(logits, len(scales) + 1)
-    for base, scale in zip(others, scales, strict=True):
+    guided, *bases = jnp.split(logits, len(scales) + 1)
+    for base, scale in zip(bases, scales, strict=True):
         guided = base + scale[:, None, None] * (guided - base)
     return guided
 

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from mgjax.conditioning.condition import Condition
 from mgjax.errors import NotFiniteError
-from mgjax.generation import sampling as programs
+from mgjax.generation import sampling
 from mgjax.lm import pattern as patterns
 from mgjax.lm.model import LM, Context
-from mgjax.nn import applied, not_finite
+from mgjax.nn import jit_apply, not_finite
 
 # Frames between two returns to Python: about a second of music.
 _CHUNK_FRAMES = 50
@@ -75,7 +75,7 @@ def decode(
     params: dict[str, Any],
     windows: Iterable[Window],
     audio_prompt: Int[np.ndarray, "b p k"],
-    sampling: programs.SamplingParams,
+    sampling_params: sampling.SamplingParams,
     *,
     mesh: Mesh | None = None,
     progress: Callable[[int], None] | None = None,
@@ -94,11 +94,11 @@ def decode(
     for window in windows:
         extent, scales = window.extent, window.guidance_scales
         batch, num_sets = scales.shape[2], scales.shape[1] + 1
-        context = programs.placed_context(module, params, window.conditions, num_sets * batch, mesh)
-        shardings = None if mesh is None else programs.state_shardings(module.config, batch, num_sets, mesh)
+        context = sampling.placed_context(module, params, window.conditions, num_sets * batch, mesh)
+        shardings = None if mesh is None else sampling.state_shardings(module.config, batch, num_sets, mesh)
         known, offset = codes[:, extent.offset - offset :], extent.offset
         steps = pattern.steps(extent.num_frames)
-        for tokens, num_complete in _chunks(module, params, context, extent, known, scales, sampling, shardings):
+        for tokens, num_complete in _chunks(module, params, context, extent, known, scales, sampling_params, shardings):
             # Frames with codes that are not known yet come after `num_complete`.
             num_complete = min(num_complete, extent.end)
             codes = tokens[:, steps, np.arange(pattern.num_codebooks)][:, :num_complete]
@@ -115,12 +115,12 @@ def score(
 ) -> Float[Array, "b t k v"]:
     """The logits of every code given the codes before it in the interleaved sequence (teacher-forced), float32."""
     pattern = patterns.from_config(module.config)
-    context = programs.placed_context(module, params, window.conditions, len(codes), mesh)
+    context = sampling.placed_context(module, params, window.conditions, len(codes), mesh)
     tokens = pattern.build(codes, module.config.special_token)
     num_steps = tokens.shape[1]
     # Few lengths, few programs: steps after the music do not change those before.
-    padding = [(0, 0), (0, programs.capacity_for(num_steps) - num_steps), (0, 0)]
-    logits = applied(module, {"params": params}, jnp.asarray(np.pad(tokens, padding)), context)
+    padding = [(0, 0), (0, sampling.capacity_for(num_steps) - num_steps), (0, 0)]
+    logits = jit_apply(module, {"params": params}, jnp.asarray(np.pad(tokens, padding)), context)
     return pattern.revert_logits(logits[:, :num_steps], codes.shape[1])[0]
 
 
@@ -131,8 +131,8 @@ def _chunks(
     extent: Extent,
     known: Int[np.ndarray, "b p k"],
     guidance_scales: Float[np.ndarray, "f r b"],
-    sampling: programs.SamplingParams,
-    shardings: programs.StateShardings | None,
+    sampling_params: sampling.SamplingParams,
+    shardings: sampling.StateShardings | None,
 ) -> Iterator[tuple[Int[np.ndarray, "b s k"], int]]:
     """Yields, chunk by chunk, the interleaved sequence of one window and how many of its frames are complete."""
     pattern = patterns.from_config(module.config)
@@ -164,22 +164,22 @@ def _chunks(
         return min(int(np.argmax(complete >= target)), step + _CHUNK_STEPS, last_step)
 
     step = first_step - 1
-    capacity = programs.capacity_for(min(len(frames), max(end_of_chunk(step) + 1, _FIRST_CAPACITY)))
-    num_read = min(programs.capacity_for(step), capacity) if step else 0
-    state = programs.prefill(module, params, context, placed(tokens), jnp.int32(step), num_read, shardings)
+    capacity = sampling.capacity_for(min(len(frames), max(end_of_chunk(step) + 1, _FIRST_CAPACITY)))
+    num_read = min(sampling.capacity_for(step), capacity) if step else 0
+    state = sampling.prefill(module, params, context, placed(tokens), jnp.int32(step), num_read, shardings)
     while step < last_step:
         step = end_of_chunk(step)
         if step >= capacity:
-            capacity = programs.capacity_for(step + 1)
-            state = programs.grow(state, placed(tokens), shardings)
-        tables = fitted(sampled, 0), sampling, fitted(scales, 0)
-        state = programs.decode_steps(module, params, context, state, *tables, jnp.int32(step), clock, shardings)
+            capacity = sampling.capacity_for(step + 1)
+            state = sampling.grow(state, placed(tokens), shardings)
+        inputs = fitted(sampled, 0), sampling_params, fitted(scales, 0), jnp.int32(step), clock
+        state = sampling.decode_steps(module, params, context, state, *inputs, shardings)
         decoded, non_finite_step = jax.device_get((state.tokens, state.non_finite_step))
         tokens[:, : decoded.shape[1]] = decoded[:, : len(frames)]
         good_step = min(step, int(non_finite_step.min()) - 1)
         yield tokens, int(complete[good_step])
         if good_step < step:
-            what = "conditions (text, melody, style, labels)" if not_finite(context) else "predictions"
+            cause = "conditions (text, melody, style, labels)" if not_finite(context) else "predictions"
             rows = ", ".join(map(str, np.flatnonzero(non_finite_step <= step)))
             num_good = extent.offset + min(int(complete[good_step]), extent.end)
-            raise NotFiniteError(f"the {what} of row {rows} are not finite, after {num_good} good frames")
+            raise NotFiniteError(f"the {cause} of row {rows} are not finite, after {num_good} good frames")

@@ -1,7 +1,7 @@
 """Attention of the language model: to cached keys and values, and of a whole sequence by the kernels of each platform.
 
 Written out, the scores of a sequence of 1500 steps are the largest thing that a layer moves through memory; a kernel
-never writes them down. Which kernel is used depends on the devices that the program is compiled for (`sharding.over`).
+never writes them down. Which kernel is used depends on the devices it is compiled for (`sharding.on_mesh`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def attend(
 
 
 def causal_mask(
-    index: Int[Array, ""] | int, num_steps: int, num_slots: int, valid: Bool[Array, "b m"] | None
+    first_slot: Int[Array, ""] | int, num_steps: int, num_slots: int, valid: Bool[Array, "b m"] | None
 ) -> Bool[Array, "#b 1 s m"]:
-    """The mask of `num_steps` steps, the first of which has the slot `index`: its own slot and the valid ones before.
+    """The mask of `num_steps` steps from `first_slot` on: each attends to its own slot and the valid ones before.
 
     `valid` is False for padding; None without padding.
     """
-    mask = ((index + jnp.arange(num_steps))[:, None] >= jnp.arange(num_slots)[None, :])[None, None]
+    mask = ((first_slot + jnp.arange(num_steps))[:, None] >= jnp.arange(num_slots)[None, :])[None, None]
     return mask if valid is None else mask & valid[:, None, None, :]
 
 
@@ -79,7 +79,7 @@ def _splash(query: Queries, key: Keys, value: Keys, valid: Bool[Array, "b s"] | 
     operands = [whole(x) for x in (query, key, value)]
     if valid is not None:
         operands.append(jnp.pad(valid, ((0, 0), (0, missing)), constant_values=True))
-    attended = sharding.apart(_splash_rows(num_steps + missing, block), *operands)
+    attended = sharding.map_rows_and_heads(_splash_rows(num_steps + missing, block), *operands)
     return jnp.swapaxes(attended[:, :, :num_steps], 1, 2)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def placed(params: dict[str, Any], codebooks: Float[Array, "k v c"], key: Array) -> dict[str, Any]:
+def init_from_codebooks(params: dict[str, Any], codebooks: Float[Array, "k v c"], key: Array) -> dict[str, Any]:
     """New parameters of an LM, with embeddings and heads initialised from `codebooks`, one for each of the model's.
 
     The projected latents have variance 1, as large as the positions that they are added to; the codebooks have the
@@ -28,10 +28,10 @@ def placed(params: dict[str, Any], codebooks: Float[Array, "k v c"], key: Array)
 
     embed_key, head_key = jax.random.split(key)
     width = codebooks.shape[-1]
-    shared = jax.random.normal(embed_key, (width, dim)) * (width * jnp.sum(variances)) ** -0.5
-    apart = jax.random.normal(head_key, (codebooks.shape[0], width, dim)) * (width * dim) ** -0.5
-    heads = jnp.einsum("kvc,kcd->dkv", centred * variances**-0.5, apart)
+    embed_projection = jax.random.normal(embed_key, (width, dim)) * (width * jnp.sum(variances)) ** -0.5
+    head_projections = jax.random.normal(head_key, (codebooks.shape[0], width, dim)) * (width * dim) ** -0.5
+    heads = jnp.einsum("kvc,kcd->dkv", centred * variances**-0.5, head_projections)
     return params | {
-        "embed": {"embedding": embedding.at[:, :-1].add(centred @ shared)},
+        "embed": {"embedding": embedding.at[:, :-1].add(centred @ embed_projection)},
         "head": params["head"] | {"kernel": heads},
     }

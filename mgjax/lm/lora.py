@@ -23,7 +23,7 @@ from mgjax.config.serialization import ranged
 from mgjax.errors import ConfigError
 from mgjax.lm.matrices import matrix
 
-Path = tuple[str, ...]
+KernelPath = tuple[str, ...]
 Params = dict[str, Any]
 Adapter = dict[str, Any]
 
@@ -105,7 +105,7 @@ def merge(config: LoraConfig, params: Params, adapter: Adapter) -> Params:
     return unflatten_dict(merged)
 
 
-def _targets(config: LoraConfig, params: Params) -> dict[Path, Any]:
+def _targets(config: LoraConfig, params: Params) -> dict[KernelPath, Any]:
     """The kernels that are adapted, by the paths of their layers."""
     leaves = sorted(flatten_dict(params).items(), key=operator.itemgetter(0))
     kernels = {path[:-1]: leaf for path, leaf in leaves if matrix(path) is not None}
@@ -117,16 +117,16 @@ def _targets(config: LoraConfig, params: Params) -> dict[Path, Any]:
     return {path: leaf for path, leaf in kernels.items() if any(re.search(p, "/".join(path)) for p in config.targets)}
 
 
-def _sizes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, int]:
+def _sizes(path: KernelPath, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, int]:
     """Of a kernel: the axes in front, how many matrices it holds, and the inputs and outputs of each."""
     place = matrix((*path, "kernel"))
     if place is None:
         raise ConfigError(f"the adapter is for {'/'.join(path)}, which has no kernel that can be adapted")
     ins, outs = (math.prod(shape[axis] for axis in axes) for axes in place)
-    lead = shape[: len(shape) + min(place.read)]
+    lead = shape[: len(shape) + min(place.inputs)]
     return lead, math.prod(shape[len(lead) :]) // (ins * outs), ins, outs
 
 
-def pairs_of(adapter: Adapter) -> dict[Path, Params]:
+def pairs_of(adapter: Adapter) -> dict[KernelPath, Params]:
     """The narrow matrices by the paths of their layers."""
     return flatten_dict(adapter, is_leaf=lambda _, tree: not isinstance(tree.get("down", {}), dict))

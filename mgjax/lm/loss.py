@@ -23,7 +23,7 @@ class Steps(NamedTuple):
     counted: Bool[Array, "b s k"]  # the loss mask: False where the target is a special token
 
 
-def layout(pattern: Pattern, codes: Int[Array, "b t k"], num_frames: Int[Array, "b"], special: int) -> Steps:
+def teacher_forced(pattern: Pattern, codes: Int[Array, "b t k"], num_frames: Int[Array, "b"], special: int) -> Steps:
     """Interleaves `codes` into the steps of training, as many as there are frames.
 
     The sequence is cut where the fastest codebook runs out of frames (Pattern.valid_steps), so the last frames of a
@@ -46,7 +46,7 @@ def cross_entropy(logits: Float[Array, "b s k v"], steps: Steps) -> tuple[Float[
     return jnp.sum(losses, axis=(0, 1)), jnp.sum(steps.counted, axis=(0, 1), dtype=jnp.float32)
 
 
-def cross_entropy_of(
+def cross_entropy_in_parts(
     predict: Callable[[Float[Array, "b c d"]], Float[Array, "b c k v"]], hidden: Float[Array, "b s d"], steps: Steps
 ) -> Float[Array, "k"]:
     """The sums of `cross_entropy` of the logits `predict(hidden)`.
@@ -55,7 +55,7 @@ def cross_entropy_of(
     """
     b, s, k = steps.targets.shape
     codes = jax.eval_shape(predict, hidden).shape[-1]
-    num_parts = min(s, -(-sharding.rows_each(b) * s * k * codes // _AT_ONCE))
+    num_parts = min(s, -(-sharding.rows_per_device(b) * s * k * codes // _AT_ONCE))
     if num_parts == 1:
         return cross_entropy(predict(hidden), steps)[0]
     length = -(-s // num_parts)

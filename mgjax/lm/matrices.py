@@ -11,8 +11,8 @@ from typing import NamedTuple
 class Matrix(NamedTuple):
     """Axes of a kernel, counted from the end, for stacked layers have one axis more in front."""
 
-    read: tuple[int, ...]  # those of the inputs
-    written: tuple[int, ...]  # those of the outputs; an axis that is neither counts the matrices in one kernel
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]  # an axis that is neither counts the matrices in one kernel
 
 
 LAYER = {

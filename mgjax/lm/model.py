@@ -158,9 +158,9 @@ class LM(nn.Module):
         self, tokens: Int[Array, "b s k"], context: Context, cache: Cache, step: Int[Array, ""] | int
     ) -> tuple[Float[Array, "b s k v"], Cache]:
         """Logits of the step after each of `s` steps, of which `step` is the first, and the cache with them in it."""
-        index = step + context.prefix.shape[1]
+        first_slot = step + context.prefix.shape[1]
         valid = _valid(context, cache.layers[0].key.shape[2] - context.prefix.shape[1])
-        x, layers = self._transform(self._embed(tokens, context, step), valid, context, cache, index)
+        x, layers = self._transform(self._embed(tokens, context, step), valid, context, cache, first_slot)
         return self.logits(x), dataclasses.replace(cache, layers=layers)
 
     @property
@@ -194,7 +194,7 @@ class LM(nn.Module):
         valid: Bool[Array, "b m"] | None,
         context: Context,
         cache: Cache | None,
-        index: Int[Array, ""] | int,
+        first_slot: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], tuple[KeyValue, ...]]:
         """The layers, over `x` itself or over a cache; and the keys and values of their self-attention."""
         if self.scan_layers:
@@ -204,7 +204,7 @@ class LM(nn.Module):
         for i, layer in enumerate(self._layers):
             cached = None if cache is None else cache.layers[i]
             cross = self._cross(layer, context) if cache is None else cache.cross[i]
-            x, keys_and_values = layer(x, valid, cross, context.cross_mask, cached, index)
+            x, keys_and_values = layer(x, valid, cross, context.cross_mask, cached, first_slot)
             written.append(keys_and_values)
         return x, tuple(written)
 

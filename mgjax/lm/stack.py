@@ -17,20 +17,18 @@ from jaxtyping import Array, Bool, Float, Key
 
 from mgjax.config.model import LMConfig
 from mgjax.lm.attention import ATTENDED
-from mgjax.lm.transformer import Index, Layer
+from mgjax.lm.transformer import Layer, LayerIndex
 from mgjax.nn import WEIGHT, apply
 
 _save, _named = jax.checkpoint_policies.save_from_both_policies, jax.checkpoint_policies.save_only_these_names
 _dots = _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _named(ATTENDED))
 
-# What is stored of each layer for the backward pass, besides its input: all of it; the results of its products with
-# weights and of attention by a kernel (written out, it is computed again), with or without the gathered weights; or
-# nothing.
+# What is stored of each layer for the backward pass, besides its input.
 REMAT: dict[str, Callable[..., bool] | None] = {
-    "none": None,
-    "weights": _save(_dots, _named(WEIGHT)),
-    "dots": _dots,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "none": None,  # all
+    "weights": _save(_dots, _named(WEIGHT)),  # as "dots", and the gathered weights
+    "dots": _dots,  # products with weights, and attention by a kernel, not where it is written out
+    "full": jax.checkpoint_policies.nothing_saveable,  # nothing
 }
 
 
@@ -76,7 +74,7 @@ class Stack(nn.Module):
             cross = layer.cross_attn.project(x) if self.config.cross_attention else None
             layer(x, None, cross, jnp.ones((1, 1), bool), None, 0)
 
-        def init(index: Index, key: Key[Array, ""]) -> dict[str, Any]:
+        def init(index: LayerIndex, key: Key[Array, ""]) -> dict[str, Any]:
             return Layer(self.config, index, parent=None).init(key, method=use_all)["params"]
 
         count = self.config.num_layers

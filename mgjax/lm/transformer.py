@@ -20,7 +20,7 @@ from mgjax.devices import sharding
 from mgjax.lm.attention import attend, attend_causally, causal_mask
 from mgjax.nn import Dense, Initializer, LayerNorm, symmetric_uniform
 
-Index = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
+LayerIndex = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
 
 
 class KeyValue(NamedTuple):
@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
     """Causal self-attention, over its input or over a cache, into which its keys and values are written first."""
 
     config: LMConfig
-    layer: Index
+    layer: LayerIndex
 
     @nn.compact
     def __call__(
@@ -42,11 +42,11 @@ class SelfAttention(nn.Module):
         x: Float[Array, "b s d"],
         valid: Bool[Array, "b m"] | None,
         cache: KeyValue | None,
-        index: Int[Array, ""] | int,
+        first_slot: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
         """Returns the output, and the keys and values that were attended to.
 
-        `cache` holds those of the steps before; those of this input are written there first, from the slot `index` on.
+        `cache` holds those of the steps before; those of this input are written there first, from `first_slot` on.
         `valid` is which slots (steps, without a cache) are not padding then; None for all.
         """
         heads = (self.config.num_heads, self.config.head_dim)
@@ -59,16 +59,16 @@ class SelfAttention(nn.Module):
         else:
             written = KeyValue(
                 *(
-                    _packed(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=2))
+                    _slots_last(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first_slot, axis=2))
                     for old, new in zip(cache, written, strict=True)
                 )
             )
-            y = attend(qkv[:, :, 0], *written, causal_mask(index, x.shape[1], written.key.shape[2], valid))
+            y = attend(qkv[:, :, 0], *written, causal_mask(first_slot, x.shape[1], written.key.shape[2], valid))
         out_init = residual_init(self.layer, in_axis=(0, 1))
         return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), written
 
 
-def _packed(cached: Float[Array, "b h m e"]) -> Float[Array, "b h m e"]:
+def _slots_last(cached: Float[Array, "b h m e"]) -> Float[Array, "b h m e"]:
     """The same array; on TPUs its slots lie next to each other in memory.
 
     Memory of TPUs is in tiles of 128 numbers. Left alone, XLA puts the width of a head last, because a slot is then
@@ -85,7 +85,7 @@ class CrossAttention(nn.Module):
     """Attention to the keys and values of a condition, which `project` computes once for all steps."""
 
     config: LMConfig
-    layer: Index
+    layer: LayerIndex
 
     def setup(self) -> None:
         """The projections of the steps, of the condition and of the result."""
@@ -109,7 +109,7 @@ class FeedForward(nn.Module):
     """Two matrices around an exact (erf) GELU."""
 
     config: LMConfig
-    layer: Index
+    layer: LayerIndex
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -124,7 +124,7 @@ class Layer(nn.Module):
     """x + self-attention, x + cross-attention, x + feed-forward, each of a normalised x."""
 
     config: LMConfig
-    layer: Index
+    layer: LayerIndex
 
     def setup(self) -> None:
         """The three parts and their norms; cross-attention where the config has it."""
@@ -143,21 +143,21 @@ class Layer(nn.Module):
         cross: KeyValue | None,
         cross_mask: Bool[Array, "b l"],
         cache: KeyValue | None,
-        index: Int[Array, ""] | int,
+        first_slot: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "b s d"], KeyValue]:
         """Returns the output, and the keys and values of self-attention; the others are as for `SelfAttention`.
 
         `cross` is the condition's keys and values, by `cross_attn.project`, or None for no cross-attention.
         """
         x = sharding.by_rows(x)
-        y, cache = self.self_attn(self.self_norm(x), valid, cache, index)
+        y, cache = self.self_attn(self.self_norm(x), valid, cache, first_slot)
         x = x + y
         if cross is not None:
             x = x + self.cross_attn(self.cross_norm(x), cross, cross_mask)
         return x + self.ffn(self.ffn_norm(x)), cache
 
 
-def residual_init(layer: Index, in_axis: tuple[int, ...] = (0,)) -> Initializer:
+def residual_init(layer: LayerIndex, in_axis: tuple[int, ...] = (0,)) -> Initializer:
     """The published initialisation of a matrix in a layer: truncated normal, narrower with depth.
 
     Standard deviation 1 / sqrt(fan_in) before the cut at three deviations, divided by sqrt(2 (layer + 1)).

@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mgjax.checkpoints.tables.matching import is_exact
+from mgjax.checkpoints.tables.matching import stays_float32
 from mgjax.checkpoints.tables.shapes import model_shapes
 from mgjax.conditioning.condition import Condition
 from mgjax.config.model import ModelConfig, Sampling
@@ -104,7 +104,7 @@ def _weights(config: ModelConfig, dtype: str, mesh: Mesh) -> dict[str, Any]:
     """Shapes of the model's weights, with the shardings of `mgjax.load`."""
     shapes = {}
     for path, shape in model_shapes(config).items():
-        kind = jnp.float32 if is_exact(tuple(path.split("/"))) else jnp.dtype(dtype)
+        kind = jnp.float32 if stays_float32(tuple(path.split("/"))) else jnp.dtype(dtype)
         shapes[path] = _shape(shape, kind, NamedSharding(mesh, sharding.spec(path, shape, mesh)))
     return unflatten_dict(shapes, sep="/")
 

@@ -91,13 +91,13 @@ def of_task(task: Task, config: LoopConfig, mesh: Mesh, batch: dict[str, jax.Sha
     """The plan of one training step of a task on global batches of such shapes; its weights may be shapes."""
     assert task.flops is not None, "a plan compares with the operations that the model needs"
     programs = Programs(task, config, mesh)
-    step = sharding.over(mesh, task.train_step)
+    step = sharding.on_mesh(mesh, task.train_step)
     return roofline.of(
         programs.lowered(batch),
         mesh,
         chip,
         needed=task.flops(batch),
-        computed=products(step, programs.like, programs.frozen_like, batch),
+        computed=products(step, programs.state_shapes, programs.frozen_shapes, batch),
     )
 
 

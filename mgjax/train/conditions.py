@@ -177,7 +177,7 @@ def clap_embeddings(
     return optim.in_parts(embed, batch["audio"], parts)
 
 
-def _coded(
+def _quantized_clap(
     embeddings: Float[Array, "b d"], codebooks: Codebooks | None, key: Array | None
 ) -> tuple[Float[Array, "b d"], Codebooks | None]:
     """Quantizes embeddings by `codebooks`, if there are any, and returns both; a `key` updates the codebooks."""
@@ -213,7 +213,7 @@ def conditions(
         style, extra["style"] = _style(model.style, weights["style"], inputs["style"], extra["style"], style_key)
         encoded["style"] = style, jnp.broadcast_to(inputs["style_mask"][:, None], style.shape[:2])
     if model.clap is not None:
-        embeddings, codebooks = _coded(inputs["clap"], extra.get("clap"), clap_key)
+        embeddings, codebooks = _quantized_clap(inputs["clap"], extra.get("clap"), clap_key)
         extra |= {} if codebooks is None else {"clap": codebooks}
         encoded["clap"] = embeddings[:, None], inputs["clap_mask"][:, None]
     for name in (label.name for labels in (model.labels, model.numbers) for label in labels):

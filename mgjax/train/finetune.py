@@ -28,13 +28,13 @@ from mgjax.errors import ConfigError, DataError
 from mgjax.inputs import claims, files
 from mgjax.lm.lora import LoraConfig
 from mgjax.train import lm
+from mgjax.train.checkpoints import check_run
 from mgjax.train.lm.config import LMRun
 from mgjax.train.lm.resolver import corpus_kind
 from mgjax.train.lm.training import batch_conditions
 from mgjax.train.loop import MAY_CHANGE
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig
-from mgjax.train.training_state import check_run
 
 Captions = Literal["files", "names"]
 Stage = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None] | None]]
@@ -167,7 +167,7 @@ def _warmup(steps: int, earlier: Path | None) -> int:
         raise ConfigError(f"{earlier}: does not hold the settings of a run") from error
     if 0 < warmup >= steps:
         raise ConfigError(
-            f"--steps must be above {warmup}, the warm-up that the run in {earlier.parent} was begun with"
+            f"--steps must be above {warmup}, the warm-up that the run in {earlier.parent} was started with"
         )
     return warmup
 

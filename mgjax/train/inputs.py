@@ -12,14 +12,14 @@ from mgjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-    """The inputs of a run."""
+class InputHashes:
+    """The hashes of the corpora and weights that a run reads."""
 
     hashes: Mapping[str, str | list[str]]  # of each input by its name; of a corpus, one for each shard
     may_grow: bool = False  # whether shards may have been appended to corpora
 
     @classmethod
-    def of(cls, corpora: Iterable[Corpus], may_grow: bool, **hashes: str | None) -> Inputs:
+    def of(cls, corpora: Iterable[Corpus], may_grow: bool, **hashes: str | None) -> InputHashes:
         """The inputs of a run that reads `corpora`, and weights with these `hashes`."""
         inputs: dict[str, Any] = {f"{corpus.split} split of {corpus.directory}": corpus.hashes() for corpus in corpora}
         return cls(inputs | {name: value for name, value in hashes.items() if value}, may_grow)
@@ -30,23 +30,23 @@ class Inputs:
         Raises ConfigError if it started with other inputs.
         """
         if before is None:
-            return ", which says nothing of what it was begun with: corpora and weights are not compared"
+            return ", which does not hold the hashes of its inputs: corpora and weights are not compared"
         shared = sorted(set(before) & set(self.hashes))
         differing = [name for name in shared if before[name] != self.hashes[name]]
         shards = {name: now for name in differing if isinstance(now := self.hashes[name], list)}
         grown = [name for name, now in shards.items() if now[: len(before[name])] == before[name]]
-        others = [name for name in differing if name not in grown]
-        if others:
+        changed = [name for name in differing if name not in grown]
+        if changed:
             raise ConfigError(
-                f"the run in {workdir} was begun with another {' and another '.join(others)} than is there now: put "
+                f"the run in {workdir} was started with another {' and another '.join(changed)} than is there now: put "
                 "that back, or give another folder"
             )
         if grown and not self.may_grow:
             raise ConfigError(
-                f"the {' and the '.join(grown)} has grown since the run in {workdir} was begun: set "
-                "data.may_grow to go on with all that is there now, or give another folder"
+                f"the {' and the '.join(grown)} has grown since the run in {workdir} was started: set "
+                "data.may_grow to go on with all shards, or give another folder"
             )
         return "".join(f"; the {name} has grown" for name in grown)
 
 
-NONE = Inputs({})
+NO_INPUTS = InputHashes({})

@@ -27,21 +27,21 @@ from mgjax.checkpoints.native import check_replaceable
 from mgjax.devices import distributed, sharding
 from mgjax.errors import ConfigError, NotFiniteError
 from mgjax.inputs import files
-from mgjax.train.inputs import NONE, Inputs
+from mgjax.train.checkpoints import Checkpoints, check_run, write_run
+from mgjax.train.inputs import NO_INPUTS, InputHashes
 from mgjax.train.memory import gib
 from mgjax.train.programs import ClosableIterator, Programs
 from mgjax.train.report import Report
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task
-from mgjax.train.trainable import matching
-from mgjax.train.training_state import Checkpoints, check_run, write_run
+from mgjax.train.trainable import path_filter
 from mgjax.train.watchdog import Watchdog
 
 __all__ = ["DataIterator", "LoopConfig", "NotFiniteError", "Task", "fit"]
 
 # Accepts the settings of a run that may be changed before it goes on, because they do not change what it computes; a
 # longer run has another schedule, and that is for the user to decide.
-MAY_CHANGE = matching(
+MAY_CHANGE = path_filter(
     r"loop\.(?!seed$)",
     r"mesh\.",
     r"data\.(num_threads|num_workers|prefetch|max_bad|may_grow)$",
@@ -74,7 +74,7 @@ def fit(
     *,
     run: Any = None,
     mesh: Mesh | None = None,
-    inputs: Inputs = NONE,
+    inputs: InputHashes = NO_INPUTS,
 ) -> TrainState:
     """Trains a task, from the newest checkpoint in `workdir` if there is one, and returns the state after it.
 
@@ -143,13 +143,13 @@ class _Training:
     step: int = 0
     _pending: dict[str, Array] | None = None  # metrics of the step, which may not be computed yet
     _num_skipped: int = 0
-    _in_a_row: int = 0
+    _skips_in_a_row: int = 0
     _is_compiled: bool = False
 
-    def restore(self, inputs: Inputs) -> str:
+    def restore(self, inputs: InputHashes) -> str:
         """Reads the newest checkpoint, or makes the first state; returns a remark about the inputs."""
         with self.watchdog.waiting("reading the newest checkpoint"):
-            restored = self.checkpoints.latest(self.programs.like)
+            restored = self.checkpoints.latest(self.programs.state_shapes)
         if restored is None:
             with self.watchdog.waiting("making the first weights", may_last=True):
                 self.state = self.programs.init()
@@ -167,18 +167,18 @@ class _Training:
     def next_batch(self) -> Batch:
         """The next batch; for the shapes of the first, the training step is compiled on all processes."""
         if self._is_compiled:
-            self.watchdog.again()
+            self.watchdog.restart()
             return self.programs.place(next(self.train_data))
         with self.watchdog.waiting("reading the first batch"):
             batch = self.programs.place(next(self.train_data))
         with self.watchdog.waiting("compiling", may_last=True):
             memory = self.programs.compile(batch)
             self.report.say(f"a training step needs {gib(memory.total)} of the memory of each device: {memory.parts()}")
-            self.report.rows, self.report.flops = self.programs.work(batch)
+            self.report.rows, self.report.flops = self.programs.rows_and_flops(batch)
             # The fastest process would not wait as long within the step.
             multihost.get_barrier_sync_fn()(key="compiled", timeout_ms=1000 * _COMPILING_SECONDS)
         self._is_compiled = True
-        self.watchdog.again()
+        self.watchdog.restart()
         return batch
 
     def update(self, batch: Batch) -> None:
@@ -198,22 +198,22 @@ class _Training:
         values: dict[str, float] = {}
         with self.report.clock.aside():
             if validating:
-                self.watchdog.again()
+                self.watchdog.restart()
                 values = self.programs.validate(self.state, self.valid_data)
                 self._check_finite(_not_finite(values))
                 self.report.validated(self.step, values, self.task.best[0])
             if show:
-                self.watchdog.again()
+                self.watchdog.restart()
                 self.report.sounds(self.step, show(self.state, self.programs.example(self.valid_data)))
             if saving:
-                self.watchdog.again()
+                self.watchdog.restart()
                 self._check_finite(self.programs.not_finite(self.state))
                 self.report.sync()
                 self.checkpoints.save(self.step, self.state, self.train_data.get_state(), values)
 
     def write_models(self) -> None:
         """Writes the last model, and the best one where a validation chose it."""
-        self.watchdog.again()
+        self.watchdog.restart()
         self.checkpoints.wait()
         model, best = self.workdir / "model", self.workdir / "best"
         self.task.save(self.state, model)
@@ -230,34 +230,34 @@ class _Training:
 
     def _load(self, step: int) -> None:
         del self.state  # there may be no room for two
-        self.state = self.checkpoints.restore(step, self.programs.like).state
+        self.state = self.checkpoints.restore(step, self.programs.state_shapes).state
 
     def _read_metrics(self) -> None:
         """Waits for the metrics of the last step, and reports them; raises NotFiniteError after too many bad steps."""
         if self._pending is None:
             return
         values = {name: float(value) for name, value in jax.device_get(self._pending).items()}
-        self._pending, wrong = None, _not_finite(values)
-        self._in_a_row = self._in_a_row + 1 if wrong else 0
-        if self._in_a_row > self.config.max_skipped:
-            self._check_finite(wrong)
-        elif wrong:
+        self._pending, not_finite = None, _not_finite(values)
+        self._skips_in_a_row = self._skips_in_a_row + 1 if not_finite else 0
+        if self._skips_in_a_row > self.config.max_skipped:
+            self._check_finite(not_finite)
+        elif not_finite:
             self._num_skipped += 1
             self.report.say(
-                f"{', '.join(wrong)}: not finite in update {self.step}, which is left out: {self._in_a_row} in a row, "
-                f"of {self.config.max_skipped} at most, and {self._num_skipped} in all"
+                f"{', '.join(not_finite)}: not finite in update {self.step}, which is left out: "
+                f"{self._skips_in_a_row} in a row, of {self.config.max_skipped} at most, and {self._num_skipped} in all"
             )
-            values = {name: value for name, value in values.items() if name not in wrong}
+            values = {name: value for name, value in values.items() if name not in not_finite}
         self.report.trained(self.step, values if self._is_due(self.config.log_every) else None)
 
     def _check_finite(self, not_finite: list[str]) -> None:
         if not not_finite:
             return
         self.checkpoints.wait()
-        good = max(self.checkpoints.steps(), default=None)
+        last = max(self.checkpoints.steps(), default=None)
         raise NotFiniteError(
             f"{', '.join(not_finite[:6])}: not finite after update {self.step}. "
-            + ("There is no checkpoint yet" if good is None else f"The last good checkpoint is that of step {good}")
+            + ("There is no checkpoint yet" if last is None else f"The last good checkpoint is that of step {last}")
             + ". A lower learning rate, a longer warm-up or a lower gradient norm may help, in a new folder"
         )
 
@@ -275,16 +275,16 @@ class _Stop(contextlib.AbstractContextManager):
     def __init__(self) -> None:
         self._requested = False
         self._alone = jax.process_count() == 1
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
         if threading.current_thread() is threading.main_thread():
             numbers = (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,)
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+            self._handlers = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def agreed(self, step: int) -> bool:
@@ -294,7 +294,7 @@ class _Stop(contextlib.AbstractContextManager):
     def _note(self, number: int, _: Any) -> None:
         self._requested = True
         if number == signal.SIGINT:
-            signal.signal(number, self._before[number])
+            signal.signal(number, self._handlers[number])
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -164,14 +164,14 @@ def learning_rate(config: OptimConfig, total_steps: int, state: Any, step: Array
 def _idle_until_gradients(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same D-Adaptation or Prodigy, for schedules that begin at 0.
 
-    Until a gradient has counted, its estimate of the learning rate is 0 / 0: weights and estimate stay as they are.
+    Until a gradient differs from 0, its estimate of the learning rate is 0 / 0: weights and estimate stay as they are.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, after = optimizer.update(updates, state, params)
-        counted = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(after.grad_sum)) != 0
-        updates = jax.tree.map(lambda leaf: jnp.where(counted, leaf, 0), updates)
-        return updates, after._replace(estim_lr=jnp.where(counted, after.estim_lr, state.estim_lr))
+        updates, new_state = optimizer.update(updates, state, params)
+        has_gradient = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(new_state.grad_sum)) != 0
+        updates = jax.tree.map(lambda leaf: jnp.where(has_gradient, leaf, 0), updates)
+        return updates, new_state._replace(estim_lr=jnp.where(has_gradient, new_state.estim_lr, state.estim_lr))
 
     return optax.GradientTransformation(optimizer.init, update)
 
@@ -186,8 +186,8 @@ def gradients(
     """
     differentiate = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
-        (value, rest), gradient = differentiate(weights, batch)
-        return value, rest, gradient
+        (value, aux), gradient = differentiate(weights, batch)
+        return value, aux, gradient
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, differentiate(weights, part)), None
@@ -195,8 +195,8 @@ def gradients(
     split = _split(batch, parts)
     shapes = jax.eval_shape(differentiate, weights, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    ((value, rest), gradient), _ = jax.lax.scan(add, zeros, split)
-    return value, rest, gradient
+    ((value, aux), gradient), _ = jax.lax.scan(add, zeros, split)
+    return value, aux, gradient
 
 
 def in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
@@ -225,16 +225,16 @@ class Average:
     count: Float[Array, ""]  # the sum of the decayed weights of its updates
 
     @classmethod
-    def begin(cls, weights: Any) -> Average:
+    def init(cls, weights: Any) -> Average:
         """The average before its first update: the weights themselves."""
         return cls(jax.tree.map(jnp.copy, weights), jnp.zeros((), jnp.float32))
 
     def update(self, config: OptimConfig, weights: Any, step: Array | int) -> Average:
         """The average after training step `step`, updated by `weights` if it is due."""
 
-        def taken(average: Average) -> Average:
+        def updated(average: Average) -> Average:
             count = config.average_decay * average.count + 1
             mixed = jax.tree.map(lambda old, new: (1 - 1 / count) * old + new / count, average.weights, weights)
             return Average(mixed, count)
 
-        return jax.lax.cond(jnp.asarray(step) % config.average_every == 0, taken, lambda average: average, self)
+        return jax.lax.cond(jnp.asarray(step) % config.average_every == 0, updated, lambda average: average, self)

@@ -54,32 +54,33 @@ def read(cls: type[Run], name: str, settings: Sequence[str] = ()) -> Run:
     Raises:
       ConfigError: There is no such preset, file or setting, or a value does not suit its setting.
     """
-    return from_config_dict(cls, _config_dict(_file(name), [_with_underscores(setting) for setting in settings]))
+    return from_config_dict(cls, _config_dict(_config_file(name), list(map(_with_underscores, settings))))
 
 
 def _config_dict(file: str, settings: list[str]) -> ConfigDict:
-    words = ["mgjax", f"--config={file}"]
+    """The config of a config file with `settings`; raises ConfigError, with the nearest names of an unknown one."""
+    argv = ["mgjax", f"--config={file}"]
     try:
-        known = _names(_parsed(words))
+        known = _names(_parse(argv))
         for setting in settings:
             name = setting.partition("=")[0].partition(".")[2]
             if known and name not in known:
                 near = difflib.get_close_matches(name, known, 3, 0.3)
                 raise ConfigError(f"there is no setting {name}; the nearest names are {', '.join(near) or known}")
-        return _parsed([*words, *settings])
+        return _parse([*argv, *settings])
     except (flags.Error, OSError, SyntaxError, AttributeError) as error:
         # The message may be a traceback of the file, whose last line is the error.
         raise ConfigError(str(error).strip().splitlines()[-1].strip()) from error
 
 
-def _parsed(words: list[str]) -> ConfigDict:
+def _parse(argv: list[str]) -> ConfigDict:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    values(words)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
     return values.config or ConfigDict()
 
 
-def _file(name: str) -> str:
+def _config_file(name: str) -> str:
     """The config file and its variant, "FILE:VARIANT", where `name` may be that of a preset."""
     preset, colon, variant = name.partition(":")
     path = Path(presets.__file__).parent / f"{preset}.py"

@@ -41,16 +41,16 @@ class Programs:
         self._task, self._config, self._mesh = task, config, mesh
         self._key = jax.random.key(config.seed)
         pretrained = () if task.pretrained is None else (task.pretrained,)
-        self.like = self._placed(jax.eval_shape(task.init, self._key, *pretrained))
-        self.frozen_like = self._placed(task.frozen)
-        placed, everywhere = _shardings(self.like), NamedSharding(mesh, P())
-        inputs = (placed, _shardings(self.frozen_like), None)
+        self.state_shapes = self._placed(jax.eval_shape(task.init, self._key, *pretrained))
+        self.frozen_shapes = self._placed(task.frozen)
+        placed, everywhere = _shardings(self.state_shapes), NamedSharding(mesh, P())
+        inputs = (placed, _shardings(self.frozen_shapes), None)
         step = _skipping(task.train_step) if config.max_skipped else task.train_step
         self._compiled: Compiled | None = None
         self._train_step = jax.jit(
-            sharding.over(mesh, step), donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere)
+            sharding.on_mesh(mesh, step), donate_argnums=0, in_shardings=inputs, out_shardings=(placed, everywhere)
         )
-        self._eval_step = jax.jit(sharding.over(mesh, task.eval_step), in_shardings=inputs, out_shardings=everywhere)
+        self._eval_step = jax.jit(sharding.on_mesh(mesh, task.eval_step), in_shardings=inputs, out_shardings=everywhere)
         self._all_finite = jax.jit(
             lambda state: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state), out_shardings=everywhere
         )
@@ -64,7 +64,7 @@ class Programs:
         """The state before the first training step."""
         weights = self._task.pretrained
         pretrained = () if weights is None else (sharding.place(weights, self._mesh),)
-        return jax.jit(self._task.init, out_shardings=_shardings(self.like))(self._key, *pretrained)
+        return jax.jit(self._task.init, out_shardings=_shardings(self.state_shapes))(self._key, *pretrained)
 
     def train_step(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One training step: the state after it, and its metrics; `state` is donated."""
@@ -81,13 +81,13 @@ class Programs:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.rows(leaf.shape[0], self._mesh))
             for name, leaf in batch.items()
         }
-        return self._train_step.lower(self.like, self.frozen_like, rows)
+        return self._train_step.lower(self.state_shapes, self.frozen_shapes, rows)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """The global batch, of which this process has some rows, spread over the mesh."""
         return {name: sharding.place_rows(rows, self._mesh) for name, rows in batch.items()}
 
-    def work(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
+    def rows_and_flops(self, batch: Batch) -> tuple[int, tuple[float, float] | None]:
         """Rows of a batch; and the operations of a step on one device and its peak, None if either is unknown."""
         rows = len(next(iter(batch.values())))
         chip = chips.find(self._mesh.devices.flat[0].device_kind)
@@ -103,8 +103,8 @@ class Programs:
         with contextlib.closing(valid_data()) as batches:
             for batch in itertools.islice(batches, self._config.eval_batches):
                 ready, pending = pending, self._eval_step(state, self.frozen, self.place(batch))
-                sums = _added(sums, ready)
-        sums = _added(sums, pending)
+                sums = _sum_trees(sums, ready)
+        sums = _sum_trees(sums, pending)
         if sums is None:
             raise ConfigError("the validation split has no batch")
         values = {name: sum.value() for name, sum in sums.items()}
@@ -144,14 +144,14 @@ def _skipping(train_step: Callable) -> Callable:
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         new, metrics = train_step(state, frozen, batch)
-        good = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
-        kept = jax.tree.map(lambda new, old: jax.lax.select(jnp.broadcast_to(good, new.shape), new, old), new, state)
-        return kept.replace(step=new.step), {**metrics, "skipped": 1.0 - good.astype(jnp.float32)}
+        finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+        kept = jax.tree.map(lambda new, old: jax.lax.select(jnp.broadcast_to(finite, new.shape), new, old), new, state)
+        return kept.replace(step=new.step), {**metrics, "skipped": 1.0 - finite.astype(jnp.float32)}
 
     return step
 
 
-def _added(sums: Any, more: Any) -> Any:
+def _sum_trees(sums: Any, more: Any) -> Any:
     """The sum of two trees, in double precision; None is an empty one."""
     if more is None:
         return sums

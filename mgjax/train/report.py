@@ -41,7 +41,7 @@ class Report:
 
     def trained(self, step: int, values: Mapping[str, float] | None) -> None:
         """Reports `step` finished training steps, and writes `values` if they are to be logged."""
-        self.clock.reach(step)
+        self.clock.advance(step)
         if not self._writes:
             return
         if values is not None:
@@ -118,7 +118,7 @@ class _Clock:
         self._first: tuple[int, float] | None = None  # step and time
         self._lap: tuple[int, float] | None = None
 
-    def reach(self, step: int) -> None:
+    def advance(self, step: int) -> None:
         self._step = step
         if self._first is None:
             self._first = self._lap = (step, time.monotonic())

@@ -15,7 +15,7 @@ Filter = Callable[[str], bool]
 """Whether it accepts the parameter at a path, such as "lm/layer0/ffn/up/kernel"."""
 
 
-def matching(*patterns: str) -> Filter:
+def path_filter(*patterns: str) -> Filter:
     """Accepts the paths that one of the regular expressions matches from the start, as `"text/"` does "text/norm"."""
     return lambda path: any(re.match(pattern, path) for pattern in patterns)
 

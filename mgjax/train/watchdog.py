@@ -17,7 +17,7 @@ _FIRST_WARNING = 60.0  # seconds until the first warning about something slow; e
 
 
 class Watchdog(contextlib.AbstractContextManager):
-    """Ends the process with status 1 unless `again` is called every `seconds` within its block; 0 for no timeout.
+    """Ends the process with status 1 unless `restart` is called every `seconds` within its block; 0 for no timeout.
 
     The stacks of all threads are written to stderr before. It works even where Python is stuck in a call that never
     returns.
@@ -26,7 +26,7 @@ class Watchdog(contextlib.AbstractContextManager):
     def __init__(self, seconds: float):
         self._seconds = seconds
 
-    def again(self) -> None:
+    def restart(self) -> None:
         """Restarts the timeout; the first call starts it."""
         if self._seconds and sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
@@ -45,7 +45,7 @@ class Watchdog(contextlib.AbstractContextManager):
                 pause *= 2
                 log.warning("still %s, after %.0f s", what, time.monotonic() - start)
 
-        self.__exit__() if may_last else self.again()
+        self.__exit__() if may_last else self.restart()
         thread = threading.Thread(target=warn, daemon=True)
         thread.start()
         try:

@@ -246,7 +246,7 @@ def test_another_text_encoder(written, saved, tmp_path):
 
 
 def test_encoders_that_a_model_has_no_use_for_are_refused(written, saved, tmp_path):
-    with pytest.raises(ConfigError, match="the model hears no style: leave style_encoder out"):
+    with pytest.raises(ConfigError, match="the model has no style condition: leave style_encoder out"):
         audiocraft.read_model(written, text_encoder=saved, style_encoder=saved)
     audiocraft.write_model(tmp_path / "model", tiny())
     with pytest.raises(ConfigError, match="the model reads no text: leave text_encoder out"):

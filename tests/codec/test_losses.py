@@ -150,7 +150,7 @@ def test_each_device_transforms_its_own_rows():
     """XLA alone gathers the rows of all devices on each of them for a Fourier transform."""
     mesh = sharding.make_mesh(data=8)
     audio = np.random.default_rng(0).standard_normal((16, 256, 1)).astype(np.float32)
-    spectrum = jax.jit(sharding.over(mesh, lambda x: spectrogram.mel_spectrogram(x, 8_000, 64, 8, 0.0)))
+    spectrum = jax.jit(sharding.on_mesh(mesh, lambda x: spectrogram.mel_spectrogram(x, 8_000, 64, 8, 0.0)))
     found = spectrum.lower(sharding.place_rows(audio, mesh)).compile()
     assert "all-gather" not in found.as_text()
     # Measured: 0.

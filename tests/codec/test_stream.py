@@ -61,8 +61,8 @@ def test_encoding_in_blocks(codec, sizes):
 def test_a_long_signal_goes_through_windows(codec, monkeypatch):
     audio, codes = _audio(codec), _codes(codec)
     expected = codec.encode(audio), codec.decode(codes)
-    monkeypatch.setattr(codec_module, "_WHOLE", 8)
-    monkeypatch.setattr(codec_module, "_WINDOW", 8)
+    monkeypatch.setattr(codec_module, "_MOST_FRAMES", 8)
+    monkeypatch.setattr(codec_module, "_WINDOW_FRAMES", 8)
     np.testing.assert_array_equal(codec.encode(audio), expected[0])
     np.testing.assert_allclose(codec.decode(codes), expected[1], atol=1e-5)  # measured: 0 to 3e-7
 

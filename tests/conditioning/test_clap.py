@@ -18,7 +18,7 @@ from mgjax.conditioning.htsat import _bicubic
 from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.conditioning import ClapAudioConfig, ClapConditionConfig, ClapConfig, ClapTextConfig
 from mgjax.errors import CheckpointError
-from mgjax.nn import applied
+from mgjax.nn import jit_apply
 
 TINY = ClapConfig(
     text=ClapTextConfig(vocab_size=300, dim=16, ffn_dim=24, num_layers=2, num_heads=2, max_positions=90),
@@ -52,7 +52,7 @@ def variables():
 @pytest.fixture(scope="module")
 def read(variables):
     """The joint embeddings of texts."""
-    return lambda texts: np.asarray(applied(ClapText(TINY), variables["text"], *BYTES.encode(texts)))
+    return lambda texts: np.asarray(jit_apply(ClapText(TINY), variables["text"], *BYTES.encode(texts)))
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +76,14 @@ def test_texts(read, variables):
     assert min(np.abs(together[i] - together[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
     assert np.array_equal(read(["a long text about anything", "x", "slow walts"])[2], together[1])
     ids, mask = BYTES.encode(["drums"])
-    alone = applied(ClapText(TINY), variables["text"], ids[:, :7], mask[:, :7])
+    alone = jit_apply(ClapText(TINY), variables["text"], ids[:, :7], mask[:, :7])
     assert np.abs(np.asarray(alone)[0] - together[2]).max() < 2e-6  # measured 1.8e-7
 
 
 def test_what_stands_at_padding_does_not_matter(variables):
     ids, mask = BYTES.encode(["drums", None, "b"])
     other = np.where(mask, ids, 77).astype(np.int32)
-    first, second = (applied(ClapText(TINY), variables["text"], tokens, mask) for tokens in (ids, other))
+    first, second = (jit_apply(ClapText(TINY), variables["text"], tokens, mask) for tokens in (ids, other))
     assert np.array_equal(first[0], second[0])
     assert np.isfinite(first).all()
 

@@ -27,7 +27,7 @@ from mgjax.config.conditioning import HubertConfig, StyleConfig
 from mgjax.config.model import Sampling
 from mgjax.generation.sampling import make_context
 from mgjax.lm import pattern as patterns
-from mgjax.nn import applied
+from mgjax.nn import jit_apply
 
 DIM = 256  # of audiocraft's smallest style conditioner
 STYLE = {
@@ -171,7 +171,7 @@ def teacher_forced(model, codes, sets, texts):
     context = context_of(model, sets, texts)
     pattern = patterns.from_config(model.config.lm)
     tokens = pattern.build(jnp.asarray(np.concatenate([codes] * len(sets))), model.config.lm.special_token)
-    found = applied(model._lm, {"params": model._params["lm"]}, tokens, context)
+    found = jit_apply(model._lm, {"params": model._params["lm"]}, tokens, context)
     return np.asarray(pattern.revert_logits(found, codes.shape[1])[0])
 
 

@@ -14,7 +14,7 @@ from transformers.utils import sentencepiece_model_pb2_new
 
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.conditioning.t5 import T5Encoder
-from mgjax.conditioning.tokenizers import BUCKETS, Tokenizer
+from mgjax.conditioning.tokenizers import TEXT_LENGTHS, Tokenizer
 from mgjax.config.conditioning import T5Config
 
 CORPUS = """a slow waltz on accordion with walking bass and soft brushes 80s synth pop driving drums heavy guitar lo-fi
@@ -85,7 +85,7 @@ def ids_of(tokenizer, text):
 @pytest.mark.parametrize("text", NASTY)
 def test_ids_are_those_of_t5(vocabulary, tokenizer, text):
     expected = transformers.T5Tokenizer.from_pretrained(vocabulary[1])(text).input_ids
-    assert [*tokenizer.pieces(text), 1] == expected
+    assert [*tokenizer.text_to_ids(text), 1] == expected
     if text:
         assert ids_of(tokenizer, text) == expected
 
@@ -93,10 +93,10 @@ def test_ids_are_those_of_t5(vocabulary, tokenizer, text):
 @pytest.mark.parametrize("text", SPECIAL_NAMES)
 def test_names_of_special_tokens_are_text(vocabulary, text):
     spiece, fast = map(Tokenizer.from_directory, vocabulary)
-    assert spiece.pieces(text) == fast.pieces(text)
-    assert 1 not in fast.pieces(text)
-    assert 0 not in fast.pieces(text)
-    assert max(fast.pieces(text)) < VOCAB_SIZE
+    assert spiece.text_to_ids(text) == fast.text_to_ids(text)
+    assert 1 not in fast.text_to_ids(text)
+    assert 0 not in fast.text_to_ids(text)
+    assert max(fast.text_to_ids(text)) < VOCAB_SIZE
 
 
 def test_older_files_of_the_hub(vocabulary, tmp_path):
@@ -121,14 +121,14 @@ def test_older_files_of_the_hub(vocabulary, tmp_path):
         (tmp_path / "tokenizer.json").write_text(json.dumps(form))
         got = Tokenizer.from_directory(tmp_path)
         for text in NASTY + SPECIAL_NAMES:
-            assert got.pieces(text) == expected.pieces(text)
+            assert got.text_to_ids(text) == expected.text_to_ids(text)
 
 
 def test_file_options_for_length_are_ignored(vocabulary, tmp_path):
     content = json.loads((vocabulary[1] / "tokenizer.json").read_text())
     content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert len(Tokenizer.from_directory(tmp_path).pieces("one two three four")) > 4
+    assert len(Tokenizer.from_directory(tmp_path).text_to_ids("one two three four")) > 4
 
 
 def test_null_texts(tokenizer):
@@ -137,7 +137,7 @@ def test_null_texts(tokenizer):
     assert mask.dtype == bool
     assert mask.sum(axis=1)[:3].tolist() == [0, 0, 1]
     assert ids[:3, 0].tolist() == [0, 0, 1]
-    assert tokenizer.encode([None])[0].shape == (1, BUCKETS[0])
+    assert tokenizer.encode([None])[0].shape == (1, TEXT_LENGTHS[0])
 
 
 def test_batches_have_few_lengths():
@@ -150,12 +150,12 @@ def test_batches_have_few_lengths():
 
 def test_a_text_that_is_too_long_is_cut_with_a_warning(tokenizer):
     text = "pop jazz " * 600
-    dropped = len(tokenizer.pieces(text)) - 511
+    dropped = len(tokenizer.text_to_ids(text)) - 511
     with pytest.warns(UserWarning, match=f"{dropped} more"):
         ids, mask = tokenizer.encode([text])
     assert ids.shape == (1, 512)
     assert mask.all()
-    assert ids[0].tolist() == [*tokenizer.pieces(text)[:511], 1]
+    assert ids[0].tolist() == [*tokenizer.text_to_ids(text)[:511], 1]
 
 
 def test_bytes():

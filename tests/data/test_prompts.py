@@ -7,7 +7,7 @@ import pytest
 
 from mgjax.audio.metadata import Metadata
 from mgjax.config.serialization import ConfigError, from_dict
-from mgjax.data.prompts import TextConfig, assemble, plain
+from mgjax.data.prompts import TextConfig, assemble, raw_text
 
 PIECE = Metadata(
     title="Dawn",
@@ -39,13 +39,13 @@ def share(found, condition):
 
 
 def test_without_chance_the_description_stands_as_it_is():
-    assert assemble(PIECE, PLAIN, np.random.default_rng(0)) == plain(PIECE) == "A slow harp."
+    assert assemble(PIECE, PLAIN, np.random.default_rng(0)) == raw_text(PIECE) == "A slow harp."
     assert texts(PIECE, 100, merge_text_p=0.0) == ["A slow harp."] * 100
 
 
 @pytest.mark.parametrize("description", [None, "", "  "])
 def test_nothing_known_is_no_text(description):
-    assert plain(Metadata(description=description)) is None
+    assert raw_text(Metadata(description=description)) is None
     assert set(texts(Metadata(description=description, title="Dawn", artist="Nobody", name="a"), 200)) == {None}
 
 

@@ -52,22 +52,22 @@ def test_a_tokenizer_reads_it_as_sentencepiece_does(learned):
 @pytest.mark.parametrize("text", ["waltz", "Ünwalz", "日本の歌 🎻", "</s> <pad> <unk>", "\x07 bell"])
 def test_no_text_is_lost(learned, text):
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(learned[0] / "spiece.model"))
-    ids = Tokenizer.from_directory(learned[0]).pieces(text)
+    ids = Tokenizer.from_directory(learned[0]).text_to_ids(text)
     assert min(ids) > 2  # no unknown ones, no ends
     assert theirs.DecodeIds(ids) == theirs.Normalize(text).replace("▁", " ").strip()
 
 
 def test_words_of_the_texts_are_pieces(learned):
     tokenizer = Tokenizer.from_directory(learned[0])
-    assert len(tokenizer.pieces("accordion")) == 1
-    assert len(tokenizer.pieces("accordion")) < len(tokenizer.pieces("noidrocca"))
+    assert len(tokenizer.text_to_ids("accordion")) == 1
+    assert len(tokenizer.text_to_ids("accordion")) < len(tokenizer.text_to_ids("noidrocca"))
 
 
 def test_numbers_are_read_digit_by_digit_and_capitals_as_small_letters(tmp_path):
     vocabulary.train(["at 120 bpm"] * 50, 300, tmp_path)
     tokenizer = Tokenizer.from_directory(tmp_path)
-    assert tokenizer.pieces("At 120 BPM") == tokenizer.pieces("at 120 bpm")
-    assert len(tokenizer.pieces("at 120 bpm")) == len(tokenizer.pieces("at 1 bpm")) + 2
+    assert tokenizer.text_to_ids("At 120 BPM") == tokenizer.text_to_ids("at 120 bpm")
+    assert len(tokenizer.text_to_ids("at 120 bpm")) == len(tokenizer.text_to_ids("at 1 bpm")) + 2
 
 
 def test_the_same_texts_give_the_same_bytes(learned, tmp_path):
@@ -88,7 +88,7 @@ def test_long_and_strange_texts_count(tmp_path):
     vocabulary.train([long, *others * 20], 5000, tmp_path)
     tokenizer = Tokenizer.from_directory(tmp_path)
     for word in ("zither", "gamelan", "orchestra"):
-        assert all(piece >= 259 for piece in tokenizer.pieces(word))  # made of letters that are known
+        assert all(piece >= 259 for piece in tokenizer.text_to_ids(word))  # made of letters that are known
 
 
 @pytest.mark.parametrize(

@@ -200,10 +200,10 @@ def test_a_host_reads_the_rows_of_its_devices(sizes, order, expected):
     """Of two hosts, this is the second."""
     devices = [Device(i) for i in order]
     mesh = jax.sharding.Mesh(np.array(devices).reshape(sizes), sharding.AXES)
-    assert sharding.rows_here(16, mesh) == expected
+    assert sharding.local_rows(16, mesh) == expected
     spread = sizes[0] * sizes[1]
     with pytest.raises(ValueError, match=f"7 rows cannot be spread over data x fsdp = {spread} devices on several"):
-        sharding.rows_here(7, mesh)
+        sharding.local_rows(7, mesh)
 
 
 @pytest.mark.parametrize("num_rows", [16, 6])

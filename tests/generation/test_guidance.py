@@ -398,7 +398,7 @@ def test_texts_for_a_model_without(asked):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"prompts": ["a", None]}, "nothing steers"),
+        ({"prompts": ["a", None]}, "nothing conditions"),
         ({"prompts": "a", "negative": "b", "sampling": Sampling(guidance=1.0)}, "works through guidance"),
         ({"prompts": [(0, "a"), (9, "b")]}, "music is over"),
     ],

@@ -79,8 +79,8 @@ def test_kernels_run_on_each_device_apart():
     x, valid = np.random.default_rng(0).normal(size=(8, 4, 3, 5)).astype(np.float32), np.ones((8, 3), np.float32)
     valid[3] = 0
     placed = (jax.device_put(array, sharding.rows(8, mesh)) for array in (x, valid))
-    found = jax.jit(sharding.over(mesh, lambda *arrays: sharding.apart(kernel, *arrays)))(*placed)
+    found = jax.jit(sharding.on_mesh(mesh, lambda *arrays: sharding.map_rows_and_heads(kernel, *arrays)))(*placed)
     assert shapes == [((2, 2, 3, 5), (2, 3))]
     np.testing.assert_array_equal(found, x * valid[:, None, :, None])
     assert sharding.platform() is None
-    assert jax.jit(sharding.over(mesh, lambda x: x * (sharding.platform() == "cpu")))(1.0) == 1.0
+    assert jax.jit(sharding.on_mesh(mesh, lambda x: x * (sharding.platform() == "cpu")))(1.0) == 1.0

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_lm import CONFIG, make
 
-from mgjax.lm.codewords import placed
+from mgjax.lm.codewords import init_from_codebooks
 
 K, V, D, WIDTH = CONFIG.num_codebooks, CONFIG.codebook_size, CONFIG.dim, 6
 
@@ -26,7 +26,7 @@ def test_codes_that_sound_alike_are_read_and_predicted_alike():
     _, params = make()
     silent = params | {"embed": {"embedding": jnp.zeros_like(params["embed"]["embedding"])}}
     books = codebooks()
-    found = placed(silent, books, jax.random.key(0))
+    found = init_from_codebooks(silent, books, jax.random.key(0))
     embedding, heads = np.asarray(found["embed"]["embedding"]), np.asarray(found["head"]["kernel"])
     for k in range(K):
         heard = distances(np.asarray(books[k]))
@@ -37,7 +37,7 @@ def test_codes_that_sound_alike_are_read_and_predicted_alike():
 
 def test_their_sizes():
     _, params = make()
-    found = placed(params, codebooks(), jax.random.key(0))
+    found = init_from_codebooks(params, codebooks(), jax.random.key(0))
     old, new = (np.asarray(tree["embed"]["embedding"]) for tree in (params, found))
     assert np.array_equal(new[:, V], old[:, V])  # the special token sounds like nothing
     moved = (new - old)[:, :V]

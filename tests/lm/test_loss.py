@@ -23,7 +23,7 @@ PATTERNS = {
 @functools.partial(jax.jit, static_argnames="pattern")
 def summed(pattern, table, codes, num_frames):
     """The loss of a model whose prediction depends on what it is told, and its parts."""
-    steps = losses.layout(pattern, codes, num_frames, SPECIAL)
+    steps = losses.teacher_forced(pattern, codes, num_frames, SPECIAL)
     logits = jnp.sum(table[jnp.arange(4)[None, None], steps.inputs], axis=2)
     sums, counts = losses.cross_entropy(logits, steps)
     return losses.mean(sums, counts), sums, counts, steps
@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_each_codes_prediction():
     logits = jnp.asarray(rng.normal(size=(2, 10, 4, SPECIAL)), jnp.float32)
 
     def both(codes, logits):
-        steps = losses.layout(pattern, codes, jnp.array([9, 9], jnp.int32), SPECIAL)
+        steps = losses.teacher_forced(pattern, codes, jnp.array([9, 9], jnp.int32), SPECIAL)
         predicted, known = pattern.revert_logits(logits, 9)
         lost = -jnp.take_along_axis(jax.nn.log_softmax(predicted), codes[..., None], axis=-1)[..., 0]
         return losses.cross_entropy(logits[:, :-1], steps)[0], jnp.sum(jnp.where(known[None], lost, 0), axis=(0, 1))
@@ -103,7 +103,7 @@ def test_many_logits_are_made_in_parts(monkeypatch):
     """Of 9 steps in 4 parts: the same sums and gradients, and never all logits."""
     pattern, rng = PATTERNS["delay"], np.random.default_rng(3)
     codes = jnp.asarray(rng.integers(0, SPECIAL, (2, 9, 4)), jnp.int32)
-    steps = losses.layout(pattern, codes, jnp.array([9, 5], jnp.int32), SPECIAL)
+    steps = losses.teacher_forced(pattern, codes, jnp.array([9, 5], jnp.int32), SPECIAL)
     hidden, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 9, 3), (3, 4, SPECIAL)))
     seen = []
 
@@ -112,7 +112,7 @@ def test_many_logits_are_made_in_parts(monkeypatch):
             seen.append(part.shape)
             return jnp.einsum("bsd,dkv->bskv", part, kernel)
 
-        return losses.cross_entropy_of(predict, hidden, steps)
+        return losses.cross_entropy_in_parts(predict, hidden, steps)
 
     def both():
         return jax.jit(jax.jacrev(summed, (0, 1)))(hidden, kernel), jax.jit(summed)(hidden, kernel)

@@ -121,7 +121,7 @@ def test_a_program_of_this_machine():
 
     weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp", None)))
     x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=sharding.rows(16, mesh))
-    compiled = jax.jit(sharding.over(mesh, function)).lower(weights, x).compile()
+    compiled = jax.jit(sharding.on_mesh(mesh, function)).lower(weights, x).compile()
     found = hlo.Program(compiled.as_text(), mesh.size).collectives()
     assert [(one.kind, one.times, one.bytes) for one in found if one.bytes > 4] == [("all-gather", 5, 64 * 64 * 4)]
     assert [one.groups.shape for one in found if one.bytes == 4] == [(1, 8)]

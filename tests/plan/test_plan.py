@@ -158,7 +158,7 @@ def test_what_would_have_to_be_fetched_is_refused():
         ({"codec": None}, "give lm and codec"),
         ({"codebook_weights": (1.0, 0.5)}, "must be 4 numbers, one for each codebook, got 2"),
         ({"lm": dataclasses.replace(DEBUG.lm, conditions=())}, "reads the conditions {}, the model's encoders give"),
-        ({"style_encoder": published.MERT}, "style_encoder hears the excerpts of a style with features"),
+        ({"style_encoder": published.MERT}, "style_encoder encodes the excerpts of a style with features"),
         (
             {"lm": None, "init": "facebook/musicgen-small", "codec": None, "channels": 2, "lora": LoraConfig()},
             "leave lora out",

@@ -13,8 +13,8 @@ from toy_task import arrays
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.config.serialization import ConfigError
 from mgjax.devices import sharding
+from mgjax.train.checkpoints import Checkpoints
 from mgjax.train.state import TrainState
-from mgjax.train.training_state import Checkpoints
 
 
 def state(step, size=4096):

@@ -80,7 +80,7 @@ def begin(config):
     shapes = jax.eval_shape(GAN(config).init, jax.random.key(0))
     params = jax.tree_util.tree_map_with_path(draw, shapes.params)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return nothing.replace(params=params, average=Average.begin(params["codec"]))
+    return nothing.replace(params=params, average=Average.init(params["codec"]))
 
 
 def validated(config, state, seed=100):
@@ -167,7 +167,7 @@ def test_eight_devices_do_as_one(trained):
     first, _, history = trained
     task = programs(RUN)[0]
     split = Programs(task, RUN.loop, sharding.make_mesh(data=2, fsdp=4))
-    state = jax.device_put(first, jax.tree.map(lambda leaf: leaf.sharding, split.like))
+    state = jax.device_put(first, jax.tree.map(lambda leaf: leaf.sharding, split.state_shapes))
     update = split.lowered(batch()).compile({"xla_backend_optimization_level": 0})
     for i in range(2):
         state, metrics = update(state, split.frozen, split.place(jax.device_get(batch(i))))

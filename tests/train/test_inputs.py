@@ -9,17 +9,17 @@ from test_loop import CONFIG, Rows, line, valid
 
 from mgjax.config.serialization import ConfigError
 from mgjax.train import lm
-from mgjax.train.inputs import Inputs
+from mgjax.train.checkpoints import Checkpoints
+from mgjax.train.inputs import InputHashes
 from mgjax.train.lm import training
 from mgjax.train.loop import fit
 from mgjax.train.state import TrainState
-from mgjax.train.training_state import Checkpoints
 
 BEFORE = {"codec": "c1", "train split of tokens": ["a", "b"], "init": "w1"}
 
 
 def check(before, may_grow=False, **changes):
-    return Inputs({**BEFORE, **changes}, may_grow).check(before, "runs/a")
+    return InputHashes({**BEFORE, **changes}, may_grow).check(before, "runs/a")
 
 
 def test_the_same_goes_on():
@@ -34,7 +34,7 @@ def test_what_is_not_known_is_reported():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codec": "c2"}, "begun with another codec than is there now"),
+        ({"codec": "c2"}, "started with another codec than is there now"),
         ({"codec": "c2", "init": "w2"}, "another codec and another init"),
         ({"train split of tokens": ["a", "x"]}, "another train split of tokens"),
         ({"train split of tokens": ["a"]}, "another train split of tokens"),
@@ -56,15 +56,15 @@ def test_a_corpus_may_grow_where_that_is_asked_for():
 
 def test_checkpoints_keep_it(tmp_path, capfd, monkeypatch):
     config = dataclasses.replace(CONFIG, steps=2, eval_every=0)
-    fit(line(), Rows(), valid, config, tmp_path, inputs=Inputs({"codec": "c1"}))
+    fit(line(), Rows(), valid, config, tmp_path, inputs=InputHashes({"codec": "c1"}))
     longer = dataclasses.replace(config, steps=3)
     with pytest.raises(ConfigError, match="another codec"):
-        fit(line(), Rows(), valid, longer, tmp_path, inputs=Inputs({"codec": "c2"}))
+        fit(line(), Rows(), valid, longer, tmp_path, inputs=InputHashes({"codec": "c2"}))
     restore = Checkpoints.restore
     older = lambda self, *given: dataclasses.replace(restore(self, *given), inputs=None)  # noqa: E731
     monkeypatch.setattr(Checkpoints, "restore", older)
-    fit(line(), Rows(), valid, longer, tmp_path, inputs=Inputs({"codec": "c2"}))
-    assert "goes on from the checkpoint of step 2, which says nothing of what it was begun" in capfd.readouterr().err
+    fit(line(), Rows(), valid, longer, tmp_path, inputs=InputHashes({"codec": "c2"}))
+    assert "goes on from the checkpoint of step 2, which does not hold the hashes" in capfd.readouterr().err
 
 
 def test_a_run_knows_its_inputs(corpus, monkeypatch):

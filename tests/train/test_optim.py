@@ -202,7 +202,7 @@ def test_the_average_is_that_of_the_published_recipe():
             average = average.update(config, {"w": numbered[1]}, numbered[0] + 1)
             return average, average.weights["w"]
 
-        return jax.lax.scan(one, Average.begin({"w": weights[0]}), (jnp.arange(20), weights))[1]
+        return jax.lax.scan(one, Average.init({"w": weights[0]}), (jnp.arange(20), weights))[1]
 
     values = ours(weights)
     taken = weights[2::3].astype(np.float64)

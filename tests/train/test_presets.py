@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mgjax.config.serialization import ConfigError, from_dict
+from mgjax.train.checkpoints import check_run, write_run
 from mgjax.train.codec import CodecRun
 from mgjax.train.lm import LMRun
 from mgjax.train.loop import MAY_CHANGE
@@ -17,7 +18,6 @@ from mgjax.train.overrides import from_config_dict, read, to_config_dict
 from mgjax.train.presets import codec as CODEC
 from mgjax.train.presets import lm as LM
 from mgjax.train.task import LoopConfig, MeshConfig
-from mgjax.train.training_state import check_run, write_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -190,7 +190,7 @@ CODES = StyleConfig(features=None, num_code_streams=2, code_size=64, dim=8, num_
     ("changes", "message"),
     [
         ({"style_encoder": None}, "set style_encoder, to m-a-p/MERT-v1-95M"),
-        ({"style": CODES}, "style_encoder hears the excerpts of a style with features"),
+        ({"style": CODES}, "style_encoder encodes the excerpts of a style with features"),
         ({"style": dataclasses.replace(STYLE, seconds=0.001)}, "style.seconds must be longer, got 0.001"),
         ({"style": dataclasses.replace(STYLE, seconds=0.4)}, "style.seconds must be below the 0.4 s"),
         ({"optim": OptimConfig(accumulate=2)}, "set optim.accumulate to 1"),
@@ -210,5 +210,5 @@ def test_an_encoder_does_not_hear_codes(mert, tmp_path):
     piece = corpus_writing.Piece("noise", Metadata(), np.zeros((50, 4), np.int32))
     tiny_corpora.write(tmp_path / "codes", description, {"train": [piece], "valid": [piece]})
     data = dataclasses.replace(RUN.data, corpora=(str(tmp_path / "codes"),))
-    with pytest.raises(ConfigError, match="it needs a corpus of sound"):
+    with pytest.raises(ConfigError, match="train on a corpus of sound"):
         lm.run(dataclasses.replace(RUN, style_encoder=mert, data=data), tmp_path)

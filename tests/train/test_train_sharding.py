@@ -93,7 +93,7 @@ def test_nothing_large_stays_whole_under_fsdp(name):
 def curve(task, batches, mesh, state):
     """The loss of each update from `state` on, and the state after them."""
     programs = Programs(task, LoopConfig(), mesh)
-    state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, programs.like))
+    state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, programs.state_shapes))
     assert programs.compile(programs.place(batches[0])).temporaries > 0
     losses = []
     for batch in batches:

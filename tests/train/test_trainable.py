@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 
-from mgjax.train.trainable import mask, matching, partition
+from mgjax.train.trainable import mask, partition, path_filter
 
 PARAMS = {
     "lm": {"layer0": {"kernel": np.ones(2)}, "head": {"kernel": np.ones(3)}},
@@ -19,24 +19,24 @@ def paths(tree):
 
 
 def test_parameters_are_split_by_their_paths():
-    trained, frozen = partition(PARAMS, matching("text/", r"style/(?!features/)"))
+    trained, frozen = partition(PARAMS, path_filter("text/", r"style/(?!features/)"))
     assert paths(trained) == {"text/embed/embedding", "style/layer0/kernel"}
     assert set(frozen) == {"lm", "texture", "style"}
     assert paths(frozen["style"]) == {"features/kernel"}
     assert paths(trained) | paths(frozen) == paths(PARAMS)
     assert paths(trained).isdisjoint(paths(frozen))
     np.testing.assert_array_equal(trained["text"]["embed"]["embedding"], PARAMS["text"]["embed"]["embedding"])
-    assert partition(PARAMS, matching("lm/", "te", "style"))[1] == {}
+    assert partition(PARAMS, path_filter("lm/", "te", "style"))[1] == {}
 
 
 def test_a_filter_of_nothing_accepts_nothing():
-    assert not matching("lora/")("lm/layer0/kernel")
-    assert not matching("layer0/")("lm/layer0/kernel")  # from the beginning
-    assert partition(PARAMS, matching("nothing/"))[0] == {}
+    assert not path_filter("lora/")("lm/layer0/kernel")
+    assert not path_filter("layer0/")("lm/layer0/kernel")  # from the beginning
+    assert partition(PARAMS, path_filter("nothing/"))[0] == {}
 
 
 def test_a_mask_tells_optimisers_what_to_change():
-    slow = optax.masked(optax.scale(0.1), lambda params: mask(params, matching("text/")))
+    slow = optax.masked(optax.scale(0.1), lambda params: mask(params, path_filter("text/")))
     updates, _ = slow.update(PARAMS, slow.init(PARAMS))
     np.testing.assert_allclose(updates["text"]["embed"]["embedding"], 0.1)
     np.testing.assert_array_equal(updates["texture"]["kernel"], 1.0)

@@ -74,7 +74,7 @@ def child(run: Run, process: int, port: int) -> None:
     if run.processes > 1:
         distributed.start(f"localhost:{port}", run.processes, process, heeds_sigterm=True)
     mesh = sharding.make_mesh(*run.mesh)
-    rows = sharding.rows_here(toy_task.ROWS, mesh)
+    rows = sharding.local_rows(toy_task.ROWS, mesh)
 
     def save(state, directory):
         whole = sharding.on_host(state)

@@ -11,7 +11,7 @@ from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
 
 
-def parsed(
+def parse_config(
     path: Path,
     cls: type[Config],
     values: Any,
@@ -33,7 +33,7 @@ def parsed(
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def require(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], part: str = "") -> None:
+def require_values(path: Path, values: Mapping[str, Any], fixed: Mapping[str, Any], part: str = "") -> None:
     """Raises CheckpointError unless the values in the file `path` are those of `fixed`, or missing."""
     for name, expected in fixed.items():
         if values.get(name, expected) != expected:

@@ -17,7 +17,7 @@ import numpy as np
 from mgjax.checkpoints.files.torch_file import Shape, Tensor
 from mgjax.errors import CheckpointError
 
-FORMS = ("bfloat16", "int8")
+DTYPES = ("bfloat16", "int8")
 
 _GROUP = 64  # numbers that share a scale
 _LARGEST = 127
@@ -27,24 +27,24 @@ _SUMS, _MEANS, _COUNTS = "codebooks/embed_avg", "codebooks/embed", "codebooks/cl
 _EXACT = {"codebooks", "batch_stats", "stats"}
 
 
-def pack(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+def pack(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """The tensors of a file in mgjax's own format, in fewer bytes.
 
-    The form "bfloat16" has 2 bytes per number; "int8" has 1, and a scale for every 64 numbers of an array, but for
+    The dtype "bfloat16" has 2 bytes per number; "int8" has 1, and a scale for every 64 numbers of an array, but for
     vectors and smaller arrays, which are stored as bfloat16.
 
     Raises:
-      ValueError: There is no such form.
+      ValueError: There is no such dtype.
     """
-    if form not in FORMS:
-        raise ValueError(f"compact must be one of {', '.join(FORMS)}, or None for weights as they are, got {form!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"compact must be one of {', '.join(DTYPES)}, or None for weights as they are, got {dtype!r}")
     packed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith(_SUMS):
             continue
         if not _EXACT.isdisjoint(name.split("/")):
             packed[name] = tensor
-        elif form == "int8" and len(tensor.shape) > 1 and math.prod(tensor.shape) >= _GROUP:
+        elif dtype == "int8" and len(tensor.shape) > 1 and math.prod(tensor.shape) >= _GROUP:
             packed[name + _INT8] = _mapped(tensor, tensor.shape, np.int8, lambda array: _quantized(array)[0])
             packed[name + _SCALE] = _mapped(tensor, _groups(tensor.shape), _HALF, lambda array: _quantized(array)[1])
         else:

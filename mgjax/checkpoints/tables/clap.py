@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mgjax.checkpoints.files import safetensors
-from mgjax.checkpoints.files.config_json import parsed, read_json, require
+from mgjax.checkpoints.files.config_json import parse_config, read_json, require_values
 from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.matching import Rule, Transform, linear, norm, single
 from mgjax.config.conditioning import ClapAudioConfig, ClapConfig, ClapTextConfig
@@ -89,19 +89,19 @@ def _read_config(directory: Path) -> ClapConfig:
             f"{path}: this CLAP fuses parts of long clips (enable_fusion), which is not supported. Use a model without "
             "fusion, such as laion/clap-htsat-unfused or laion/larger_clap_music"
         )
-    require(path, text, _TEXT_FIXED)
-    require(path, audio, _AUDIO_FIXED)
-    require(path, values, {"projection_hidden_act": "relu"})
+    require_values(path, text, _TEXT_FIXED)
+    require_values(path, audio, _AUDIO_FIXED)
+    require_values(path, values, {"projection_hidden_act": "relu"})
     patch = _pair(audio.get("patch_size", 4))
-    require(path, {"patch_stride": _pair(audio.get("patch_stride", patch))}, {"patch_stride": patch})
+    require_values(path, {"patch_stride": _pair(audio.get("patch_stride", patch))}, {"patch_stride": patch})
     features = _features(directory, audio.get("num_mel_bins", 64))
     parts = {
-        "text": parsed(path, ClapTextConfig, text, _TEXT_FIELDS),
-        "audio": parsed(path, ClapAudioConfig, audio, _AUDIO_FIELDS, **(features | {"patch_size": patch[0]})),
+        "text": parse_config(path, ClapTextConfig, text, _TEXT_FIELDS),
+        "audio": parse_config(path, ClapAudioConfig, audio, _AUDIO_FIELDS, **(features | {"patch_size": patch[0]})),
         "dim": values.get("projection_dim", 512),
     }
-    config = parsed(path, ClapConfig, parts)
-    require(path, {"hidden_size": audio.get("hidden_size", 768)}, {"hidden_size": config.audio.dims[-1]})
+    config = parse_config(path, ClapConfig, parts)
+    require_values(path, {"hidden_size": audio.get("hidden_size", 768)}, {"hidden_size": config.audio.dims[-1]})
     return config
 
 
@@ -115,7 +115,7 @@ def _features(directory: Path, num_mels: int) -> dict[str, Any]:
         values = _part(path, read_json(path), "feature_extractor")
     else:
         return {}
-    require(path, values, _FEATURE_FIXED | {"feature_size": num_mels})
+    require_values(path, values, _FEATURE_FIXED | {"feature_size": num_mels})
     return {ours: values.get(theirs, default) for ours, (theirs, default) in _FEATURE_FIELDS.items()}
 
 

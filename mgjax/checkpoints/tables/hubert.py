@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mgjax.checkpoints.files import safetensors
-from mgjax.checkpoints.files.config_json import parsed, read_json, require
+from mgjax.checkpoints.files.config_json import parse_config, read_json, require_values
 from mgjax.checkpoints.files.torch_file import Tensor
 from mgjax.checkpoints.tables import matching
 from mgjax.checkpoints.tables.matching import CONV, Rule, linear, norm, single
@@ -63,17 +63,17 @@ def _config(directory: Path) -> HubertConfig:
             f"{path}: model_type is {values.get('model_type')!r:.200}; expected 'hubert' or 'mert_model'. Give "
             "the folder of a HuBERT-type encoder, such as m-a-p/MERT-v1-95M"
         )
-    require(path, values, _FIXED)
+    require_values(path, values, _FIXED)
     front = directory / "preprocessor_config.json"
     audio = read_json(front) if front.is_file() else {}
     rate = values.get("sample_rate", audio.get("sampling_rate", 16_000))
     normalize = audio.get("do_normalize", True)
-    return parsed(path, HubertConfig, values, _FIELDS, sample_rate=rate, normalize=normalize)
+    return parse_config(path, HubertConfig, values, _FIELDS, sample_rate=rate, normalize=normalize)
 
 
 def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the weight norm of the positions' convolution folded into one kernel."""
-    renamed = {matching.renamed(name, matching.WEIGHT_NORM): tensor for name, tensor in tensors.items()}
+    renamed = {matching.renamed(name, matching.WEIGHT_NORM_ALIASES): tensor for name, tensor in tensors.items()}
     size, direction = (renamed.pop(f"{_POSITIONS}.weight_{part}", None) for part in "gv")
     if direction is None or size is None or len(direction.shape) != 3 or size.shape != (1, 1, direction.shape[2]):
         raise CheckpointError(

@@ -1,10 +1,9 @@
 """Foreign checkpoints by table: which tensors of a file make which arrays here, read in both directions.
 
 A table is a list of `Rule`s, made from a model's config: of every array its path, its shape and its names in the file.
-`match` compares it with the names and shapes of a file: every
-tensor of the file is used or ignored by name, every array of the model is filled, every shape is equal, or else one
-error lists all that is wrong before anything is read. `load` then reads rule by rule, so that no more than one rule's
-arrays are in memory twice; `export` is the inverse.
+`match` compares it with the names and shapes of a file: every tensor there is used or ignored by name, every array of
+the model is filled, every shape is equal, or else one error lists all that differs before anything is read. `load` then
+reads rule by rule, so that no more than one rule's arrays are in memory twice; `export` is the inverse.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from mgjax.checkpoints.files.torch_file import Shape, Tensor
 from mgjax.errors import CheckpointError
 from mgjax.nn import Shapes, codebook_shapes
 
-Path = tuple[str, ...]
-Place = Callable[[Path, np.ndarray], Any]
+ArrayPath = tuple[str, ...]
+Place = Callable[[ArrayPath, np.ndarray], Any]
 
 _LISTED = 12  # names of each kind in an error
 
 # torch 2.1 renamed weight norm's arrays; every published file has the old names, and so has what is written here.
-WEIGHT_NORM = {
+WEIGHT_NORM_ALIASES = {
     r"\.parametrizations\.weight\.original0$": ".weight_g",
     r"\.parametrizations\.weight\.original1$": ".weight_v",
 }
@@ -225,7 +224,7 @@ def renamed(name: str, aliases: Mapping[str, str]) -> str:
 
 
 def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict[str, Any]:
-    """The arrays of a match as nested dictionaries, with weights of `dtype` (None: float32; but see `is_exact`).
+    """The arrays of a match as nested dictionaries, with weights of `dtype` (None: float32), but see `stays_float32`.
 
     `place` is called with the path and the numpy array of each array in turn; its results make up the tree. None puts
     them on the first device.
@@ -236,7 +235,7 @@ def load(match: Match, *, dtype: Any = None, place: Place | None = None) -> dict
         arrays = rule.to_targets([match.tensors[source].read() for source in rule.sources])
         for target, array in zip(rule.shapes, arrays, strict=True):
             path = tuple(target.split("/"))
-            kind = np.float32 if dtype is None or is_exact(path) else np.dtype(dtype)
+            kind = np.float32 if dtype is None or stays_float32(path) else np.dtype(dtype)
             flat[path] = place(path, np.ascontiguousarray(array, kind))
     return unflatten_dict(flat)
 
@@ -247,7 +246,7 @@ def read(matched: tuple[Any, Match], *, dtype: Any = None, place: Place | None =
     return config, load(match, dtype=dtype, place=place)
 
 
-def is_exact(path: Path) -> bool:
+def stays_float32(path: ArrayPath) -> bool:
     """Whether an array is float32 whatever the dtype of the weights.
 
     The codec and the style conditioner are: both are small, and codes are hard decisions. So are codebooks and running

@@ -10,7 +10,7 @@ from mgjax.checkpoints.tables.matching import (
     CONV_TRANSPOSED,
     GAIN,
     LINEAR,
-    WEIGHT_NORM,
+    WEIGHT_NORM_ALIASES,
     Rule,
     codebooks,
     linear,
@@ -24,7 +24,7 @@ from mgjax.config.model import CodecConfig, LMConfig, ModelConfig
 from mgjax.nn import Shapes
 
 # T5's embedding has two names, of which a file holds either or both.
-ALIASES = WEIGHT_NORM | {r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight"}
+ALIASES = WEIGHT_NORM_ALIASES | {r"^(text_encoder\.|)encoder\.embed_tokens\.weight$": r"\1shared.weight"}
 
 HUGGINGFACE_PROJECTIONS = {"text": "enc_to_dec_proj", "melody": "audio_enc_to_dec_proj"}
 # audiocraft calls a condition by the field of the metadata that it reads.
@@ -145,7 +145,7 @@ def audiocraft_codec(config: CodecConfig) -> Iterator[Rule]:
 
 
 def _codec(config: CodecConfig, *, sequence: str, conv: tuple[str, str], codebook: str) -> Iterator[Rule]:
-    for path, index, layer in layers.weighted(config):
+    for path, index, layer in layers.with_weights(config):
         target, source = f"params/{path}", f"{path.split('/')[0]}.{sequence}.{index}"
         if isinstance(layer, layers.LSTM):
             # A hidden kernel is (out, in) here as well.

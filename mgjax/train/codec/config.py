@@ -13,7 +13,7 @@ from mgjax.data.pipeline import DataConfig
 from mgjax.errors import ConfigError
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig, MeshConfig, check_numbers, take_old_mesh
-from mgjax.train.trainable import Filter, matching
+from mgjax.train.trainable import Filter, path_filter
 
 PUBLISHED = OptimConfig(
     name="adam", learning_rate=3e-4, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9, weight_decay=0.0,
@@ -84,7 +84,7 @@ class CodecRun:
     @property
     def trainable(self) -> Filter:
         """Which of the codec's parameters train, by their paths."""
-        return matching("decoder/" if self.keep_codes else "")
+        return path_filter("decoder/" if self.keep_codes else "")
 
     @property
     def has_discriminators(self) -> bool:

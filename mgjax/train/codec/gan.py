@@ -51,7 +51,7 @@ class GAN:
             step=jnp.int32(0),
             params=params,
             optimizer={name: self.optimizer.init(weights) for name, weights in params.items()},
-            average=Average.begin(params["codec"]),
+            average=Average.init(params["codec"]),
             extra={"codebooks": variables["codebooks"], "balancer": balancer.init(config.loss_weights)},
         )
 

@@ -25,7 +25,7 @@ from mgjax.errors import ConfigError
 from mgjax.train.codec.config import CodecRun
 from mgjax.train.codec.gan import GAN
 from mgjax.train.flops import products
-from mgjax.train.inputs import Inputs
+from mgjax.train.inputs import InputHashes
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
@@ -62,11 +62,11 @@ def run(config: CodecRun, workdir: str | Path) -> TrainState:
         with watchdog.waiting("opening the corpora"):
             corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
             init_hash = None if pretrained is None else hash_of(config.codec, pretrained)
-            inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, init=init_hash)
+            inputs = InputHashes.of(corpora["train"] + corpora["valid"], config.data.may_grow, init=init_hash)
     for corpus in corpora["train"] + corpora["valid"]:
         _check(corpus, config.codec)
     mesh = config.mesh.make()
-    rows = sharding.rows_here(config.data.batch_size, mesh)
+    rows = sharding.local_rows(config.data.batch_size, mesh)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows)
     valid_data = functools.partial(validation_batches, corpora["valid"], config.data, rows=rows)
     training = task(config, pretrained)

@@ -23,7 +23,7 @@ from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig, MeshConfig, check_numbers, take_old_mesh
-from mgjax.train.trainable import Filter, matching
+from mgjax.train.trainable import Filter, path_filter
 
 DTYPES = ("float32", "bfloat16")
 
@@ -38,7 +38,7 @@ class LMRun:
       lm: The language model; None for that of `init`.
       init: A model to go on from; None for new weights.
       codec: A codec, or a model that has one; None for that of `init`.
-      codes_as_heard: Whether embeddings and heads of a new model are initialised from the codec's codebooks, so that
+      codes_as_heard: Whether to initialise embeddings and heads of a new model from the codec's codebooks, so that
         codes that sound alike are read and predicted alike from the start.
       codebook_weights: The weight of each codebook's cross-entropy in the loss; () for equal ones, as published. The
         last codebooks are hard to predict, so short runs gain from training the first ones more.
@@ -121,7 +121,7 @@ class LMRun:
         ranged(self, "above 0", "window_seconds prompt_seconds codebook_weights")
         ranged(self, "above 0 and at most 1", "text_rate")
         if self.codes_as_heard and self.init is not None:
-            raise ConfigError("codes_as_heard is how new weights begin, and those of init are not new: leave it out")
+            raise ConfigError("codes_as_heard initialises new weights, and those of init are not new: leave it out")
         self._check_text()
         if self.lora is not None:
             self._check_lora()
@@ -137,7 +137,7 @@ class LMRun:
         The encoder of style excerpts is frozen, and so is CLAP but for its codebooks.
         """
         parts = ["lora/" if self.lora else "lm/", r"style/(?!features/)", "clap/codebooks/"]
-        return matching(*parts, *(["text/"] if self.train_text else []))
+        return path_filter(*parts, *(["text/"] if self.train_text else []))
 
     def _check_text(self) -> None:
         if self.new_text is None:

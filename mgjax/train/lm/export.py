@@ -1,4 +1,4 @@
-"""The model that a run trains: assembled of trained and frozen weights, written, and heard in clips."""
+"""The model that a run trains: assembled of trained and frozen weights, saved, and sampled for TensorBoard."""
 
 from __future__ import annotations
 

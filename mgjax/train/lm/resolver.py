@@ -36,8 +36,7 @@ from mgjax.train import conditions
 from mgjax.train import text as text_encoders
 from mgjax.train.lm.config import LMRun
 from mgjax.train.text import TextEncoder
-from mgjax.train.trainable import matching as paths_matching
-from mgjax.train.trainable import partition
+from mgjax.train.trainable import partition, path_filter
 
 
 def read_config(kind: type[Config], source: str, *, fetch: bool = True, **encoders: str | None) -> Config:
@@ -97,7 +96,7 @@ def resolve(run: LMRun, *, fetch: bool = True) -> ModelConfig:
     conditions.check(model, run.optim.accumulate, run.data.segment_seconds)
     if run.lora:
         if model.style is not None or (model.clap is not None and model.clap.num_codebooks):
-            raise ConfigError(f"in {run.init} more learns than the language model, how it hears music: leave lora out")
+            raise ConfigError(f"{run.init} also trains conditioners, which an adapter cannot hold: leave lora out")
         jax.eval_shape(functools.partial(lora.initial, run.lora), _shaped(lm_shapes(model.lm)), jax.random.key(0))
     if run.train_text and model.text is None:
         raise ConfigError(f"{run.init} reads no text, so there is no text encoder to train: leave train_text out")
@@ -118,7 +117,7 @@ def _new_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
         clap = dataclasses.replace(run.clap or ClapConditionConfig(), clap=read(ClapConfig, run.clap_encoder))
     model = ModelConfig(
         lm=run.lm,
-        codec=_codes_of(read(CodecConfig, run.codec)),
+        codec=_folded_config(read(CodecConfig, run.codec)),
         text=text.config,
         channels=run.channels,
         window_seconds=run.window_seconds or run.data.segment_seconds,
@@ -137,7 +136,7 @@ def _style(run: LMRun, read: Callable[..., Any]) -> StyleConfig | None:
     if run.style is None or run.style.features is None:
         if run.style_encoder is not None:
             raise ConfigError(
-                "style_encoder hears the excerpts of a style with features: set style to one, or leave it out"
+                "style_encoder encodes the excerpts of a style with features: set style to one, or leave it out"
             )
         return run.style
     if run.style_encoder is None:
@@ -171,15 +170,15 @@ def _continued_model(run: LMRun, read: Callable[..., Any]) -> ModelConfig:
     return dataclasses.replace(
         base,
         lm=lm,
-        codec=_codes_of(base.codec if run.codec is None else read(CodecConfig, run.codec)),
+        codec=_folded_config(base.codec if run.codec is None else read(CodecConfig, run.codec)),
         channels=run.channels,
         window_seconds=run.window_seconds or run.data.segment_seconds,
         sampling=run.sampling or base.sampling,
     )
 
 
-def _codes_of(codec: CodecConfig) -> CodecConfig:
-    """The codec beside a language model of its codes: with weight norm folded into the kernels."""
+def _folded_config(codec: CodecConfig) -> CodecConfig:
+    """The codec's config with weight norm folded into the kernels; raises ConfigError where it codes chunks apart."""
     if codec.chunk_seconds is not None:
         raise ConfigError("this codec codes chunks of audio apart: its codes are no sequence that a model could learn")
     return dataclasses.replace(codec, norm="none") if codec.norm == "weight_norm" else codec
@@ -226,7 +225,7 @@ def _continued_weights(run: LMRun, init: str, model: ModelConfig) -> Checkpoint:
     return Checkpoint(model, variables, base.tokenizer, base.clap_tokenizer)
 
 
-def _as_numpy(path: matching.Path, array: np.ndarray) -> np.ndarray:
+def _as_numpy(path: matching.ArrayPath, array: np.ndarray) -> np.ndarray:
     return array
 
 
@@ -250,8 +249,9 @@ def pretrained_shapes(run: LMRun) -> Checkpoint:
     Raises ConfigError if a source is neither local nor published, or the parts do not fit together.
     """
     model = resolve(run, fetch=False)
-    not_new = ["codec/", "style/features/", "clap/(text|audio)/", *([] if run.new_text else ["text/"])]
-    variables, _ = partition(_shaped(model_shapes(model)), paths_matching("" if run.init else "|".join(not_new)))
+    parts = ["codec/", "style/features/", "clap/(text|audio)/", *([] if run.new_text else ["text/"])]
+    is_pretrained = path_filter(*([""] if run.init else parts))
+    variables, _ = partition(_shaped(model_shapes(model)), is_pretrained)
     return Checkpoint(model, variables)
 
 

@@ -29,7 +29,7 @@ from mgjax.train.metrics import CrossEntropy, Mean, Perplexity
 from mgjax.train.optim import Average
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, BatchShapes, Task
-from mgjax.train.trainable import mask, matching, partition
+from mgjax.train.trainable import mask, partition, path_filter
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -87,7 +87,7 @@ class TrainStep:
         self.pattern = patterns.from_config(self.model.lm)
         self.optimizer = optim.make(run.optim, run.loop.steps)
         if run.text_rate < 1:
-            slower = optax.masked(optax.scale(run.text_rate), functools.partial(mask, accepted=matching("text/")))
+            slower = optax.masked(optax.scale(run.text_rate), functools.partial(mask, accepted=path_filter("text/")))
             self.optimizer = optax.chain(self.optimizer, slower)
 
     def init(self, key: Array, pretrained: Any = None) -> TrainState:
@@ -110,7 +110,7 @@ class TrainStep:
             step=jnp.int32(0),
             params=params,
             optimizer=self.optimizer.init(params),
-            average=Average.begin(params) if self.run.optim.average_decay else None,
+            average=Average.init(params) if self.run.optim.average_decay else None,
             extra=extra,
         )
 
@@ -123,7 +123,7 @@ class TrainStep:
         if self.codebooks is not None:
             groups = self.model.channels // self.model.codec.channels  # of channels, each encoded alone
             codebooks = jnp.repeat(self.codebooks, groups, axis=0)[: self.model.lm.num_codebooks]
-            stacked = codewords.placed(stacked, codebooks, codes_key)
+            stacked = codewords.init_from_codebooks(stacked, codebooks, codes_key)
         return stacked if self.run.scan_layers else unstack_layers(stacked)
 
     def lm_params(self, params: Any, frozen: Any, key: Array | None = None) -> dict[str, Any]:
@@ -170,16 +170,16 @@ class TrainStep:
         if "codes" in batch:
             codes, num_frames = batch["codes"], batch["num_frames"]
         else:
-            encode = functools.partial(encoded, self.model.codec, frozen["codec"])
+            encode = functools.partial(encode_audio, self.model.codec, frozen["codec"])
             codes = optim.in_parts(encode, batch["audio"], self.run.optim.accumulate)
             num_frames = -(-batch["num_samples"] // self.model.codec.hop_length)
         conditioning = conditions.conditioning_inputs(self.model, frozen, batch, codes, self.run.optim.accumulate)
         special, codes = self.model.lm.special_token, codes[..., : self.model.lm.num_codebooks]
-        steps = losses.layout(self.pattern, codes, num_frames, special)
+        steps = losses.teacher_forced(self.pattern, codes, num_frames, special)
         excerpt = conditions.excerpt_mask(self.model, batch, codes.shape[1])
         if excerpt is not None:
-            others = jnp.where(excerpt[..., None], special, codes)
-            steps = steps._replace(counted=losses.layout(self.pattern, others, num_frames, special).counted)
+            masked = jnp.where(excerpt[..., None], special, codes)
+            steps = steps._replace(counted=losses.teacher_forced(self.pattern, masked, num_frames, special).counted)
         return {"steps": steps} | conditioning
 
     def cross_entropy(
@@ -191,12 +191,12 @@ class TrainStep:
         """
         steps = inputs["steps"]
         variables = {"params": self.lm_params(params, frozen, key)}
-        weights, key = {**frozen, **params}, key if extra else None
-        batch_conditions, extra = conditions.conditions(self.model, weights, inputs, extra, key)
+        weights, extra_key = {**frozen, **params}, key if extra else None
+        batch_conditions, extra = conditions.conditions(self.model, weights, inputs, extra, extra_key)
         apply: Callable[..., Any] = functools.partial(self.lm.apply, variables)
         context = apply(batch_conditions, batch=steps.inputs.shape[0], method="context")
         hidden = apply(steps.inputs, context, method="hidden")
-        return losses.cross_entropy_of(functools.partial(apply, method="logits"), hidden, steps), extra
+        return losses.cross_entropy_in_parts(functools.partial(apply, method="logits"), hidden, steps), extra
 
     def flops(self, batch: BatchShapes) -> float:
         """The operations of all convolutions and matrix products that one training step needs.
@@ -222,17 +222,17 @@ class TrainStep:
 def initial(config: LMConfig, key: Array) -> dict[str, Any]:
     """New weights of a language model, its layers stacked."""
 
-    def touch_all(module: LM) -> Array:
+    def use_all(module: LM) -> Array:
         conditions = {
             fused.name: Condition(jnp.zeros((1, 1, fused.dim)), jnp.ones((1, 1), bool), rate=1.0)
             for fused in config.conditions
         }
         return module(jnp.zeros((1, 1, config.num_codebooks), jnp.int32), module.context(conditions))
 
-    return LM(config, scan_layers=True).init(key, method=touch_all)["params"]
+    return LM(config, scan_layers=True).init(key, method=use_all)["params"]
 
 
-def encoded(config: CodecConfig, variables: dict[str, Any], audio: Float[Array, "b n c"]) -> Int[Array, "b t k"]:
+def encode_audio(config: CodecConfig, variables: dict[str, Any], audio: Float[Array, "b n c"]) -> Int[Array, "b t k"]:
     """Encodes audio from -1 to 1 within a compiled step, to the codes of `Codec.encode`.
 
     Weight norm is folded into the kernels of the codec. If the audio has more channels than the codec, groups of them

@@ -15,7 +15,7 @@ from mgjax.data.description import SPLITS
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
-from mgjax.train.inputs import Inputs
+from mgjax.train.inputs import InputHashes
 from mgjax.train.lm import resolver
 from mgjax.train.lm.config import LMRun
 from mgjax.train.lm.step import task
@@ -36,10 +36,10 @@ def run(config: LMRun, workdir: str | Path) -> TrainState:
             corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
         with watchdog.waiting("reading the weights to start from", may_last=True):
             start = resolver.pretrained(config)
-            inputs = Inputs.of(corpora["train"] + corpora["valid"], config.data.may_grow, **resolver.hashes(start))
+            inputs = InputHashes.of(corpora["train"] + corpora["valid"], config.data.may_grow, **resolver.hashes(start))
     _check_corpora(corpora["train"] + corpora["valid"], start.config, resolver.codec_of(start))
     mesh = config.mesh.make()
-    rows, conditions = sharding.rows_here(config.data.batch_size, mesh), batch_conditions(config, start)
+    rows, conditions = sharding.local_rows(config.data.batch_size, mesh), batch_conditions(config, start)
     train_data = batches(corpora["train"], config.data, seed=config.loop.seed, rows=rows, conditions=conditions)
     valid_data = functools.partial(validation_batches, corpora["valid"], config.data, rows=rows, conditions=conditions)
     training = task(config, start, "audio" if corpora["train"][0].kind == "audio" else "tokens")
@@ -83,8 +83,8 @@ def _check_corpora(corpora: list[Corpus], model: ModelConfig, codec: Codec) -> N
     if resolver.corpus_kind(model) == "tokens" or all(corpus.kind == "audio" for corpus in corpora):
         return
     if model.clap is not None:
-        raise ConfigError("CLAP hears music, and codes are none: train with it on a corpus of sound")
+        raise ConfigError("CLAP embeds audio, not codes: train with it on a corpus of sound")
     raise ConfigError(
-        "the style's encoder hears music, and codes are none: it needs a corpus of sound. Train on one, or set "
+        "the style's encoder reads audio, not codes: train on a corpus of sound, or set "
         "style.features to None for a style of codes"
     )

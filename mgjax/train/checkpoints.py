@@ -173,7 +173,7 @@ class Checkpoints:
         handlers.add("state", ocp.args.PyTreeRestore, self._state)
         handlers.add("record", ocp.args.JsonSave, self._record)
         handlers.add("record", ocp.args.JsonRestore, self._record)
-        options = ocp.CheckpointManagerOptions(preservation_policy=_Kept(self._keep), cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(preservation_policy=_Policy(self._keep), cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=handlers)
 
     def _keep(self, steps: Sequence[int]) -> set[int]:
@@ -217,8 +217,8 @@ class Checkpoints:
         self._open()
 
     def _not_written(self, error: Exception) -> OSError:
-        good = max(self.steps(), default=None)
-        last = "there is no earlier one" if good is None else f"the last good one is that of step {good}"
+        step = max(self.steps(), default=None)
+        last = "there is no earlier one" if step is None else f"the last good one is that of step {step}"
         return OSError(
             f"{self._directory}: a checkpoint could not be written ({_first_line(error)}); {last}. Once that is "
             "mended, the same command goes on from there"
@@ -226,7 +226,7 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kept(PreservationPolicy):
+class _Policy(PreservationPolicy):
     """The policy of orbax by which checkpoints are deleted unless their steps are in `keep(steps)`."""
 
     keep: Callable[[Sequence[int]], set[int]]
