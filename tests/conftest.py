@@ -1,15 +1,18 @@
 """Every test runs on eight fake devices, with shapes checked and with rank promotion and key reuse as errors."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # What is compiled is tiny, so that compiling it takes longer than running it; and each core has a worker of pytest,
-# whose threads would wait for one another. (Flags of XLA come and go: one that it no longer knows can be dropped.)
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false"
+# whose threads would wait for one another.
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] += " --xla_cpu_multi_thread_eigen=false"
+if importlib.metadata.version("jax").startswith("0.10."):  # later ones do not know it
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"

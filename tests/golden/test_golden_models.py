@@ -22,6 +22,9 @@ FORMS = {
     "melody-huggingface": {},
     "conditions": {},
 }
+# Where a load folds weight norm, the hash depends on the compiler's rounding. These are of XLA without its fusion emitters,
+# as most tests are compiled (conftest.py), by the code before.
+ROUNDED = {"melody-huggingface": "94516f36b0d5", "conditions": "fdc02919ae4c"}
 CASES = [(form, "greedy") for form in FORMS if form != "conditions"]
 CASES += [("conditions", case) for case in of_conditions()]
 
@@ -44,8 +47,8 @@ def model(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_hashes_are_those_of_before(form, expected):
-    """Where a load folds weight norm, they depend on the compiler's rounding: these are of the flags in conftest.py."""
-    assert [model(form).hash, model(form).codec.hash] == expected["hashes"][form]
+    rounded = expected["hashes"][form], [ROUNDED.get(form), expected["hashes"][form][1]]
+    assert [model(form).hash, model(form).codec.hash] in rounded
     assert mgjax.load_codec(MODELS / form).hash == expected["hashes"][form][1]
 
 
