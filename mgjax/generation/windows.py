@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -121,7 +122,13 @@ def score(
     # Few lengths, few programs: steps after the music do not change those before.
     padding = [(0, 0), (0, sampling.capacity_for(num_steps) - num_steps), (0, 0)]
     logits = jit_apply(module, {"params": params}, jnp.asarray(np.pad(tokens, padding)), context)
-    return pattern.revert_logits(logits[:, :num_steps], codes.shape[1])[0]
+    return _logits_of_codes(pattern, logits, codes.shape[1])
+
+
+@functools.partial(jax.jit, static_argnames=("pattern", "num_frames"))
+def _logits_of_codes(pattern: patterns.Pattern, logits: Float[Array, "b s k v"], num_frames: int) -> Array:
+    """The logits of each code, [b, t, k, v], from those of the steps of a padded sequence."""
+    return pattern.revert_logits(logits[:, : pattern.num_steps(num_frames)], num_frames)[0]
 
 
 def _chunks(

@@ -22,8 +22,8 @@ FORMS = {
     "melody-huggingface": {},
     "conditions": {},
 }
-# Where a load folds weight norm, the hash depends on the compiler's rounding. These are of XLA without its fusion emitters,
-# as most tests are compiled (conftest.py), by the code before.
+# Where a load folds weight norm, the hash depends on the compiler's rounding. These are of the code before, compiled
+# without XLA's fusion emitters, as most tests are (conftest.py).
 ROUNDED = {"melody-huggingface": "94516f36b0d5", "conditions": "fdc02919ae4c"}
 CASES = [(form, "greedy") for form in FORMS if form != "conditions"]
 CASES += [("conditions", case) for case in of_conditions()]
