@@ -35,21 +35,23 @@ def _product(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: Any) -
     convolution of width 1, which is the same product. Training has more rows than that: the convolution's gradient
     would be slow.
     """
-
-    def product(x: Array, kernel: Array) -> Array:
-        contracted = (((1,), (0,)), ((), ()))
-        return jax.lax.dot_general(x, kernel, contracted, precision=_EXACT, preferred_element_type=dtype)
-
-    def convolution(x: Array, kernel: Array) -> Array:
-        matrix = kernel.reshape(1, kernel.shape[0], -1)
-        y = jax.lax.conv_general_dilated(
-            x[None], matrix, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"), preferred_element_type=dtype
-        )
-        return y.reshape(x.shape[0], *kernel.shape[1:])
-
+    product = functools.partial(_dot, dtype=dtype)
     if not 1 < x.shape[0] <= _FEW_ROWS:
         return product(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=convolution, default=product)
+    return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_convolution, dtype=dtype), default=product)
+
+
+def _dot(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: Any) -> Float[Array, "n *o"]:
+    contracted = (((1,), (0,)), ((), ()))
+    return jax.lax.dot_general(x, kernel, contracted, precision=_EXACT, preferred_element_type=dtype)
+
+
+def _convolution(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: Any) -> Float[Array, "n *o"]:
+    matrix = kernel.reshape(1, kernel.shape[0], -1)
+    y = jax.lax.conv_general_dilated(
+        x[None], matrix, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"), preferred_element_type=dtype
+    )
+    return y.reshape(x.shape[0], *kernel.shape[1:])
 
 
 class Dense(nn.Module):
@@ -99,6 +101,7 @@ class Dense(nn.Module):
         return jnp.einsum("ngr,gro->ngo", narrow, up, precision=_EXACT).reshape(rows.shape[0], -1)
 
 
+@functools.cache
 def symmetric_uniform(fan_in: int) -> Initializer:
     """Uniform within 1 / sqrt(fan_in) of zero."""
     bound = fan_in**-0.5

@@ -6,6 +6,7 @@ each head are one contiguous run (four times faster than `[b, m, h, e]` on CPU).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -162,9 +163,11 @@ def residual_init(layer: LayerIndex, in_axis: tuple[int, ...] = (0,)) -> Initial
 
     Standard deviation 1 / sqrt(fan_in) before the cut at three deviations, divided by sqrt(2 (layer + 1)).
     """
+    return functools.partial(_residual_init, layer, in_axis)
 
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        deviation = (math.prod(shape[axis] for axis in in_axis) * 2 * (layer + 1)) ** -0.5
-        return deviation * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
 
-    return init
+def _residual_init(
+    layer: LayerIndex, in_axis: tuple[int, ...], key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> Array:
+    deviation = (math.prod(shape[axis] for axis in in_axis) * 2 * (layer + 1)) ** -0.5
+    return deviation * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)

@@ -77,7 +77,7 @@ def test_scales_that_are_missing_are_reported():
 def test_only_mgjax_has_these_forms(model, tmp_path):
     with pytest.raises(ValueError, match="compact must be one of bfloat16, int8"):
         model.save(tmp_path / "model", compact="int4")
-    with pytest.raises(ValueError, match="in mgjax's form only"):
+    with pytest.raises(ValueError, match="in mgjax's format only"):
         model.save(tmp_path / "model", "huggingface", compact="int8")
     assert not list(tmp_path.iterdir())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -276,16 +277,18 @@ class _Unpickler(pickle.Unpickler):
             raise CheckpointError(
                 f"holds a tensor of shape {shape}, strides {strides} and offset {offset} in {storage.count} numbers"
             )
-        path, itemsize, swap = self.archive.path, storage.dtype.itemsize, self.archive.big_endian
+        path, start = self.archive.path, storage.offset + offset * storage.dtype.itemsize
+        read_flat = functools.partial(read_array, path, start, (span,), storage.dtype, swap=self.archive.big_endian)
+        return Tensor(shape, storage.dtype, path.name, functools.partial(_strided, read_flat, shape, strides))
 
-        def read() -> np.ndarray:
-            flat = read_array(path, storage.offset + offset * itemsize, (span,), storage.dtype, swap=swap)
-            if span == count and strides == _contiguous(shape):
-                return flat.reshape(shape)
-            view = np.lib.stride_tricks.as_strided(flat, shape, [stride * itemsize for stride in strides])
-            return np.ascontiguousarray(view)
 
-        return Tensor(shape, storage.dtype, path.name, read)
+def _strided(read_flat: Callable[[], np.ndarray], shape: Shape, strides: Shape) -> np.ndarray:
+    """The tensor in the numbers that lie one after the other in a file; `strides` are in numbers."""
+    flat = read_flat()
+    if flat.size == math.prod(shape) and strides == _contiguous(shape):
+        return flat.reshape(shape)
+    view = np.lib.stride_tricks.as_strided(flat, shape, [stride * flat.itemsize for stride in strides])
+    return np.ascontiguousarray(view)
 
 
 def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Tensor:

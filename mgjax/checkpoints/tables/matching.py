@@ -9,6 +9,7 @@ reads rule by rule, so that no more than one rule's arrays are in memory twice; 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -264,9 +265,10 @@ def export(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, Ten
         targets = [arrays[target] for target in rule.shapes]
         rule = dataclasses.replace(rule, shapes={target: tuple(arrays[target].shape) for target in rule.shapes})
         for number, (source, shape) in enumerate(zip(rule.sources, rule.source_shapes, strict=True)):
-
-            def read(rule: Rule = rule, targets: list[Any] = targets, number: int = number) -> np.ndarray:
-                return rule.to_source([np.asarray(target) for target in targets], number)
-
+            read = functools.partial(_source_array, rule, targets, number)
             tensors[source] = Tensor(shape, np.dtype(targets[0].dtype), source, read)
     return tensors
+
+
+def _source_array(rule: Rule, targets: list[Any], number: int) -> np.ndarray:
+    return rule.to_source([np.asarray(target) for target in targets], number)

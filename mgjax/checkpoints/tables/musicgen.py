@@ -78,11 +78,8 @@ def audiocraft(config: ModelConfig) -> Iterator[Rule]:
 
 def audiocraft_lm(config: LMConfig) -> Iterator[Rule]:
     """The language model in audiocraft, which joins queries, keys and values."""
-
-    def projections(shapes: Shapes, source: str) -> Iterator[Rule]:
-        yield Rule(shapes, (f"{source}.in_proj_weight",), LINEAR)
-
-    yield from _lm(config, {name: theirs for name, (_, theirs) in _LM_NAMES.items()}, projections)
+    names = {name: theirs for name, (_, theirs) in _LM_NAMES.items()}
+    yield from _lm(config, names, lambda shapes, source: [Rule(shapes, (f"{source}.in_proj_weight",), LINEAR)])
     for condition in config.conditions:
         name = AUDIOCRAFT_CONDITIONERS.get(condition.name, condition.name)
         source = f"condition_provider.conditioners.{name}.output_proj"
