@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -33,17 +34,17 @@ def fold(config: CodecConfig, params: dict[str, Any]) -> tuple[CodecConfig, dict
     """The same codec with the norms multiplied into its kernels, and with `norm="none"`; other norms are left alone."""
     if config.norm != "weight_norm":
         return config, params
+    return dataclasses.replace(config, norm="none"), _folded(params, config)
 
-    @jax.jit  # one program for all layers: a hundred small ones would take seconds to compile
-    def folded(params: dict[str, Any]) -> dict[str, Any]:
-        flat = flatten_dict(params, sep="/")
-        for path, _, layer in layers.with_weights(config):
-            if isinstance(layer, layers.Conv):
-                scale = flat.pop(f"{path}/scale")
-                flat[f"{path}/kernel"] = normalized(flat[f"{path}/kernel"], scale, layer.norm_axis)
-        return unflatten_dict(flat, sep="/")
 
-    return dataclasses.replace(config, norm="none"), folded(params)
+@functools.partial(jax.jit, static_argnames="config")  # a program for each of a hundred layers would take seconds
+def _folded(params: dict[str, Any], config: CodecConfig) -> dict[str, Any]:
+    flat = flatten_dict(params, sep="/")
+    for path, _, layer in layers.with_weights(config):
+        if isinstance(layer, layers.Conv):
+            scale = flat.pop(f"{path}/scale")
+            flat[f"{path}/kernel"] = normalized(flat[f"{path}/kernel"], scale, layer.norm_axis)
+    return unflatten_dict(flat, sep="/")
 
 
 def unfold(config: CodecConfig, variables: dict[str, Any]) -> tuple[CodecConfig, dict[str, Any]]:
