@@ -77,11 +77,15 @@ def test_peft_makes_the_same_model_of_it(folder, theirs, tmp_path):
     assert np.abs(adapted - plain).max() > 0.1 * np.abs(plain).max()
 
 
-def test_adapters_of_peft_are_read(theirs, tmp_path):
+@pytest.mark.parametrize("use_rslora", [False, True])  # with it the product is scaled by alpha / sqrt(rank)
+def test_adapters_of_peft_are_read(theirs, tmp_path, use_rslora):
     """As peft trains them by default, of queries and values alone."""
     base = transformers.MusicgenForConditionalGeneration.from_pretrained(theirs).eval()
     made = peft.get_peft_model(
-        base, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        base,
+        peft.LoraConfig(
+            r=2, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False, use_rslora=use_rslora
+        ),
     ).eval()
     made.save_pretrained(tmp_path / "adapter")
     mgjax.load("debug", adapter=tmp_path / "adapter").save(tmp_path / "merged", format="huggingface")
