@@ -1,7 +1,7 @@
 """Makes a corpus shard by shard, in one process or many, or as an Apache Beam pipeline.
 
-The split, shard and position of every piece are planned first, and a job is a shard. A worker
-writes the shard and a summary of it, each atomically. So the corpus does not depend on the number of workers, a shard
+The split, shard and position of every piece are planned first, and a job is a shard. A worker writes the shard and a
+summary of it, each atomically. So the corpus does not depend on the number of workers, a shard
 that is made twice has the same bytes, and an interrupted run goes on: a summary holds the hash of the sources and
 settings of its shard.
 

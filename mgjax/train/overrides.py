@@ -70,7 +70,7 @@ def _config_dict(file: str, settings: list[str]) -> ConfigDict:
         return _parse([*argv, *settings])
     except (flags.Error, OSError, SyntaxError, AttributeError) as error:
         # The message may be a traceback of the file, whose last line is the error.
-        raise ConfigError(str(error).strip().splitlines()[-1].strip()) from error
+        raise ConfigError(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")) from error
 
 
 def _parse(argv: list[str]) -> ConfigDict:
