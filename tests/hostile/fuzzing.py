@@ -102,8 +102,7 @@ def work(root):
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 600, resource.RLIM_INFINITY))
         name, seed, number = json.loads(line)
         result = prepare(root, name) if number is None else attempt(root, name, seed, number)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps(dataclasses.asdict(result) | {"peak": peak}), file=answers, flush=True)
+        print(json.dumps(dataclasses.asdict(result) | {"peak": _peak()}), file=answers, flush=True)
 
 
 def prepare(root, name):
@@ -239,6 +238,12 @@ class Worker:
         place = re.search(rf'File "{re.escape(PACKAGE)}(.*)", line \d+ in (\S+)', text)
         kind = f"{trouble} in {':'.join(place.groups()) if place else 'no file of mgjax'}"
         return Result(request[2], "fault", kind, text[:4000])
+
+
+def _peak():
+    """Bytes of memory that this process had at most. `getrusage` counts that of its parent too, before it was this."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
 def _usage(pid):
