@@ -92,4 +92,5 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(items):
     """The files that take minutes come first: the workers then end together."""
-    items.sort(key=lambda item: (item.path.name != "test_end_to_end.py", item.path.parent.name != "train"))
+    first = ("test_end_to_end.py", "test_threads.py")
+    items.sort(key=lambda item: (item.path.name not in first, item.path.parent.name != "train"))
