@@ -1,32 +1,43 @@
 """Time per step of decoding musicgen-small's shapes, beside transformers on the same random weights.
 
     python benchmarks/decode.py                       # batch 1, guidance on, 5 s; then 30 s of ours alone
-    python benchmarks/decode.py --batch 4 --seconds 10 --no-long
+    python benchmarks/decode.py --weights float32 bfloat16 int8 --before ../before --seconds 2 --no-long
+    MGJAX_CPU_KERNELS=off python benchmarks/decode.py # by XLA alone
 
-The two take turns and medians are reported, because machines are noisy. transformers' codec is left out of its time;
-its text encoder is in both. Compilation is reported apart: it happens once for each length of cache.
+All take turns and medians are reported, because machines are noisy; `--before` is a folder with other code of mgjax,
+which runs in a process of its own. transformers' codec is left out of its time; its text encoder is in all. Compilation
+is reported apart: it happens once for each length of cache. The codes of float32 weights are compared with those of the
+code before.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import itertools
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
 import mgjax
 from mgjax.api import MusicGen
-from mgjax.checkpoints import sources
+from mgjax.checkpoints import native, sources
 
 PROMPT = "80s synth pop with driving drums and a warm bass"
 
 
-def build(directory: Path) -> tuple[torch.nn.Module, MusicGen]:
-    """musicgen-small with random weights in both libraries."""
+def build(directory: Path) -> torch.nn.Module:
+    """musicgen-small with random weights in transformers; and in mgjax's form in `directory`."""
     torch.manual_seed(0)
     config = transformers.MusicgenConfig(
         text_encoder=transformers.T5Config(
@@ -38,10 +49,43 @@ def build(directory: Path) -> tuple[torch.nn.Module, MusicGen]:
     theirs = transformers.MusicgenForConditionalGeneration(config).eval()
     special = {name: config.decoder.vocab_size for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id")}
     theirs.generation_config.update(**special)
-    theirs.save_pretrained(directory)
-    model = sources.read(directory)
+    theirs.save_pretrained(directory.parent / "theirs")
+    model = sources.read(directory.parent / "theirs")
     # There is no vocabulary without a download; bytes are words enough to be timed.
-    return theirs, MusicGen(dataclasses.replace(model, config=dataclasses.replace(model.config, tokenizer="bytes")))
+    config = dataclasses.replace(model.config, tokenizer="bytes")
+    native.write_model(directory, dataclasses.replace(model, config=config, tokenizer=None))
+    return theirs
+
+
+# What another version of mgjax does in its own process: a line for each run, with the seconds that it took.
+BEFORE = """
+import dataclasses, json, sys, time
+import mgjax
+from mgjax.api import MusicGen
+directory, request = sys.argv[1], json.loads(sys.argv[2])
+model = sources.read(directory)
+model = MusicGen(dataclasses.replace(model, config=dataclasses.replace(model.config, tokenizer="bytes")))
+sampling = mgjax.Sampling(guidance=request["guidance"])
+for line in sys.stdin:
+    began = time.perf_counter()
+    codes = model.generate_codes(request["texts"], seconds=request["seconds"], sampling=sampling)
+    print(json.dumps([time.perf_counter() - began, codes.tolist()]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def code_before(folder: Path, directory: Path, request: dict) -> Iterator[Callable[[], tuple[float, list]]]:
+    """Runs the request with the code in `folder`: seconds and codes."""
+    command = [sys.executable, "-c", BEFORE, str(directory), json.dumps(request)]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=folder, env=environment) as process:
+
+        def run() -> tuple[float, list]:
+            print(file=process.stdin, flush=True)
+            return tuple(json.loads(process.stdout.readline()))
+
+        yield run
+        process.stdin.close()
 
 
 CODEC = dict(
@@ -61,57 +105,77 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--weights", nargs="+", default=["float32"], help="float32, bfloat16, int8")
+    parser.add_argument("--cache", help="float32 or bfloat16")
+    parser.add_argument("--before", type=Path, help="a folder with other code of mgjax")
     parser.add_argument("--no-long", action="store_true", help="leave out the 30 seconds of ours alone")
     args = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as directory:
-        theirs, ours = build(Path(directory))
-    texts = [PROMPT] * args.batch
-    ids, mask = (torch.tensor(part).long() for part in ours.tokenizer.encode(texts))
-    ids, mask = ids[:, : mask.sum(1).max()], mask[:, : mask.sum(1).max()]
-    silence = transformers.models.encodec.modeling_encodec.EncodecDecoderOutput(torch.zeros(args.batch, 1, 640))
-    theirs.audio_encoder.decode = lambda *inputs, **options: silence
-    sampling = mgjax.Sampling(guidance=args.guidance)
+    texts, sampling = [PROMPT] * args.batch, mgjax.Sampling(guidance=args.guidance)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        directory = Path(folder) / "model"
+        theirs = build(directory)
+        ours = {weights: mgjax.load(directory, weights=weights, cache=args.cache) for weights in args.weights}
+        any_of_ours = next(iter(ours.values()))
+        num_steps = int(args.seconds * any_of_ours.frame_rate) + any_of_ours.num_codebooks - 1
+        codes = {}
 
-    def steps_of(seconds: float) -> int:
-        return int(seconds * ours.frame_rate) + ours.num_codebooks - 1
+        def run_ours(weights: str) -> float:
+            began = time.perf_counter()
+            codes[weights] = ours[weights].generate_codes(texts, seconds=args.seconds, sampling=sampling)
+            return time.perf_counter() - began
 
-    def run_ours(seconds: float) -> float:
-        began = time.perf_counter()
-        ours.generate_codes(texts, seconds=seconds, sampling=sampling)
-        return time.perf_counter() - began
+        runs = {f"mgjax, {weights}": functools.partial(run_ours, weights) for weights in ours}
+        if args.before:
+            request = {"texts": texts, "seconds": args.seconds, "guidance": args.guidance}
+            before = stack.enter_context(code_before(args.before.resolve(), directory, request))
 
-    def run_theirs(seconds: float) -> float:
-        began = time.perf_counter()
-        theirs.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=True,
-            top_k=250,
-            guidance_scale=args.guidance,
-            max_new_tokens=steps_of(seconds),
-        )
-        return time.perf_counter() - began
+            def run_before() -> float:
+                seconds, codes["before"] = before()
+                return seconds
 
-    first = run_ours(args.seconds)
-    run_theirs(0.2)
-    times = [(run_ours(args.seconds), run_theirs(args.seconds)) for _ in range(args.repeats)]
-    mine, peer = (statistics.median(column) / steps_of(args.seconds) * 1e3 for column in zip(*times, strict=True))
-    print(
-        f"musicgen-small shapes, float32, batch {args.batch}, guidance {args.guidance:g}, {args.seconds:g} s of music"
-    )
-    print(f"  mgjax         {mine:7.1f} ms/step   ({20 / mine:.2f} x real time per row)")
-    print(f"  transformers  {peer:7.1f} ms/step   ({20 / peer:.2f} x real time per row)")
-    ratios = sorted(theirs / ours for ours, theirs in times)
-    print(f"  ratio         {peer / mine:7.2f}           (single turns: {', '.join(f'{r:.2f}' for r in ratios)})")
-    print(
-        f"  first call    {first:7.1f} s, of which about {first - mine * steps_of(args.seconds) / 1e3:.1f} s compiling"
-    )
+            runs["mgjax before"] = run_before
+        runs["transformers"] = timed_transformers(theirs, any_of_ours, texts, args.guidance, num_steps)
+        first = {name: run() for name, run in runs.items()}
+        times = [{name: run() for name, run in runs.items()} for _ in range(args.repeats)]
+
+    medians = {name: statistics.median(turn[name] for turn in times) / num_steps * 1e3 for name in runs}
+    print(f"musicgen-small shapes, batch {args.batch}, guidance {args.guidance:g}, {args.seconds:g} s of music")
+    print("  (in brackets the smallest and largest ratio of one turn)")
+    for name, median in medians.items():
+        line = f"  {name:16} {median:7.1f} ms/step, {20 / median:.2f} x real time"
+        for peer in ("transformers", "mgjax before"):
+            if peer in runs and peer != name and name != "transformers":
+                ratios = [turn[peer] / turn[name] for turn in times]
+                ratio = statistics.median(ratios)
+                line += f", {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) times {peer}"
+        print(f"{line}; first call {first[name]:.1f} s")
+    if {"before", "float32"} <= codes.keys():
+        equal = np.asarray(codes["before"]) == codes["float32"]
+        print(f"  codes of float32 weights that equal those before: {equal.mean():.2%}")
     if not args.no_long:
         del theirs
-        print("  mgjax, one piece of 30 s, median of the chunks of a second that begin in")
-        for span, milliseconds in per_step(ours, texts, sampling).items():
+        print(f"  mgjax, {next(iter(ours))}, one piece of 30 s, median of the chunks of a second that begin in")
+        for span, milliseconds in per_step(any_of_ours, texts, sampling).items():
             print(f"    {span:<12} {milliseconds:7.1f} ms/step")
+
+
+def timed_transformers(
+    theirs: torch.nn.Module, ours: MusicGen, texts: list[str], guidance: float, num_steps: int
+) -> Callable[[], float]:
+    """What generates with transformers, without its codec, and says how long it took."""
+    ids, mask = (torch.tensor(part).long() for part in ours.tokenizer.encode(texts))
+    ids, mask = ids[:, : mask.sum(1).max()], mask[:, : mask.sum(1).max()]
+    silence = transformers.models.encodec.modeling_encodec.EncodecDecoderOutput(torch.zeros(len(texts), 1, 640))
+    theirs.audio_encoder.decode = lambda *inputs, **options: silence
+    options = dict(do_sample=True, top_k=250, guidance_scale=guidance, max_new_tokens=num_steps)
+
+    def run() -> float:
+        began = time.perf_counter()
+        theirs.generate(input_ids=ids, attention_mask=mask, **options)
+        return time.perf_counter() - began
+
+    return run
 
 
 def per_step(model: MusicGen, texts: list[str], sampling: mgjax.Sampling) -> dict[str, float]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32, Int32
 from numpy.typing import ArrayLike
 
-from mgjax.checkpoints import sources
+from mgjax.checkpoints import inference, sources
 from mgjax.checkpoints.native import Checkpoint, hash_of
 from mgjax.checkpoints.tables.matching import Place
 from mgjax.codec.codec import Codec
@@ -29,7 +29,7 @@ from mgjax.generation import arguments, guidance, windows
 from mgjax.generation.arguments import Audio, Labels, Melodies, Prompts
 from mgjax.generation.sampling import SamplingParams
 from mgjax.lm.model import LM
-from mgjax.nn import why_not_finite
+from mgjax.nn import TransposedKernel, why_not_finite
 
 Progress = Callable[[int, int], None]
 _P = ParamSpec("_P")
@@ -63,13 +63,15 @@ class MusicGen:
       codec: Audio to codes and back.
     """
 
-    def __init__(self, model: Checkpoint, *, compat: str | None = None, mesh: Mesh | None = None):
+    def __init__(
+        self, model: Checkpoint, *, compat: str | None = None, mesh: Mesh | None = None, cache: str | None = None
+    ):
         """Takes a checkpoint as its readers return it; use `load`."""
         if compat not in (None, "audiocraft"):
             raise ValueError(f"compat must be None or 'audiocraft', got {compat!r}")
         self.config = model.config
         self.codec = Codec(model.config.codec, model.variables["codec"], channels=model.config.channels)
-        self._lm = LM(model.config.lm)
+        self._lm = LM(model.config.lm, cache_dtype=cache)
         self._params = {name: tree for name, tree in model.variables.items() if name != "codec"}
         self._tokenizers = {"tokenizer": model.tokenizer, "clap_tokenizer": model.clap_tokenizer}
         files = {f"{name}_files": folder for name, folder in self._tokenizers.items()}
@@ -103,8 +105,14 @@ class MusicGen:
 
     @property
     def dtype(self) -> str:
-        """The type of the weights and activations: "float32", "bfloat16" or "float16"."""
-        return str(self._params["lm"]["head"]["kernel"].dtype)
+        """The type of the activations, and of the weights that `load` was not told to keep in fewer bits."""
+        return str(self._params["lm"]["embed"]["embedding"].dtype)
+
+    @property
+    def weights(self) -> str:
+        """The type that the kernels of the language model are kept in."""
+        kernel = self._params["lm"]["head"]["kernel"]
+        return str((kernel.weights if isinstance(kernel, TransposedKernel) else kernel).dtype)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -115,7 +123,9 @@ class MusicGen:
     def hash(self) -> str:
         """Twelve hexadecimal digits that tell models apart, of the config and a sample of every array."""
         model = self._checkpoint()
-        return hash_of(dataclasses.replace(model.config, license="", sampling=Sampling()), model.variables)
+        # Of weights in fewer bits as they are: to expand them takes a second.
+        variables = model.variables if self.weights == self.dtype else {**self._params, "codec": self.codec.variables}
+        return hash_of(dataclasses.replace(model.config, license="", sampling=Sampling()), variables)
 
     @_takes_texts
     def generate(
@@ -180,7 +190,7 @@ class MusicGen:
           TypeError: A value is of another kind.
           NotFiniteError: The weights give NaN or infinity; `stream` yields the audio before that.
         """
-        return np.concatenate(list(self.stream(**_arguments(locals()))), axis=1)
+        return self.codec.decode(self.generate_codes(**_arguments(locals())))
 
     @_takes_texts
     def stream(
@@ -328,7 +338,8 @@ class MusicGen:
     def _checkpoint(self) -> Checkpoint:
         """The checkpoint to save. The codec's weight normalisation stays folded into its kernels."""
         config = dataclasses.replace(self.config, codec=self.codec.folded_config)
-        return Checkpoint(config, {**self._params, "codec": self.codec.variables}, **self._tokenizers)
+        variables = inference.to_trained(config, {**self._params, "codec": self.codec.variables})
+        return Checkpoint(config, variables, **self._tokenizers)
 
     def _encode_mono(self, audio: Float32[np.ndarray, "b n"]) -> Int32[np.ndarray, "b t k"]:
         """The codes of mono audio, which a stereo model's codec would code as left and right."""
@@ -352,6 +363,8 @@ def load(
     style_encoder: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     compat: str | None = None,
+    weights: str | None = None,
+    cache: str | None = None,
 ) -> MusicGen:
     """Loads the model at `source`.
 
@@ -367,14 +380,34 @@ def load(
       adapter: A directory or Hub id of a LoRA adapter of this model, in the layout of the library peft.
       compat: "audiocraft" treats texts of different lengths in one batch as the original does: padding is attended
         to. By default a row does not depend on its batch.
+      weights: The type that the kernels of the language model and the T5 are kept in, "float32", "bfloat16" or "int8";
+        None for `dtype`. Decoding is bound by reading them. They are computed with in `dtype`.
+      cache: The type of the KV cache, "float32" or "bfloat16"; None for `dtype`.
 
     Raises:
+      ValueError: `dtype`, `weights` or `cache` is none of these, or `mesh` is combined with `weights`.
       CheckpointError: `source` is no model, or its files are damaged or do not fit together.
     """
-    dtype = arguments.dtype(dtype) or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    on_cpu = jax.default_backend() == "cpu"
+    weights, cache = arguments.weights(weights), arguments.weights(cache, "cache", ("float32", "bfloat16"))
+    if weights and mesh is not None:
+        raise ValueError("weights is for a model on one device: leave it out with mesh, and give dtype")
+    dtype = arguments.dtype(dtype) or ("float32" if on_cpu or weights == "float32" else "bfloat16")
+    if on_cpu and mesh is None and dtype == "float32":
+        weights = weights or "float32"  # transposed, they are read faster
+    elif not on_cpu and weights != "int8":
+        weights = None
     encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
-    model = sources.read(source, dtype=dtype, place=_placement(mesh), adapter=adapter, **encoders)
-    return MusicGen(model, compat=compat, mesh=mesh)
+    if weights is None:
+        model = sources.read(source, dtype=dtype, place=_placement(mesh), adapter=adapter, **encoders)
+    elif adapter is None:
+        model = sources.read(source, dtype=dtype, place=inference.place(weights), **encoders)
+    else:  # it is added to the kernels as they were trained
+        model = sources.read(
+            source, dtype=dtype, adapter=adapter, text_encoder=text_encoder, style_encoder=style_encoder
+        )
+        model = dataclasses.replace(model, variables=inference.from_trained(model.variables, weights))
+    return MusicGen(model, compat=compat, mesh=mesh, cache=cache)
 
 
 def load_codec(source: str | os.PathLike[str]) -> Codec:

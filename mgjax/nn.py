@@ -11,10 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.devices import sharding
+from mgjax.kernels import cpu
 
 Initializer = Callable[..., jax.Array]
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)  # of functions that return the kind of array that they take
@@ -54,6 +56,60 @@ def _convolution(x: Float[Array, "n i"], kernel: Float[Array, "i *o"], dtype: An
     return y.reshape(x.shape[0], *kernel.shape[1:])
 
 
+@struct.dataclass
+class TransposedKernel:
+    """A kernel as decoding reads it: the weights of each output lie together, in fewer bits by choice.
+
+    It stands in the place of a `Dense`'s kernel. `scale` is that of each output where the weights are int8, else None.
+    """
+
+    weights: Float[Array, "o i"] | Int[Array, "o i"]
+    scale: Float[Array, " o"] | None = None
+
+    @classmethod
+    def of(cls, kernel: Float[np.ndarray, "i o"], dtype: str) -> TransposedKernel:
+        """The kernel with weights of `dtype`, "float32", "bfloat16" or "int8"; int8 rounds to 127 steps per output."""
+        weights, scale = kernel.T.astype(np.float32), None
+        if dtype == "int8":
+            scale = np.maximum(np.abs(weights).max(axis=1), np.finfo(np.float32).tiny) / 127
+            weights = np.rint(weights / scale[:, None])
+        weights = jax.device_put(np.ascontiguousarray(weights, jnp.dtype(dtype)))
+        return cls(weights, None if scale is None else jax.device_put(scale))
+
+    def kernel(self, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+        """The kernel of `(*in_shape, *out_shape)`, float32; where it is stored so, a view of the same memory."""
+        weights = np.asarray(self.weights).astype(np.float32, copy=False)
+        weights = weights if self.scale is None else weights * np.asarray(self.scale)[:, None]
+        return weights.T.reshape(shape)
+
+    def product(self, x: Float[Array, "n i"], dtype: Any) -> Float[Array, "n o"]:
+        """The product over `i`, with the sums in `dtype`; on CPU they are float32 ones."""
+        default = functools.partial(_transposed_dot, dtype=dtype)
+        on_cpu = functools.partial(_transposed_on_cpu, dtype=dtype)
+        return jax.lax.platform_dependent(x, self, cpu=on_cpu, default=default)
+
+
+def _transposed_dot(x: Float[Array, "n i"], kernel: TransposedKernel, dtype: Any) -> Float[Array, "n o"]:
+    contracted = (((1,), (1,)), ((), ()))
+    weights = kernel.weights.astype(x.dtype)
+    y = jax.lax.dot_general(x, weights, contracted, precision=_EXACT, preferred_element_type=jnp.float32)
+    return (y if kernel.scale is None else y * kernel.scale[None]).astype(dtype)
+
+
+def _transposed_on_cpu(x: Float[Array, "n i"], kernel: TransposedKernel, dtype: Any) -> Float[Array, "n o"]:
+    """By the kernel in C++, where it is; else in the form of XLA that is fastest for that number of rows."""
+    x = x.astype(jnp.float32)
+    if cpu.available():
+        return cpu.product(x, kernel.weights, kernel.scale).astype(dtype)
+    # XLA would take the conversion of weights out of the loop over steps, and read float32.
+    x, kernel = jax.lax.optimization_barrier((x, kernel))
+    if x.shape[0] > _FEW_ROWS:
+        return _transposed_dot(x, kernel, dtype)
+    rows = x if x.shape[0] > 1 else jnp.concatenate([x, x])  # alone, a row takes ten times as long
+    y = jnp.sum(kernel.weights.astype(jnp.float32)[:, None] * rows[None], axis=-1).T[: x.shape[0]]
+    return (y if kernel.scale is None else y * kernel.scale[None]).astype(dtype)
+
+
 class Dense(nn.Module):
     """A linear map of the last axes of x, `in_shape`, to `out_shape`, with a kernel of `(*in_shape, *out_shape)`.
 
@@ -75,12 +131,15 @@ class Dense(nn.Module):
         """Maps x `[*batch, *in_shape]` to `[*batch, *out_shape]`."""
         dtype = self.dtype or x.dtype
         batch = x.shape[: x.ndim - len(self.in_shape)]
-        kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
-        # Cast before it is gathered: half the bytes.
-        kernel = checkpoint_name(sharding.gathered("/".join((*self.path, "kernel")), kernel.astype(dtype)), WEIGHT)
-        kernel = kernel.reshape(math.prod(self.in_shape), *self.out_shape)
-        rows = x.astype(dtype).reshape(-1, kernel.shape[0])
-        y = _product(rows, kernel, self.result_dtype)
+        rows = x.astype(dtype).reshape(-1, math.prod(self.in_shape))
+        kernel = self.get_variable("params", "kernel") if self.has_variable("params", "kernel") else None
+        if isinstance(kernel, TransposedKernel):
+            y = kernel.product(rows, self.result_dtype or dtype)
+        else:
+            kernel = self.param("kernel", self.kernel_init, (*self.in_shape, *self.out_shape))
+            # Cast before it is gathered: half the bytes.
+            kernel = checkpoint_name(sharding.gathered("/".join((*self.path, "kernel")), kernel.astype(dtype)), WEIGHT)
+            y = _product(rows, kernel.reshape(-1, *self.out_shape), self.result_dtype)
         if self.has_variable("params", "lora_down"):
             y = y + self._adapted(rows).reshape(y.shape).astype(y.dtype)
         y = y.reshape(*batch, *self.out_shape)

@@ -37,6 +37,7 @@ CHECKED = [
     "data",
     "devices.sharding",
     "inputs",
+    "kernels",
     "checkpoints",
     "generation",
     "lm",

@@ -335,7 +335,7 @@ def with_nan(model, *names, at):
     for name in names[:-1]:
         tree[name] = dict(tree[name])
         tree = tree[name]
-    tree[names[-1]] = tree[names[-1]].at[at].set(np.nan)
+    tree[names[-1]] = jax.numpy.asarray(tree[names[-1]]).at[at].set(np.nan)
     return api.MusicGen(saved)
 
 
@@ -424,3 +424,48 @@ def test_caches_are_spread_over_the_mesh(monkeypatch):
     with pytest.raises((RuntimeError, StopIteration)):
         spread.generate_codes(["a", "b", "c", "d"], seconds=0.5)
     assert states == [P("data", "model")] * 2
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_weights_may_be_kept_in_fewer_bits(model, weights, tmp_path):
+    """What they are read as, and what they predict; a model that is saved is loaded in any of them."""
+    loaded = mgjax.load("debug", weights=weights)
+    assert (loaded.weights, loaded.dtype) == (weights, "float32")
+    codes = np.random.default_rng(0).integers(0, model.codebook_size, (2, 30, 4))
+    difference = np.abs(loaded.logits(codes, "a waltz") - model.logits(codes, "a waltz")).max()
+    least, most = {"float32": (0, 1e-5), "bfloat16": (1e-5, 0.02), "int8": (1e-3, 0.1)}[weights]
+    assert least <= difference < most, difference  # measured 1e-6, 3e-3 and 2e-2
+    loaded.save(tmp_path)
+    again = mgjax.load(tmp_path, weights=weights)
+    assert np.array_equal(again.logits(codes, "a waltz"), loaded.logits(codes, "a waltz"))
+    assert (loaded.hash == model.hash) == (weights == "float32")
+    assert again.hash == loaded.hash
+
+
+def test_float32_weights_give_the_same_codes_however_they_are_kept(model):
+    kept = mgjax.load("debug")
+    plain = api.MusicGen(sources.read("debug", dtype="float32"))
+    arguments = dict(seconds=1.5, seed=[4, 5], sampling=SOFT)
+    prompts = ["a waltz", "a march"]
+    assert np.array_equal(kept.generate_codes(prompts, **arguments), plain.generate_codes(prompts, **arguments))
+
+
+def test_the_cache_may_be_kept_in_fewer_bits(model):
+    half = mgjax.load("debug", cache="bfloat16")
+    codes = [
+        each.generate_codes("a waltz", seconds=0.5, sampling=mgjax.Sampling(temperature=0)) for each in (model, half)
+    ]
+    assert codes[0].shape == codes[1].shape
+    assert half.weights == "float32"
+
+
+@pytest.mark.parametrize("given", [{"weights": "int4"}, {"cache": "int8"}, {"weights": 8}])
+def test_types_that_nothing_is_kept_in(given):
+    [name] = given
+    with pytest.raises(ValueError, match=f"{name} must be one of"):
+        mgjax.load("debug", **given)
+
+
+def test_weights_on_a_mesh_are_those_of_its_dtype():
+    with pytest.raises(ValueError, match="weights is for a model on one device"):
+        mgjax.load("debug", weights="int8", mesh=sharding.make_mesh(8))

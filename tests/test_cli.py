@@ -141,7 +141,7 @@ def test_the_recipe_says_all_that_was_asked(here, debug_model):
     assert made.mgjax == mgjax.__version__
     assert made.device.startswith("cpu")
     parts = {"text_encoder": None, "style_encoder": None, "adapter": None}
-    assert here == [("mini", {"dtype": "float32", "mesh": None, **parts})]
+    assert here == [("mini", {"dtype": "float32", "weights": None, "mesh": None, **parts})]
 
 
 def test_every_option_reaches_the_model(monkeypatch, debug_model):

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "mgjax"
 # is on lower levels. Beside each other, on one level, they may not.
 LEVELS = [
     ["errors", "inputs"],
-    ["audio", "devices"],
+    ["audio", "devices", "kernels"],
     ["config", "nn", "metrics", "report", "synthetic"],
     ["codec", "conditioning"],
     ["lm"],

@@ -63,7 +63,7 @@ def hash_of(config: Any, variables: Any) -> str:
     digest = hashlib.sha256(to_json(config).encode())
     for path, array in jax.tree_util.tree_leaves_with_path(variables):
         # On a CPU, numpy shares the memory; elsewhere only the sample is fetched.
-        flat = (np.asarray(array) if jax.default_backend() == "cpu" else array).ravel()
+        flat = np.asarray(array).flat if jax.default_backend() == "cpu" else array.ravel()
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
         digest.update(np.asarray(flat[:: max(1, array.size // _HASHED_NUMBERS)], np.float32).tobytes())
     return digest.hexdigest()[:12]

@@ -34,7 +34,7 @@ in the folder:
 
 _PER_DEVICE = 4  # pieces at a time, by default
 _OF_THE_MACHINE = ("mgjax", "jax", "device")
-_COMMON = ("model", "model_hash", "adapter", "dtype", "format", "loudness")  # of all pieces of a folder
+_COMMON = ("model", "model_hash", "adapter", "dtype", "weights", "format", "loudness")  # of all pieces of a folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

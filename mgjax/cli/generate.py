@@ -100,6 +100,12 @@ def add_sampling(group: argparse._ArgumentGroup) -> None:
 def add_model_sources(group: argparse._ArgumentGroup) -> None:
     """Adds the options of loading a model: its dtype, its adapter and its encoders."""
     option(group, "--dtype", "precision (what suits the device)", choices=["float32", "bfloat16", "float16"])
+    option(
+        group,
+        "--weights",
+        "precision that weights are kept in (that of --dtype)",
+        choices=["float32", "bfloat16", "int8"],
+    )
     option(group, "--adapter DIR", "an adapter (LoRA) of the model")
     option(group, "--text-encoder NAME|DIR", "the T5 encoder of a model that comes without one")
     option(group, "--style-encoder NAME|DIR", "the MERT of a style model that comes without one")
@@ -144,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
 def load_model(recipe: Recipe, mesh: Any = None) -> Any:
     """The model of a recipe, on the devices of `mesh`."""
     parts = {"text_encoder": recipe.text_encoder, "style_encoder": recipe.style_encoder, "adapter": recipe.adapter}
-    return mgjax.load(recipe.model, dtype=recipe.dtype, mesh=mesh, **parts)
+    return mgjax.load(recipe.model, dtype=recipe.dtype, weights=recipe.weights, mesh=mesh, **parts)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def _pieces(args: argparse.Namespace) -> list[Piece]:
 def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]], form: str) -> list[Piece]:
     """The piece of each line of `read_lines`, as far as it is known without the model."""
     conditions.check_options(args, [line for _, line in lines])
-    names = ("trim_prompt", "window", "stride", "dtype", "loudness")
+    names = ("trim_prompt", "window", "stride", "dtype", "weights", "loudness")
     common = {name: getattr(args, name) for name in names if name in args}
     parts = ("adapter", "text_encoder", "style_encoder")
     common |= {name: absolute_source(getattr(args, name)) for name in parts if getattr(args, name, None)}

@@ -49,6 +49,7 @@ class Recipe:
     window: float | None = None
     stride: float | None = None
     dtype: str | None = None
+    weights: str | None = None
     adapter: str | None = None
     text_encoder: str | None = None
     style_encoder: str | None = None

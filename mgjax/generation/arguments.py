@@ -378,6 +378,15 @@ def dtype(name: Any) -> str | None:
     return plain
 
 
+def weights(
+    name: Any, argument: str = "weights", known: tuple[str, ...] = ("float32", "bfloat16", "int8")
+) -> str | None:
+    """The name of a type that weights are kept in, or the KV cache; None for None."""
+    if name is not None and name not in known:
+        raise ValueError(f"{argument} must be one of {', '.join(known)}, or None for that of dtype, got {name!r}")
+    return name
+
+
 def _to_frames(seconds: Any, frame_rate: float, name: str) -> int:
     frames = min(arguments.seconds(seconds, name) * frame_rate, 2.0**53)
     # 2.3 seconds are 115 frames of 20 ms, although 2.3 * 50 is 114.99999999999999.

@@ -205,24 +205,47 @@ def sample(logits: Float[Array, "b k v"], sampling: SamplingParams, time: Int[Ar
     temperature = sampling.temperature[:, :, None]
     random = temperature > _GREEDY
     scaled = logits / jnp.where(random, temperature, 1.0)
-    lowest = _threshold(scaled, sampling.top_k[:, None, None], sampling.top_p[:, None, None])
-    kept = jnp.where(scaled >= lowest, scaled, -jnp.inf)
+    kept = jnp.where(_kept(scaled, sampling.top_k[:, None, None], sampling.top_p[:, None, None]), scaled, -jnp.inf)
     noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[1:]))(sampling.key)
     noisy = jnp.where(random, kept + noise, logits)
     return jnp.argmax(noisy, axis=-1).astype(jnp.int32)
 
 
-def _threshold(logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p: Float[Array, "b 1 1"]) -> Array:
-    """The logit of the least likely code that may be sampled."""
-    num_codes = logits.shape[-1]
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    by_count = jnp.where(top_k > 0, jnp.minimum(top_k, num_codes), num_codes)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    # A code stays while the likelier ones together hold at most top_p; the likeliest always stays.
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    by_mass = jnp.maximum(jnp.sum(before <= top_p, axis=-1, keepdims=True), 1)
-    last = jnp.where(top_p > 0, by_mass, by_count) - 1
-    return jnp.take_along_axis(ordered, jnp.broadcast_to(last, (*logits.shape[:-1], 1)), axis=-1)
+def _kept(
+    logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p: Float[Array, "b 1 1"]
+) -> Bool[Array, "b k v"]:
+    """Which codes may be sampled: the `top_k` likeliest, or by `top_p`.
+
+    With `top_p` a code stays while the likelier ones together hold at most that; the likeliest always stays. The least
+    logit that is kept is found bit by bit, without sorting; four bits at once on accelerators, which launch each.
+    """
+    find = functools.partial(_kept_by_bits, logits, top_k, top_p)
+    return jax.lax.platform_dependent(cpu=functools.partial(find, 1), default=functools.partial(find, 4))
+
+
+def _kept_by_bits(
+    logits: Float[Array, "b k v"], top_k: Int[Array, "b 1 1"], top_p: Float[Array, "b 1 1"], num_bits: int
+) -> Bool[Array, "b k v"]:
+    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)  # -0.0 is 0.0
+    ordered = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # as whole numbers in the logits' order
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    count = jnp.where(top_k > 0, jnp.minimum(top_k, logits.shape[-1]), logits.shape[-1])
+    digits = jnp.arange(1, 2**num_bits, dtype=jnp.uint32)[None, None]
+
+    def add_digit(i: Array, lowest: Array) -> Array:
+        shift = jnp.uint32(32 - num_bits) - jnp.uint32(num_bits) * i.astype(jnp.uint32)
+        candidates = lowest | (digits << shift)
+        above = ordered[:, :, None] >= candidates[..., None]
+        enough = jnp.where(
+            top_p > 0,
+            jnp.sum(jnp.where(above, probabilities[:, :, None], 0), axis=-1) > top_p,
+            jnp.sum(above, axis=-1) >= count,
+        )
+        digit = jnp.sum(enough, axis=-1, keepdims=True, dtype=jnp.uint32)  # smaller candidates are enough, too
+        return lowest | (digit << shift)
+
+    first = jnp.zeros((*logits.shape[:-1], 1), jnp.uint32)
+    return ordered >= jax.lax.fori_loop(0, 32 // num_bits, add_digit, first)
 
 
 def _rows(tokens: Int[Array, "b s k"], context: Context) -> Int[Array, "rows s k"]:

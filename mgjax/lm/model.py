@@ -66,13 +66,15 @@ class LM(nn.Module):
 
     `dtype` is the type of activations and cache (the parameters' own where None); positions, norms, attention weights
     and logits are float32 always. `scan_layers` is the training form, over parameters with their layers stacked (see
-    stack.py), which cannot generate. `remat`, one of REMAT, is what is stored for the backward pass.
+    stack.py), which cannot generate. `remat`, one of REMAT, is what is stored for the backward pass. `cache_dtype` is
+    the type of keys and values between two steps (`dtype` where None).
     """
 
     config: LMConfig
     dtype: jnp.dtype | None = None
     scan_layers: bool = False
     remat: str = "none"
+    cache_dtype: str | None = None
 
     def setup(self) -> None:
         """Embedding, layers, norm, heads, and a projection for each condition."""
@@ -145,8 +147,9 @@ class LM(nn.Module):
         """A cache with room for `capacity` steps of music, with the conditions in it."""
         rows, prefix_length = context.prefix_mask.shape
         shape = (rows, self.config.num_heads, prefix_length + capacity, self.config.head_dim)
-        empty = jnp.zeros(shape, self._dtype)
-        cross = tuple(self._cross(layer, context) for layer in self._layers)
+        dtype = jnp.dtype(self.cache_dtype or self._dtype)
+        empty = jnp.zeros(shape, dtype)
+        cross = jax.tree.map(lambda x: x.astype(dtype), tuple(self._cross(layer, context) for layer in self._layers))
         cache = Cache(tuple(KeyValue(empty, empty) for _ in self._layers), cross)
         if prefix_length:
             x = context.prefix.astype(self._dtype) + self._prefix_positions(context)
@@ -159,7 +162,8 @@ class LM(nn.Module):
     ) -> tuple[Float[Array, "b s k v"], Cache]:
         """Logits of the step after each of `s` steps, of which `step` is the first, and the cache with them in it."""
         first_slot = step + context.prefix.shape[1]
-        valid = _valid(context, cache.layers[0].key.shape[2] - context.prefix.shape[1])
+        num_steps = cache.layers[0].key.shape[2] - context.prefix.shape[1]
+        valid = _valid(context, num_steps) if context.prefix.shape[1] else None
         x, layers = self._transform(self._embed(tokens, context, step), valid, context, cache, first_slot)
         return self.logits(x), dataclasses.replace(cache, layers=layers)
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.config.model import LMConfig
 from mgjax.devices import sharding
-from mgjax.lm.attention import attend, attend_causally, causal_mask
+from mgjax.lm.attention import attend, attend_causally, attend_to_cache, attend_to_condition
 from mgjax.nn import Dense, Initializer, LayerNorm, symmetric_uniform
 
 LayerIndex = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
                     for old, new in zip(cache, written, strict=True)
                 )
             )
-            y = attend(qkv[:, :, 0], *written, causal_mask(first_slot, x.shape[1], written.key.shape[2], valid))
+            y = attend_to_cache(qkv[:, :, 0], *written, first_slot, valid)
         out_init = residual_init(self.layer, in_axis=(0, 1))
         return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), written
 
@@ -101,8 +101,12 @@ class CrossAttention(nn.Module):
         kv = self.kv(condition)
         return KeyValue(*(jnp.swapaxes(kv[:, :, n], 1, 2) for n in (0, 1)))
 
-    def __call__(self, x: Float[Array, "b s d"], cross: KeyValue, mask: Bool[Array, "b l"]) -> Float[Array, "b s d"]:
-        """The output of `s` steps; a row whose mask is all False gets zeros."""
+    def __call__(
+        self, x: Float[Array, "b s d"], cross: KeyValue, mask: Bool[Array, "b l"], decodes: bool
+    ) -> Float[Array, "b s d"]:
+        """The output of `s` steps, of decoding or of a whole sequence; a row whose mask is all False gets zeros."""
+        if decodes:
+            return self.out(attend_to_condition(self.query(x), *cross, mask))
         return self.out(attend(self.query(x), *cross, mask[:, None, None, :]))
 
 
@@ -151,11 +155,11 @@ class Layer(nn.Module):
         `cross` is the condition's keys and values, by `cross_attn.project`, or None for no cross-attention.
         """
         x = sharding.by_rows(x)
-        y, cache = self.self_attn(self.self_norm(x), valid, cache, first_slot)
+        y, written = self.self_attn(self.self_norm(x), valid, cache, first_slot)
         x = x + y
         if cross is not None:
-            x = x + self.cross_attn(self.cross_norm(x), cross, cross_mask)
-        return x + self.ffn(self.ffn_norm(x)), cache
+            x = x + self.cross_attn(self.cross_norm(x), cross, cross_mask, cache is not None)
+        return x + self.ffn(self.ffn_norm(x)), written
 
 
 def residual_init(layer: LayerIndex, in_axis: tuple[int, ...] = (0,)) -> Initializer:

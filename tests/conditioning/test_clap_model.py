@@ -168,8 +168,7 @@ def test_written_as_read(model, tmp_path):
     published = ClapConditionConfig(CLAP["HTSAT-base"], LEVELS, SIZE)
     lm = dataclasses.replace(model.config.lm, conditions=(mgjax.config.model.Fused("clap", 512),))
     config = dataclasses.replace(model.config, lm=lm, clap=published, codec=model.codec.folded_config)
-    variables = {**model._params, "codec": model.codec.variables}
-    given = Checkpoint(config, variables)
+    given = Checkpoint(config, model._checkpoint().variables)
     audiocraft.write_model(tmp_path / "model", given)
     package = torch.load(tmp_path / "model" / "state_dict.bin", weights_only=True)
     expected = state()

@@ -291,8 +291,8 @@ def test_published_sizes_are_written_with_mert_by_name(model, tmp_path):
     config = dataclasses.replace(model.config, style=style, sampling=sampling, codec=model.codec.folded_config)
     encoder = model._params["style"]["params"]["encoder"]
     encoder = encoder | {"embed": {"kernel": jnp.ones((768, DIM)), "bias": jnp.ones(DIM)}}
-    variables = {**model._params, "style": model._params["style"] | {"params": {"encoder": encoder}}}
-    given = Checkpoint(config, {**variables, "codec": model.codec.variables})
+    variables = {**model._checkpoint().variables, "style": model._params["style"] | {"params": {"encoder": encoder}}}
+    given = Checkpoint(config, variables)
     audiocraft.write_model(tmp_path / "model", given, text_encoder="t5-tiny")
     fetch = {"t5-tiny": model._tokenizers["tokenizer"]}.__getitem__
     read = audiocraft.read_config(tmp_path / "model", fetch=fetch)

@@ -10,7 +10,7 @@ import pytest
 import mgjax
 from mgjax import Sampling
 from mgjax.api import MusicGen
-from mgjax.checkpoints import random_weights
+from mgjax.checkpoints import random_weights, sources
 from mgjax.checkpoints.native import Checkpoint
 from mgjax.conditioning.provider import ConditioningInputs
 from mgjax.config.conditioning import LabelConfig, MelodyConfig, NumberConfig
@@ -432,5 +432,9 @@ def test_a_model_with_everything_is_saved_and_loaded(model, tmp_path):
     model.save(tmp_path)
     loaded = mgjax.load(tmp_path)
     assert dataclasses.replace(loaded.config, codec=model.config.codec) == model.config
-    assert np.array_equal(logits(loaded, **ASKED), logits(model, **ASKED))
+    assert (
+        np.abs(logits(loaded, **ASKED) - logits(model, **ASKED)).max() < 1e-4
+    )  # measured 5e-6: kernels are transposed
+    read = MusicGen(sources.read(tmp_path, dtype="float32"))
+    assert np.array_equal(logits(read, **ASKED), logits(model, **ASKED))
     assert jnp.dtype(loaded.dtype) == np.float32

@@ -7,7 +7,7 @@ from tiny_lm import context, make, text
 from mgjax import NotFiniteError
 from mgjax.config.model import Sampling
 from mgjax.generation.arguments import window_and_stride
-from mgjax.generation.sampling import CAPACITIES, SamplingParams, capacity_for, guide, sample
+from mgjax.generation.sampling import CAPACITIES, SamplingParams, _kept_by_bits, capacity_for, guide, sample
 from mgjax.generation.windows import Extent, Window, decode, extents
 from mgjax.lm import pattern
 
@@ -46,6 +46,30 @@ def test_codes_are_drawn_as_often_as_they_should_be(sampling, expected):
 
 def test_codes_that_tie_with_the_last_one_kept_are_kept():
     assert (frequencies(np.array([2.0, 1.0, 1.0, 0.0]), Sampling(top_k=2)) > 0).tolist() == [True, True, True, False]
+
+
+def sorted_kept(logits, top_k, top_p):
+    """By sorting, as the definition has it."""
+    logits = logits.astype(np.float64)
+    order = np.argsort(-logits, kind="stable")
+    probabilities = np.exp(logits[order]) / np.exp(logits).sum()
+    before = np.cumsum(probabilities) - probabilities
+    count = (before <= top_p).sum() if top_p > 0 else min(top_k or len(logits), len(logits))
+    return logits >= logits[order][max(count, 1) - 1]
+
+
+@pytest.mark.parametrize("num_bits", [1, 4])
+def test_codes_are_kept_as_by_sorting(num_bits):
+    rng = np.random.default_rng(0)
+    settings = [(1, 0), (7, 0), (250, 0), (0, 0), (5000, 0), (0, 0.02), (0, 0.5), (3, 0.9), (0, 0.97)]
+    logits = rng.standard_normal((len(settings), 3, 2048)).astype(np.float32) * 3
+    logits[:, 1] = np.round(logits[:, 1])  # many that tie
+    logits[:, 2, ::2] = np.where(logits[:, 2, ::2] > 0, 0.0, -0.0)
+    top_k, top_p = (jnp.asarray(column)[:, None, None] for column in zip(*settings, strict=True))
+    kept = jax.jit(_kept_by_bits, static_argnums=3)(logits, top_k, top_p.astype(jnp.float32), num_bits)
+    for row, setting in enumerate(settings):
+        for k in range(3):
+            assert np.array_equal(kept[row, k], sorted_kept(logits[row, k], *setting)), (setting, k)
 
 
 def test_guidance_goes_from_the_null_prediction_through_the_conditioned_one():

@@ -107,7 +107,7 @@ def test_a_run_learns_and_its_model_loads(corpus, tmp_path):
     assert trained["layers"]["ffn"]["up"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "model")
     saved = mgjax.load(tmp_path / "model")
     assert saved.config.window_seconds == 0.5
-    kernel = saved._params["lm"]["layer1"]["ffn"]["up"]["kernel"]
+    kernel = saved._checkpoint().variables["lm"]["layer1"]["ffn"]["up"]["kernel"]
     assert np.array_equal(kernel, np.asarray(trained["layers"]["ffn"]["up"]["kernel"])[1])
 
 

@@ -152,7 +152,7 @@ def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
     assert not moved[3:259].any()  # the gradient is that of the texts, which need no bytes
 
     model = mgjax.load(tmp_path / "model")
-    assert all(same(model._params["text"], state.average.weights["text"]))
+    assert all(same(model._checkpoint().variables["text"], state.average.weights["text"]))
     assert model.config.text == dataclasses.replace(NEW, vocab_size=284)
     batch = batch_of(lm.pretrained(config))
     sums = jax.device_get(jax.jit(task.eval_step)(jax.tree.map(np.asarray, state), task.frozen, batch))
@@ -167,7 +167,7 @@ def test_a_new_encoder_is_trained_saved_and_loaded(corpus, words, tmp_path):
         "source": "new",
         "vocabulary": str(words),
         "trained": True,
-        "hash": hash_of(model.config.text, jax.device_get(model._params["text"])),
+        "hash": hash_of(model.config.text, model._checkpoint().variables["text"]),
     }
 
 
@@ -207,7 +207,7 @@ def test_an_encoder_from_elsewhere_is_trained_if_asked_to(is_trained, flan, tmp_
         made = jax.jit(T5Encoder(start.config.text).apply)({"params": weights}, ids, mask)
         assert np.abs(np.asarray(made) - hidden)[mask].max() < 1e-5  # measured 7e-7
     task.save(state, tmp_path / "model")
-    assert all(same(mgjax.load(tmp_path / "model")._params["text"], moved))
+    assert all(same(mgjax.load(tmp_path / "model")._checkpoint().variables["text"], moved))
     home = json.loads((tmp_path / "model" / "provenance.json").read_text())["text_encoder"]
     assert home == {
         "source": str(directory),

@@ -1,0 +1,51 @@
+"""A model's weights as inference keeps them: the large kernels transposed, in fewer bits by choice.
+
+Decoding reads every weight at every step; `nn.TransposedKernel` says in which form. These are the kernels of layers and
+heads of the language model and of the T5; the rest (embeddings, norms, the codec, other encoders) stays as it is read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mgjax.checkpoints.tables import shapes
+from mgjax.checkpoints.tables.matching import ArrayPath, Place
+from mgjax.config.model import ModelConfig
+from mgjax.nn import TransposedKernel
+
+WEIGHTS = ("float32", "bfloat16", "int8")
+
+
+def place(weights: str) -> Place:
+    """What a reader calls with each array: the kernels become those of inference, one at a time."""
+    return lambda path, array: _placed(path, array, weights)
+
+
+def from_trained(variables: dict[str, Any], weights: str) -> dict[str, Any]:
+    """The variables of a checkpoint with the kernels of inference."""
+    flat = flatten_dict(variables)
+    return unflatten_dict({path: _placed(path, np.asarray(flat.pop(path)), weights) for path in list(flat)})
+
+
+def to_trained(config: ModelConfig, variables: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `from_trained`, up to the rounding of weights in fewer bits; float32 ones are not copied."""
+    expected = shapes.model_shapes(config)
+    flat = flatten_dict(variables)
+    return unflatten_dict(
+        {
+            path: leaf.kernel(expected["/".join(path)]) if isinstance(leaf, TransposedKernel) else leaf
+            for path, leaf in flat.items()
+        }
+    )
+
+
+def _placed(path: ArrayPath, array: np.ndarray, weights: str) -> Any:
+    if path[-1] != "kernel" or path[0] not in ("lm", "text") or path[1].endswith("_proj"):
+        return jax.device_put(array)
+    num_inputs = array.ndim - 1 if path[-2] == "out" else 1  # axes; the outputs of attention's heads are two
+    return TransposedKernel.of(array.reshape(math.prod(array.shape[:num_inputs]), -1), weights)

@@ -1,0 +1,138 @@
+"""The CPU's kernels: what they compute, and what happens where they cannot be compiled."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mgjax import nn
+from mgjax.kernels import cpu
+from mgjax.lm import attention
+
+
+@pytest.fixture(params=["kernel", "xla"])
+def form(request, monkeypatch):
+    """Each of the two ways to compute it; a machine without a compiler has the second alone."""
+    if request.param == "xla" or not cpu.available():
+        monkeypatch.setattr(cpu, "available", lambda: False)
+    return request.param
+
+
+def random(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1024, 40), (100, 7), (1100, 33)])
+def test_products_with_any_number_of_rows(form, weights, inputs, outputs):
+    kernel = nn.TransposedKernel.of(random(inputs, outputs), weights)
+    exact = kernel.kernel((inputs, outputs)).astype(np.float64)
+    multiply = jax.jit(lambda x, kernel: kernel.product(x, jnp.float32))
+    for rows in (1, 2, 3, 5, 8, 9):
+        x = random(rows, inputs)
+        expected = x @ exact
+        error = np.abs(np.asarray(multiply(x, kernel)) - expected).max() / np.abs(expected).max()
+        assert error < 1e-6, (rows, error)  # measured 3e-7
+
+
+def test_weights_are_stored_in_their_type():
+    kernel = random(64, 12)
+    stored = {dtype: nn.TransposedKernel.of(kernel, dtype) for dtype in ("float32", "bfloat16", "int8")}
+    assert [str(kernel.weights.dtype) for kernel in stored.values()] == list(stored)
+    errors = {dtype: np.abs(stored.kernel((64, 12)) - kernel).max() for dtype, stored in stored.items()}
+    assert errors["float32"] == 0
+    assert 0 < errors["bfloat16"] < np.abs(kernel).max() / 256
+    assert 0 < errors["int8"] < np.abs(kernel).max() / 253  # half a step of 1 / 127
+
+
+def test_outputs_of_zero_weights_are_zero():
+    kernel = nn.TransposedKernel.of(np.zeros((8, 4), np.float32), "int8")
+    assert np.all(np.asarray(kernel.product(jnp.ones((2, 8)), jnp.float32)) == 0)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_a_layer_takes_its_kernel_transposed(form, weights):
+    """Heads that come in and go out, a bias, and an adapter beside the kernel."""
+    layer = nn.Dense((3, 8), (2, 5), use_bias=True)
+    x = jnp.asarray(random(4, 6, 3, 8))
+    params = layer.init(jax.random.key(0), x)["params"] | {"bias": jnp.asarray(random(2, 5))}
+    params |= {"lora_down": jnp.asarray(random(1, 24, 2)), "lora_up": jnp.asarray(random(1, 2, 10))}
+    stored = nn.TransposedKernel.of(np.asarray(params["kernel"]).reshape(24, 10), weights)
+    rounded = params | {"kernel": jnp.asarray(stored.kernel((3, 8, 2, 5)))}
+    expected = layer.apply({"params": rounded}, x)
+    found = jax.jit(layer.apply)({"params": params | {"kernel": stored}}, x)
+    assert found.shape == (4, 6, 2, 5)
+    assert np.abs(found - expected).max() < 1e-5  # measured 2e-6, of numbers up to 20
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("width", "filled"), [(64, 1), (64, 300), (20, 37), (20, 512)])
+def test_a_step_attends_to_the_filled_and_valid_slots(dtype, width, filled):
+    if not cpu.available():
+        return  # nothing to compare
+    query, key, value = (jnp.asarray(random(2, 4, n, width)) for n in (1, 512, 513))
+    key, value = key.astype(dtype), value[:, :, :512].astype(dtype)
+    query = 3 * jnp.swapaxes(query, 1, 2)
+    valid = np.random.default_rng(0).random((2, 512)) < 0.7
+    valid[1] = False
+    for mask in (None, jnp.asarray(valid)):
+        causal = attention.causal_mask(filled - 1, 1, 512, mask)
+        expected = attention.attend(query, key, value, causal)
+        found = jax.jit(attention.attend_to_cache)(query, key, value, jnp.int32(filled - 1), mask)
+        assert np.abs(found - expected).max() < 1e-5  # measured 2.1e-6
+        assert mask is None or np.all(np.asarray(found)[1] == 0)
+
+
+def test_slots_that_are_not_filled_are_not_read():
+    if not cpu.available():
+        return
+    query, key = jnp.ones((1, 1, 2, 8)), jnp.full((1, 2, 16, 8), jnp.nan).at[:, :, :3].set(1.0)
+    assert np.all(np.asarray(attention.attend_to_cache(query, key, key, 2, None)) == 1)
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """`available` as in a new process, with an empty cache."""
+    monkeypatch.setattr(cpu.platformdirs, "user_cache_dir", lambda name: str(tmp_path))
+    return cpu.available.__wrapped__
+
+
+def test_it_can_be_switched_off(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("MGJAX_CPU_KERNELS", "off")
+    assert not fresh()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("compiler", ["missing", "fails", "hangs"])
+def test_without_a_compiler_it_is_said_once(fresh, monkeypatch, tmp_path, caplog, compiler):
+    program = tmp_path / "compiler"
+    program.write_text("#!/bin/sh\n" + ("sleep 9\n" if compiler == "hangs" else "echo no such option >&2\nexit 1\n"))
+    program.chmod(0o755)
+    monkeypatch.setattr(cpu, "_SECONDS", 0.2)
+    monkeypatch.setattr(cpu.shutil, "which", lambda name: None if compiler == "missing" else str(program))
+    with caplog.at_level(logging.WARNING):
+        assert not fresh()
+        assert not fresh()
+    [message] = [record.getMessage() for record in caplog.records]
+    cause = {"missing": "there is no C++ compiler", "fails": "no such option", "hangs": "timed out"}[compiler]
+    assert cause in message
+    assert "Install g++ or clang" in message
+    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".failed"]
+
+
+def test_a_library_that_is_damaged_is_left_alone(fresh, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(cpu.shutil, "which", lambda name: "/bin/false")
+    (tmp_path / "kernels").mkdir()
+    monkeypatch.setattr(cpu.hashlib, "sha256", lambda data: type("Digest", (), {"hexdigest": lambda self: "0" * 64})())
+    (tmp_path / "kernels" / f"{'0' * 20}.so").write_bytes(b"nothing")
+    assert not fresh()
+    assert "could not be loaded" in caplog.text
+
+
+def test_numbers_that_are_not_finite_are_not_hidden():
+    query, key = jnp.ones((1, 1, 2, 8)), jnp.ones((1, 2, 4, 8)).at[:, 1].set(jnp.nan)
+    seen = np.asarray(attention.attend_to_cache(query, key, jnp.ones((1, 2, 4, 8)), 3, None))
+    assert np.all(seen[:, :, 0] == 1)
+    assert np.all(np.isnan(seen[:, :, 1]))
