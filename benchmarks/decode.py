@@ -59,12 +59,10 @@ def build(directory: Path) -> torch.nn.Module:
 
 # What another version of mgjax does in its own process: a line for each run, with the seconds that it took.
 BEFORE = """
-import dataclasses, json, sys, time
+import json, sys, time
 import mgjax
-from mgjax.api import MusicGen
-directory, request = sys.argv[1], json.loads(sys.argv[2])
-model = sources.read(directory)
-model = MusicGen(dataclasses.replace(model, config=dataclasses.replace(model.config, tokenizer="bytes")))
+request = json.loads(sys.argv[2])
+model = mgjax.load(sys.argv[1])
 sampling = mgjax.Sampling(guidance=request["guidance"])
 for line in sys.stdin:
     began = time.perf_counter()

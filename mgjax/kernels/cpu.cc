@@ -14,6 +14,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -49,12 +53,26 @@ inline V Load(const void* p) {
 
 // Numbers of each type as float32. bfloat16 (uint16_t here) is the upper half of it.
 inline Floats Widened(const float* p) { return Load<Floats>(p); }
+#if defined(__AVX512F__)  // GCC converts these vectors number by number
+inline Floats Widened(const uint16_t* p) {
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(Load<__m256i>(p)), 16);
+}
+inline Floats Widened(const int8_t* p) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(Load<__m128i>(p))); }
+#elif defined(__AVX2__)
+inline Floats Widened(const uint16_t* p) {
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(Load<__m128i>(p)), 16);
+}
+inline Floats Widened(const int8_t* p) {
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+#else
 inline Floats Widened(const uint16_t* p) {
   return (Floats)(__builtin_convertvector(Load<Halves>(p), Words) << 16);
 }
 inline Floats Widened(const int8_t* p) {
   return __builtin_convertvector(__builtin_convertvector(Load<Bytes>(p), Ints), Floats);
 }
+#endif
 inline float Widened1(const float* p) { return *p; }
 inline float Widened1(const int8_t* p) { return *p; }
 inline float Widened1(const uint16_t* p) {
