@@ -94,7 +94,7 @@ def _compiled(compiler: str | None, folder: Path) -> ctypes.CDLL | None:
         if problem:
             failed.write_text(problem)
             log.warning(
-                "Decoding on the CPU is two to three times as fast with a kernel that could not be compiled: %s. "
+                "Decoding on the CPU is faster with a kernel that could not be compiled: %s. "
                 "Install g++ or clang (and delete %s to try again).",
                 *(problem[:500], failed),
             )
