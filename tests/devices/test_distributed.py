@@ -1,5 +1,6 @@
 """Who takes part in a run, as flags, environment and schedulers say it."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from mgjax.cli import options
 from mgjax.devices import distributed
 
 FLAGS = {"coordinator": "10.0.0.1:1234", "num_processes": 4, "process_id": 2}
@@ -126,3 +128,13 @@ def test_a_folder_that_other_hosts_do_not_see_is_reported(monkeypatch, tmp_path)
     with pytest.raises(ValueError, match="not the same folder on all hosts: process 1 does not see"):
         distributed.check_shared(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words", [["--num-processes", "4", "--process-id", "2"], ["--num_processes", "4", "--process_id", "2"]]
+)
+def test_options_in_both_spellings(words):
+    parser = argparse.ArgumentParser()
+    options.add_host_options(parser)
+    found = parser.parse_args(words)
+    assert (found.num_processes, found.process_id) == (4, 2)

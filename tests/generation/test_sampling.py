@@ -225,6 +225,11 @@ def test_a_plan_of_millions_of_windows_is_refused():
         window_and_stride(30, 0.02, 4_320_000, 30, 50.0)
 
 
+@pytest.mark.parametrize(("window", "stride"), [(None, 18.0), (40, 18.0), (29, 17.4), (10, 6.0), (0.1, 0.06)])
+def test_the_stride_is_18_seconds_or_a_share_of_a_shorter_window(window, stride):
+    assert window_and_stride(window, None, 1500, 30, 50.0) == (round((window or 30) * 50), round(stride * 50))
+
+
 def test_codes_come_as_they_are_made(model):
     chunks = made(model, 130)
     assert len(chunks) > 2
