@@ -395,7 +395,7 @@ def load(
     dtype = arguments.dtype(dtype) or ("float32" if on_cpu or weights == "float32" else "bfloat16")
     if on_cpu and mesh is None and dtype == "float32":
         weights = weights or "float32"  # transposed, they are read faster
-    elif not on_cpu and weights != "int8":
+    elif not on_cpu and weights == dtype:
         weights = None
     encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
     if weights is None:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from numpy.typing import ArrayLike
 
+from mgjax.checkpoints import inference
 from mgjax.codec.codec import Codec
 from mgjax.conditioning.excerpts import Excerpt
 from mgjax.conditioning.excerpts import prepare as prepare_excerpts
@@ -378,9 +379,7 @@ def dtype(name: Any) -> str | None:
     return plain
 
 
-def weights(
-    name: Any, argument: str = "weights", known: tuple[str, ...] = ("float32", "bfloat16", "int8")
-) -> str | None:
+def weights(name: Any, argument: str = "weights", known: tuple[str, ...] = inference.WEIGHTS) -> str | None:
     """The name of a type that weights are kept in, or the KV cache; None for None."""
     if name is not None and name not in known:
         raise ValueError(f"{argument} must be one of {', '.join(known)}, or None for that of dtype, got {name!r}")

@@ -27,7 +27,6 @@ log = logging.getLogger("mgjax")
 
 SOURCE = Path(__file__).with_name("cpu.cc")
 NAMES = ("mgjax_product", "mgjax_attend")
-WEIGHTS = (jnp.float32, jnp.bfloat16, jnp.int8)  # types that `product` reads
 
 _SECONDS = 120  # that compiling may take
 
@@ -35,7 +34,7 @@ _SECONDS = 120  # that compiling may take
 def product(
     x: Float[Array, "n i"], weights: Float[Array, "o i"] | Int[Array, "o i"], scale: Float[Array, " o"] | None
 ) -> Float[Array, "n o"]:
-    """`x` times the transposed weights of one of `WEIGHTS`, each output times its scale; sums are float32."""
+    """`x` times the transposed weights, of float32, bfloat16 or int8, each output times its scale; sums are float32."""
     scale = jnp.zeros(0, jnp.float32) if scale is None else scale
     result = jax.ShapeDtypeStruct((x.shape[0], weights.shape[0]), jnp.float32)
     return jax.ffi.ffi_call("mgjax_product", result)(x.astype(jnp.float32), weights, scale)
@@ -70,7 +69,7 @@ def available() -> bool:
         for name in NAMES if library else ():
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        log.warning("The CPU kernels could not be loaded, so that decoding is slower: %s", error)
+        log.warning("The CPU kernels in %s could not be loaded, so decoding is slower: %s. Delete it", folder, error)
         return False
     return library is not None
 

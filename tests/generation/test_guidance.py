@@ -432,9 +432,8 @@ def test_a_model_with_everything_is_saved_and_loaded(model, tmp_path):
     model.save(tmp_path)
     loaded = mgjax.load(tmp_path)
     assert dataclasses.replace(loaded.config, codec=model.config.codec) == model.config
-    assert (
-        np.abs(logits(loaded, **ASKED) - logits(model, **ASKED)).max() < 1e-4
-    )  # measured 5e-6: kernels are transposed
+    difference = np.abs(logits(loaded, **ASKED) - logits(model, **ASKED)).max()
+    assert difference < 1e-4, difference  # measured 9.5e-6: what is loaded has its kernels transposed
     read = MusicGen(sources.read(tmp_path, dtype="float32"))
     assert np.array_equal(logits(read, **ASKED), logits(model, **ASKED))
     assert jnp.dtype(loaded.dtype) == np.float32

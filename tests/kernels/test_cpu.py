@@ -34,7 +34,7 @@ def test_products_with_any_number_of_rows(form, weights, inputs, outputs):
         x = random(rows, inputs)
         expected = x @ exact
         error = np.abs(np.asarray(multiply(x, kernel)) - expected).max() / np.abs(expected).max()
-        assert error < 1e-6, (rows, error)  # measured 3e-7
+        assert error < 1e-6, (rows, error)  # measured 4.3e-7
 
 
 def test_weights_are_stored_in_their_type():
@@ -64,14 +64,14 @@ def test_a_layer_takes_its_kernel_transposed(form, weights):
     expected = layer.apply({"params": rounded}, x)
     found = jax.jit(layer.apply)({"params": params | {"kernel": stored}}, x)
     assert found.shape == (4, 6, 2, 5)
-    assert np.abs(found - expected).max() < 1e-5  # measured 2e-6, of numbers up to 20
+    assert np.abs(found - expected).max() < 1e-5  # measured 3.8e-6, of numbers up to 59
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("width", "filled"), [(64, 1), (64, 300), (20, 37), (20, 512)])
 def test_a_step_attends_to_the_filled_and_valid_slots(dtype, width, filled):
     if not cpu.available():
-        return  # nothing to compare
+        return  # a machine without a compiler has nothing to compare
     query, key, value = (jnp.asarray(random(2, 4, n, width)) for n in (1, 512, 513))
     key, value = key.astype(dtype), value[:, :, :512].astype(dtype)
     query = 3 * jnp.swapaxes(query, 1, 2)
@@ -81,7 +81,7 @@ def test_a_step_attends_to_the_filled_and_valid_slots(dtype, width, filled):
         causal = attention.causal_mask(filled - 1, 1, 512, mask)
         expected = attention.attend(query, key, value, causal)
         found = jax.jit(attention.attend_to_cache)(query, key, value, jnp.int32(filled - 1), mask)
-        assert np.abs(found - expected).max() < 1e-5  # measured 2.1e-6
+        assert np.abs(found - expected).max() < 1e-5  # measured 1.4e-6
         assert mask is None or np.all(np.asarray(found)[1] == 0)
 
 
