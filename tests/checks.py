@@ -23,10 +23,10 @@ def _has_shape(annotation) -> bool:
 
 
 def checked(thing):
-    """The function, or the class with its dataclass's `__init__`, with what checks its annotations."""
+    """The function, or the dataclass with its `__init__`, with what checks its annotations."""
     if inspect.isclass(thing):
         if dataclasses.is_dataclass(thing) and "__init__" in vars(thing):
-            thing.__init__ = checked(thing.__init__)
+            thing.__init__ = _check_shapes(thing.__init__)  # beartype alone lets pass what a dataclass generates
         return thing
     if not thing.__annotations__:
         return thing

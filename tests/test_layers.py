@@ -11,7 +11,11 @@ import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+
+from mgjax import nn
+from mgjax.generation import sampling
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mgjax"
@@ -204,3 +208,15 @@ def test_importing_is_light(statement):
     code = f"import sys; {statement}; print(*[name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_types_and_shapes_are_checked_in_tests():
+    """Of functions with shapes and without, and of the fields of modules: tests/checks.py."""
+    calls = [
+        lambda: nn.nearest(jnp.zeros((2, 3)), jnp.zeros((4, 5))),
+        lambda: sampling.capacity_for("many"),
+        lambda: nn.LayerNorm(eps="small"),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"type hint|Type-check error"):
+            call()
