@@ -234,6 +234,13 @@ def test_how_codes_are_drawn_is_saved_with_the_model(tmp_path):
     assert lm.resolve(dataclasses.replace(further, sampling=Sampling())).sampling == Sampling()
 
 
+@pytest.mark.parametrize("changes", [{}, {"lm": None, "codec": None, "init": "debug"}])
+def test_the_window_is_the_length_of_segments_where_the_run_says_no_other(changes):
+    run = dataclasses.replace(RUN, **changes)
+    assert lm.resolve(run).window_seconds == run.data.segment_seconds
+    assert lm.resolve(dataclasses.replace(run, window_seconds=1.5)).window_seconds == 1.5
+
+
 def test_prompts_are_played():
     config = dataclasses.replace(RUN, prompts=("a waltz", "techno"), prompt_seconds=0.1, dtype="bfloat16")
     _, task, state = made(config)
