@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.devices import sharding
 from mgjax.kernels import cpu
+from mgjax.kernels.memory import Blocks
 
 Initializer = Callable[..., jax.Array]
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)  # of functions that return the kind of array that they take
@@ -67,14 +68,19 @@ class TransposedKernel:
     scale: Float[Array, " o"] | None = None
 
     @classmethod
-    def of(cls, kernel: Float[np.ndarray, "i o"], dtype: str) -> TransposedKernel:
-        """The kernel with weights of `dtype`, "float32", "bfloat16" or "int8"; int8 rounds to 127 steps per output."""
-        weights, scale = kernel.T.astype(np.float32), None
+    def of(cls, kernel: Float[np.ndarray, "i o"], dtype: str, blocks: Blocks | None = None) -> TransposedKernel:
+        """The kernel with weights of `dtype`, "float32", "bfloat16" or "int8"; int8 rounds to 127 steps per output.
+
+        The weights are put into `blocks`.
+        """
+        weights, scale = kernel.T, None
         if dtype == "int8":
+            weights = weights.astype(np.float32)
             scale = np.maximum(np.abs(weights).max(axis=1), np.finfo(np.float32).tiny) / 127
             weights = np.rint(weights / scale[:, None])
-        weights = jax.device_put(np.ascontiguousarray(weights, jnp.dtype(dtype)))
-        return cls(weights, None if scale is None else jax.device_put(scale))
+        stored = (blocks or Blocks()).empty(weights.shape, jnp.dtype(dtype))
+        stored[...] = weights
+        return cls(jax.device_put(stored), None if scale is None else jax.device_put(scale))
 
     def kernel(self, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
         """The kernel of `(*in_shape, *out_shape)`, float32; where it is stored so, a view of the same memory."""
@@ -84,30 +90,31 @@ class TransposedKernel:
 
     def product(self, x: Float[Array, "n i"], dtype: Any) -> Float[Array, "n o"]:
         """The product over `i`, with the sums in `dtype`; on CPU they are float32 ones."""
-        default = functools.partial(_transposed_dot, dtype=dtype)
-        on_cpu = functools.partial(_transposed_on_cpu, dtype=dtype)
-        return jax.lax.platform_dependent(x, self, cpu=on_cpu, default=default)
+        on_cpu = by_cpu_kernel if cpu.available() else by_xla_on_cpu
+        return jax.lax.platform_dependent(x, self, cpu=on_cpu, default=_transposed_dot).astype(dtype)
 
 
-def _transposed_dot(x: Float[Array, "n i"], kernel: TransposedKernel, dtype: Any) -> Float[Array, "n o"]:
+def _transposed_dot(x: Float[Array, "n i"], kernel: TransposedKernel) -> Float[Array, "n o"]:
     contracted = (((1,), (1,)), ((), ()))
     weights = kernel.weights.astype(x.dtype)
     y = jax.lax.dot_general(x, weights, contracted, precision=_EXACT, preferred_element_type=jnp.float32)
-    return (y if kernel.scale is None else y * kernel.scale[None]).astype(dtype)
+    return y if kernel.scale is None else y * kernel.scale[None]
 
 
-def _transposed_on_cpu(x: Float[Array, "n i"], kernel: TransposedKernel, dtype: Any) -> Float[Array, "n o"]:
-    """By the kernel in C++, where it is; else in the form of XLA that is fastest for that number of rows."""
-    x = x.astype(jnp.float32)
-    if cpu.available():
-        return cpu.product(x, kernel.weights, kernel.scale).astype(dtype)
+def by_cpu_kernel(x: Float[Array, "n i"], kernel: TransposedKernel) -> Float[Array, "n o"]:
+    """The product by the kernel in C++."""
+    return cpu.product(x, kernel.weights, kernel.scale)
+
+
+def by_xla_on_cpu(x: Float[Array, "n i"], kernel: TransposedKernel) -> Float[Array, "n o"]:
+    """The product in the form of XLA that is fastest for that number of rows (benchmarks/products.py)."""
     # XLA would take the conversion of weights out of the loop over steps, and read float32.
-    x, kernel = jax.lax.optimization_barrier((x, kernel))
+    x, kernel = jax.lax.optimization_barrier((x.astype(jnp.float32), kernel))
     if x.shape[0] > _FEW_ROWS:
-        return _transposed_dot(x, kernel, dtype)
+        return _transposed_dot(x, kernel)
     rows = x if x.shape[0] > 1 else jnp.concatenate([x, x])  # alone, a row takes ten times as long
     y = jnp.sum(kernel.weights.astype(jnp.float32)[:, None] * rows[None], axis=-1).T[: x.shape[0]]
-    return (y if kernel.scale is None else y * kernel.scale[None]).astype(dtype)
+    return y if kernel.scale is None else y * kernel.scale[None]
 
 
 class Dense(nn.Module):

@@ -6,6 +6,7 @@ heads of the language model and of the T5; the rest (embeddings, norms, the code
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mgjax.checkpoints.tables import shapes
 from mgjax.checkpoints.tables.matching import ArrayPath, Place
 from mgjax.config.model import ModelConfig
+from mgjax.kernels.memory import Blocks
 from mgjax.nn import TransposedKernel
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -23,13 +25,13 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 
 def place(weights: str) -> Place:
     """What a reader calls with each array: the kernels become those of inference, one at a time."""
-    return lambda path, array: _placed(path, array, weights)
+    return functools.partial(_placed, weights=weights, blocks=Blocks())
 
 
 def from_trained(variables: dict[str, Any], weights: str) -> dict[str, Any]:
     """The variables of a checkpoint with the kernels of inference."""
-    flat = flatten_dict(variables)
-    return unflatten_dict({path: _placed(path, np.asarray(flat.pop(path)), weights) for path in list(flat)})
+    flat, put = flatten_dict(variables), place(weights)
+    return unflatten_dict({path: put(path, np.asarray(flat.pop(path))) for path in list(flat)})
 
 
 def to_trained(config: ModelConfig, variables: dict[str, Any]) -> dict[str, Any]:
@@ -44,8 +46,8 @@ def to_trained(config: ModelConfig, variables: dict[str, Any]) -> dict[str, Any]
     )
 
 
-def _placed(path: ArrayPath, array: np.ndarray, weights: str) -> Any:
+def _placed(path: ArrayPath, array: np.ndarray, weights: str, blocks: Blocks) -> Any:
     if path[-1] != "kernel" or path[0] not in ("lm", "text") or path[1].endswith("_proj"):
         return jax.device_put(array)
     num_inputs = array.ndim - 1 if path[-2] == "out" else 1  # axes; the outputs of attention's heads are two
-    return TransposedKernel.of(array.reshape(math.prod(array.shape[:num_inputs]), -1), weights)
+    return TransposedKernel.of(array.reshape(math.prod(array.shape[:num_inputs]), -1), weights, blocks)

@@ -6,16 +6,23 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "xla/ffi/api/ffi.h"
@@ -82,13 +89,101 @@ inline float Widened1(const uint16_t* p) {
   return f;
 }
 
-inline float Sum(Floats v) {
-  float sums[kLanes];
-  std::memcpy(sums, &v, sizeof v);
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-  return sums[0];
+// Lane i of the result is that of one vector where bit kBit of i is clear, else that of the other, plus its neighbour.
+template <int kBit, typename V, int... kLane>
+inline V Folded(V a, V b, std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (kLane & kBit ? kLanes + kLane - kBit : kLane)...) +
+         __builtin_shufflevector(a, b, (kLane & kBit ? kLanes + kLane : kLane + kBit)...);
+#else
+  return __builtin_shuffle(a, b, Ints{(kLane & kBit ? kLanes + kLane - kBit : kLane)...}) +
+         __builtin_shuffle(a, b, Ints{(kLane & kBit ? kLanes + kLane : kLane + kBit)...});
+#endif
 }
+
+// Lane i of the result is the sum of the lanes of vectors[i].
+template <int kHalf = kLanes / 2, typename V>
+inline V Sums(V* vectors) {
+  for (int i = 0; i < kHalf; ++i)
+    vectors[i] = Folded<kHalf>(vectors[i], vectors[i + kHalf], std::make_integer_sequence<int, kLanes>());
+  if constexpr (kHalf > 1) return Sums<kHalf / 2>(vectors);
+  return vectors[0];
+}
+
+// The sums of the lanes of `kCount` vectors.
+template <int kCount, typename V, typename T>
+inline void SumAll(const V* vectors, T* sums) {
+  for (int first = 0; first < kCount; first += kLanes) {
+    V some[kLanes] = {};
+    const int count = std::min(kLanes, kCount - first);
+    for (int i = 0; i < count; ++i) some[i] = vectors[first + i];
+    V summed = Sums(some);
+    std::memcpy(sums + first, &summed, count * sizeof(T));
+  }
+}
+
+inline float Sum(Floats v) {
+  float sum;
+  SumAll<1>(&v, &sum);
+  return sum;
+}
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Threads of XLA that help with work, and then wait a little for more of it: between two products of a step lies less time
+// than waking a thread takes.
+class Helpers {
+ public:
+  using Work = std::function<void()>;
+
+  static Helpers& All() {
+    static Helpers* helpers = new Helpers;  // never deleted: threads may wait here while the process ends
+    return *helpers;
+  }
+
+  // Has up to `count` threads call `work`, some of them late or never.
+  void Call(ffi::ThreadPool& pool, int64_t count, std::shared_ptr<Work> work) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      work_ = work;
+      posted_.fetch_add(1, std::memory_order_release);
+    }
+    for (int64_t i = waiting_.load(std::memory_order_relaxed); i < count; ++i) pool.Schedule([=, this] { Help(work); });
+  }
+
+ private:
+  void Help(std::shared_ptr<Work> work) {
+    while (work) {
+      uint64_t seen = posted_.load(std::memory_order_acquire);
+      (*work)();
+      work = Next(seen);
+    }
+  }
+
+  // The work posted since `seen` was; none after a while without.
+  std::shared_ptr<Work> Next(uint64_t seen) {
+    waiting_.fetch_add(1, std::memory_order_relaxed);
+    auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+    bool any;
+    while (!(any = posted_.load(std::memory_order_acquire) != seen) && std::chrono::steady_clock::now() < until)
+      for (int i = 0; i < 8; ++i) Pause();
+    waiting_.fetch_sub(1, std::memory_order_relaxed);
+    if (!any) return nullptr;
+    std::lock_guard<std::mutex> lock(mutex_);
+    return work_;
+  }
+
+  std::mutex mutex_;
+  std::shared_ptr<Work> work_;  // the last posted
+  std::atomic<uint64_t> posted_{0};
+  std::atomic<int64_t> waiting_{0};
+};
 
 // Calls `run(task)` for every task below `count`, on XLA's threads and this one. It waits for the tasks, not for the
 // helpers, who may come late or never: all threads of the pool may be waiting just as this one does.
@@ -105,40 +200,52 @@ void InParallel(ffi::ThreadPool& pool, int64_t count, F run) {
     }
   };
   int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([=] { work(); });
+  if (helpers > 0) Helpers::All().Call(pool, helpers, std::make_shared<Helpers::Work>(work));
   work();
   for (int spins = 0; progress->done.load(std::memory_order_acquire) < count; ++spins)
-    if (spins > 1000) std::this_thread::yield();
+    spins < 1000 ? Pause() : std::this_thread::yield();
+}
+
+// Fetches what is read later: the next tile, or where that is far off, what comes soon in the same row.
+template <int kOuts, typename W>
+inline void Prefetch(const W* at, int64_t in) {
+  if (sizeof(W) == 4 && in > 256)
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + 512);
+  else
+    __builtin_prefetch(at + kOuts * in, 0, 2);
 }
 
 // The inputs [begin, end) of kRows rows times kOuts rows of weights.
 template <int kRows, int kOuts, typename W>
 inline void Tile(const float* x, const W* w, int64_t in, int64_t begin, int64_t end, float* sums) {
-  Floats totals[kRows][kOuts] = {};
-  int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) {
+  constexpr int kLine = std::max(kLanes, int(64 / sizeof(W)));
+  Floats totals[kRows * kOuts] = {};
+  auto add = [&](int64_t i) {
     Floats xs[kRows];
     for (int r = 0; r < kRows; ++r) xs[r] = Load<Floats>(x + r * in + i);
     for (int o = 0; o < kOuts; ++o) {
-      const W* at = w + o * in + i;
-      __builtin_prefetch(reinterpret_cast<const char*>(at) + 512);
-      Floats ws = Widened(at);
-      for (int r = 0; r < kRows; ++r) totals[r][o] += xs[r] * ws;
+      Floats ws = Widened(w + o * in + i);
+      for (int r = 0; r < kRows; ++r) totals[r * kOuts + o] += xs[r] * ws;
     }
+  };
+  int64_t i = begin;
+  for (; i + kLine <= end; i += kLine) {
+    for (int o = 0; o < kOuts; ++o) Prefetch<kOuts>(w + o * in + i, in);
+    for (int lane = 0; lane < kLine; lane += kLanes) add(i + lane);
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int o = 0; o < kOuts; ++o) {
-      float sum = Sum(totals[r][o]);
-      for (int64_t j = i; j < end; ++j) sum += x[r * in + j] * Widened1(w + o * in + j);
-      sums[r * kOuts + o] = sum;
-    }
+  for (; i + kLanes <= end; i += kLanes) add(i);
+  SumAll<kRows * kOuts>(totals, sums);
+  for (; i < end; ++i)
+    for (int r = 0; r < kRows; ++r)
+      for (int o = 0; o < kOuts; ++o) sums[r * kOuts + o] += x[r * in + i] * Widened1(w + o * in + i);
 }
 
 constexpr int64_t kChunk = 1024;  // inputs that the tiles of a few rows go over at once, to stay in the nearest cache
 
 template <int kRows, typename W>
 void Columns(const float* x, int64_t in, const W* w, const float* scale, float* y, int64_t out, int64_t begin, int64_t end) {
-  constexpr int kOuts = std::min(8, (kRegisters - 4) / kRows / 4 * 4 > 0 ? (kRegisters - 4) / kRows / 4 * 4 : 2);
+  // The totals stay in registers.
+  constexpr int kOuts = kRegisters < 32 ? std::max(2, 8 / kRows) : kRows > 2 || sizeof(W) < 4 ? 4 : 8;
   int64_t chunk = kRows > 2 ? kChunk : in;
   for (int64_t first = 0; first < in; first += chunk) {
     int64_t last = std::min(in, first + chunk);
@@ -158,21 +265,130 @@ void Columns(const float* x, int64_t in, const W* w, const float* scale, float* 
   }
 }
 
-template <typename W>
-void Product(ffi::ThreadPool& pool, int64_t rows, const float* x, int64_t in, const W* w, const float* scale, float* y,
-             int64_t out) {
-  // A task is as many rows of weights as fit the nearest cache.
-  int64_t size = std::max<int64_t>(8, 32 * 1024 / (in * int64_t(sizeof(W))) / 8 * 8);
+// Calls `columns(r, begin, end)` with the rows of x from `r`, as many as its template's argument, and rows of weights.
+template <typename F>
+void ByRows(ffi::ThreadPool& pool, int64_t rows, int64_t out, int64_t bytes, F columns) {
+  // A task is long enough that starting it is nothing, and there are two for each thread.
+  int64_t size = std::min<int64_t>(256 * 1024 / bytes, out / (2 * pool.num_threads()));
+  size = std::max<int64_t>(8, size / 8 * 8);
   InParallel(pool, (out + size - 1) / size, [=](int64_t task) {
     int64_t begin = task * size, end = std::min(out, begin + size);
     for (int64_t r = 0; r < rows;) {
-      const float* xr = x + r * in;
-      float* yr = y + r * out;
-      if (rows - r >= 4) { Columns<4>(xr, in, w, scale, yr, out, begin, end); r += 4; }
-      else if (rows - r >= 2) { Columns<2>(xr, in, w, scale, yr, out, begin, end); r += 2; }
-      else { Columns<1>(xr, in, w, scale, yr, out, begin, end); r += 1; }
+      if (rows - r >= 4) { columns.template operator()<4>(r, begin, end); r += 4; }
+      else if (rows - r >= 2) { columns.template operator()<2>(r, begin, end); r += 2; }
+      else { columns.template operator()<1>(r, begin, end); r += 1; }
     }
   });
+}
+
+template <typename W>
+void Product(ffi::ThreadPool& pool, int64_t rows, const float* x, int64_t in, const W* w, const float* scale, float* y,
+             int64_t out) {
+  ByRows(pool, rows, out, in * sizeof(W), [=]<int kRows>(int64_t r, int64_t begin, int64_t end) {
+    Columns<kRows>(x + r * in, in, w, scale, y + r * out, out, begin, end);
+  });
+}
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+#define MGJAX_INT8_DOTS
+// Int8 weights by instructions that add products of four int8 to an int32. x has 15 bits for that, in two int8:
+// x = (128 * high + low) * step. That is 256 times finer than the weights are, and the sums are exact.
+typedef int8_t Quads __attribute__((vector_size(4 * kLanes)));
+
+#if defined(__AVX512VNNI__)  // of x86, the weights' int8 is unsigned
+constexpr int32_t kOffset = 128;
+inline Ints Dot(Ints total, Quads w, Quads x) { return (Ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)w, (__m512i)x); }
+#elif defined(__AVXVNNI__)
+constexpr int32_t kOffset = 128;
+inline Ints Dot(Ints total, Quads w, Quads x) { return (Ints)_mm256_dpbusd_avx_epi32((__m256i)total, (__m256i)w, (__m256i)x); }
+#else
+constexpr int32_t kOffset = 0;
+inline Ints Dot(Ints total, Quads w, Quads x) { return (Ints)vdotq_s32((int32x4_t)total, (int8x16_t)w, (int8x16_t)x); }
+#endif
+
+struct Quantized {
+  std::vector<int8_t> x;        // [rows, 2, in], high and low
+  std::vector<float> step;      // [rows]
+  std::vector<int32_t> offset;  // [rows, 2], what the offset of the weights adds to the sums
+
+  Quantized(int64_t rows, int64_t in) : x(2 * rows * in), step(rows), offset(2 * rows) {}
+
+  void Set(int64_t r, const float* row, int64_t in) { Set(row, in, x.data() + 2 * r * in, step[r], offset.data() + 2 * r); }
+
+ private:
+  // Whole numbers, because compilers make vectors of them: a number without its sign orders as its bits do.
+  static void Set(const float* row, int64_t in, int8_t* x, float& step, int32_t* offset) {
+    constexpr uint32_t kInfinity = 0x7f800000;
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < in; ++i) bits = std::max(bits, std::bit_cast<uint32_t>(row[i]) & 0x7fffffff);
+    bool finite = bits < kInfinity;
+    step = finite ? std::max(std::bit_cast<float>(bits), 1e-30f) / (127 * 128) : std::numeric_limits<float>::quiet_NaN();
+    float steps = finite ? 1 / step : 0;
+    int32_t highs = 0, lows = 0;
+    for (int64_t i = 0; finite && i < in; ++i) {
+      int32_t v = std::bit_cast<int32_t>(row[i] * steps + 12582912.0f) - 0x4b400000;  // rounds, as in Exp
+      int32_t high = (v + 64) >> 7, low = v - 128 * high;  // low is -64 to 63
+      x[i] = int8_t(high);
+      x[in + i] = int8_t(low);
+      highs += high;
+      lows += low;
+    }
+    offset[0] = kOffset * highs;
+    offset[1] = kOffset * lows;
+  }
+};
+
+template <int kRows, int kOuts>
+inline void DotTile(const int8_t* x, const int8_t* w, int64_t in, int32_t* sums) {
+  constexpr int kLine = 4 * kLanes;
+  Ints totals[2 * kRows * kOuts] = {};
+  const Quads offset = Quads{} + int8_t(kOffset);
+  for (int64_t i = 0; i < in; i += kLine) {
+    Quads xs[2 * kRows];
+    for (int r = 0; r < 2 * kRows; ++r) xs[r] = Load<Quads>(x + r * in + i);
+    for (int o = 0; o < kOuts; ++o) {
+      Prefetch<kOuts>(w + o * in + i, in);
+      Quads ws = Load<Quads>(w + o * in + i) ^ offset;
+      for (int r = 0; r < 2 * kRows; ++r) totals[r * kOuts + o] = Dot(totals[r * kOuts + o], ws, xs[r]);
+    }
+  }
+  SumAll<2 * kRows * kOuts>(totals, sums);
+}
+
+void DotProduct(ffi::ThreadPool& pool, int64_t rows, const float* x, int64_t in, const int8_t* w, const float* scale,
+                float* y, int64_t out) {
+  auto quantized = std::make_shared<Quantized>(rows, in);  // a helper who comes late holds it
+  constexpr int64_t kSome = 8;
+  InParallel(pool, (rows + kSome - 1) / kSome, [=](int64_t task) {
+    for (int64_t r = task * kSome; r < std::min(rows, (task + 1) * kSome); ++r) quantized->Set(r, x + r * in, in);
+  });
+  ByRows(pool, rows, out, in, [=]<int kRows>(int64_t r, int64_t begin, int64_t end) {
+    auto tile = [&]<int kNum>(int64_t o) {
+      int32_t sums[2 * kRows * kNum];
+      DotTile<kRows, kNum>(quantized->x.data() + 2 * r * in, w + o * in, in, sums);
+      for (int k = 0; k < kRows; ++k) {
+        const int32_t* offset = quantized->offset.data() + 2 * (r + k);
+        for (int n = 0; n < kNum; ++n) {
+          float high = sums[2 * k * kNum + n] - offset[0], low = sums[(2 * k + 1) * kNum + n] - offset[1];
+          float sum = (high * 128 + low) * quantized->step[r + k];
+          y[(r + k) * out + o + n] = scale ? sum * scale[o + n] : sum;
+        }
+      }
+    };
+    constexpr int kOuts = kRegisters < 32 ? std::max(1, 4 / kRows) : kRows > 2 ? 2 : 4;
+    int64_t o = begin;
+    for (; o + kOuts <= end; o += kOuts) tile.template operator()<kOuts>(o);
+    for (; o < end; ++o) tile.template operator()<1>(o);
+  });
+}
+#endif
+
+void Product(ffi::ThreadPool& pool, int64_t rows, const float* x, int64_t in, const int8_t* w, const float* scale, float* y,
+             int64_t out) {
+#if defined(MGJAX_INT8_DOTS)
+  if (in % (4 * kLanes) == 0) return DotProduct(pool, rows, x, in, w, scale, y, out);
+#endif
+  return Product<int8_t>(pool, rows, x, in, w, scale, y, out);
 }
 
 ffi::Error ProductImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, ffi::Buffer<ffi::F32> scale,
@@ -209,39 +425,49 @@ inline Floats Exp(Floats x) {
   return tiny ? Floats{} : y;
 }
 
-// Softmax attention of one query to the first `slots` of a head's keys and values, but for those that are not valid.
+// Softmax attention of one query to the first `slots` of the `all` of a head's keys and values, but for those that are
+// not valid.
 template <typename W>
-void AttendHead(const float* query, const W* keys, const W* values, const bool* valid, int64_t slots, int64_t width,
-                float scale, float* scores, float* y) {
+void AttendHead(const float* query, const W* keys, const W* values, const bool* valid, int64_t slots, int64_t all,
+                int64_t width, float scale, float* scores, float* y) {
   constexpr float kNever = -std::numeric_limits<float>::infinity();
-  float most = kNever;
-  bool any = false;
-  for (int64_t m = 0; m < slots; ++m) {
-    scores[m] = kNever;
-    if (valid && !valid[m]) continue;
-    any = true;
-    Tile<1, 1>(query, keys + m * width, width, 0, width, scores + m);
-    scores[m] *= scale;
-    most = std::max(most, scores[m]);  // NaN is not the largest, and stays NaN below
-  }
+  constexpr int kBlock = std::min(kLanes, kRegisters / 2);
   std::fill(y, y + width, 0.0f);
-  if (!any) return;
+  if (valid) while (slots && !valid[slots - 1]) --slots;  // padding comes last, mostly
+  if (!slots) return;
+  int64_t m = 0;
+  for (; m < slots && m + kBlock <= all; m += kBlock) Tile<1, kBlock>(query, keys + m * width, width, 0, width, scores + m);
+  for (; m < slots; ++m) Tile<1, 1>(query, keys + m * width, width, 0, width, scores + m);
   int64_t padded = (slots + kLanes - 1) / kLanes * kLanes;
   std::fill(scores + slots, scores + padded, kNever);
+  float most = kNever;
+  for (m = 0; m < slots; ++m) {
+    scores[m] = valid && !valid[m] ? kNever : scores[m] * scale;
+    most = std::max(most, scores[m]);  // NaN is not the largest, and stays NaN below
+  }
   Floats totals = {};
-  for (int64_t m = 0; m < padded; m += kLanes) {
+  for (m = 0; m < padded; m += kLanes) {
     Floats weights = Exp(Load<Floats>(scores + m) - most);
     totals += weights;
     std::memcpy(scores + m, &weights, sizeof weights);
   }
   float share = 1.0f / Sum(totals);
+  constexpr int kVectors = 4;
   int64_t e = 0;
-  for (; e + kLanes <= width; e += kLanes) {
-    Floats sum = {};
-    for (int64_t m = 0; m < slots; ++m) sum += scores[m] * Widened(values + m * width + e);
-    sum *= share;
-    std::memcpy(y + e, &sum, sizeof sum);
-  }
+  auto sum = [&]<int kCount>() {
+    Floats sums[kCount] = {};
+    for (int64_t m = 0; m < slots; ++m)
+      for (int k = 0; k < kCount; ++k) {
+        const W* at = values + m * width + e + k * kLanes;
+        __builtin_prefetch(at + 8 * width);
+        sums[k] += scores[m] * Widened(at);
+      }
+    for (int k = 0; k < kCount; ++k) sums[k] *= share;
+    std::memcpy(y + e, sums, sizeof sums);
+    e += kCount * kLanes;
+  };
+  while (e + kVectors * kLanes <= width) sum.template operator()<kVectors>();
+  while (e + kLanes <= width) sum.template operator()<1>();
   for (; e < width; ++e) {
     for (int64_t m = 0; m < slots; ++m) y[e] += scores[m] * Widened1(values + m * width + e);
     y[e] *= share;
@@ -265,9 +491,9 @@ ffi::Error AttendImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::An
     float* result = y->typed_data();
     InParallel(pool, shape[0] * heads, [=](int64_t task) {
       thread_local std::vector<float> scores;
-      scores.resize(slots + kLanes);
+      scores.resize(slots + 2 * kLanes);
       AttendHead(q + task * width, keys + task * all * width, values + task * all * width,
-                 mask ? mask + task / heads * all : nullptr, slots, width, scale, scores.data(), result + task * width);
+                 mask ? mask + task / heads * all : nullptr, slots, all, width, scale, scores.data(), result + task * width);
     });
     return ffi::Error::Success();
   };

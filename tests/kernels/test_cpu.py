@@ -9,6 +9,7 @@ import pytest
 
 from mgjax import nn
 from mgjax.kernels import cpu
+from mgjax.kernels.memory import Blocks
 from mgjax.lm import attention
 
 
@@ -25,7 +26,7 @@ def random(*shape):
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize(("inputs", "outputs"), [(1024, 40), (100, 7), (1100, 33)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1024, 40), (100, 7), (1100, 33), (256, 5)])
 def test_products_with_any_number_of_rows(form, weights, inputs, outputs):
     kernel = nn.TransposedKernel.of(random(inputs, outputs), weights)
     exact = kernel.kernel((inputs, outputs)).astype(np.float64)
@@ -34,7 +35,40 @@ def test_products_with_any_number_of_rows(form, weights, inputs, outputs):
         x = random(rows, inputs)
         expected = x @ exact
         error = np.abs(np.asarray(multiply(x, kernel)) - expected).max() / np.abs(expected).max()
-        assert error < 1e-6, (rows, error)  # measured 4.3e-7
+        # Measured 4.3e-7; 5.1e-5 where x is rounded to 15 bits, for instructions that multiply int8 by int8.
+        assert error < (1e-4 if form == "kernel" and weights == "int8" else 1e-6), (rows, error)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_a_row_that_is_not_finite_stays_so(form, weights, bad):
+    """And it alone."""
+    x = random(3, 1024)
+    x[1, 700] = bad
+    found = np.asarray(nn.TransposedKernel.of(random(1024, 16), weights).product(jnp.asarray(x), jnp.float32))
+    assert np.isfinite(found[[0, 2]]).all()
+    assert not np.isfinite(found[1]).any()
+
+
+def test_rows_of_zeros_and_of_large_and_small_numbers(form):
+    kernel = nn.TransposedKernel.of(random(1024, 16), "int8")
+    x = random(4, 1024) * np.float32([[0], [1e-20], [1e20], [1]])
+    found = np.asarray(kernel.product(jnp.asarray(x), jnp.float32))
+    expected = x.astype(np.float64) @ kernel.kernel((1024, 16)).astype(np.float64)
+    assert np.all(found[0] == 0)
+    assert np.all(np.abs(found - expected)[1:].max(1) < 1e-4 * np.abs(expected)[1:].max(1))
+
+
+def test_weights_lie_in_blocks_that_are_not_copied():
+    blocks = Blocks()
+    first, second = blocks.empty((3, 5), np.int8), blocks.empty((1024, 64), np.float32)
+    assert (first.ctypes.data % 64, second.ctypes.data % 64) == (0, 0)
+    assert 15 <= second.ctypes.data - first.ctypes.data < 64 * 2
+    first[...], second[...] = 1, 2
+    assert np.all(first == 1)
+    large = blocks.empty((70 << 20,), np.int8)
+    assert large.nbytes == 70 << 20
+    assert jax.default_backend() != "cpu" or jax.device_put(second).unsafe_buffer_pointer() == second.ctypes.data
 
 
 def test_weights_are_stored_in_their_type():
