@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
+
 import numpy as np
 
 from mgjax.audio.waveform import Audio
@@ -13,6 +16,13 @@ _RAMP = 0.005  # seconds before and after a peak in which the limiter's gain fal
 _ROUNDS = 4
 _TOLERANCE = 0.1  # LU
 _MOST_EXTRA = 6.0  # dB of gain beyond the difference between the target and the loudness before the limiter
+
+
+def prepare() -> threading.Thread:
+    """Imports what measuring needs, half a second of work, on a thread of its own."""
+    thread = threading.Thread(target=importlib.import_module, args=("pyloudnorm",), daemon=True)
+    thread.start()
+    return thread
 
 
 def normalized(audio: Audio, sample_rate: int, target_lufs: float | None = -14.0) -> Audio:

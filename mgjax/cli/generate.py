@@ -136,6 +136,8 @@ def run(args: argparse.Namespace) -> None:
     for piece, recipe in zip(pieces, recipes, strict=True):
         with terminal.errors_at(piece.where):
             check(recipe, model, audio_prompt)
+    if first.loudness is not None:
+        loudness.prepare()
     with terminal.progress("generate", sum(recipe.seconds for recipe in recipes)) as update:
         done, rate = 0.0, model.sample_rate
         for batch in _batches(list(zip(recipes, paths, strict=True)), args.batch_size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -67,8 +67,9 @@ def condition(
             lengths = 0 * lengths + mask.shape[1]
         if pad_to_longest:
             lengths = lengths.max(keepdims=True)
-        attention_mask = jnp.asarray(mask | (np.arange(mask.shape[1])[None] < lengths[:, None]))
+        attention_mask = mask | (np.arange(mask.shape[1])[None] < lengths[:, None])
     rate = None
     if name == "melody" and model.melody is not None:
         rate = model.melody.frame_rate / model.codec.frame_rate
-    return Condition(jnp.asarray(vectors), jnp.asarray(mask), attention_mask, rate)
+    vectors, mask, attention_mask = jax.device_put((vectors, mask, attention_mask))
+    return Condition(vectors, mask, attention_mask, rate)

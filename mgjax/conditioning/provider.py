@@ -110,14 +110,14 @@ class ConditionProvider:
         config = self.config.text
         if config is None or not texts:
             shape = (1, TEXT_LENGTHS[0])
-            return jnp.zeros((*shape, config.dim if config else 1)), np.zeros(shape, bool)
+            return jax.device_put(np.zeros((*shape, config.dim if config else 1), np.float32)), np.zeros(shape, bool)
         ids, mask = self.tokenizer.encode(_padded_texts(texts))
         return jit_apply(T5Encoder(config), {"params": self.variables["text"]}, ids, mask), mask
 
     def _clap(self, texts: Sequence[str]) -> Float[Array, "v j"]:
         config = self.config.clap
         if config is None or not texts:
-            return jnp.zeros((1, config.clap.dim if config else 1))
+            return jax.device_put(np.zeros((1, config.clap.dim if config else 1), np.float32))
         variables = self.variables["clap"]
         ids, mask = self._clap_tokenizer.encode(_padded_texts(texts))
         embeddings = jit_apply(clap.ClapText(config.clap), variables["text"], ids, mask)

@@ -45,11 +45,12 @@ class SamplingParams:
     def of(cls, samplings: Sequence[Sampling], seeds: Sequence[int], num_codebooks: int) -> SamplingParams:
         """Stacks the settings of the rows, with a key from each row's own seed."""
         temperatures = [np.broadcast_to(sampling.temperature, num_codebooks) for sampling in samplings]
+        # Put by device_put: jnp.asarray compiles a program for each shape.
         return cls(
-            temperature=jnp.asarray(np.stack(temperatures), jnp.float32),
-            top_k=jnp.asarray([sampling.top_k for sampling in samplings], jnp.int32),
-            top_p=jnp.asarray([sampling.top_p for sampling in samplings], jnp.float32),
-            key=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
+            temperature=jax.device_put(np.array(temperatures, np.float32)),
+            top_k=jax.device_put(np.array([sampling.top_k for sampling in samplings], np.int32)),
+            top_p=jax.device_put(np.array([sampling.top_p for sampling in samplings], np.float32)),
+            key=jax.vmap(jax.random.key)(np.array(seeds, np.uint32)),
         )
 
 
@@ -96,7 +97,7 @@ def placed_context(
 
     def place(x: Any) -> Any:
         if mesh is None:
-            return jnp.asarray(x)
+            return jax.device_put(x)
         return jax.device_put(x, sharding.rows(x.shape[0], mesh)) if np.ndim(x) else x
 
     return make_context(module, params, jax.tree.map(place, conditions), batch)

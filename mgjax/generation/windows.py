@@ -149,7 +149,7 @@ def _chunks(
     first_step = pattern.first_step(extent.num_frames, extent.num_known)
     # Times of steps are unique over all windows, so that no two codes are sampled with the same random numbers. A code
     # that is sampled again after a split gets the same ones.
-    clock = jnp.int32(pattern.num_steps(extent.offset) if extent.offset else 0)
+    clock = jax.device_put(np.int32(pattern.num_steps(extent.offset) if extent.offset else 0))
     scales = guidance_scales[np.maximum(frames.max(axis=1), 0)]  # a step is as new as the newest of its codes
 
     codes = np.pad(known, ((0, 0), (0, extent.num_frames - extent.num_known), (0, 0)))
@@ -163,7 +163,7 @@ def _chunks(
 
     def placed(tokens: np.ndarray) -> Array:
         tokens = fitted(tokens, 1)
-        return jnp.asarray(tokens) if shardings is None else jax.device_put(tokens, shardings.tokens)
+        return jax.device_put(tokens, None if shardings is None else shardings.tokens)
 
     def end_of_chunk(step: int) -> int:
         """The last step of the chunk after `step`: one that completes a whole number of chunks of frames."""
@@ -173,13 +173,14 @@ def _chunks(
     step = first_step - 1
     capacity = sampling.capacity_for(min(len(frames), max(end_of_chunk(step) + 1, _FIRST_CAPACITY)))
     num_read = min(sampling.capacity_for(step), capacity) if step else 0
-    state = sampling.prefill(module, params, context, placed(tokens), jnp.int32(step), num_read, shardings)
+    first = jax.device_put(np.int32(step))
+    state = sampling.prefill(module, params, context, placed(tokens), first, num_read, shardings)
     while step < last_step:
         step = end_of_chunk(step)
         if step >= capacity:
             capacity = sampling.capacity_for(step + 1)
             state = sampling.grow(state, placed(tokens), shardings)
-        inputs = fitted(sampled, 0), sampling_params, fitted(scales, 0), jnp.int32(step), clock
+        inputs = fitted(sampled, 0), sampling_params, fitted(scales, 0), jax.device_put(np.int32(step)), clock
         state = sampling.decode_steps(module, params, context, state, *inputs, shardings)
         decoded, non_finite_step = jax.device_get((state.tokens, state.non_finite_step))
         tokens[:, : decoded.shape[1]] = decoded[:, : len(frames)]

@@ -204,11 +204,16 @@ class LM(nn.Module):
         if self.scan_layers:
             condition = context.cross if context.cross.shape[1] else None
             return self.layers(x, valid, condition, context.cross_mask), ()
+        # One trace for all layers, which differ in their parameters alone.
+        alike = Layer(self.config, 0, parent=None)
+        decode = jax.jit(lambda variables, *inputs: alike.apply(variables, *inputs))
         written = []
         for i, layer in enumerate(self._layers):
-            cached = None if cache is None else cache.layers[i]
-            cross = self._cross(layer, context) if cache is None else cache.cross[i]
-            x, keys_and_values = layer(x, valid, cross, context.cross_mask, cached, first_slot)
+            if cache is None:
+                x, keys_and_values = layer(x, valid, self._cross(layer, context), context.cross_mask, None, first_slot)
+            else:
+                inputs = (x, valid, cache.cross[i], context.cross_mask, cache.layers[i], first_slot)
+                x, keys_and_values = decode(layer.variables, *inputs)
             written.append(keys_and_values)
         return x, tuple(written)
 
