@@ -71,5 +71,5 @@ def condition(
     rate = None
     if name == "melody" and model.melody is not None:
         rate = model.melody.frame_rate / model.codec.frame_rate
-    vectors, mask, attention_mask = jax.device_put((vectors, mask, attention_mask))
-    return Condition(vectors, mask, attention_mask, rate)
+    # Not by jnp.asarray, which compiles a program for each shape.
+    return Condition(jax.device_put(vectors), jax.device_put(mask), jax.device_put(attention_mask), rate)
