@@ -1,6 +1,6 @@
 """Whether music has the tempo, the key and the leading instrument that the prompt asks for.
 
-    python benchmarks/adherence.py --out CLIPS [--model mini] [--prompts 200] [--seconds 8] [--json FILE]
+    python benchmarks/adherence.py --out CLIPS [--model mini] [--weights int8] [--prompts 200] [--seconds 8] [--json FILE]
     python benchmarks/adherence.py --ceiling-only [--prompts 60]
 
 The prompts state facts of synthetic pieces of a held-out seed, in several wordings; the model makes a clip for each.
@@ -44,6 +44,7 @@ FACTS = ("tempo", "tempo or its octave", "key", "key or its relative", "lead fam
 def main() -> None:
     parser = clips.parser(__doc__)
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--weights", help="float32, bfloat16 or int8 (as the model has them)")
     parser.add_argument("--out", type=Path, help="folder for the clips")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=8.0)
@@ -55,7 +56,7 @@ def main() -> None:
     if not (args.out or args.ceiling_only):
         parser.error("say by --out where the clips are to be kept")
 
-    model = None if args.ceiling_only else mgjax.load(args.model)
+    model = None if args.ceiling_only else mgjax.load(args.model, weights=args.weights)
     rate = 24_000 if model is None else model.sample_rate
     pieces = led(args.prompts, args.seconds, rate, args.music_seed)
     ear = trained(args.training, args.seconds, rate)

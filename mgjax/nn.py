@@ -27,6 +27,7 @@ AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)  # of functions that retur
 _EXACT = jax.lax.Precision.HIGHEST
 
 _FEW_ROWS = 8
+_SOME_OUTPUTS = 256
 
 WEIGHT = "weight"  # the `checkpoint_name` of kernels, for the policies of remat
 
@@ -73,14 +74,16 @@ class TransposedKernel:
 
         The weights are put into `blocks`.
         """
-        weights, scale = kernel.T, None
-        if dtype == "int8":
-            weights = weights.astype(np.float32)
-            scale = np.maximum(np.abs(weights).max(axis=1), np.finfo(np.float32).tiny) / 127
-            weights = np.rint(weights / scale[:, None])
-        stored = (blocks or Blocks()).empty(weights.shape, jnp.dtype(dtype))
-        stored[...] = weights
-        return cls(jax.device_put(stored), None if scale is None else jax.device_put(scale))
+        weights = (blocks or Blocks()).empty(kernel.T.shape, jnp.dtype(dtype))
+        scale = np.empty(len(weights), np.float32) if dtype == "int8" else None
+        for first in range(0, len(weights), _SOME_OUTPUTS):  # what is made on the way stays small
+            some = slice(first, first + _SOME_OUTPUTS)
+            part = np.ascontiguousarray(kernel[:, some].T, np.float32)
+            if scale is not None:
+                scale[some] = np.maximum(np.abs(part).max(axis=1), np.finfo(np.float32).tiny) / 127
+                np.rint(np.divide(part, scale[some, None], out=part), out=part)
+            weights[some] = part
+        return cls(jax.device_put(weights), None if scale is None else jax.device_put(scale))
 
     def kernel(self, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
         """The kernel of `(*in_shape, *out_shape)`, float32; where it is stored so, a view of the same memory."""
