@@ -1,6 +1,6 @@
 """Whether music has the tempo, the key and the leading instrument that the prompt asks for.
 
-    python benchmarks/adherence.py --out CLIPS [--model mini] [--weights int8] [--prompts 200] [--seconds 8] [--json FILE]
+    python benchmarks/adherence.py --out CLIPS [--model mini] [--weights int8] [--prompts 200] [--json FILE]
     python benchmarks/adherence.py --ceiling-only [--prompts 60]
 
 The prompts state facts of synthetic pieces of a held-out seed, in several wordings; the model makes a clip for each.

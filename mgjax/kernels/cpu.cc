@@ -355,6 +355,22 @@ inline void DotTile(const int8_t* x, const int8_t* w, int64_t in, int32_t* sums)
   SumAll<2 * kRows * kOuts>(totals, sums);
 }
 
+// The outputs o to o + kOuts of the rows r to r + kRows.
+template <int kRows, int kOuts>
+inline void DotOuts(const Quantized& x, int64_t r, const int8_t* w, int64_t in, const float* scale, float* y, int64_t out,
+                    int64_t o) {
+  int32_t sums[2 * kRows * kOuts];
+  DotTile<kRows, kOuts>(x.x.data() + 2 * r * in, w + o * in, in, sums);
+  for (int k = 0; k < kRows; ++k) {
+    const int32_t* offset = x.offset.data() + 2 * (r + k);
+    for (int n = 0; n < kOuts; ++n) {
+      float high = sums[2 * k * kOuts + n] - offset[0], low = sums[(2 * k + 1) * kOuts + n] - offset[1];
+      float sum = (high * 128 + low) * x.step[r + k];
+      y[(r + k) * out + o + n] = scale ? sum * scale[o + n] : sum;
+    }
+  }
+}
+
 void DotProduct(ffi::ThreadPool& pool, int64_t rows, const float* x, int64_t in, const int8_t* w, const float* scale,
                 float* y, int64_t out) {
   auto quantized = std::make_shared<Quantized>(rows, in);  // a helper who comes late holds it
@@ -363,22 +379,10 @@ void DotProduct(ffi::ThreadPool& pool, int64_t rows, const float* x, int64_t in,
     for (int64_t r = task * kSome; r < std::min(rows, (task + 1) * kSome); ++r) quantized->Set(r, x + r * in, in);
   });
   ByRows(pool, rows, out, in, [=]<int kRows>(int64_t r, int64_t begin, int64_t end) {
-    auto tile = [&]<int kNum>(int64_t o) {
-      int32_t sums[2 * kRows * kNum];
-      DotTile<kRows, kNum>(quantized->x.data() + 2 * r * in, w + o * in, in, sums);
-      for (int k = 0; k < kRows; ++k) {
-        const int32_t* offset = quantized->offset.data() + 2 * (r + k);
-        for (int n = 0; n < kNum; ++n) {
-          float high = sums[2 * k * kNum + n] - offset[0], low = sums[(2 * k + 1) * kNum + n] - offset[1];
-          float sum = (high * 128 + low) * quantized->step[r + k];
-          y[(r + k) * out + o + n] = scale ? sum * scale[o + n] : sum;
-        }
-      }
-    };
     constexpr int kOuts = kRegisters < 32 ? std::max(1, 4 / kRows) : kRows > 2 ? 2 : 4;
     int64_t o = begin;
-    for (; o + kOuts <= end; o += kOuts) tile.template operator()<kOuts>(o);
-    for (; o < end; ++o) tile.template operator()<1>(o);
+    for (; o + kOuts <= end; o += kOuts) DotOuts<kRows, kOuts>(*quantized, r, w, in, scale, y, out, o);
+    for (; o < end; ++o) DotOuts<kRows, 1>(*quantized, r, w, in, scale, y, out, o);
   });
 }
 #endif

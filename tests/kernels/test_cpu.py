@@ -1,6 +1,10 @@
 """The CPU's kernels: what they compute, and what happens where they cannot be compiled."""
 
 import logging
+import platform
+import shutil
+import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +128,19 @@ def test_slots_that_are_not_filled_are_not_read():
         return
     query, key = jnp.ones((1, 1, 2, 8)), jnp.full((1, 2, 16, 8), jnp.nan).at[:, :, :3].set(1.0)
     assert np.all(np.asarray(attention.attend_to_cache(query, key, key, 2, None)) == 1)
+
+
+@pytest.mark.parametrize("architecture", ["x86-64", "haswell"])
+def test_instructions_of_other_cpus(architecture, tmp_path):
+    """CONTRIBUTING has the command for ARM's, under an emulator."""
+    compiler = shutil.which("g++")
+    if compiler is None or platform.machine() != "x86_64" or "avx2" not in Path("/proc/cpuinfo").read_text():
+        return
+    source, program = Path(__file__).with_name("check.cc"), tmp_path / "check"
+    command = [compiler, "-O1", "-std=c++20", f"-march={architecture}", f"-isystem{jax.ffi.include_dir()}"]
+    subprocess.run([*command, source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture
