@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -46,8 +47,24 @@ def to_trained(config: ModelConfig, variables: dict[str, Any]) -> dict[str, Any]
     )
 
 
+def kernel_shape(path: ArrayPath, shape: tuple[int, ...], weights: str) -> TransposedKernel | None:
+    """What `place` makes of a kernel, as shapes; None for an array that stays as it is read."""
+    matrix = _matrix(path, shape)
+    if matrix is None:
+        return None
+    scale = jax.ShapeDtypeStruct(matrix[1:], np.float32) if weights == "int8" else None
+    leaves = [jax.ShapeDtypeStruct(matrix[::-1], jnp.dtype(weights)), scale]
+    return jax.eval_shape(TransposedKernel, *leaves)
+
+
 def _placed(path: ArrayPath, array: np.ndarray, weights: str, blocks: Blocks) -> Any:
+    matrix = _matrix(path, array.shape)
+    return jax.device_put(array) if matrix is None else TransposedKernel.of(array.reshape(matrix), weights, blocks)
+
+
+def _matrix(path: ArrayPath, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The inputs and outputs of a kernel that is transposed; None for other arrays."""
     if path[-1] != "kernel" or path[0] not in ("lm", "text") or path[1].endswith("_proj"):
-        return jax.device_put(array)
-    num_inputs = array.ndim - 1 if path[-2] == "out" else 1  # axes; the outputs of attention's heads are two
-    return TransposedKernel.of(array.reshape(math.prod(array.shape[:num_inputs]), -1), weights, blocks)
+        return None
+    num_inputs = len(shape) - 1 if path[-2] == "out" else 1  # axes; the outputs of attention's heads are two
+    return math.prod(shape[:num_inputs]), math.prod(shape[num_inputs:])

@@ -218,7 +218,8 @@ def _kept(
     """Which codes may be sampled: the `top_k` likeliest, or by `top_p`.
 
     With `top_p` a code stays while the likelier ones together hold at most that; the likeliest always stays. The least
-    logit that is kept is found bit by bit, without sorting; four bits at once on accelerators, which launch each.
+    logit that is kept is found bit by bit, without sorting; on accelerators, which launch each, four bits at once and
+    without a loop.
     """
     find = functools.partial(_kept_by_bits, logits, top_k, top_p)
     return jax.lax.platform_dependent(cpu=functools.partial(find, 1), default=functools.partial(find, 4))
@@ -246,7 +247,7 @@ def _kept_by_bits(
         return lowest | (digit << shift)
 
     first = jnp.zeros((*logits.shape[:-1], 1), jnp.uint32)
-    return ordered >= jax.lax.fori_loop(0, 32 // num_bits, add_digit, first)
+    return ordered >= jax.lax.fori_loop(0, 32 // num_bits, add_digit, first, unroll=num_bits > 1)
 
 
 def _rows(tokens: Int[Array, "b s k"], context: Context) -> Int[Array, "rows s k"]:

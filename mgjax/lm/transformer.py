@@ -58,28 +58,36 @@ class SelfAttention(nn.Module):
         if cache is None:
             y = attend_causally(qkv[:, :, 0], *written, valid)
         else:
-            written = KeyValue(
-                *(
-                    _slots_last(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first_slot, axis=2))
-                    for old, new in zip(cache, written, strict=True)
-                )
-            )
-            y = attend_to_cache(qkv[:, :, 0], *written, first_slot, valid)
+            parts = [_written(cached, new, first_slot) for cached, new in zip(cache, written, strict=True)]
+            written, attended = (KeyValue(*part) for part in zip(*parts, strict=True))
+            y = attend_to_cache(qkv[:, :, 0], *attended, first_slot, valid)
         out_init = residual_init(self.layer, in_axis=(0, 1))
         return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), written
 
 
-def _slots_last(cached: Float[Array, "b h m e"]) -> Float[Array, "b h m e"]:
-    """The same array; on TPUs its slots lie next to each other in memory.
+def _written(
+    cached: Float[Array, "b h m e"], new: Float[Array, "b h s e"], first_slot: Int[Array, ""] | int
+) -> tuple[Float[Array, "b h m e"], Float[Array, "b h m e"]]:
+    """The cache with new steps in it, to keep and to attend to: the same numbers.
 
     Memory of TPUs is in tiles of 128 numbers. Left alone, XLA puts the width of a head last, because a slot is then
-    quickly written, and half of each tile stays empty: the cache takes twice the room and the time to read it.
+    quickly written, and half of each tile stays empty: the cache takes twice the room and the time to read it. And
+    where attention reads what was written, XLA reads the cache into its fast memory first, writes the slot there, and
+    then the whole cache back; so attention reads the cache before, and the slot from the new step.
     """
 
-    def slots_last(cached: Array) -> Array:
-        return with_layout_constraint(cached, Layout(major_to_minor=(0, 1, 3, 2)))
+    def anywhere(cached: Array, new: Array) -> tuple[Array, Array]:
+        written = jax.lax.dynamic_update_slice_in_dim(cached, new, first_slot, axis=2)
+        return written, written
 
-    return jax.lax.platform_dependent(cached, tpu=slots_last, default=lambda cached: cached)
+    def on_tpu(cached: Array, new: Array) -> tuple[Array, Array]:
+        written = with_layout_constraint(anywhere(cached, new)[0], Layout(major_to_minor=(0, 1, 3, 2)))
+        if new.shape[2] > 1:
+            return written, written
+        is_new = (jnp.arange(cached.shape[2]) == first_slot)[None, None, :, None]
+        return written, jnp.where(is_new, new, cached)
+
+    return jax.lax.platform_dependent(cached, new.astype(cached.dtype), tpu=on_tpu, default=anywhere)
 
 
 class CrossAttention(nn.Module):

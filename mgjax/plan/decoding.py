@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mgjax.checkpoints.inference import kernel_shape
 from mgjax.checkpoints.tables.matching import stays_float32
 from mgjax.checkpoints.tables.shapes import model_shapes
 from mgjax.conditioning.condition import Condition
@@ -39,6 +40,12 @@ class Workload:
     seconds: float  # their length; beyond the model's window, windows follow each other in the same memory
     dtype: str = "bfloat16"  # of weights, activations and cache
     is_guided: bool = True  # by classifier-free guidance, for which each piece has two rows
+    weights: str | None = None  # the type that transposed kernels are kept in, on one device; None for `dtype`
+
+    @property
+    def num_sets(self) -> int:
+        """The rows of a piece."""
+        return 1 + self.is_guided
 
 
 def of_model(
@@ -60,31 +67,40 @@ def of_model(
       DoesNotFitError: It needs more memory than a device has.
     """
     mesh = sharding.make_mesh(data, fsdp, model, devices)
-    module, num_sets = LM(config.lm), 1 + workload.is_guided
-    weights = _weights(config, workload.dtype, mesh)
-    params, rows = weights.pop("lm"), num_sets * workload.batch
+    rows = workload.num_sets * workload.batch
+    arguments = step_arguments(config, workload, mesh)
+    module, params, context, state, *_, number = arguments
+    shardings = state_shardings(config.lm, workload.batch, workload.num_sets, mesh)
+    lowered = decode_steps.lower(*arguments, shardings)
+
+    step = _shape((rows, 1, config.lm.num_codebooks), jnp.int32)
+    decode = functools.partial(module.apply, method="decode")
+    operations = products(decode, {"params": params}, step, context, state.cache, number)
+    plan = roofline.of(lowered, mesh, chip, needed=operations, computed=operations, open_loops=_STEPS)
+    beside = _bytes_each({part: tree for part, tree in _weights(config, workload, mesh).items() if part != "lm"})
+    return dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, beside=beside))
+
+
+def step_arguments(config: ModelConfig, workload: Workload, mesh: Mesh) -> tuple[Any, ...]:
+    """What `sampling.decode_steps` is called with in the longest window, as shapes; the shardings are left out."""
+    module, rows, k = LM(config.lm), workload.num_sets * workload.batch, config.lm.num_codebooks
+    params = _weights(config, workload, mesh)["lm"]
     lowered = make_context.lower(module, params, _conditions(config, rows, mesh), rows)
     placed = lowered.compile().output_shardings
     context = jax.tree.map(lambda leaf, where: _shape(leaf.shape, leaf.dtype, where), lowered.out_info, placed)
-    shardings = state_shardings(config.lm, workload.batch, num_sets, mesh)
+    shardings = state_shardings(config.lm, workload.batch, workload.num_sets, mesh)
 
     num_frames = round(min(workload.seconds, config.window_seconds) * config.codec.frame_rate)
     capacity = capacity_for(patterns.from_config(config.lm).num_steps(num_frames))
-    k, number = config.lm.num_codebooks, _shape((), jnp.int32, NamedSharding(mesh, P()))
+    number = _shape((), jnp.int32, NamedSharding(mesh, P()))
     tokens = _shape((workload.batch, capacity, k), jnp.int32)
     state = jax.eval_shape(functools.partial(prefill, module, num_read=0), params, context, tokens, number)
     by_axes = {4: shardings.cache, 3: shardings.tokens}
     state = jax.tree.map(lambda leaf: _shape(leaf.shape, leaf.dtype, by_axes.get(leaf.ndim, number.sharding)), state)
     sampled = _shape((capacity, k), jnp.bool_)
-    scales = _shape((capacity, num_sets - 1, workload.batch), jnp.float32)
+    scales = _shape((capacity, workload.num_sets - 1, workload.batch), jnp.float32)
     sampling = jax.eval_shape(lambda: SamplingParams.of([Sampling()] * workload.batch, range(workload.batch), k))
-    lowered = decode_steps.lower(module, params, context, state, sampled, sampling, scales, number, number, shardings)
-
-    step = _shape((rows, 1, k), jnp.int32)
-    decode = functools.partial(module.apply, method="decode")
-    operations = products(decode, {"params": params}, step, context, state.cache, number)
-    plan = roofline.of(lowered, mesh, chip, needed=operations, computed=operations, open_loops=_STEPS)
-    return dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, beside=_bytes_each(weights)))
+    return module, params, context, state, sampled, sampling, scales, number, number
 
 
 def speed(config: ModelConfig, workload: Workload, plan: Plan) -> str:
@@ -100,12 +116,17 @@ def advice(plan: Plan | None) -> list[str]:
     return ["--mesh model=N splits weights and caches among N devices; or generate fewer pieces at a time"]
 
 
-def _weights(config: ModelConfig, dtype: str, mesh: Mesh) -> dict[str, Any]:
+def _weights(config: ModelConfig, workload: Workload, mesh: Mesh) -> dict[str, Any]:
     """Shapes of the model's weights, with the shardings of `mgjax.load`."""
     shapes = {}
     for path, shape in model_shapes(config).items():
-        kind = jnp.float32 if stays_float32(tuple(path.split("/"))) else jnp.dtype(dtype)
-        shapes[path] = _shape(shape, kind, NamedSharding(mesh, sharding.spec(path, shape, mesh)))
+        names = tuple(path.split("/"))
+        kernel = kernel_shape(names, shape, workload.weights) if workload.weights else None
+        dtype = jnp.float32 if stays_float32(names) else jnp.dtype(workload.dtype)
+        placed = NamedSharding(mesh, P() if kernel else sharding.spec(path, shape, mesh))
+        shapes[path] = jax.tree.map(
+            lambda leaf, placed=placed: _shape(leaf.shape, leaf.dtype, placed), kernel or _shape(shape, dtype)
+        )
     return unflatten_dict(shapes, sep="/")
 
 

@@ -85,6 +85,24 @@ class Program:
         """Bytes that are read from and written to HBM."""
         return sum(times * self._moved(instruction, operands) for instruction, operands, times in self._run())
 
+    def operations(self) -> Iterator[tuple[Instruction, float]]:
+        """The instructions that do work of their own, each a launch on GPUs, and how often each runs."""
+        for instruction, _, times in self._run():
+            if instruction.kind not in _FREE and not instruction.kind.endswith(("-done", "-update")):
+                yield instruction, times
+
+    def written(self, instruction: Instruction) -> float:
+        """The most bytes that an instruction writes to HBM: of an update in place, the slice where it is a fusion's."""
+        sizes = instruction.sizes
+        if instruction.kind.endswith("-start"):  # the first part of a copy's is its target; that of others, their input
+            sizes = sizes[:1] if instruction.kind == "copy-start" else sizes[len(instruction.operands) :]
+        if instruction.kind in ("dynamic-update-slice", "scatter"):
+            return 0.0
+        written = [math.inf] * len(sizes)
+        if instruction.kind == "fusion" and len(results := self._results(instruction.called("calls"))) == len(sizes):
+            written = results
+        return sum(min(size, part) for (size, is_in_hbm), part in zip(sizes, written, strict=True) if is_in_hbm)
+
     def collectives(self) -> list[Collective]:
         """All collectives, in the order of the program."""
         collectives: list[Collective] = []
@@ -176,11 +194,7 @@ class Program:
         name = fusion.called("calls")
         sizes = [computation[operand].bytes for operand in fusion.operands]
         read = sum(min(size, self._read(name, i)) if size else 0.0 for i, size in enumerate(sizes))
-        results = self._results(name)
-        if len(results) != len(fusion.sizes):
-            return read + fusion.bytes
-        both = zip(fusion.sizes, results, strict=True)
-        return read + sum(min(size, written) for (size, is_in_hbm), written in both if is_in_hbm)
+        return read + self.written(fusion)
 
     @functools.cache  # noqa: B019 - a program is read once and let go
     def _read(self, name: str, number: int) -> float:

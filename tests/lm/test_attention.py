@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from mgjax.devices import sharding
-from mgjax.lm import attention
+from mgjax.lm import attention, transformer
 
 STEPS = 150  # more than a block of 128, and no whole number of them
 
@@ -84,3 +84,22 @@ def test_kernels_run_on_each_device_apart():
     np.testing.assert_array_equal(found, x * valid[:, None, :, None])
     assert sharding.platform() is None
     assert jax.jit(sharding.on_mesh(mesh, lambda x: x * (sharding.platform() == "cpu")))(1.0) == 1.0
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_tpus_attend_to_what_they_write(monkeypatch, num_steps):
+    """Bit for bit, though they read one step from where it came from."""
+
+    def tpu(*operands, default, tpu=None):
+        return (tpu or default)(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", tpu)
+    monkeypatch.setattr(transformer, "with_layout_constraint", lambda x, layout: x)
+    rng = np.random.default_rng(0)
+    cached, new = (jnp.asarray(rng.normal(size=(2, 3, slots, 8)), jnp.bfloat16) for slots in (16, num_steps))
+    written, attended = jax.jit(transformer._written)(cached, new, jnp.int32(5))
+    np.testing.assert_array_equal(written[:, :, 5 : 5 + num_steps], new)
+    np.testing.assert_array_equal(
+        np.delete(written, np.s_[5 : 5 + num_steps], 2), np.delete(cached, np.s_[5 : 5 + num_steps], 2)
+    )
+    np.testing.assert_array_equal(attended, written)

@@ -86,6 +86,12 @@ def test_the_words_of_a_tpu():
     # In each of 24 passes a row of 400 bytes is read, written apart, read again and written in its place; then a copy
     # of 512 bytes into the small memory, and 32 bytes of a sum. Of the memory that is set aside, nothing moves.
     assert program.bytes_moved() == 24 * 4 * 400 + 512 + 32
+    # Of these, what is written: a row apart and in its place; the copy goes to the small memory.
+    found = {operation.name: (times, program.written(operation)) for operation, times in program.operations()}
+    assert found == {
+        **{"start": (24, 0), "one": (24, 400), "kept": (24, 400), "quick": (1, 0)},
+        **{"weight": (24, 0), "scattered": (1, 32)},
+    }
     gathered, scattered = sorted(program.collectives(), key=lambda one: one.kind)
     assert (gathered.kind, gathered.times, gathered.bytes) == ("all-gather", 24, 16 * 8 * 2)
     assert gathered.groups.tolist() == [list(range(8)), list(range(8, 16))]
