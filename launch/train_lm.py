@@ -8,8 +8,7 @@ run. On several hosts each of them starts this command; launch/README.md says ho
 
 import sys
 
-from mgjax import __main__, cli
+from mgjax import cli
 
 if __name__ == "__main__":
-    __main__.use_huge_pages()
     sys.exit(cli.main(["train", "lm", *sys.argv[1:]]))
