@@ -8,7 +8,6 @@ encoder's vectors, which ours computes. Steps take turns, and medians are report
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -93,7 +92,10 @@ def theirs(rows: int, frames: int):
 
 def worker(args: argparse.Namespace) -> None:
     """Runs a step for each line of its input, and says how long it took."""
-    run = theirs(args.rows, args.frames) if args.worker == "theirs" else ours(args.rows, args.frames, args.worker == "adapter")
+    if args.worker == "theirs":
+        run = theirs(args.rows, args.frames)
+    else:
+        run = ours(args.rows, args.frames, args.worker == "adapter")
     for _ in sys.stdin:
         began = time.perf_counter()
         run()
@@ -119,7 +121,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         processes = {}
         for name, (kind, folder) in sides.items():
-            command = [sys.executable, str(WORKER), "--worker", kind, "--rows", str(args.rows), "--frames", str(args.frames)]
+            command = [sys.executable, str(WORKER), "--worker", kind]
+            command += ["--rows", str(args.rows), "--frames", str(args.frames)]
             environment = os.environ | {"PYTHONPATH": str(folder)}
             processes[name] = stack.enter_context(
                 subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment)
