@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--weights", nargs="+", default=["float32"], help="float32, bfloat16, int8")
-    parser.add_argument("--cache", help="float32 or bfloat16")
+    parser.add_argument("--cache", help="float32, bfloat16 or int8")
     parser.add_argument("--before", type=Path, help="a folder with other code of mgjax")
     parser.add_argument("--no-long", action="store_true", help="leave out the 30 seconds of ours alone")
     args = parser.parse_args()

@@ -382,14 +382,15 @@ def load(
         to. By default a row does not depend on its batch.
       weights: The type that the kernels of the language model and the T5 are kept in, "float32", "bfloat16" or "int8";
         None for `dtype`. Decoding is bound by reading them. They are computed with in `dtype`.
-      cache: The type of the KV cache, "float32" or "bfloat16"; None for `dtype`.
+      cache: The type of the KV cache, "float32", "bfloat16" or "int8" (with a scale for each head of each step); None
+        for `dtype`.
 
     Raises:
       ValueError: `dtype`, `weights` or `cache` is none of these, or `mesh` is combined with `weights`.
       CheckpointError: `source` is no model, or its files are damaged or do not fit together.
     """
     on_cpu = jax.default_backend() == "cpu"
-    weights, cache = arguments.weights(weights), arguments.weights(cache, "cache", ("float32", "bfloat16"))
+    weights, cache = arguments.weights(weights), arguments.weights(cache, "cache")
     if weights and mesh is not None:
         raise ValueError("weights is for a model on one device: leave it out with mesh, and give dtype")
     dtype = arguments.dtype(dtype) or ("float32" if on_cpu or weights == "float32" else "bfloat16")

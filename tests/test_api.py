@@ -392,12 +392,12 @@ def test_the_licence_is_told_once_when_metas_weights_are_loaded(model, caplog, m
     assert told.config.license == "CC-BY-NC-4.0"
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(2, 2, 2), (1, 8, 1)])
-def test_a_mesh_gives_the_same_music(model, data, fsdp, tensor):
-    spread = mgjax.load("debug", mesh=sharding.make_mesh(data, fsdp, tensor))
+@pytest.mark.parametrize(("data", "fsdp", "tensor", "cache"), [(2, 2, 2, None), (1, 8, 1, None), (2, 2, 2, "int8")])
+def test_a_mesh_gives_the_same_music(model, data, fsdp, tensor, cache):
+    spread = mgjax.load("debug", mesh=sharding.make_mesh(data, fsdp, tensor), cache=cache)
     texts = ["a", "b", "c", "d"]
     greedy = {"seconds": 0.6, "sampling": mgjax.Sampling(temperature=0, guidance=3.0)}
-    expected = model.generate_codes(texts, **greedy)
+    expected = (mgjax.load("debug", cache=cache) if cache else model).generate_codes(texts, **greedy)
     before = sampling.decode_steps._cache_size()
     assert np.array_equal(spread.generate_codes(texts, **greedy), expected)
     assert sampling.decode_steps._cache_size() == before + 1
@@ -410,20 +410,22 @@ def test_a_mesh_takes_batches_that_it_does_not_divide(model):
     assert np.array_equal(spread.generate_codes(["a", "b", "c"], **options), expected)
 
 
-def test_caches_are_spread_over_the_mesh(monkeypatch):
-    """Rows over data, heads over model, from the first chunk on; and grown caches too."""
-    spread = mgjax.load("debug", mesh=sharding.make_mesh(4, 1, 2))
+@pytest.mark.parametrize("cache", [None, "int8"])
+def test_caches_are_spread_over_the_mesh(monkeypatch, cache):
+    """Rows over data, heads over model, from the first chunk on; the scales of int8 as its numbers."""
+    spread = mgjax.load("debug", mesh=sharding.make_mesh(4, 1, 2), cache=cache)
     states = []
     decode_steps = sampling.decode_steps
 
     def watched(*args):
-        states.extend(state.cache.layers[0].key.sharding.spec for state in (args[3], decode_steps(*args)))
+        for state in (args[3], decode_steps(*args)):
+            states.extend(leaf.sharding.spec for leaf in jax.tree.leaves(state.cache.layers[0].key))
         raise StopIteration
 
     monkeypatch.setattr("mgjax.generation.sampling.decode_steps", watched)
     with pytest.raises((RuntimeError, StopIteration)):
         spread.generate_codes(["a", "b", "c", "d"], seconds=0.5)
-    assert states == [P("data", "model")] * 2
+    assert states == [P("data", "model")] * (4 if cache else 2)
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
@@ -451,9 +453,11 @@ def test_float32_weights_give_the_same_codes_however_they_are_kept(model):
     assert np.array_equal(kept.generate_codes(prompts, **arguments), plain.generate_codes(prompts, **arguments))
 
 
-def test_the_cache_may_be_kept_in_fewer_bits(model, monkeypatch):
-    half = mgjax.load("debug", cache="bfloat16")
-    assert (half.weights, half.dtype) == ("float32", "float32")
+@pytest.mark.parametrize(("cache", "types"), [("bfloat16", {"uint16"}), ("int8", {"int8", "float32"})])
+def test_the_cache_may_be_kept_in_fewer_bits(model, monkeypatch, cache, types):
+    """With a prompt, which is read at once. uint16 is the bits of bfloat16."""
+    kept = mgjax.load("debug", cache=cache)
+    assert (kept.weights, kept.dtype) == ("float32", "float32")
     caches = []
     decode_steps = sampling.decode_steps
 
@@ -463,12 +467,13 @@ def test_the_cache_may_be_kept_in_fewer_bits(model, monkeypatch):
         return state
 
     monkeypatch.setattr("mgjax.generation.sampling.decode_steps", watched)
-    codes = [each.generate_codes("a waltz", seconds=0.5, sampling=SOFT) for each in (model, half)]
-    assert caches == [{"float32"}, {"bfloat16"}]
+    options = {"seconds": 0.5, "prompt": tone(0.2), "sampling": SOFT}
+    codes = [each.generate_codes("a waltz", **options) for each in (model, kept)]
+    assert caches == [{"float32"}, types]
     assert codes[1].shape == codes[0].shape
 
 
-@pytest.mark.parametrize("given", [{"weights": "int4"}, {"cache": "int8"}, {"weights": 8}])
+@pytest.mark.parametrize("given", [{"weights": "int4"}, {"cache": "int4"}, {"weights": 8}])
 def test_types_that_nothing_is_kept_in(given):
     [name] = given
     with pytest.raises(ValueError, match=f"{name} must be one of"):

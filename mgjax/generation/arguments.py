@@ -379,8 +379,9 @@ def dtype(name: Any) -> str | None:
     return plain
 
 
-def weights(name: Any, argument: str = "weights", known: tuple[str, ...] = inference.WEIGHTS) -> str | None:
+def weights(name: Any, argument: str = "weights") -> str | None:
     """The name of a type that weights are kept in, or the KV cache; None for None."""
+    known = inference.WEIGHTS
     if name is not None and name not in known:
         raise ValueError(f"{argument} must be one of {', '.join(known)}, or None for that of dtype, got {name!r}")
     return name

@@ -206,10 +206,15 @@ void InParallel(ffi::ThreadPool& pool, int64_t count, F run) {
     spins < 1000 ? Pause() : std::this_thread::yield();
 }
 
-// Fetches what is read later: the next tile, or where that is far off, what comes soon in the same row.
+// Fetches what is read later: the next tile, or where that is far off, what comes soon in the same row. Short rows, such
+// as the slots of attention, are read one after the other.
+constexpr int64_t kShort = 256, kAhead = 2048;
+
 template <int kOuts, typename W>
 inline void Prefetch(const W* at, int64_t in) {
-  if (sizeof(W) == 4 && in > 256)
+  if (in <= kShort)
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + kAhead);
+  else if (sizeof(W) == 4)
     __builtin_prefetch(reinterpret_cast<const char*>(at) + 512);
   else
     __builtin_prefetch(at + kOuts * in, 0, 2);
@@ -430,42 +435,55 @@ inline Floats Exp(Floats x) {
 }
 
 // Softmax attention of one query to the first `slots` of the `all` of a head's keys and values, but for those that are
-// not valid.
+// not valid. Int8 has a scale for each slot.
 template <typename W>
-void AttendHead(const float* query, const W* keys, const W* values, const bool* valid, int64_t slots, int64_t all,
-                int64_t width, float scale, float* scores, float* y) {
+void AttendHead(const float* query, const W* keys, const W* values, const float* key_scales, const float* value_scales,
+                const bool* valid, int64_t slots, int64_t all, int64_t width, float scale, float* scores, float* y) {
   constexpr float kNever = -std::numeric_limits<float>::infinity();
-  constexpr int kBlock = std::min(kLanes, kRegisters / 2);
   std::fill(y, y + width, 0.0f);
   if (valid) while (slots && !valid[slots - 1]) --slots;  // padding comes last, mostly
   if (!slots) return;
   int64_t m = 0;
-  for (; m < slots && m + kBlock <= all; m += kBlock) Tile<1, kBlock>(query, keys + m * width, width, 0, width, scores + m);
-  for (; m < slots; ++m) Tile<1, 1>(query, keys + m * width, width, 0, width, scores + m);
+  auto score = [&]<int kCount>() {
+    Tile<1, kCount>(query, keys + m * width, width, 0, width, scores + m);
+    if (key_scales) for (int i = 0; i < kCount; ++i) scores[m + i] *= key_scales[m + i];
+    if (valid) for (int i = 0; i < kCount; ++i) if (!valid[m + i]) scores[m + i] = kNever;
+    m += kCount;
+  };
+  while (m < slots && m + kLanes <= all) score.template operator()<kLanes>();
+  while (m < slots) score.template operator()<1>();
   int64_t padded = (slots + kLanes - 1) / kLanes * kLanes;
   std::fill(scores + slots, scores + padded, kNever);
-  float most = kNever;
-  for (m = 0; m < slots; ++m) {
-    scores[m] = valid && !valid[m] ? kNever : scores[m] * scale;
-    most = std::max(most, scores[m]);  // NaN is not the largest, and stays NaN below
+  Floats mosts = Floats{} + kNever;
+  for (m = 0; m < padded; m += kLanes) {
+    Floats some = Load<Floats>(scores + m);
+    mosts = some > mosts ? some : mosts;  // NaN is not the largest, and stays NaN below
   }
+  float most = kNever;
+  for (int i = 0; i < kLanes; ++i) most = std::max(most, mosts[i]);
   Floats totals = {};
   for (m = 0; m < padded; m += kLanes) {
-    Floats weights = Exp(Load<Floats>(scores + m) - most);
+    Floats weights = Exp((Load<Floats>(scores + m) - most) * scale);
     totals += weights;
     std::memcpy(scores + m, &weights, sizeof weights);
   }
   float share = 1.0f / Sum(totals);
+  for (m = 0; value_scales && m < slots; ++m) scores[m] *= value_scales[m];
   constexpr int kVectors = 4;
   int64_t e = 0;
   auto sum = [&]<int kCount>() {
-    Floats sums[kCount] = {};
-    for (int64_t m = 0; m < slots; ++m)
+    Floats sums[kCount] = {}, others[kCount] = {};  // of every other slot: an addition waits for the one before
+    auto add = [&](int64_t m, Floats* to) {
       for (int k = 0; k < kCount; ++k) {
         const W* at = values + m * width + e + k * kLanes;
-        __builtin_prefetch(at + 8 * width);
-        sums[k] += scores[m] * Widened(at);
+        if (k * kLanes * sizeof(W) % 64 == 0) __builtin_prefetch(reinterpret_cast<const char*>(at) + kAhead);
+        to[k] += scores[m] * Widened(at);
       }
+    };
+    int64_t m = 0;
+    for (; m + 2 <= slots; m += 2) add(m, sums), add(m + 1, others);
+    if (m < slots) add(m, sums);
+    for (int k = 0; k < kCount; ++k) sums[k] += others[k];
     for (int k = 0; k < kCount; ++k) sums[k] *= share;
     std::memcpy(y + e, sums, sizeof sums);
     e += kCount * kLanes;
@@ -479,32 +497,42 @@ void AttendHead(const float* query, const W* keys, const W* values, const bool* 
 }
 
 ffi::Error AttendImpl(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::AnyBuffer key, ffi::AnyBuffer value,
-                      ffi::Buffer<ffi::PRED> valid, ffi::Buffer<ffi::S32> filled, ffi::ResultBuffer<ffi::F32> y) {
+                      ffi::Buffer<ffi::F32> key_scale, ffi::Buffer<ffi::F32> value_scale, ffi::Buffer<ffi::PRED> valid,
+                      ffi::Buffer<ffi::S32> filled, ffi::ResultBuffer<ffi::F32> y) {
   auto shape = key.dimensions();  // [b, h, m, e], the queries [b, h, e]
   auto queries = query.dimensions();
   bool fits = shape.size() == 4 && queries.size() == 3 && value.dimensions() == shape && queries[0] == shape[0] &&
               queries[1] == shape[1] && queries[2] == shape[3] && value.element_type() == key.element_type() &&
               (!valid.element_count() || int64_t(valid.element_count()) == shape[0] * shape[2]);
-  if (!fits) return ffi::Error::InvalidArgument("mgjax_attend takes queries [b, h, e], keys and values [b, h, m, e]");
+  bool scaled = key.element_type() == ffi::S8;
+  for (auto* scales : {&key_scale, &value_scale})
+    fits = fits && int64_t(scales->element_count()) == (scaled ? shape[0] * shape[1] * shape[2] : 0);
+  if (!fits)
+    return ffi::Error::InvalidArgument(
+        "mgjax_attend takes queries [b, h, e], keys and values [b, h, m, e], and scales [b, h, m] of those of int8");
   int64_t heads = shape[1], all = shape[2], width = shape[3];
   int64_t slots = std::min<int64_t>(*filled.typed_data(), all);
   float scale = 1.0f / std::sqrt(float(width));
   auto run = [&](auto* keys, auto* values) {
     const float* q = query.typed_data();
+    const float *key_scales = key_scale.typed_data(), *value_scales = value_scale.typed_data();
     const bool* mask = valid.element_count() ? valid.typed_data() : nullptr;
     float* result = y->typed_data();
     InParallel(pool, shape[0] * heads, [=](int64_t task) {
       thread_local std::vector<float> scores;
       scores.resize(slots + 2 * kLanes);
       AttendHead(q + task * width, keys + task * all * width, values + task * all * width,
+                 scaled ? key_scales + task * all : nullptr, scaled ? value_scales + task * all : nullptr,
                  mask ? mask + task / heads * all : nullptr, slots, all, width, scale, scores.data(), result + task * width);
     });
     return ffi::Error::Success();
   };
   switch (key.element_type()) {
     case ffi::F32: return run(static_cast<const float*>(key.untyped_data()), static_cast<const float*>(value.untyped_data()));
-    case ffi::BF16: return run(static_cast<const uint16_t*>(key.untyped_data()), static_cast<const uint16_t*>(value.untyped_data()));
-    default: return ffi::Error::InvalidArgument("mgjax_attend takes keys and values of float32 or bfloat16");
+    case ffi::BF16:
+    case ffi::U16: return run(static_cast<const uint16_t*>(key.untyped_data()), static_cast<const uint16_t*>(value.untyped_data()));
+    case ffi::S8: return run(static_cast<const int8_t*>(key.untyped_data()), static_cast<const int8_t*>(value.untyped_data()));
+    default: return ffi::Error::InvalidArgument("mgjax_attend takes keys and values of float32, bfloat16 or int8");
   }
 }
 
@@ -525,6 +553,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mgjax_attend, AttendImpl,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::PRED>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

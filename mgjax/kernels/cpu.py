@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import platformdirs
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 log = logging.getLogger("mgjax")
 
@@ -42,19 +42,23 @@ def product(
 
 def attend(
     query: Float[Array, "b h e"],
-    key: Float[Array, "b h m e"],
-    value: Float[Array, "b h m e"],
+    key: Shaped[Array, "b h m e"],
+    value: Shaped[Array, "b h m e"],
+    key_scale: Float[Array, "b h m 1"] | None,
+    value_scale: Float[Array, "b h m 1"] | None,
     valid: Bool[Array, "b m"] | None,
     filled: Int[Array, ""] | int,
 ) -> Float[Array, "b h e"]:
     """Attention of one step to the first `filled` slots that are valid; zeros for a row with none.
 
     Slots after those are not read: a step takes as long as there are steps before it, whatever the cache's capacity.
+    Keys and values are float32, bfloat16, its bits as uint16, or int8 with a scale for each slot.
     """
     valid = jnp.zeros((0, 0), bool) if valid is None else valid
     result = jax.ShapeDtypeStruct(query.shape, jnp.float32)
     call = jax.ffi.ffi_call("mgjax_attend", result)
-    return call(query.astype(jnp.float32), key, value, valid, jnp.asarray(filled, jnp.int32))
+    scales = [jnp.zeros(0, jnp.float32) if scale is None else scale for scale in (key_scale, value_scale)]
+    return call(query.astype(jnp.float32), key, value, *scales, valid, jnp.asarray(filled, jnp.int32))
 
 
 @functools.cache

@@ -14,42 +14,42 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.devices import sharding
 from mgjax.kernels import cpu
+from mgjax.lm.slots import Slots, numbers_and_scale, widened
 from mgjax.nn import attention
 
 Queries = Float[Array, "b s h e"]
 Keys = Float[Array, "b h s e"]  # and values, head-major
-CachedKeys = Float[Array, "b h m e"]
 
 ATTENDED = "attended"  # what `jax.checkpoint` calls the results of the TPU's kernel, which its gradient needs too
 
 _BLOCK = 512  # steps that the TPU's kernel works on at once
 
 
-def attend(query: Queries, key: CachedKeys, value: CachedKeys, mask: Bool[Array, "#b #h #s m"]) -> Queries:
+def attend(query: Queries, key: Slots, value: Slots, mask: Bool[Array, "#b #h #s m"]) -> Queries:
     """Attention to keys and values, head-major, where `mask` is True."""
-    key, value = (jnp.swapaxes(x, 1, 2).astype(query.dtype) for x in (key, value))
-    return attention(query, key, value, mask=mask, scale=query.shape[-1] ** -0.5)
+    keys, values = (jnp.swapaxes(widened(slots, query.dtype), 1, 2) for slots in (key, value))
+    return attention(query, keys, values, mask=mask, scale=query.shape[-1] ** -0.5)
 
 
 def attend_to_cache(
     query: Queries,
-    key: CachedKeys,
-    value: CachedKeys,
+    key: Slots,
+    value: Slots,
     first_slot: Int[Array, ""] | int,
     valid: Bool[Array, "b m"] | None,
 ) -> Queries:
     """Causal attention of the steps from `first_slot` on, which are in the cache, to it; `valid` is not padding."""
 
-    def by_mask(query: Array, key: Array, value: Array) -> Array:
+    def by_mask(query: Array, key: Slots, value: Slots) -> Array:
         return attend(query, key, value, causal_mask(first_slot, query.shape[1], key.shape[2], valid))
 
     return _one_step(query, key, value, valid, first_slot + 1, by_mask)
 
 
-def attend_to_condition(query: Queries, key: CachedKeys, value: CachedKeys, mask: Bool[Array, "b m"]) -> Queries:
+def attend_to_condition(query: Queries, key: Slots, value: Slots, mask: Bool[Array, "b m"]) -> Queries:
     """Attention to the vectors of a condition that are not padding; a row with none gets zeros."""
 
-    def by_mask(query: Array, key: Array, value: Array) -> Array:
+    def by_mask(query: Array, key: Slots, value: Slots) -> Array:
         return attend(query, key, value, mask[:, None, None, :])
 
     return _one_step(query, key, value, mask, key.shape[2], by_mask)
@@ -57,18 +57,20 @@ def attend_to_condition(query: Queries, key: CachedKeys, value: CachedKeys, mask
 
 def _one_step(
     query: Queries,
-    key: CachedKeys,
-    value: CachedKeys,
+    key: Slots,
+    value: Slots,
     valid: Bool[Array, "b m"] | None,
     filled: Int[Array, ""] | int,
-    by_mask: Callable[[Array, Array, Array], Array],
+    by_mask: Callable[[Array, Slots, Slots], Array],
 ) -> Queries:
     """Attention of one step by the CPU's kernel, which reads the `filled` slots alone; `by_mask` where it cannot."""
-    if query.shape[1] > 1 or key.dtype not in (jnp.float32, jnp.bfloat16) or not cpu.available():
+    if query.shape[1] > 1 or key.dtype == jnp.float16 or not cpu.available():
         return by_mask(query, key, value)
 
-    def by_kernel(query: Array, key: Array, value: Array) -> Array:
-        return cpu.attend(query[:, 0], key, value, valid, filled)[:, None].astype(query.dtype)
+    def by_kernel(query: Array, key: Slots, value: Slots) -> Array:
+        (keys, key_scale), (values, value_scale) = numbers_and_scale(key), numbers_and_scale(value)
+        y = cpu.attend(query[:, 0], keys, values, key_scale, value_scale, valid, filled)
+        return y[:, None].astype(query.dtype)
 
     return jax.lax.platform_dependent(query, key, value, cpu=by_kernel, default=by_mask)
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mgjax.conditioning.condition import Condition
 from mgjax.config.model import FUSES, LMConfig
 from mgjax.devices import sharding
+from mgjax.lm.slots import empty, stored
 from mgjax.lm.stack import REMAT, Stack
 from mgjax.lm.transformer import KeyValue, Layer
 from mgjax.nn import Dense, LayerNorm, sinusoidal_positions, symmetric_uniform
@@ -67,7 +68,7 @@ class LM(nn.Module):
     `dtype` is the type of activations and cache (the parameters' own where None); positions, norms, attention weights
     and logits are float32 always. `scan_layers` is the training form, over parameters with their layers stacked (see
     stack.py), which cannot generate. `remat`, one of REMAT, is what is stored for the backward pass. `cache_dtype` is
-    the type of keys and values between two steps (`dtype` where None).
+    the type of keys and values between two steps, which may be int8 (`dtype` where None).
     """
 
     config: LMConfig
@@ -148,9 +149,11 @@ class LM(nn.Module):
         rows, prefix_length = context.prefix_mask.shape
         shape = (rows, self.config.num_heads, prefix_length + capacity, self.config.head_dim)
         dtype = jnp.dtype(self.cache_dtype or self._dtype)
-        empty = jnp.zeros(shape, dtype)
-        cross = jax.tree.map(lambda x: x.astype(dtype), tuple(self._cross(layer, context) for layer in self._layers))
-        cache = Cache(tuple(KeyValue(empty, empty) for _ in self._layers), cross)
+        if dtype == jnp.bfloat16 and self._dtype == jnp.float32:
+            dtype = jnp.dtype(jnp.uint16)  # its bits (slots.py)
+        blank = empty(shape, dtype)
+        cross = jax.tree.map(lambda x: stored(x, dtype), tuple(self._cross(layer, context) for layer in self._layers))
+        cache = Cache(tuple(KeyValue(blank, blank) for _ in self._layers), cross)
         if prefix_length:
             x = context.prefix.astype(self._dtype) + self._prefix_positions(context)
             _, layers = self._transform(x, _valid(context, capacity), context, cache, 0)

@@ -14,11 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mgjax.config.model import LMConfig
 from mgjax.devices import sharding
 from mgjax.lm.attention import attend, attend_causally, attend_to_cache, attend_to_condition
+from mgjax.lm.slots import Slots, stored
 from mgjax.nn import Dense, Initializer, LayerNorm, symmetric_uniform
 
 LayerIndex = int | Int[Array, ""]  # of a layer; its initialisation alone depends on it
@@ -27,8 +28,8 @@ LayerIndex = int | Int[Array, ""]  # of a layer; its initialisation alone depend
 class KeyValue(NamedTuple):
     """Keys and values of one layer: of its self-attention's cache, or of its cross-attention."""
 
-    key: Float[Array, "b h m e"]
-    value: Float[Array, "b h m e"]
+    key: Slots
+    value: Slots
 
 
 class SelfAttention(nn.Module):
@@ -54,20 +55,23 @@ class SelfAttention(nn.Module):
         # The packed projection keeps the uniform initialisation of a bare parameter, as the published recipe did.
         qkv_init = symmetric_uniform(self.config.dim)
         qkv = Dense((self.config.dim,), (3, *heads), kernel_init=qkv_init, name="qkv")(x)
-        written = KeyValue(*(jnp.swapaxes(qkv[:, :, n], 1, 2) for n in (1, 2)))
+        key, value = (jnp.swapaxes(qkv[:, :, n], 1, 2) for n in (1, 2))
         if cache is None:
-            y = attend_causally(qkv[:, :, 0], *written, valid)
+            written = KeyValue(key, value)
+            y = attend_causally(qkv[:, :, 0], key, value, valid)
         else:
-            parts = [_written(cached, new, first_slot) for cached, new in zip(cache, written, strict=True)]
-            written, attended = (KeyValue(*part) for part in zip(*parts, strict=True))
-            y = attend_to_cache(qkv[:, :, 0], *attended, first_slot, valid)
+            new = KeyValue(stored(key, cache.key.dtype), stored(value, cache.value.dtype))
+            leaves, structure = jax.tree.flatten(cache)
+            pairs = [_written(*pair, first_slot) for pair in zip(leaves, jax.tree.leaves(new), strict=True)]
+            written, attended = (jax.tree.unflatten(structure, part) for part in zip(*pairs, strict=True))
+            y = attend_to_cache(qkv[:, :, 0], attended.key, attended.value, first_slot, valid)
         out_init = residual_init(self.layer, in_axis=(0, 1))
         return Dense(heads, (self.config.dim,), kernel_init=out_init, name="out")(y), written
 
 
 def _written(
-    cached: Float[Array, "b h m e"], new: Float[Array, "b h s e"], first_slot: Int[Array, ""] | int
-) -> tuple[Float[Array, "b h m e"], Float[Array, "b h m e"]]:
+    cached: Shaped[Array, "b h m e"], new: Shaped[Array, "b h s e"], first_slot: Int[Array, ""] | int
+) -> tuple[Shaped[Array, "b h m e"], Shaped[Array, "b h m e"]]:
     """The cache with new steps in it, to keep and to attend to: the same numbers.
 
     Memory of TPUs is in tiles of 128 numbers. Left alone, XLA puts the width of a head last, because a slot is then
@@ -87,7 +91,7 @@ def _written(
         is_new = (jnp.arange(cached.shape[2]) == first_slot)[None, None, :, None]
         return written, jnp.where(is_new, new, cached)
 
-    return jax.lax.platform_dependent(cached, new.astype(cached.dtype), tpu=on_tpu, default=anywhere)
+    return jax.lax.platform_dependent(cached, new, tpu=on_tpu, default=anywhere)
 
 
 class CrossAttention(nn.Module):

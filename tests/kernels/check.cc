@@ -73,17 +73,21 @@ static void CheckAttention(const char* type, int64_t slots, int64_t width) {
   for (auto& v : valid) v = generator() % 4 > 0;
   valid[0] = true;
   float scale = 1 / std::sqrt(float(width));
+  auto scales = Random(2 * all);  // of keys, then of values; where they are int8
+  for (float& number : scales) number = sizeof(W) == 1 ? number / 40 : 1;
   std::vector<double> scores(slots), expected(width);
   double most = -1e30, total = 0;
   for (int64_t m = 0; m < slots; ++m) {
-    for (int64_t e = 0; e < width; ++e) scores[m] += double(query[e]) * Widened1(&keys[m * width + e]) * scale;
+    for (int64_t e = 0; e < width; ++e) scores[m] += double(query[e]) * Widened1(&keys[m * width + e]) * scales[m] * scale;
     if (valid[m]) most = std::max(most, scores[m]);
   }
   for (int64_t m = 0; m < slots; ++m) total += scores[m] = valid[m] ? std::exp(scores[m] - most) : 0;
   for (int64_t m = 0; m < slots; ++m)
-    for (int64_t e = 0; e < width; ++e) expected[e] += scores[m] / total * Widened1(&values[m * width + e]);
+    for (int64_t e = 0; e < width; ++e) expected[e] += scores[m] / total * Widened1(&values[m * width + e]) * scales[all + m];
   std::vector<float> y(width), room(slots + 2 * kLanes);
-  AttendHead(query.data(), keys.data(), values.data(), (const bool*)valid.data(), slots, all, width, scale, room.data(), y.data());
+  const float *key_scales = sizeof(W) == 1 ? scales.data() : nullptr, *value_scales = key_scales ? key_scales + all : nullptr;
+  AttendHead(query.data(), keys.data(), values.data(), key_scales, value_scales, (const bool*)valid.data(), slots, all, width,
+             scale, room.data(), y.data());
   Expect(type, slots, expected, y, 1e-5);
 }
 
@@ -102,6 +106,7 @@ int main() {
     for (int64_t width : {64, 20}) {
       CheckAttention<float>("attention, float32", slots, width);
       CheckAttention<uint16_t>("attention, bfloat16", slots, width);
+      CheckAttention<int8_t>("attention, int8", slots, width);
     }
   std::printf("%d wrong, %d lanes\n", failures, kLanes);
   return failures != 0;
