@@ -145,9 +145,12 @@ def errors_at(where: str) -> Iterator[None]:
 
 
 def apply_model_options(args: argparse.Namespace) -> None:
-    """Applies --offline and --cache; to be called before a model is loaded."""
+    """Applies --offline and --cache, and prepares the process; to be called before a model is loaded."""
     if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+    from mgjax.kernels import memory  # which needs JAX
+
+    memory.keep_freed_memory()
     if args.cache == "off":
         return
     if args.cache is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:

@@ -1,14 +1,35 @@
-"""Memory for weights that are read again at every step."""
+"""Memory for weights that are read again at every step, and for what XLA computes."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 
 import numpy as np
 from jax.typing import DTypeLike
 
 _BLOCK = 64 << 20
 _ALIGNED = 64  # bytes: XLA on CPU uses such memory as it is, and copies other
+
+
+# Of mallopt, in glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep the memory that it frees, up to 2 GB; for commands, before XLA is started.
+
+    XLA on CPU takes memory for each call and frees it again, and Linux fills each page anew with zeros: in the codec's
+    decoder of 5 s of music, 41,000 times, a tenth to a fifth of its time. Nothing is done without glibc.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(_ARENA_MAX, 1)
 
 
 class Blocks:

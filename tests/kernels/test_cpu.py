@@ -4,6 +4,7 @@ import logging
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -73,6 +74,29 @@ def test_weights_lie_in_blocks_that_are_not_copied():
     large = blocks.empty((70 << 20,), np.int8)
     assert large.nbytes == 70 << 20
     assert jax.default_backend() != "cpu" or jax.device_put(second).unsafe_buffer_pointer() == second.ctypes.data
+
+
+def test_freed_memory_is_kept():
+    """What is freed is used again, and is not filled with zeros page by page; in a process of its own."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    program = """
+import resource, sys
+import numpy as np
+from mgjax.kernels import memory
+if sys.argv[1] == "keep":
+    memory.keep_freed_memory()
+for turn in range(3):
+    arrays = [np.ones(1 << 20, np.uint8) for _ in range(60)]
+    del arrays
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    if turn == 1:
+        before = faults
+print(faults - before)
+"""
+    command = [sys.executable, "-c", program]
+    kept, given_back = (int(subprocess.check_output([*command, word])) for word in ("keep", "as it is"))
+    assert kept < 100 < given_back, (kept, given_back)  # 60 MB are 15,360 pages
 
 
 def test_weights_are_stored_in_their_type():
