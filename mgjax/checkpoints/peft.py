@@ -124,7 +124,7 @@ def write(directory: str | os.PathLike, config: LoraConfig, adapter: Adapter, lm
 def _layers(lm: LMConfig) -> dict[tuple[str, ...], tuple[str, ...]]:
     """The path of each layer with a kernel that can be adapted, and transformers' names of the kernel's matrices."""
     layers = {}
-    for rule in musicgen.huggingface_lm(lm):
+    for rule in musicgen.huggingface_transformer(lm):
         path = tuple(next(iter(rule.shapes)).split("/"))
         if matrix(path) is not None:
             layers[path[:-1]] = tuple(source.removesuffix(".weight") for source in rule.sources)

@@ -1,5 +1,6 @@
 """Adapters in peft's files: peft reads what is written here, and the other way round, with the same logits."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,6 +15,7 @@ import mgjax
 from mgjax.checkpoints import peft as files
 from mgjax.checkpoints.files.torch_file import CheckpointError
 from mgjax.checkpoints.random_weights import DEBUG, random_variables
+from mgjax.config.model import Fused
 from mgjax.lm import lora
 from mgjax.lm.lora import LoraConfig
 
@@ -64,6 +66,14 @@ def test_what_is_written_is_read(adapter, folder):
     assert (config.rank, config.alpha, files.base(folder)) == (4, 8.0, "debug")
     names = load_file(folder / files.WEIGHTS)
     assert "base_model.model.decoder.model.decoder.layers.0.self_attn.q_proj.lora_A.weight" in names
+
+
+def test_adapters_of_models_that_transformers_does_not_have(adapter, tmp_path):
+    """Their conditions have no names there; what is adapted has."""
+    lm = dataclasses.replace(DEBUG.lm, conditions=(Fused("style", 16, "prefix"), *DEBUG.lm.conditions))
+    files.write(tmp_path / "adapter", CONFIG, adapter, lm, "styled")
+    _, found = files.read(tmp_path / "adapter", lm)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, adapter)))
 
 
 def test_peft_makes_the_same_model_of_it(folder, theirs, tmp_path):

@@ -55,6 +55,14 @@ def huggingface(config: ModelConfig) -> Iterator[Rule]:
 
 def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
     """The language model in transformers, which leaves out a projection between equal widths."""
+    yield from huggingface_transformer(config)
+    for condition in config.conditions:
+        name = HUGGINGFACE_PROJECTIONS[condition.name]
+        yield from linear(f"{condition.name}_proj", name, (condition.dim,), (config.dim,))
+
+
+def huggingface_transformer(config: LMConfig) -> Iterator[Rule]:
+    """The language model without the projections of its conditions, of which transformers knows some only."""
 
     def projections(shapes: Shapes, source: str) -> Iterator[Rule]:
         for path, shape in shapes.items():
@@ -62,9 +70,6 @@ def huggingface_lm(config: LMConfig) -> Iterator[Rule]:
             yield Rule({path: shape}, tuple(f"{source}.{letter}_proj.weight" for letter in letters), LINEAR)
 
     yield from _lm(config, {name: theirs for name, (theirs, _) in _LM_NAMES.items()}, projections)
-    for condition in config.conditions:
-        name = HUGGINGFACE_PROJECTIONS[condition.name]
-        yield from linear(f"{condition.name}_proj", name, (condition.dim,), (config.dim,))
 
 
 def audiocraft(config: ModelConfig) -> Iterator[Rule]:
