@@ -195,6 +195,7 @@ def test_instructions_of_other_cpus(architecture, tmp_path):
 def fresh(monkeypatch, tmp_path):
     """`available` as in a new process, with an empty cache."""
     monkeypatch.setattr(cpu.platformdirs, "user_cache_dir", lambda name: str(tmp_path))
+    monkeypatch.delenv("MGJAX_CPU_KERNELS", raising=False)
     return cpu.available.__wrapped__
 
 
