@@ -12,9 +12,10 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
+
+import sides
 
 WORKER = """
 import json, sys, time
@@ -28,7 +29,7 @@ for line in sys.stdin:
     began = time.perf_counter()
     codes = model.generate_codes(texts, seconds=request["seconds"])
     peak = next(int(row.split()[1]) for row in open("/proc/self/status") if row.startswith("VmHWM"))
-    print(json.dumps([time.perf_counter() - began, peak / 1e6]), flush=True)
+    print(json.dumps([time.perf_counter() - began, peak * 1024 / 1e9]), flush=True)
 """
 
 
@@ -42,36 +43,27 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a folder with other code of mgjax")
     args = parser.parse_args()
 
-    sides = {"mgjax": (Path(__file__).resolve().parent.parent, args.weights)}
+    folders = {"mgjax": (Path(__file__).resolve().parent.parent, args.weights)}
     if args.before:
-        sides["before"] = (args.before.resolve(), None)
+        folders["before"] = (args.before.resolve(), None)
     with contextlib.ExitStack() as stack:
-        processes = {}
-        for name, (folder, weights) in sides.items():
+        run = {}
+        for name, (folder, weights) in folders.items():
             request = {"model": args.model, "seconds": args.seconds, "weights": weights}
             command = [sys.executable, "-c", WORKER, json.dumps(request)]
-            environment = os.environ | {"PYTHONPATH": str(folder)}
-            process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=folder, env=environment)
-            processes[name] = stack.enter_context(process)
+            run[name] = stack.enter_context(sides.started(command, folder))
         print(f"{args.model}, {args.weights or 'as it is'}, pieces of {args.seconds:g} s, {os.cpu_count()} cores")
         for batch in args.batches:
-
-            def run(name: str, batch: int = batch) -> tuple[float, float]:
-                print(batch, file=processes[name].stdin, flush=True)
-                return tuple(json.loads(processes[name].stdout.readline()))
-
-            for name in sides:
-                run(name)  # compiles
-            turns = [{name: run(name) for name in sides} for _ in range(args.repeats)]
+            for name in run:
+                run[name](batch)  # compiles
+            turns = [{name: run[name](batch) for name in run} for _ in range(args.repeats)]
             row = f"  batch {batch:3}"
-            for name in sides:
+            for name in run:
                 seconds = statistics.median(turn[name][0] for turn in turns)
                 row += f"   {name} {batch * args.seconds / seconds:7.2f} s/s, peak {turns[-1][name][1]:.2f} GB"
             if args.before:
                 row += f"   {statistics.median(turn['before'][0] / turn['mgjax'][0] for turn in turns):.2f} times"
             print(row, flush=True)
-        for process in processes.values():
-            process.stdin.close()
 
 
 if __name__ == "__main__":

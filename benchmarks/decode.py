@@ -16,16 +16,15 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import sides
 import torch
 import transformers
 
@@ -57,7 +56,7 @@ def build(directory: Path) -> torch.nn.Module:
     return theirs
 
 
-# What another version of mgjax does in its own process: a line for each run, with the seconds that it took.
+# What another version of mgjax does in its own process: for each line a run, with the seconds that it took.
 BEFORE = """
 import json, sys, time
 import mgjax
@@ -69,22 +68,6 @@ for line in sys.stdin:
     codes = model.generate_codes(request["texts"], seconds=request["seconds"], sampling=sampling)
     print(json.dumps([time.perf_counter() - began, codes.tolist()]), flush=True)
 """
-
-
-@contextlib.contextmanager
-def code_before(folder: Path, directory: Path, request: dict) -> Iterator[Callable[[], tuple[float, list]]]:
-    """Runs the request with the code in `folder`: seconds and codes."""
-    command = [sys.executable, "-c", BEFORE, str(directory), json.dumps(request)]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=folder, env=environment) as process:
-
-        def run() -> tuple[float, list]:
-            print(file=process.stdin, flush=True)
-            return tuple(json.loads(process.stdout.readline()))
-
-        yield run
-        process.stdin.close()
-
 
 CODEC = dict(
     sampling_rate=32_000,
@@ -126,7 +109,8 @@ def main() -> None:
         runs = {f"mgjax, {weights}": functools.partial(run_ours, weights) for weights in ours}
         if args.before:
             request = {"texts": texts, "seconds": args.seconds, "guidance": args.guidance}
-            before = stack.enter_context(code_before(args.before.resolve(), directory, request))
+            command = [sys.executable, "-c", BEFORE, str(directory), json.dumps(request)]
+            before = stack.enter_context(sides.started(command, args.before.resolve()))
 
             def run_before() -> float:
                 seconds, codes["before"] = before()

@@ -6,18 +6,19 @@ Each load runs in a process of its own, because the peak of a process never fall
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 LOAD = """
-import resource, sys, time
+import json, resource, sys, time
 import jax.numpy as jnp
 import mgjax
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began = time.perf_counter()
-model = mgjax.load(sys.argv[1], dtype=sys.argv[2])
+model = mgjax.load(sys.argv[1], **json.loads(sys.argv[2]))
 seconds = time.perf_counter() - began
 print(before * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, seconds)
 """
@@ -36,13 +37,14 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", WRITE, temporary], check=True)
         size = sum(path.stat().st_size for path in Path(directory).glob("*.safetensors"))
         print(f"files: {size / 1e9:.3f} GB")
-        for dtype in ("float32", "bfloat16"):
+        for options in ({"dtype": "float32"}, {"dtype": "bfloat16"}, {"weights": "bfloat16"}, {"weights": "int8"}):
+            [(kind, dtype)] = options.items()
             output = subprocess.run(
-                [sys.executable, "-c", LOAD, directory, dtype], check=True, capture_output=True, text=True
+                [sys.executable, "-c", LOAD, directory, json.dumps(options)], check=True, capture_output=True, text=True
             ).stdout
             before, peak, seconds = (float(number) for number in output.split())
             print(
-                f"{dtype}: peak {peak / 1e9:.3f} GB, {peak / size:.3f} of the float32 weights "
+                f"{kind} {dtype}: peak {peak / 1e9:.3f} GB, {peak / size:.3f} of the float32 weights "
                 f"({before / 1e9:.3f} GB of it before loading), {seconds:.1f} s"
             )
 

@@ -10,14 +10,14 @@ import argparse
 import contextlib
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import sides
 
-WORKER = Path(__file__)
+WORKER = Path(__file__).resolve()
 
 
 def ours(rows: int, frames: int, adapter: bool):
@@ -113,32 +113,21 @@ def main() -> None:
     if args.worker:
         return worker(args)
 
-    here = WORKER.resolve().parent.parent
-    sides = {"mgjax": ("all", here), "mgjax, adapter": ("adapter", here), "transformers": ("theirs", here)}
+    here = WORKER.parent.parent
+    kinds = {"mgjax": ("all", here), "mgjax, adapter": ("adapter", here), "transformers": ("theirs", here)}
     if args.before:
-        sides["mgjax before"] = ("all", args.before.resolve())
-        sides["mgjax before, adapter"] = ("adapter", args.before.resolve())
+        kinds["mgjax before"] = ("all", args.before.resolve())
+        kinds["mgjax before, adapter"] = ("adapter", args.before.resolve())
     with contextlib.ExitStack() as stack:
-        processes = {}
-        for name, (kind, folder) in sides.items():
+        step = {}
+        for name, (kind, folder) in kinds.items():
             command = [sys.executable, str(WORKER), "--worker", kind]
             command += ["--rows", str(args.rows), "--frames", str(args.frames)]
-            environment = os.environ | {"PYTHONPATH": str(folder)}
-            processes[name] = stack.enter_context(
-                subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment)
-            )
-
-        def step(name: str) -> float:
-            print(file=processes[name].stdin, flush=True)
-            return float(processes[name].stdout.readline())
-
-        for name in sides:
-            step(name)
-        times = [{name: step(name) for name in sides} for _ in range(args.repeats)]
-        for process in processes.values():
-            process.stdin.close()
+            step[name] = stack.enter_context(sides.started(command, folder))
+            step[name]()  # compiles
+        times = [{name: step[name]() for name in step} for _ in range(args.repeats)]
     print(f"a training step of mini, {args.rows} x {args.frames} frames, {os.cpu_count()} cores")
-    for name in sides:
+    for name in kinds:
         ratio = statistics.median(turn["transformers"] / turn[name] for turn in times)
         print(f"  {name:22} {statistics.median(turn[name] for turn in times):6.2f} s, {ratio:.2f} times transformers")
 

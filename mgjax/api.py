@@ -399,14 +399,10 @@ def load(
     elif not on_cpu and weights == dtype:
         weights = None
     encoders = {"text_encoder": text_encoder, "style_encoder": style_encoder}
-    if weights is None:
-        model = sources.read(source, dtype=dtype, place=_placement(mesh), adapter=adapter, **encoders)
-    elif adapter is None:
-        model = sources.read(source, dtype=dtype, place=inference.place(weights), **encoders)
-    else:  # it is added to the kernels as they were trained
-        model = sources.read(
-            source, dtype=dtype, adapter=adapter, text_encoder=text_encoder, style_encoder=style_encoder
-        )
+    # An adapter is added to the kernels as they were trained, before these become those of inference.
+    place = inference.place(weights) if weights and adapter is None else _placement(mesh)
+    model = sources.read(source, dtype=dtype, place=place, adapter=adapter, **encoders)
+    if weights and adapter is not None:
         model = dataclasses.replace(model, variables=inference.from_trained(model.variables, weights))
     return MusicGen(model, compat=compat, mesh=mesh, cache=cache)
 

@@ -18,11 +18,9 @@ _TOLERANCE = 0.1  # LU
 _MOST_EXTRA = 6.0  # dB of gain beyond the difference between the target and the loudness before the limiter
 
 
-def prepare() -> threading.Thread:
+def prepare() -> None:
     """Imports what measuring needs, half a second of work, on a thread of its own."""
-    thread = threading.Thread(target=importlib.import_module, args=("pyloudnorm",), daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=importlib.import_module, args=("pyloudnorm",), daemon=True).start()
 
 
 def normalized(audio: Audio, sample_rate: int, target_lufs: float | None = -14.0) -> Audio:

@@ -151,23 +151,20 @@ class Helpers {
   void Call(ffi::ThreadPool& pool, int64_t count, std::shared_ptr<Work> work) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      work_ = work;
+      work_ = std::move(work);
       posted_.fetch_add(1, std::memory_order_release);
     }
-    for (int64_t i = waiting_.load(std::memory_order_relaxed); i < count; ++i) pool.Schedule([=, this] { Help(work); });
+    for (int64_t i = waiting_.load(std::memory_order_relaxed); i < count; ++i) pool.Schedule([this] { Help(); });
   }
 
  private:
-  void Help(std::shared_ptr<Work> work) {
-    while (work) {
-      uint64_t seen = posted_.load(std::memory_order_acquire);
-      (*work)();
-      work = Next(seen);
-    }
+  void Help() {
+    uint64_t seen = 0;
+    while (std::shared_ptr<Work> work = Next(seen)) (*work)();
   }
 
-  // The work posted since `seen` was; none after a while without.
-  std::shared_ptr<Work> Next(uint64_t seen) {
+  // The last work, once any was posted since `seen` was; none after a while without.
+  std::shared_ptr<Work> Next(uint64_t& seen) {
     waiting_.fetch_add(1, std::memory_order_relaxed);
     auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
     bool any;
@@ -176,6 +173,7 @@ class Helpers {
     waiting_.fetch_sub(1, std::memory_order_relaxed);
     if (!any) return nullptr;
     std::lock_guard<std::mutex> lock(mutex_);
+    seen = posted_.load(std::memory_order_relaxed);
     return work_;
   }
 
@@ -184,6 +182,8 @@ class Helpers {
   std::atomic<uint64_t> posted_{0};
   std::atomic<int64_t> waiting_{0};
 };
+
+int64_t NumThreads(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }  // 0: none is told
 
 // Calls `run(task)` for every task below `count`, on XLA's threads and this one. It waits for the tasks, not for the
 // helpers, who may come late or never: all threads of the pool may be waiting just as this one does.
@@ -199,7 +199,7 @@ void InParallel(ffi::ThreadPool& pool, int64_t count, F run) {
       progress->done.fetch_add(1, std::memory_order_release);
     }
   };
-  int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  int64_t helpers = std::min(NumThreads(pool), count) - 1;
   if (helpers > 0) Helpers::All().Call(pool, helpers, std::make_shared<Helpers::Work>(work));
   work();
   for (int spins = 0; progress->done.load(std::memory_order_acquire) < count; ++spins)
@@ -274,7 +274,7 @@ void Columns(const float* x, int64_t in, const W* w, const float* scale, float* 
 template <typename F>
 void ByRows(ffi::ThreadPool& pool, int64_t rows, int64_t out, int64_t bytes, F columns) {
   // A task is long enough that starting it is nothing, and there are two for each thread.
-  int64_t size = std::min<int64_t>(256 * 1024 / bytes, out / (2 * pool.num_threads()));
+  int64_t size = std::min<int64_t>(256 * 1024 / bytes, out / (2 * NumThreads(pool)));
   size = std::max<int64_t>(8, size / 8 * 8);
   InParallel(pool, (out + size - 1) / size, [=](int64_t task) {
     int64_t begin = task * size, end = std::min(out, begin + size);

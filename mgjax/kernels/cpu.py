@@ -64,7 +64,7 @@ def attend(
 @functools.cache
 def available() -> bool:
     """Whether the kernels can be called; the first call compiles and loads them."""
-    if os.environ.get("MGJAX_CPU_KERNELS", "on") == "off" or jax.default_backend() != "cpu":
+    if os.environ.get("MGJAX_CPU_KERNELS", "on").lower() == "off" or jax.default_backend() != "cpu":
         return False
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     folder = Path(platformdirs.user_cache_dir("mgjax")) / "kernels"
@@ -73,7 +73,11 @@ def available() -> bool:
         for name in NAMES if library else ():
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        log.warning("The CPU kernels in %s could not be loaded, so decoding is slower: %s. Delete it", folder, error)
+        log.warning(
+            "The CPU kernels in %s could not be loaded, so decoding is slower: %s. Delete that folder; if it cannot be "
+            "written to, name another by XDG_CACHE_HOME",
+            *(folder, error),
+        )
         return False
     return library is not None
 
