@@ -18,7 +18,7 @@ from mgjax.cli.options import add_model_options, command, option, positive
 from mgjax.inputs import arrays, files
 
 _BLOCK_SECONDS = 10.0
-_MOST_BYTES = 1 << 30  # of a file of codes, unpacked: some weeks of music
+_MOST_BYTES = 256 << 20  # of a file of codes, unpacked: some days of music
 _MODEL_HELP = 'the model whose codec to use: "mini", "debug", a name on the Hugging Face Hub, or a folder'
 
 

@@ -54,13 +54,17 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename} is compressed in a way that numpy does not use")
     with archive.open(member) as file:
+        # The header first: what it does not announce is not unpacked, however small it is in the archive.
+        header = _HEADER.match(file.read(10_000))
+        if not header:
+            raise ValueError(f"{member.filename} is no array of numbers or texts")
+        dtype, shape = np.dtype(header[1].decode()), tuple(map(int, re.findall(rb"\d+", header[3])))
+        if math.prod(shape) * dtype.itemsize != member.file_size - header.end():
+            raise ValueError(f"{member.filename} has another size than it says")
+        file.seek(0)
         content = file.read(member.file_size)
-    header = _HEADER.match(content[:10_000])
-    if not header:
-        raise ValueError(f"{member.filename} is no array of numbers or texts")
-    dtype, shape = np.dtype(header[1].decode()), tuple(map(int, re.findall(rb"\d+", header[3])))
-    if math.prod(shape) * dtype.itemsize != len(content) - header.end():
-        raise ValueError(f"{member.filename} has another size than it says")
+    if len(content) != member.file_size:
+        raise ValueError(f"{member.filename} ends early")
     start = header.end()
     if dtype.kind == "U" and (np.frombuffer(content, dtype.byteorder + "u4", offset=start) > sys.maxunicode).any():
         raise ValueError(f"{member.filename} holds characters that there are not")

@@ -1,6 +1,7 @@
 """Archives of arrays: what numpy writes comes back, and whatever else is in a file ends in one sentence."""
 
 import random
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -64,6 +65,28 @@ def array(head, content=bytes(4)):
 def test_headers_are_not_believed(tmp_path, content, message):
     with pytest.raises(Trouble, match=rf"a\.npz: is no \.npz file of arrays that can be read \(.*{message}"):
         read(written(tmp_path / "a.npz", content))
+
+
+def test_what_the_header_does_not_announce_is_not_unpacked(tmp_path):
+    """A small archive of 64 MiB of zeros costs no more than its header."""
+    path = written(tmp_path / "a.npz", array(PLAIN % "()", bytes(64 << 20)), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Trouble, match="another size than it says"):
+            read(path, 1 << 30)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_member_that_ends_early_is_refused(tmp_path):
+    """Its header and the archive agree on a size that its compressed bytes do not reach."""
+    path = written(tmp_path / "a.npz", array(PLAIN % "(1000,)", bytes(3000)), zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    true, said = ((len(array(PLAIN % "(1000,)")) - 4 + size).to_bytes(4, "little") for size in (3000, 4000))
+    path.write_bytes(content.replace(true, said))
+    with pytest.raises(Trouble, match="ends early"):
+        read(path)
 
 
 def test_only_what_numpy_uses_is_unpacked(tmp_path):
