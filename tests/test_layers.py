@@ -23,6 +23,7 @@ PACKAGE = ROOT / "mgjax"
 # Level by level, from the bottom: the folders and files of mgjax/ whose modules may import each other and all that
 # is on lower levels. Beside each other, on one level, they may not.
 LEVELS = [
+    ["storage"],
     ["errors", "inputs"],
     ["audio", "devices", "kernels"],
     ["config", "nn", "metrics", "report", "synthetic"],
@@ -50,6 +51,7 @@ EXTRAS = {
     "train": "train.* plan.* cli.plan cli.train data.conditions data.corpus data.corpus_writing "
     "data.datasets data.pipeline data.processes data.records",
     "synthetic": "synthetic.*",
+    "cloud": "storage.buckets",
     "separate": "conditioning.separation",
 }
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ import numpy as np
 
 from mgjax.audio.waveform import MOST_CHANNELS, Audio, check, regrouped, resampled, to_channels
 from mgjax.inputs import arguments, files
-from mgjax.inputs.files import PathLike
+from mgjax.storage import paths
+from mgjax.storage.paths import PathLike
 
 # Suffix -> libsndfile's container and coding.
 FORMATS = {
@@ -152,7 +154,7 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
     """
     import soundfile
 
-    path = Path(path)
+    path = paths.path(path)
     kind, subtype = writable_format(path)
     sample_rate = arguments.rate(sample_rate, f"{path}: the sample rate")
     max_channels, rates, is_allowed = _ENCODERS[kind]
@@ -163,7 +165,7 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
         )
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise ValueError(f"{path}: the name has more than {_LONGEST_NAME} bytes; choose a shorter one")
-    if not path.parent.is_dir():
+    if not (paths.is_remote(path) or path.parent.is_dir()):
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     quality = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if kind == "MP3" else {}
     with files.replacing(path) as temporary:
@@ -179,7 +181,7 @@ def writer(path: PathLike, sample_rate: float, channels: int) -> Iterator[Writer
 class Writer:
     """Writes the blocks of a sound file in order; `writer` opens one."""
 
-    def __init__(self, file: Any, path: Path):
+    def __init__(self, file: Any, path: paths.Path):
         self._file = file
         self._path = path
         self._num_samples = 0
@@ -227,7 +229,7 @@ def _open(path: PathLike) -> Iterator[Any]:
             convert = "convert it to wav or flac, e.g. by ffmpeg -i IN OUT.flac"
             advice = "fetch the file again" if foreign.lastgroup == "HTML" else convert
             raise ValueError(f"{path}: is {foreign.lastgroup}, which cannot be read here; {advice}")
-        is_copy = content.name != os.fspath(path)  # of a pipe
+        is_copy = content.name != os.fspath(path)  # of a pipe, or of an object in a bucket
         with _translating_errors(path):
             file = soundfile.SoundFile(content if is_copy else _native(path))
         with file:
@@ -263,7 +265,8 @@ def _translating_errors(path: PathLike, *, writing: bool = False) -> Iterator[No
     # TypeError: soundfile takes an unknown suffix for raw. AssertionError: fewer samples were written than passed.
     # ValueError: its position is beyond the end that the header claims.
     except (soundfile.LibsndfileError, TypeError, AssertionError, ValueError) as error:
-        if writing and shutil.disk_usage(Path(path).parent).free < _FULL_DISK:
+        folder = tempfile.gettempdir() if paths.is_remote(path) else Path(path).parent
+        if writing and shutil.disk_usage(folder).free < _FULL_DISK:
             raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
         problem = "cannot be written" if writing else "is damaged, or no sound file that can be read"
         reason = str(getattr(error, "error_string", error))

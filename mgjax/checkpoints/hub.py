@@ -1,7 +1,8 @@
-"""Locates the files of a model: bundled with mgjax, in a folder, or on the Hugging Face Hub (only the needed files)."""
+"""Locates the files of a model: bundled with mgjax, in a folder or a bucket, or on the Hub (only the needed files)."""
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from mgjax.checkpoints.native import CLAP_FOLDER, CLAP_TOKENIZER_FILES, TOKENIZER_FILES
 from mgjax.errors import CheckpointError
+from mgjax.storage import cache, paths
 
 BUNDLED = ("mini",)
 _PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -42,6 +44,8 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
             )
         return _PRETRAINED / source
     source = os.fspath(source)
+    if paths.is_remote(source):
+        return _fetch_from_bucket(source, allow)
     folder = Path(source).expanduser()
     if source and folder.is_dir():
         return folder
@@ -72,6 +76,25 @@ def fetch(source: str | os.PathLike, allow: Sequence[str] | None = None) -> Path
                 " is on this machine; connect to the network (or unset HF_HUB_OFFLINE), or give a folder that holds the"
                 " model"
             ) from None
+
+
+def _fetch_from_bucket(source: str, allow: Sequence[str] | None) -> Path:
+    """A local copy of the files of a model in a bucket, those that `fetch` would download of the Hub."""
+
+    def chosen(names: Sequence[str]) -> Sequence[str]:
+        if allow is not None:
+            return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in allow)]
+        try:
+            return select(names, source)
+        except CheckpointError:  # an adapter, or a tokenizer alone
+            return [name for name in names if "/" not in name]
+
+    try:
+        return cache.local_folder(paths.path(source), chosen)
+    except FileNotFoundError:
+        raise CheckpointError(f"{source}: there is no such folder in this bucket, or no such bucket") from None
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read ({error})") from error
 
 
 def select(files: Sequence[str], source: str) -> list[str]:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mgjax.config.serialization import Config, to_json
 from mgjax.errors import CheckpointError
 from mgjax.inputs import files
 from mgjax.nn import Shapes
+from mgjax.storage import paths
 
 VERSION = 1
 _HEADER = {"format": "mgjax", "version": VERSION}
@@ -169,17 +171,22 @@ def check_replaceable(directory: str | os.PathLike) -> None:
 
     A model of any format that mgjax writes is replaced, whatever other files are beside it; hidden files do not count.
     """
-    directory = Path(os.path.realpath(directory))
-    markers = [directory / name for name in _MARKERS if os.path.lexists(directory / name)]
+    directory = paths.resolved(directory)
+    markers = [directory / name for name in _MARKERS if _is_there(directory / name)]
     foreign = [path for path in markers if not _is_written_by_mgjax(path)]
     if foreign:
         raise FileExistsError(f"{foreign[0]} is not of a model that mgjax writes, so it stays; give another folder")
-    visible = directory.is_dir() and any(path.name[0] != "." for path in directory.iterdir())
+    visible = directory.is_dir() and any(path.name[:1] not in ("", ".") for path in directory.iterdir())
     if (visible and not markers) or (directory.exists() and not directory.is_dir()):
         raise FileExistsError(f"{directory} exists and is not a model, so it is not replaced; give another folder")
 
 
-def _is_written_by_mgjax(marker: Path) -> bool:
+def _is_there(path: paths.Path) -> bool:
+    """Whether there is a file, also if it is a link to nothing."""
+    return os.path.lexists(path) if isinstance(path, Path) else path.exists()
+
+
+def _is_written_by_mgjax(marker: paths.Path) -> bool:
     if marker.suffix == ".bin":
         return marker.is_file()
     try:
@@ -202,6 +209,12 @@ def replacing(directory: str | os.PathLike) -> Iterator[Path]:
       FileExistsError: `directory` is a file, or has content that is not a model.
     """
     check_replaceable(directory)
+    if paths.is_remote(directory):
+        with tempfile.TemporaryDirectory(prefix="mgjax-") as local:
+            yield Path(local)
+            check_replaceable(directory)
+            _publish(Path(local), paths.path(directory))
+        return
     directory = Path(os.path.realpath(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
     # A new folder is renamed from beside it, whole; an existing one may be a disk of its own.
@@ -221,6 +234,32 @@ def replacing(directory: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(scratch)
         raise
     shutil.rmtree(scratch)
+
+
+def _publish(new: Path, directory: paths.Path) -> None:
+    """Writes a model's files to a folder in a bucket, where they take the place of an old model's.
+
+    All are written beside them first. Then the markers of the old model are removed, the files take their places by
+    copies within the bucket, and the new markers come last: readers see a whole model or none. What an interruption
+    leaves in ".new-..." is whole, unless the old model is.
+    """
+    from mgjax.storage import buckets
+
+    names = sorted((path.relative_to(new).as_posix() for path in paths.below(new)), key=lambda name: name in _MARKERS)
+    beside = directory / f".new-{uuid.uuid4().hex[:8]}"
+    try:
+        for name in names:
+            buckets.upload(new / name, beside / name)
+    except BaseException:
+        paths.remove(beside)
+        raise
+    old = [path for pattern in _MODEL_FILES for path in directory.glob(pattern)]
+    for path in sorted(old, key=lambda path: path.name not in _MARKERS):
+        if path.name in _MARKERS or path.relative_to(directory).as_posix() not in names:
+            path.unlink(missing_ok=True)
+    for name in names:
+        buckets.copy(beside / name, directory / name)
+    paths.remove(beside)
 
 
 def _exchange(directory: Path, new: Path, old: Path) -> None:

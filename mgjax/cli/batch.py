@@ -6,15 +6,15 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import conditions, generate, terminal
-from mgjax.cli.options import add_host_options, add_model_options, count, option, positive
+from mgjax.cli.options import add_host_options, add_model_options, count, file_path, option, positive
 from mgjax.cli.recipe import Recipe, read_lines
 from mgjax.devices import distributed
+from mgjax.storage.preflight import check_writable
 
 _DESCRIPTION = """\
 Makes music for every prompt of a file, on all devices of all hosts. What is done is kept: the same command, on as many
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     plan = generate.pieces_of(args, lines, args.format)
     _check_names(plan)
-    terminal.writable_folder(args.out)
+    check_writable(args.out)
 
     distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=False)
     terminal.apply_model_options(args)
@@ -111,12 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(batch=None, offline=False, cache=None, coordinator=None, num_processes=None, process_id=None)
     what = parser.add_argument_group("what to play")
-    option(what, "--prompts FILE", "one a line, or .jsonl; see below", Path, required=True)
+    option(what, "--prompts FILE", "one a line, or .jsonl; see below", file_path, required=True)
     option(what, "--seconds S", "length of each piece (8)", positive)
     option(what, "--seed N", "of the first prompt; the next one gets N + 1 ... (0)", int)
     conditions.add_options(parser)
     where = parser.add_argument_group("where to put it")
-    option(where, "--out DIR", "a folder that all hosts see", Path, required=True)
+    option(where, "--out DIR", "a folder that all hosts see", file_path, required=True)
     forms = [*(suffix[1:] for suffix in audio_files.FORMATS), "array_record"]
     option(where, "--format", "a file for each, or the shards of a corpus (wav)", choices=forms, default="wav")
     option(where, "--loudness LUFS|off", "make all equally loud (-14)", generate.lufs)

@@ -6,7 +6,6 @@ import argparse
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +13,9 @@ import numpy as np
 import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.cli import terminal
-from mgjax.cli.options import add_model_options, command, option, positive
+from mgjax.cli.options import add_model_options, command, file_path, option, positive
 from mgjax.inputs import arrays, files
+from mgjax.storage.paths import Path
 
 _BLOCK_SECONDS = 10.0
 _MOST_BYTES = 256 << 20  # of a file of codes, unpacked: some days of music
@@ -42,16 +42,16 @@ def add_commands(commands: Any) -> None:
     description = "Writes the codes of a sound file, of any length, as numpy arrays."
     example = "example:\n  mgjax encode song.wav song.npz --model facebook/encodec_32khz"
     encode = command(commands, "encode", run_encode, "turn sound into codes", description, example)
-    option(encode, "input SOUND", "a sound file (wav, flac, ogg, mp3, aiff ...), or a pipe", Path)
-    option(encode, "output CODES.npz", type=Path)
+    option(encode, "input SOUND", "a sound file (wav, flac, ogg, mp3, aiff ...), or a pipe", file_path)
+    option(encode, "output CODES.npz", type=file_path)
     option(encode, "--model NAME|DIR", f"{_MODEL_HELP} (mini)", default="mini")
     option(encode, "--bandwidth KBPS", "one of the codec's, in kilobits a second (highest)", positive)
 
     description = "Writes the sound of a file of codes that mgjax encode made."
     example = "example:\n  mgjax decode song.npz again.wav"
     decode = command(commands, "decode", run_decode, "turn codes into sound", description, example)
-    option(decode, "input CODES.npz", type=Path)
-    option(decode, "output SOUND", "a name that ends in .wav, .flac, .ogg or .mp3", Path)
+    option(decode, "input CODES.npz", type=file_path)
+    option(decode, "output SOUND", "a name that ends in .wav, .flac, .ogg or .mp3", file_path)
     option(decode, "--model NAME|DIR", f"{_MODEL_HELP} (the one that the file names)")
     for parser in (encode, decode):
         option(parser, "--force", "replace a file that is there already")

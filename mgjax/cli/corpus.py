@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mgjax.cli import terminal
-from mgjax.cli.options import add_model_options, command, count, option, positive, share
+from mgjax.cli.options import add_model_options, command, count, file_path, option, positive, share
+from mgjax.storage.paths import Path
 
 _EXAMPLES = """\
 example:
@@ -42,7 +42,7 @@ def _add_build(actions: Any) -> None:
         "a folder of sound files (wav, flac, ogg, mp3, aiff ...), each with its metadata in a .json of the same "
         "name or without; a manifest (.csv, .jsonl, .jsonl.gz) with a `path` in each row; or tfds:NAME",
     )
-    option(build, "output DIR", "the new corpus", Path)
+    option(build, "output DIR", "the new corpus", file_path)
     option(build, "--sample-rate HZ", "(32000)", count, default=32_000)
     option(build, "--channels", "(1)", int, choices=[1, 2], default=1)
     option(build, "--valid SHARE", "of the pieces, kept for validation (0.05)", share, default=0.05)
@@ -61,8 +61,8 @@ def _add_build(actions: Any) -> None:
 def _add_tokenize(actions: Any) -> None:
     description = "Makes a corpus of codes. Run again, it goes on where it was interrupted."
     tokenize = command(actions, "tokenize", run_tokenize, "make a corpus of codes from one of sound", description)
-    option(tokenize, "source AUDIO_DIR", "a corpus that `mgjax corpus build` made", Path)
-    option(tokenize, "output DIR", "the new corpus", Path)
+    option(tokenize, "source AUDIO_DIR", "a corpus that `mgjax corpus build` made", file_path)
+    option(tokenize, "output DIR", "the new corpus", file_path)
     option(tokenize, "--codec NAME|DIR", "a codec or a model, on the Hugging Face Hub or a folder", required=True)
     option(tokenize, "--channels", "2 interleaves the codes of left and right (as the sound)", int, choices=[1, 2])
     tokenizer = "keep token ids of the descriptions too, by this T5's tokenizer"
@@ -75,7 +75,7 @@ def _add_tokenize(actions: Any) -> None:
 
 def _add_inspect(actions: Any) -> None:
     inspect = command(actions, "inspect", run_inspect, "say what is in a corpus", "Says what is in a corpus.")
-    option(inspect, "corpus DIR", type=Path)
+    option(inspect, "corpus DIR", type=file_path)
     option(inspect, "--examples N", "captions to show (3)", int, default=3)
 
 
@@ -88,9 +88,9 @@ def _add_vocabulary(actions: Any) -> None:
         "Learns a vocabulary, as a text encoder that is trained from scratch needs one, from the descriptions and the "
         "other metadata of all pieces that are trained on.",
     )
-    option(vocabulary, "corpora CORPUS", "of sound or of codes", Path, nargs="+")
+    option(vocabulary, "corpora CORPUS", "of sound or of codes", file_path, nargs="+")
     option(vocabulary, "--size N", "pieces of text (2000)", count, default=2000)
-    option(vocabulary, "--out DIR", "where spiece.model is written", Path, required=True)
+    option(vocabulary, "--out DIR", "where spiece.model is written", file_path, required=True)
     option(vocabulary, "--force", "replace a vocabulary that is there already")
 
 
@@ -99,7 +99,7 @@ def _add_synthesize(actions: Any) -> None:
     synthesize = command(
         actions, "synthesize", run_synthesize, "make a folder of captioned music, to try things out", description
     )
-    option(synthesize, "output DIR", "the folder", Path)
+    option(synthesize, "output DIR", "the folder", file_path)
     option(synthesize, "--hours H", "how much of it (1)", positive, default=1.0)
     option(synthesize, "--seed SEED", "other seeds make other music (0)", int, default=0)
     option(synthesize, "--sample-rate HZ", "(32000)", count, default=32_000)

@@ -6,11 +6,10 @@ import argparse
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from mgjax.cli import terminal
-from mgjax.cli.options import add_model_options, command, count, option, positive, share
+from mgjax.cli.options import add_model_options, command, count, file_path, option, positive, share
 
 _EXAMPLES = """\
 examples:
@@ -27,7 +26,7 @@ def add_commands(commands: Any) -> None:
     description = "Trains a model on a folder of music, and writes what it has learned."
     parser = command(commands, "finetune", run, "teach a model to play like your music", description, _EXAMPLES)
     option(parser, "music MUSIC", "a folder of sound files, or a .csv or .jsonl table")
-    option(parser, "--out DIR", "where to put what is learned", Path, required=True)
+    option(parser, "--out DIR", "where to put what is learned", file_path, required=True)
     option(parser, "--model NAME|DIR", "the model to fine-tune (mini)", default="mini")
     texts = parser.add_mutually_exclusive_group()
     option(texts, "--caption TEXT", "one caption for all pieces")

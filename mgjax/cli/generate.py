@@ -6,21 +6,21 @@ import argparse
 import dataclasses
 import itertools
 import math
-import os
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mgjax
 from mgjax.audio import files as audio_files
 from mgjax.audio import loudness
 from mgjax.cli import conditions, terminal
-from mgjax.cli.options import add_model_options, command, count, option, positive
+from mgjax.cli.options import add_model_options, command, count, file_path, option, positive
 from mgjax.cli.recipe import PromptLine, Recipe, absolute_source, read_lines, read_recipe, sha256, slug
 from mgjax.config import model as model_config
 from mgjax.config import serialization
 from mgjax.inputs import files
+from mgjax.storage.paths import Path, absolute
 
 _EXAMPLES = """\
 examples:
@@ -47,13 +47,13 @@ def add_commands(commands: Any) -> None:
     parser = command(
         commands, "generate", run, "make music from words", description, _EXAMPLES, argument_default=suppressed
     )
-    parser.set_defaults(prompt=[], out=Path("."), batch_size=4, force=False, offline=False, cache=None)
+    parser.set_defaults(prompt=[], out=pathlib.Path("."), batch_size=4, force=False, offline=False, cache=None)
 
     what = parser.add_argument_group("what to play")
     option(what, "prompt PROMPT", 'style, instruments, mood, tempo; "" for no text', nargs="*")
     prompts = "more prompts, one a line; or a .jsonl file of objects with prompt and, if wanted, seconds, seed, name"
-    option(what, "--prompts FILE", prompts, Path)
-    option(what, "--again FILE.json", "make a piece again, as the file says", Path)
+    option(what, "--prompts FILE", prompts, file_path)
+    option(what, "--again FILE.json", "make a piece again, as the file says", file_path)
     option(what, "--seconds S", "length of each piece (8)", positive)
     option(what, "--seed N", "another number, another piece; the second prompt gets N + 1 ... (0)", int)
     option(what, "--continue FILE", "begin with this sound and go on from it", dest="continued")
@@ -63,7 +63,7 @@ def add_commands(commands: Any) -> None:
     conditions.add_options(parser)
 
     where = parser.add_argument_group("where to put it")
-    option(where, "--out FILE|DIR", "a file, or a folder for several (this folder)", Path)
+    option(where, "--out FILE|DIR", "a file, or a folder for several (this folder)", file_path)
     option(where, "--format", "kind of file (wav)", choices=[suffix[1:] for suffix in audio_files.FORMATS])
     option(where, "--force", "replace files that are there already")
     option(where, "--loudness LUFS|off", "make all pieces equally loud (-14)", lufs)
@@ -180,7 +180,7 @@ def pieces_of(args: argparse.Namespace, lines: Sequence[tuple[str, PromptLine]],
     parts = ("adapter", "text_encoder", "style_encoder")
     common |= {name: absolute_source(getattr(args, name)) for name in parts if getattr(args, name, None)}
     if "continued" in args:
-        common["continued"] = os.path.abspath(args.continued)
+        common["continued"] = absolute(args.continued)
         common["continued_sha256"] = sha256(args.continued)
     pieces, first = [], getattr(args, "seed", 0)
     for i, (where, line) in enumerate(lines):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 from mgjax.cli import terminal
-from mgjax.cli.options import add_model_options, command, option
+from mgjax.cli.options import add_model_options, command, file_path, option
 from mgjax.config import model as model_config
+from mgjax.storage.preflight import check_writable
 
 _PARTS = {"lm/": "language model", "text/": "text encoder", "codec/": "codec"}
 # Of the codebooks, only the codewords count; the rest is the state of their moving averages.
@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
         commands, "convert", run_convert, "write a model in the form of another program", description, example
     )
     option(convert, "model MODEL", '"mini", a name on the Hugging Face Hub, or a folder in any of the forms')
-    option(convert, "output DIR", "the new folder", Path)
+    option(convert, "output DIR", "the new folder", file_path)
     option(convert, "--format", "(mgjax)", choices=["mgjax", "huggingface", "audiocraft"], default="mgjax")
     option(convert, "--dtype", "precision (as it is)", choices=["float32", "bfloat16", "float16"])
     option(convert, "--compact", "store all weights in fewer bytes, for format mgjax", choices=["bfloat16", "int8"])
@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     """Writes `args.model` to the folder `args.output`."""
     terminal.refuse_to_overwrite([args.output], args.force)
-    terminal.writable_folder(args.output.absolute().parent)
+    check_writable(args.output.absolute().parent)
     terminal.apply_model_options(args)
     from mgjax.checkpoints import native, sources
 

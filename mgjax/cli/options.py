@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from mgjax.storage import paths
+
 
 def command(
     commands: Any,
@@ -47,6 +49,14 @@ def option(
     if type is not None:
         settings["type"] = type
     parser.add_argument(*names.split(","), help=help, **settings)
+
+
+def file_path(text: str) -> paths.Path:
+    """The `type` of an option that takes a path, on this machine or in a bucket."""
+    try:
+        return paths.path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_model_options(parser: argparse._ActionsContainer) -> None:

@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgjax.cli import terminal
-from mgjax.cli.options import command, count, option, positive
+from mgjax.cli.options import command, count, file_path, option, positive
 from mgjax.config.model import ModelConfig
 from mgjax.inputs import files
 
@@ -62,7 +61,7 @@ def add_commands(commands: Any) -> None:
     option(decoding, "--seconds S", "their length (30)", positive, default=30.0)
     option(decoding, "--dtype", "(bfloat16)", choices=["float32", "bfloat16"], default="bfloat16")
     option(decoding, "--unguided", "without guidance, which doubles the rows")
-    option(parser, "--json FILE", "write the numbers there too", Path)
+    option(parser, "--json FILE", "write the numbers there too", file_path)
 
 
 def run(args: argparse.Namespace) -> None:

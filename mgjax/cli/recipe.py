@@ -9,13 +9,13 @@ import json
 import os
 import re
 import unicodedata
-from pathlib import Path
 
 from mgjax.audio import files as audio_files
 from mgjax.cli import terminal
 from mgjax.config import model as model_config
 from mgjax.config import serialization
 from mgjax.inputs import files
+from mgjax.storage.paths import Path, absolute, is_remote
 
 _LONGEST = 24 * 3600  # seconds
 _LONGEST_NAME = 250  # bytes: most file systems allow 255, and .json and .flac take 5
@@ -146,7 +146,7 @@ def absolute_source(name: str) -> str:
     """The source of a model as it is, or as an absolute path if it is a folder."""
     if name in ("mini", "debug"):  # these are never folders, whatever there is here
         return name
-    return os.path.abspath(name) if os.path.isdir(name) else name
+    return absolute(name) if is_remote(name) or os.path.isdir(name) else name
 
 
 def _prompt_line(line: str, where: str) -> PromptLine:

@@ -9,16 +9,18 @@ import importlib.util
 import io
 import logging
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from mgjax.inputs import files
+from mgjax.storage import paths
+from mgjax.storage.preflight import check_writable
 
 try:
     import fcntl
@@ -35,7 +37,7 @@ _EXTRAS = {  # the modules of each
 
 _exit_stack = contextlib.ExitStack()  # locks and files that are released when the command ends
 _copies: dict[str, Any] = {}  # of pipes, by their names
-_program_folders: list[Path] = []  # the folder of compiled programs, if `apply_model_options` set it
+_program_folders: list[pathlib.Path] = []  # the folder of compiled programs, if `apply_model_options` set it
 
 
 def say(message: str) -> None:
@@ -158,9 +160,9 @@ def apply_model_options(args: argparse.Namespace) -> None:
     import jax
     import platformdirs
 
-    folder = Path(args.cache or Path(platformdirs.user_cache_dir("mgjax")) / "programs")
+    folder = pathlib.Path(args.cache or pathlib.Path(platformdirs.user_cache_dir("mgjax")) / "programs")
     try:
-        writable_folder(folder)
+        check_writable(folder)
     except OSError:
         if args.cache:
             raise
@@ -195,12 +197,12 @@ def _drop_broken_programs(just_read: bool = False) -> None:
 
 def rereadable(path: str | os.PathLike[str]) -> str:
     """A path that can be read more than once: `path`, or of a pipe a copy that is kept until the command ends."""
-    path = os.path.abspath(path)
-    if os.path.isfile(path):
+    path = paths.absolute(path)
+    if os.path.isfile(path) or paths.is_remote(path):
         return path
     if path not in _copies:
         with files.opened(path) as pipe:
-            copy = _exit_stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(path).suffix))  # noqa: SIM115
+            copy = _exit_stack.enter_context(tempfile.NamedTemporaryFile(suffix=pathlib.Path(path).suffix))  # noqa: SIM115
             shutil.copyfileobj(pipe, copy)
             copy.flush()
         _exit_stack.callback(_copies.pop, path)
@@ -208,46 +210,40 @@ def rereadable(path: str | os.PathLike[str]) -> str:
     return _copies[path].name
 
 
-def writable_folder(folder: Path) -> None:
-    """Creates `folder` if it is missing, and raises PermissionError unless files can be written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise PermissionError(f"{folder}: this folder cannot be written to ({error.strerror})") from error
-
-
-def refuse_to_overwrite(paths: Iterable[Path], force: bool) -> None:
-    """Raises FileExistsError if one of `paths` exists, unless `force`."""
-    existing = [str(path) for path in paths if path.exists()]
+def refuse_to_overwrite(names: Iterable[paths.Path], force: bool) -> None:
+    """Raises FileExistsError if one of `names` exists, unless `force`."""
+    existing = [str(path) for path in names if path.exists()]
     if existing and not force:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise FileExistsError(f"{existing[0]}{more} exists already; choose another --out, or replace it with --force")
 
 
-def claim(paths: Sequence[Path], force: bool) -> None:
+def claim(names: Sequence[paths.Path], force: bool) -> None:
     """Reserves the names of output files, all in one folder, against other runs until the command ends.
+
+    In a bucket, which has no locks, they are only checked.
 
     Raises:
       FileExistsError: Another run writes one of them, or, unless `force`, one exists.
       OSError: The folder cannot be created or written to, or a name is not valid.
     """
-    writable_folder(paths[0].parent)
-    for path in paths:
+    check_writable(names[0].parent)
+    for path in names:
         if path.is_dir():
             raise IsADirectoryError(f"{path}: is a folder; choose another --out")
-    if fcntl is not None:
-        _lock(paths, paths[0].parent / ".mgjax-names")
-    refuse_to_overwrite(paths, force)
+    local = [path for path in names if isinstance(path, pathlib.Path)]
+    if fcntl is not None and local:
+        _lock(local, local[0].parent / ".mgjax-names")
+    refuse_to_overwrite(names, force)
 
 
-def _lock(paths: Sequence[Path], names: Path) -> None:
+def _lock(locked: Sequence[pathlib.Path], names: pathlib.Path) -> None:
     """Locks a byte of the file `names` for each path, as a process may not open a file for each."""
     try:
         file = _exit_stack.enter_context(names.open("ab"))
     except PermissionError:  # of another user
         return
-    for path in paths:
+    for path in locked:
         byte = int.from_bytes(hashlib.sha256(os.fsencode(path.name)).digest()[:7])
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
@@ -258,10 +254,10 @@ def _lock(paths: Sequence[Path], names: Path) -> None:
     if os.fstat(file.fileno()).st_nlink:
         _exit_stack.callback(_remove_unused, file, names)
     else:  # its last user has just deleted it
-        _lock(paths, names)
+        _lock(locked, names)
 
 
-def _remove_unused(file: IO[bytes], path: Path) -> None:
+def _remove_unused(file: IO[bytes], path: pathlib.Path) -> None:
     """Deletes an open file unless other processes have locked a part of it."""
     with contextlib.suppress(OSError):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

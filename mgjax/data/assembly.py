@@ -5,7 +5,7 @@ summary of it, each atomically. So the corpus does not depend on the number of w
 that is made twice has the same bytes, and an interrupted run goes on: a summary holds the hash of the sources and
 settings of its shard.
 
-All workers read the sources and write the corpus by its path; several machines need a shared file system.
+All workers read the sources and write the corpus by its path; several machines need a shared file system, or a bucket.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import functools
 import hashlib
 import json
 import logging
+import pathlib
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from mgjax.audio.metadata import escaped
@@ -28,6 +29,8 @@ from mgjax.data.corpus_writing import Piece, Shard
 from mgjax.data.description import SPLITS, Description, read_description, shard_path
 from mgjax.errors import ConfigError, CorpusError
 from mgjax.inputs import claims, files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 
 log = logging.getLogger("mgjax")
 
@@ -66,7 +69,7 @@ class Notes(dict[str, tuple[int, str]]):
 class Maker(Protocol):
     """Makes pieces out of sources; it is pickled and sent to the workers."""
 
-    def open(self, source: Any, scratch: Path) -> contextlib.AbstractContextManager[Piece]:
+    def open(self, source: Any, scratch: pathlib.Path) -> contextlib.AbstractContextManager[Piece]:
         """The piece made of `source`, with temporary files in the folder `scratch`.
 
         Raises BadPiece if the source cannot be used.
@@ -157,20 +160,34 @@ def assemble(
         if _finished(directory, plan, replace):
             return _read_report(directory)
         work = directory / "unfinished"
-        work.mkdir(exist_ok=True)
-        files.write_json(work / "plan.json", {"hash": plan.hash, "request": plan.request})
+        work.mkdir(exist_ok=True, parents=True)
+        content = json.dumps({"hash": plan.hash, "request": plan.request})
+        if not files.create(work / "plan.json", content):
+            _finished(directory, plan, replace=False)  # raises where another run in this bucket was first
+            files.write_text(work / "plan.json", content)
         jobs = plan.jobs()
-        with _reporting(work, sum(len(job.sources) for job in jobs), progress):
-            make = functools.partial(_make_shard, directory, plan.description, plan.maker)
+        with _local(work) as scratch, _reporting(scratch, sum(len(job.sources) for job in jobs), progress):
+            make = functools.partial(_make_shard, directory, scratch, plan.description, plan.maker)
 
             def missing() -> list[Job]:
-                return [job for job in jobs if _summary(directory, job) is None]
+                sizes, summaries = paths.sizes(directory), paths.sizes(work)
+                return [job for job in jobs if _summary(directory, job, sizes, summaries) is None]
 
             if beam_options or workers == 1:
                 processes.run(make, missing(), beam_options)
             else:
-                processes.run_apart(make, missing, workers, work / "workers.log")
+                processes.run_apart(make, missing, workers, scratch / "workers.log")
         return _finish(directory, plan, jobs, max_bad)
+
+
+@contextlib.contextmanager
+def _local(work: Path) -> Iterator[pathlib.Path]:
+    """A local folder for temporary files: `work` itself, unless it is in a bucket."""
+    if isinstance(work, pathlib.Path):
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="mgjax-") as scratch:
+        yield pathlib.Path(scratch)
 
 
 def check_free(directory: Path) -> None:
@@ -233,16 +250,18 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _make_shard(directory: Path, description: Description, maker: Maker, job: Job) -> None:
-    """Makes a shard and its summary; runs on a worker."""
+def _make_shard(directory: Path, scratch: pathlib.Path, description: Description, maker: Maker, job: Job) -> None:
+    """Makes a shard and its summary; runs on a worker, with the folder `scratch` for temporary files."""
+    directory = paths.path(directory)  # a worker of its own knows no buckets yet
+    scratch.mkdir(exist_ok=True)  # on another machine
     work = directory / "unfinished"
     skipped, notes = [], Notes()
 
     def pieces() -> Iterator[Piece]:
-        with (work / f"{job.label}.progress").open("wb", buffering=0) as progress:
+        with (scratch / f"{job.label}.progress").open("wb", buffering=0) as progress:
             for source in job.sources:
                 try:
-                    with maker.open(source, work) as piece:
+                    with maker.open(source, scratch) as piece:
                         for note in piece.notes:
                             notes.add(note, piece.name)
                         yield piece
@@ -255,12 +274,17 @@ def _make_shard(directory: Path, description: Description, maker: Maker, job: Jo
     files.write_json(work / f"{job.label}.json", {**summary, "hash": _hash([job.hash, summary])})
 
 
-def _summary(directory: Path, job: Job) -> dict[str, Any] | None:
-    """The summary of a finished shard; None if it has yet to be made, or was made of other sources."""
+def _summary(directory: Path, job: Job, sizes: Mapping[str, int], summaries: Collection[str]) -> dict[str, Any] | None:
+    """The summary of a finished shard; None if it has yet to be made, or was made of other sources.
+
+    `sizes` are those of the files in `directory`, and `summaries` the names of those in its folder "unfinished".
+    """
+    name, size = f"{job.label}.json", sizes.get(job.path.name)
+    if size is None or name not in summaries:
+        return None
     try:
-        summary = _read(directory / "unfinished" / f"{job.label}.json")
-        size = (directory / job.path).stat().st_size
-    except (OSError, CorpusError):
+        summary = _read(directory / "unfinished" / name)
+    except CorpusError:
         return None
     return summary if summary.pop("hash") == _hash([job.hash, summary]) and summary["num_bytes"] == size else None
 
@@ -268,10 +292,11 @@ def _summary(directory: Path, job: Job) -> dict[str, Any] | None:
 def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) -> Report:
     """Makes a corpus of the finished shards."""
     work = directory / "unfinished"
+    sizes, summaries = paths.sizes(directory), paths.sizes(work)
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     skipped, notes = [], Notes()
     for job in jobs:
-        summary = _summary(directory, job)
+        summary = _summary(directory, job, sizes, summaries)
         if summary is None:
             raise CorpusError(f"{directory / job.path}: is gone; run it again")
         shards[job.split].append(Shard(summary["lengths"], summary["num_bytes"], summary.get("digest")))
@@ -302,8 +327,9 @@ def _finish(directory: Path, plan: Plan, jobs: Sequence[Job], max_bad: float) ->
     for path in {*directory.glob("mgjax_*.array_record-*"), *directory.glob(".mgjax_*.tmp")} - used:
         path.unlink()
     _clear(work, _WORK)
-    with contextlib.suppress(OSError):  # something else is in it
-        work.rmdir()
+    if isinstance(work, pathlib.Path):  # in a bucket there are no folders
+        with contextlib.suppress(OSError):  # something else is in it
+            work.rmdir()
     notes.warn()
     return report
 
@@ -317,7 +343,7 @@ def _read_report(directory: Path) -> Report:
 
 
 @contextlib.contextmanager
-def _reporting(work: Path, total: int, progress: Progress | None) -> Iterator[None]:
+def _reporting(scratch: pathlib.Path, total: int, progress: Progress | None) -> Iterator[None]:
     """Calls `progress` with the number of pieces that workers, on any machine, have marked as done."""
     if progress is None:
         yield
@@ -325,7 +351,7 @@ def _reporting(work: Path, total: int, progress: Progress | None) -> Iterator[No
     done = threading.Event()
 
     def report() -> None:
-        progress(sum(path.stat().st_size for path in work.glob("*.progress")), total)
+        progress(sum(path.stat().st_size for path in scratch.glob("*.progress")), total)
 
     def poll() -> None:
         while not done.wait(_POLL_SECONDS):

@@ -8,9 +8,9 @@ import hashlib
 import itertools
 import math
 import os
+import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -22,6 +22,7 @@ from mgjax.data import assembly, datasets, sources
 from mgjax.data.assembly import BadPiece, Plan, Progress, Report
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.description import describe_audio
+from mgjax.storage import paths
 
 NOT_USED = "the key {!r} is not used"
 _SILENCE_RMS = 1e-4  # -80 dB, noise of three steps in 16 bits
@@ -42,7 +43,7 @@ class AudioMaker:
     loudness: float | None
 
     @contextlib.contextmanager
-    def open(self, source: sources.Source, scratch: Path) -> Iterator[Piece]:
+    def open(self, source: sources.Source, scratch: pathlib.Path) -> Iterator[Piece]:
         """As `assembly.Maker.open`."""
         with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(scratch)) as file:
             unused: list[str] = []
@@ -130,7 +131,7 @@ def build(
     """
     plan = make_plan(source, sample_rate, channels, valid, min_seconds, loudness, fields, num_shards)
     return assembly.assemble(
-        Path(directory),
+        paths.path(directory),
         plan,
         workers=workers,
         max_bad=max_bad,
@@ -160,7 +161,7 @@ def make_plan(
     maker = AudioMaker(sample_rate, channels, float(min_seconds), None if loudness is None else float(loudness))
     shards = _shards(sources.find(source, fields), valid, num_shards)
     settings = dataclasses.asdict(maker)
-    request = [os.path.abspath(source), valid, num_shards, repr(fields), settings]
+    request = [paths.absolute(source), valid, num_shards, repr(fields), settings]
     return Plan(describe_audio(sample_rate, channels), maker, shards, settings, request)
 
 

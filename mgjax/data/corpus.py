@@ -9,7 +9,6 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ from mgjax.data.description import (
 )
 from mgjax.errors import CorpusError, DataError
 from mgjax.inputs import arrays, files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 
 _LONGEST = 2**38  # samples or frames of a piece, so that their bytes fit into 64 bits
 _LARGEST_INDEX = 2**30  # bytes; 67 million pieces
@@ -76,14 +77,15 @@ class Corpus:
 
         Raises CorpusError if there is no such corpus or split, or files are missing or damaged.
         """
-        directory = Path(directory)
+        directory = paths.path(directory)
         description, splits = read_description(directory)
         if split not in splits:
             raise CorpusError(f"{directory}: has no split {split!r}, only {', '.join(splits)}")
         shards = splits[split]
+        sizes = paths.sizes(directory)
         for i, (_, num_bytes, _) in enumerate(shards):
             path = shard_path(directory, description.kind, split, i, len(shards))
-            size = path.stat().st_size if path.is_file() else None
+            size = sizes.get(path.name)
             if size != num_bytes:
                 problem = "is missing" if size is None else f"has {size} bytes instead of {num_bytes}"
                 raise CorpusError(f"{path}: {problem}; copy it again, or build the corpus anew")
@@ -187,7 +189,8 @@ class Corpus:
         self._start_reading()
 
     def _start_reading(self) -> None:
-        self._readers: dict[Path, Any] = {}
+        self.directory = paths.path(self.directory)  # another process knows no buckets yet
+        self._readers = records.Readers()
         self._recent = threading.local()  # the last first record, which audio, metadata and ids are read from in turn
 
     def _check(self, piece: int) -> None:
@@ -224,7 +227,7 @@ class Corpus:
         before = int(self._ends[shard]) - self._shards[shard].records
         path = shard_path(self.directory, self.kind, self.split, shard, len(self._shards))
         try:
-            return records.read(self._readers, path, [number - before for number in numbers])
+            return self._readers.read(path, [number - before for number in numbers])
         except records.RecordError as error:
             raise self._damaged(f"shard {shard} {error}") from error
 

@@ -6,8 +6,8 @@ import dataclasses
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from mgjax.data import records
 from mgjax.data.description import FULL_SCALE, VERSION, Description, first_records, num_records
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 
 # Audio of 16 bits is hardly compressible; codes shrink by a quarter.
 _OPTIONS = {"audio": "group_size:1,uncompressed", "tokens": "group_size:1,zstd:3"}
@@ -66,11 +68,12 @@ def write_shard(path: Path, description: Description, pieces: Iterable[Piece]) -
                     lengths.append(length)
             finally:
                 writer.close()
+            num_bytes = os.path.getsize(file.name)
         except RuntimeError as error:  # ArrayRecordWriter's only one
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise
             raise OSError(errno.ENOSPC, "the disk is full", os.fspath(path)) from None
-    return Shard(lengths, path.stat().st_size, digest.hexdigest()[:12])
+    return Shard(lengths, num_bytes, digest.hexdigest()[:12])
 
 
 def finish(directory: Path, description: Description, shards: Mapping[str, Sequence[Shard]]) -> None:
@@ -84,7 +87,11 @@ def finish(directory: Path, description: Description, shards: Mapping[str, Seque
     counts = {
         split: [[_count(description, shard), shard.num_bytes] for shard in written] for split, written in splits.items()
     }
-    _write_dataset_info(directory, description, counts)
+    with tempfile.TemporaryDirectory(prefix="mgjax-") as scratch:
+        _write_dataset_info(scratch, description, counts)
+        for file in paths.below(scratch):
+            with files.replacing(directory / file.name) as copy:
+                copy.write(file.read_bytes())
     for split, written in splits.items():
         lengths = np.array([length for shard in written for length in shard.lengths], np.int64)
         with files.replacing(directory / f"index-{split}.npz") as file:
@@ -148,7 +155,7 @@ def _code_records(description: Description, piece: Piece) -> Iterator[tuple[int,
     yield len(codes), records.write(name=piece.name.encode(), codes=codes_bytes, metadata=metadata, **optional)
 
 
-def _write_dataset_info(directory: Path, description: Description, counts: Mapping[str, list[list[int]]]) -> None:
+def _write_dataset_info(directory: str, description: Description, counts: Mapping[str, list[list[int]]]) -> None:
     """Writes dataset_info.json and features.json, by which tensorflow-datasets opens the corpus."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, naming, splits
@@ -165,7 +172,7 @@ def _write_dataset_info(directory: Path, description: Description, counts: Mappi
     name = f"mgjax_{description.kind}"
     info = dataset_info.DatasetInfo(
         builder=dataset_info.DatasetIdentity(
-            name=name, version=tfds.core.Version(f"{VERSION}.0.0"), data_dir=str(directory), module_name="mgjax"
+            name=name, version=tfds.core.Version(f"{VERSION}.0.0"), data_dir=directory, module_name="mgjax"
         ),
         features=tfds.features.FeaturesDict(features),
         description=f"Music as {description.kind}, made by mgjax; see corpus.json.",

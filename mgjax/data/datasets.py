@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,8 @@ from mgjax.audio.metadata import Metadata
 from mgjax.data import records
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -88,8 +89,8 @@ def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
     Raises:
       CorpusError: It is missing, in a format that cannot be read, or lacks a feature.
     """
-    directory = _locate(source.removeprefix("tfds:")) if source.startswith("tfds:") else Path(source)
-    dataset = _open(str(directory.absolute()))
+    directory = _locate(source.removeprefix("tfds:")) if source.startswith("tfds:") else paths.path(source)
+    dataset = _open(paths.absolute(directory))
     fields = fields or KNOWN_FIELDS.get(dataset.name, Fields())
     for path in (fields.audio, *(path for _, path in fields.metadata)):
         if path not in dataset.features:
@@ -98,7 +99,7 @@ def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
                 "(--audio-feature, --field)"
             )
     return [
-        DatasetSource(f"{split}/{number:08d}", str(directory.absolute()), split, number, fields)
+        DatasetSource(f"{split}/{number:08d}", paths.absolute(directory), split, number, fields)
         for split, shards in sorted(dataset.shards.items())
         for number in range(sum(count for _, count in shards))
     ]
@@ -106,8 +107,8 @@ def find(source: str, fields: Fields | None = None) -> list[DatasetSource]:
 
 def _locate(name: str) -> Path:
     """The folder of the newest prepared version of a dataset."""
-    root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    folders = [path.parent for path in (root / name).glob("**/dataset_info.json")]
+    root = paths.path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
+    folders = [path.parent for path in paths.below(root / name) if path.name == "dataset_info.json"]
     if not folders:
         raise CorpusError(
             f"tfds:{name}: is not in {root}; where tensorflow-datasets can reach it, run `tfds build {name} "
@@ -142,7 +143,7 @@ class _Dataset:
         self._directory = directory
         self.features = dict(_flat(files.read_json(directory / "features.json", error=CorpusError)))
         self.shards = {split["name"]: list(self._paths(split)) for split in info["splits"]}
-        self._readers: dict[Path, Any] = {}
+        self._readers = records.Readers()
 
     def _paths(self, split: dict[str, Any]) -> Iterator[tuple[Path, int]]:
         counts = [int(count) for count in split["shardLengths"]]
@@ -152,7 +153,7 @@ class _Dataset:
             for key, value in {**values, "SHARD_X_OF_Y": f"{i:05d}-of-{len(counts):05d}"}.items():
                 name = name.replace(f"{{{key}}}", value)
             path = self._directory / name
-            if not 0 <= count <= (path.stat().st_size if path.is_file() else 0):  # a record takes a byte or more
+            if not 0 <= count <= (paths.size(path) or 0):  # a record takes a byte or more
                 raise ValueError(f"{name} is missing, or too small for {count} records")
             yield path, count
 
@@ -164,7 +165,7 @@ class _Dataset:
             number -= count
             path, count = next(shards)
         try:
-            return records.read(self._readers, path, [number])[0]
+            return self._readers.read(path, [number])[0]
         except records.RecordError as error:
             raise ValueError(f"{path.name} {error}") from error
 
@@ -192,7 +193,7 @@ class _Dataset:
 @functools.lru_cache(maxsize=4)
 def _open(directory: str) -> _Dataset:
     try:
-        return _Dataset(Path(directory))
+        return _Dataset(paths.path(directory))
     except CorpusError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, FileNotFoundError) as error:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +27,8 @@ from mgjax.config.conditioning import MelodyConfig
 from mgjax.config.serialization import from_dict, one_of
 from mgjax.errors import ConfigError, CorpusError
 from mgjax.inputs import files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 
 VERSION = 1
 SPLITS = ("train", "valid")
@@ -82,7 +83,7 @@ def read_description(directory: str | os.PathLike[str]) -> tuple[Description, di
 
     Raises CorpusError if there is no corpus, or its description is damaged.
     """
-    path = Path(directory, "corpus.json")
+    path = paths.path(directory, "corpus.json")
     try:
         content = files.read_json(path, error=CorpusError)
         version, splits = content.pop("version"), content.pop("splits")
@@ -114,7 +115,7 @@ def _shards(split: str, content: Any) -> list[ShardRecord]:
 
 def shard_path(directory: str | os.PathLike[str], kind: str, split: str, shard: int, num_shards: int) -> Path:
     """The path of a shard, named as by tensorflow-datasets."""
-    return Path(directory, f"mgjax_{kind}-{split}.array_record-{shard:05d}-of-{num_shards:05d}")
+    return paths.path(directory, f"mgjax_{kind}-{split}.array_record-{shard:05d}-of-{num_shards:05d}")
 
 
 def num_records(description: Description, lengths: Int64[np.ndarray, "p"]) -> Int64[np.ndarray, "p"]:

@@ -6,13 +6,18 @@ protocol buffer is built here from its definition.
 
 from __future__ import annotations
 
+import pathlib
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
+
+from mgjax.storage import cache
+from mgjax.storage.paths import Path
 
 _FILE = descriptor_pb2.FileDescriptorProto()
 _DEFINITION = """
@@ -40,17 +45,41 @@ class RecordError(ValueError):
     """Records that cannot be read; the message is to follow the name of the file."""
 
 
-def read(readers: dict[Path, ArrayRecordReader], path: Path, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
-    """The features of records of the file `path`, by their `numbers`; `readers` caches the open files.
+class Readers:
+    """Open files of records. Those in buckets are read from local copies (`mgjax.storage.cache`).
 
-    Raises RecordError if the file is missing or damaged.
+    Copies of open files stay, so that at most half of the cache's capacity is open at once.
     """
-    try:
-        if path not in readers:  # without threads of its own, a reader is cheap to keep open
-            readers[path] = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-        return [_Example.FromString(record).features.feature for record in readers[path].read(list(numbers))]
-    except (RuntimeError, DecodeError) as error:
-        raise RecordError(f"cannot be read ({error})") from error
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, tuple[ArrayRecordReader, pathlib.Path | None, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
+        """The features of records of the file `path`, by their `numbers`.
+
+        Raises RecordError if the file is missing or damaged, and OSError where it cannot be fetched.
+        """
+        try:
+            found = self._open.get(path)
+            reader = self._opened(path) if found is None else found[0]
+            return [_Example.FromString(record).features.feature for record in reader.read(list(numbers))]
+        except (RuntimeError, DecodeError) as error:
+            raise RecordError(f"cannot be read ({error})") from error
+
+    def _opened(self, path: Path) -> ArrayRecordReader:
+        copy = None if isinstance(path, pathlib.Path) else cache.local_file(path)
+        # Without threads of its own, a reader is cheap to keep open.
+        reader = ArrayRecordReader(str(copy or path), "readahead_buffer_size:0,max_parallelism:0")
+        with self._lock:
+            self._open[path] = (reader, copy, 0 if copy is None else copy.stat().st_size)
+            total = sum(size for _, _, size in self._open.values())
+            for oldest, (_, old, size) in list(self._open.items()) if copy and total > cache.capacity() / 2 else []:
+                if old is not None and oldest != path and total > cache.capacity() / 2:
+                    del self._open[oldest]  # whoever reads from it at this moment still has it
+                    cache.unpin(old)
+                    total -= size
+        return reader
 
 
 def write(**values: bytes | int) -> bytes:

@@ -24,6 +24,7 @@ from mgjax.data import datasets
 from mgjax.data.datasets import DatasetSource, Fields
 from mgjax.errors import CorpusError
 from mgjax.inputs import files
+from mgjax.storage import buckets, paths
 
 # Of formats that libsndfile reads.
 SUFFIXES = (
@@ -49,7 +50,8 @@ class FileSource:
     path: str  # absolute
     sidecar: str | None = None  # the path of the JSON file with its metadata
     row: str | None = None  # the JSON of its row in the manifest, which takes precedence over the sidecar
-    stamp: tuple[int, ...] = ()  # sizes and modification times of both files, by which changes are detected
+    # Sizes and modification times (of objects, versions) of both files, by which changes are detected.
+    stamp: tuple[int | str, ...] = ()
 
     def metadata(self, unused: list[str] | None = None) -> Metadata:
         """The metadata of the sidecar and the row; unknown keys are added to `unused`.
@@ -93,14 +95,14 @@ def find(source: str | os.PathLike[str], fields: Fields | None = None) -> list[S
     """
     text = os.fspath(source)
     pieces: Sequence[Source]
-    if text.startswith("tfds:") or Path(text, "dataset_info.json").is_file():
+    if text.startswith("tfds:") or paths.size(paths.path(text, "dataset_info.json")) is not None:
         pieces = datasets.find(text, fields)
     elif fields is not None:
         raise CorpusError(f"{text}: is no dataset of tensorflow-datasets, so it has no features to choose from")
-    elif Path(text).is_dir():
-        pieces = _find_files(Path(text))
+    elif paths.path(text).is_dir():
+        pieces = _find_objects(text) if paths.is_remote(text) else _find_files(Path(text))
     elif text.lower().endswith(MANIFESTS):
-        pieces = _read_manifest(Path(text))
+        pieces = _read_manifest(paths.path(text))
         if not pieces:
             table = " a line of the names of its columns and then" * (not text.lower().endswith((".jsonl", ".gz")))
             raise CorpusError(f"{text}: there is no piece in it; expected{table} a line for each piece")
@@ -141,8 +143,26 @@ def _find_files(folder: Path) -> list[FileSource]:
     return sorted(unique, key=lambda source: source.name)
 
 
+def _find_objects(folder: str) -> list[FileSource]:
+    """As `_find_files`, of a folder in a bucket."""
+    prefix = paths.absolute(folder) + "/"
+    found = {address.removeprefix(prefix): item for address, item in buckets.objects(folder).items()}
+    sources = []
+    for name, item in found.items():
+        stem, suffix = os.path.splitext(name)
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if suffix.lower() in (*SUFFIXES, *UNREADABLE) and not hidden:
+            described = found.get(f"{stem}.json")
+            stamp = (item.size, item.version) + (() if described is None else (described.size, described.version))
+            sidecar = None if described is None else f"{prefix}{stem}.json"
+            sources.append(FileSource(escaped(name), prefix + name, sidecar, None, stamp))
+    return sorted(sources, key=lambda source: source.name)
+
+
 def _regular(path: str) -> str:
     """`path`; raises OSError unless it is a regular file. A worker could wait for others, such as pipes, for ever."""
+    if paths.is_remote(path):
+        return path
     if len(path) > _LONGEST_PATH:
         raise OSError(f"{path[:200]}...: is too long for the path of a file")
     try:
@@ -155,18 +175,21 @@ def _regular(path: str) -> str:
 
 
 def _file(name: str, path: str, sidecar: str | None, row: str | None = None) -> FileSource:
-    stamp = []
+    stamp: list[int | str] = []
     for file in filter(None, (path, sidecar)):
         try:
-            state = os.stat(file)
-            stamp += [state.st_size, state.st_mtime_ns]
+            if paths.is_remote(file):
+                stamp.append(buckets.version(file) or -1)
+            else:
+                state = os.stat(file)
+                stamp += [state.st_size, state.st_mtime_ns]
         except (OSError, ValueError):  # the report will list it
             stamp.append(-1)
-    sidecar = None if sidecar is None else os.path.abspath(sidecar)
-    return FileSource(escaped(name), os.path.abspath(path), sidecar, row, tuple(stamp))
+    sidecar = None if sidecar is None else paths.absolute(sidecar)
+    return FileSource(escaped(name), paths.absolute(path), sidecar, row, tuple(stamp))
 
 
-def _read_manifest(path: Path) -> list[FileSource]:
+def _read_manifest(path: paths.Path) -> list[FileSource]:
     read_rows = _json_rows if path.name.lower().endswith((".jsonl", ".gz")) else _csv_rows
     sources: dict[str, FileSource] = {}
     for number, row in read_rows(path, _content(path)):
@@ -181,16 +204,21 @@ def _read_manifest(path: Path) -> list[FileSource]:
             raise CorpusError(f"{where}: {name} was listed before; each piece may stand there once")
         if info_path not in (None, False) and not isinstance(info_path, str):
             raise CorpusError(f"{where}: info_path: expected a path, got {str(info_path)[:80]}")
-        audio = path.parent / name
-        sidecar = path.parent / info_path if info_path else audio.with_suffix(".json")
+        audio = _beside(path, name)
+        sidecar = _beside(path, info_path) if info_path else audio.with_suffix(".json")
         # False means no sidecar, even if there is such a file.
-        has_sidecar = bool(info_path) or (info_path is not False and os.path.isfile(sidecar))
+        has_sidecar = bool(info_path) or (info_path is not False and paths.size(sidecar) is not None)
         row_json = json.dumps(row, sort_keys=True)
         sources[name] = _file(name, str(audio), str(sidecar) if has_sidecar else None, row_json)
     return sorted(sources.values(), key=lambda source: source.name)
 
 
-def _content(path: Path) -> str:
+def _beside(manifest: paths.Path, name: str) -> paths.Path:
+    """The path that a manifest gives: an address, an absolute path, or one relative to the manifest."""
+    return paths.path(name) if paths.is_remote(name) else manifest.parent / name
+
+
+def _content(path: paths.Path) -> str:
     """The text of a manifest."""
     content = files.read_bytes(path, files.LARGEST_TEXT, CorpusError)
     if path.suffix.lower() == ".gz":
@@ -207,7 +235,7 @@ def _content(path: Path) -> str:
         raise CorpusError(f"{path}, line {line}: is not text in UTF-8; save it as that") from None
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: paths.Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     header = text.partition("\n")[0]
     rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
     try:
@@ -226,7 +254,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise CorpusError(f"{path}, line {rows.line_num + 1}: is no manifest that can be read ({error})") from error
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: paths.Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = files.parse_json(line, f"{path}, line {number}", CorpusError, halves=True)

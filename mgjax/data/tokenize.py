@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,6 +25,7 @@ from mgjax.data.corpus import Corpus
 from mgjax.data.corpus_writing import Piece
 from mgjax.data.description import SPLITS, Description, read_description
 from mgjax.errors import CorpusError
+from mgjax.storage import paths
 
 _BLOCK_SECONDS = 60.0
 _MELODY_FRAMES = 256  # of a chromagram that are computed at once
@@ -51,7 +52,7 @@ class CodeMaker:
     melody: MelodyConfig | None = None
 
     @contextlib.contextmanager
-    def open(self, source: PieceSource, scratch: Path) -> Iterator[Piece]:
+    def open(self, source: PieceSource, scratch: pathlib.Path) -> Iterator[Piece]:
         """As `assembly.Maker.open`."""
         corpus = _corpus(self.directory, source.split)
         codec = _load(self.codec, self.channels)
@@ -110,8 +111,8 @@ def tokenize(
     if audio.kind != "audio":
         raise CorpusError(f"{os.fspath(audio_corpus)}: holds codes already; give a corpus of sound")
     channels = channels or audio.channels
-    if os.path.isdir(codec_source):
-        codec_source = os.path.abspath(codec_source)  # workers may run in other folders
+    if paths.is_remote(codec_source) or os.path.isdir(codec_source):
+        codec_source = paths.absolute(codec_source)  # workers may run in other folders
     codec = _load(codec_source, channels)
     if codec.sample_rate != audio.sample_rate:
         raise CorpusError(
@@ -144,14 +145,15 @@ def tokenize(
         tokenizer=tokenizer,
         melody=melody,
     )
-    maker = CodeMaker(os.path.abspath(audio_corpus), codec_source, codec.hash, channels, tokenizer, melody)
+    maker = CodeMaker(paths.absolute(audio_corpus), codec_source, codec.hash, channels, tokenizer, melody)
     shards = {split: _shards(Corpus.open(audio_corpus, split)) if split in splits else [] for split in SPLITS}
     files = [
-        Path(audio_corpus, name).read_bytes() for name in ("corpus.json", *(f"index-{split}.npz" for split in splits))
+        paths.path(audio_corpus, name).read_bytes()
+        for name in ("corpus.json", *(f"index-{split}.npz" for split in splits))
     ]
     settings = {**dataclasses.asdict(maker), "sound": hashlib.sha256(b"".join(files)).hexdigest()[:12]}
     return assembly.assemble(
-        Path(directory),
+        paths.path(directory),
         Plan(description, maker, shards, settings),
         workers=workers,
         max_bad=0.0,

@@ -10,7 +10,6 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
@@ -20,6 +19,7 @@ from mgjax.data.corpus import Corpus
 from mgjax.data.prompts import TextConfig, assemble
 from mgjax.errors import VocabularyError
 from mgjax.inputs import claims, files
+from mgjax.storage import paths
 
 FILE = "spiece.model"
 
@@ -56,7 +56,7 @@ def train(texts: Iterable[str], size: int, directory: str | os.PathLike, *, repl
       VocabularyError: There are no texts, or `size` is too small for them.
       FileExistsError: `directory` holds a vocabulary already, or that of a model.
     """
-    path = Path(directory, FILE)
+    path = paths.path(directory, FILE)
     if path.exists() and (not replace or (path.parent / "config.json").exists()):  # of a model
         raise FileExistsError(f"{path} exists, and models may have been trained with it: give another folder")
     plain = (text.encode(errors="replace").decode().replace(_RESERVED, " ") for text in texts)

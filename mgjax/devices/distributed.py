@@ -13,8 +13,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
+
+from mgjax.storage.paths import Path
 
 # How long a process waits for the last host to start, which the scheduler may provide late.
 CONNECT_SECONDS = 600
@@ -24,6 +25,7 @@ HEARTBEAT_SECONDS = 60
 LEAVE_SECONDS = 3600
 
 # How long a file of another host may stay invisible: shared file systems cache listings.
+_LONGEST_MESSAGE = 1000  # bytes
 _UNSEEN_SECONDS = 60
 
 # Flag -> environment variable.
@@ -90,6 +92,33 @@ def finish(status: int) -> int:
         sys.stdout.flush()
         os._exit(status)
     return status
+
+
+def on_all(check: Callable[[], None]) -> None:
+    """Calls `check` on every process. Where it raises OSError on some, all raise, and say on which host it was first.
+
+    Raises OSError.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    problem: OSError | None = None
+    try:
+        check()
+    except OSError as error:
+        problem = error
+    if jax.process_count() > 1:
+        text = np.zeros(_LONGEST_MESSAGE, np.uint8)
+        if problem is not None:
+            line = np.frombuffer(f"{socket.gethostname()}: {problem}".encode()[:_LONGEST_MESSAGE], np.uint8)
+            text[: len(line)] = line
+        texts = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(text)]
+        failed = [index for index, line in enumerate(texts) if line]
+        if failed and problem is None:
+            raise OSError(f"process {failed[0]} of {len(texts)}, on {texts[failed[0]]}")
+    if problem is not None:
+        raise problem
 
 
 def check_shared(folder: Path) -> None:

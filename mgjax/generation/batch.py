@@ -16,7 +16,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,8 @@ from jaxtyping import Float32, Int32
 from mgjax.audio import files as audio_files
 from mgjax.devices import distributed
 from mgjax.inputs import claims, files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 
 log = logging.getLogger("mgjax")
 
@@ -78,7 +79,8 @@ def generate(
     batches, first = packed(jobs, size), jax.process_index() == 0
     with _claimed(folder, batches, settings):
         # As the first host sees it, and before any of them begins.
-        missing = np.array([first and not _is_done(folder, number) for number in range(len(batches))])
+        done = _done(folder) if first else set()
+        missing = np.array([first and number not in done for number in range(len(batches))])
         numbers = np.flatnonzero(multihost_utils.broadcast_one_to_all(missing)).tolist()
         local_numbers, failed = numbers[jax.process_index() :: jax.process_count()], 0
         for count, number in enumerate(local_numbers, 1):
@@ -92,9 +94,9 @@ def generate(
             progress(batch, count, len(local_numbers))
         failed = int(np.sum(multihost_utils.process_allgather(np.int32(failed))))  # when all are done
         if first:
-            paths = [_part(folder, number) for number in range(len(batches))]
-            distributed.wait_until(lambda: all(path.exists() for path in paths))
-            parts = [_read(path) for path in paths]
+            files_of_parts = [_part(folder, number) for number in range(len(batches))]
+            distributed.wait_until(lambda: all(path.exists() for path in files_of_parts))
+            parts = [_read(path) for path in files_of_parts]
             if failed < len(jobs):
                 writer.finish(folder, parts)
             by_name = {line["name"]: line for part in parts for line in part}
@@ -169,11 +171,11 @@ class Records:
         """Writes the description of the corpus."""
         from mgjax.data import corpus, corpus_writing
 
-        shards = []
+        shards, sizes = [], paths.sizes(folder)
         for number, part in enumerate(lines):
             path = corpus.shard_path(folder, "audio", "train", number, len(lines))
             lengths = [line["num_samples"] for line in part if "file" in line]
-            shards.append(corpus_writing.Shard(lengths, path.stat().st_size))
+            shards.append(corpus_writing.Shard(lengths, sizes[path.name]))
         corpus_writing.finish(folder, self.description, {"train": shards})
 
 
@@ -198,14 +200,20 @@ def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -
         yield
         return
     with claims.claimed(folder):
-        files.write_json(path, settings)
+        if not files.create(path, json.dumps(settings, indent=2) + "\n") and files.read_json(path) != settings:
+            raise ValueError(f"{folder} holds other music: another run has just begun there. Give another folder")
         yield
 
 
-def _is_done(folder: Path, number: int) -> bool:
-    """Whether all pieces of a batch are written."""
-    path = _part(folder, number)
-    return path.exists() and all("file" in line and (folder / line["file"]).is_file() for line in _read(path))
+def _done(folder: Path) -> set[int]:
+    """The numbers of the batches whose pieces are all written."""
+    written = paths.sizes(folder)
+    parts = [name for name in paths.sizes(folder / "parts") if name.endswith(".jsonl") and name[:-6].isdecimal()]
+    return {
+        int(name[:-6])
+        for name in parts
+        if all("file" in line and line["file"] in written for line in _read(folder / "parts" / name))
+    }
 
 
 def _line(job: Job, result: Piece | str, entries: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-PathLike = str | os.PathLike[str]
+from mgjax.storage import paths
+from mgjax.storage.paths import PathLike
+
 Error = type[ValueError]
 
 LARGEST_CONFIG = 16 << 20  # bytes of a file of settings
@@ -31,12 +33,22 @@ _HALF_A_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 @contextlib.contextmanager
 def opened(path: PathLike, error: Error = ValueError, max_bytes: int = LARGEST_PIPE) -> Iterator[IO[bytes]]:
-    """A seekable file to read bytes from: of a pipe, a temporary copy of at most `max_bytes` bytes.
+    """A seekable file to read bytes from: of a pipe or an object in a bucket, a temporary copy of `max_bytes` at most.
 
     Raises:
       OSError: There is no such file, it may not be read, or it is a device.
-      ValueError: (as `error`) It is no name of a file, or a pipe holds more than `max_bytes` bytes.
+      ValueError: (as `error`) It is no name of a file, or a pipe or an object holds more than `max_bytes` bytes.
     """
+    if paths.is_remote(path):
+        from mgjax.storage import buckets
+
+        with tempfile.TemporaryDirectory(prefix="mgjax-") as folder:
+            local = Path(folder, "copy")
+            if not buckets.download(path, local, max_bytes):
+                raise error(f"{os.fspath(path)}: is larger than {max_bytes >> 20} MiB, more than such a file needs")
+            with local.open("rb") as file:
+                yield file
+        return
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except ValueError as wrong:
@@ -113,8 +125,17 @@ def parse_json(content: str | bytes, where: str, error: Error = ValueError, *, h
 def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     """A temporary file to write to, which is renamed to `path` when the block ends without an error, and else removed.
 
-    Of a symbolic link, the file that it points to is replaced.
+    Of a symbolic link, the file that it points to is replaced. To a bucket, the file is written when it is whole.
     """
+    if paths.is_remote(path):
+        from mgjax.storage import buckets
+
+        with tempfile.TemporaryDirectory(prefix="mgjax-") as folder:
+            local = Path(folder, "new")
+            with local.open("wb") as file:
+                yield file
+            buckets.upload(local, path)
+        return
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -129,6 +150,21 @@ def write_text(path: PathLike, text: str) -> None:
     """Writes `text` in UTF-8 to `path`, atomically."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def create(path: PathLike, text: str) -> bool:
+    """Writes `text` to `path` unless there is a file, and returns whether it now holds `text`.
+
+    Of several hosts that do so in a bucket, one writes; of those on a file system, the one that holds the folder's lock
+    (`mgjax.inputs.claims`).
+    """
+    if paths.is_remote(path):
+        from mgjax.storage import buckets
+
+        return buckets.create(path, text.encode())
+    if not os.path.exists(path):
+        write_text(path, text)
+    return read_text(path, LARGEST_TEXT) == text
 
 
 def write_json(path: PathLike, value: Any, indent: int = 2) -> None:

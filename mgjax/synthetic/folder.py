@@ -9,12 +9,13 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from mgjax.audio import files as audio_files
 from mgjax.devices.parent import end_with_parent
 from mgjax.inputs import claims, files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 from mgjax.synthetic.form import USUAL_LENGTHS
 from mgjax.synthetic.pieces import compose, render
 from mgjax.synthetic.rendering import soundfont
@@ -78,7 +79,7 @@ def write_folder(
         if value < least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
     soundfont()  # raises its errors now
-    directory = Path(directory)
+    directory = paths.path(directory)
     pieces = written = 0
     seconds = 0.0
     styles: dict[str, int] = {}
@@ -132,6 +133,7 @@ def _write_piece(
     directory: Path, sample_rate: int, channels: int, seed: int, lengths: tuple[float, float], index: int
 ) -> tuple[bool, float, str]:
     """Writes a piece unless it exists; returns whether it did, its seconds and its style."""
+    directory = paths.path(directory)  # a process of its own knows no buckets yet
     piece = compose(seed, index, lengths=lengths)
     sound = directory / f"{piece.metadata['name']}.flac"
     sidecar = sound.with_suffix(".json")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import pathlib
+import tempfile
+import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -15,6 +17,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from mgjax.inputs import files
+from mgjax.storage.paths import Path
 from mgjax.train.metrics import Sound
 
 _WINDOW = 2048  # samples
@@ -26,17 +30,22 @@ _COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [2
 class Board:
     """The curves and sounds of a run in a folder for `tensorboard --logdir`, going on after the training step `step`.
 
-    Event files of earlier processes are continued; TensorBoard drops what they wrote about later steps.
+    Event files of earlier processes are continued; TensorBoard drops what they wrote about later steps. To a bucket,
+    `sync` and `close` write them, each time a new one.
     """
 
     def __init__(self, folder: Path, step: int):
-        self._writer = EventFileWriter(str(folder), flush_secs=10)
+        self._folder = folder
+        self._writer: EventFileWriter | None = None
+        self._lock = threading.Lock()
+        is_remote = not isinstance(folder, pathlib.Path)
+        self._local = tempfile.TemporaryDirectory(prefix="mgjax-") if is_remote else None
         start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+        self._add(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def curves(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a point to each curve, by name."""
-        self._add(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._add_values(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def sounds(self, step: int, sounds: Mapping[str, Sound]) -> None:
         """Adds sounds and their spectrograms, by name."""
@@ -45,14 +54,35 @@ class Board:
             audio = np.asarray(sound.audio, np.float32)
             values.append(Summary.Value(tag=name, audio=_wav(audio, sound.sample_rate)))
             values.append(Summary.Value(tag=f"{name}/spectrogram", image=_png(spectrogram(audio, sound.sample_rate))))
-        self._add(step, values)
+        self._add_values(step, values)
+
+    def sync(self) -> None:
+        """Writes what was added so far to a bucket, as an event file of its own; on a disk, that happens by itself."""
+        if not isinstance(self._folder, pathlib.Path):
+            self.close()
 
     def close(self) -> None:
         """Flushes and closes the event file."""
-        self._writer.close()
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            if self._local is not None:
+                for file in sorted(pathlib.Path(self._local.name).iterdir()):
+                    with files.replacing(self._folder / file.name) as copy:
+                        copy.write(file.read_bytes())
+                    file.unlink()
 
-    def _add(self, step: int, values: list[Summary.Value]) -> None:
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    def _add_values(self, step: int, values: list[Summary.Value]) -> None:
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _add(self, event: Event) -> None:
+        with self._lock:
+            if self._writer is None:
+                self._writer = EventFileWriter(
+                    str(self._folder if self._local is None else self._local.name), flush_secs=10
+                )
+            self._writer.add_event(event)
 
 
 def spectrogram(audio: Float[np.ndarray, "n c"], sample_rate: int) -> UInt8[np.ndarray, "y x 3"]:

@@ -15,7 +15,6 @@ import json
 import logging
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -29,6 +28,8 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, Preservat
 from mgjax.devices.sharding import path_of
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 from mgjax.train.state import TrainState
 from mgjax.train.trainable import Filter
 
@@ -65,7 +66,7 @@ class Checkpoints:
         inputs: Mapping[str, Any] | None = None,
     ):
         self._inputs = dict(inputs or {})
-        self._directory = Path(directory).resolve()
+        self._directory = paths.resolved(directory)
         self._metric, self._sign = best[0], {"min": -1.0, "max": 1.0}[best[1]]
         self._keep_last, self._keep_best = keep_last, keep_best
         self._open()
@@ -100,7 +101,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints on disk, in order."""
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+        return sorted(ocp.path.step.checkpoint_steps(self._directory))
 
     def best(self) -> int | None:
         """The step of the best checkpoint, the first of equals; None where none was validated."""

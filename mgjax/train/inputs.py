@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from mgjax.data.corpus import Corpus
 from mgjax.errors import ConfigError
+from mgjax.storage.paths import Path
 
 
 @dataclasses.dataclass(frozen=True)

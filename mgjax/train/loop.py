@@ -13,7 +13,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -27,6 +26,8 @@ from mgjax.checkpoints.native import check_replaceable
 from mgjax.devices import distributed, sharding
 from mgjax.errors import ConfigError, NotFiniteError
 from mgjax.inputs import files
+from mgjax.storage import paths, preflight
+from mgjax.storage.paths import Path
 from mgjax.train.checkpoints import Checkpoints, check_run, write_run
 from mgjax.train.inputs import NO_INPUTS, InputHashes
 from mgjax.train.memory import gib
@@ -70,7 +71,7 @@ def fit(
     train_data: DataIterator,
     valid_data: Callable[[], ClosableIterator],
     config: LoopConfig,
-    workdir: str | Path,
+    workdir: paths.PathLike,
     *,
     run: Any = None,
     mesh: Mesh | None = None,
@@ -94,8 +95,8 @@ def fit(
       NotFiniteError: A metric is NaN or infinite, in more training steps in a row than `config.max_skipped`.
       OSError: A checkpoint could not be written.
     """
-    workdir = Path(workdir).resolve()
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = paths.resolved(workdir)
+    distributed.on_all(lambda: preflight.check_writable(workdir))
     distributed.check_shared(workdir)
     programs = Programs(task, config, mesh or sharding.make_mesh())
     with contextlib.ExitStack() as stack:

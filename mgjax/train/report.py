@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import logging
+import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 from tqdm import tqdm
 
+from mgjax.storage.paths import Path
+from mgjax.train import lines
 from mgjax.train.board import Board
 from mgjax.train.metrics import Sound
+
+log = logging.getLogger("mgjax")
+
+_UPLOAD_SECONDS = 60.0  # between two uploads of curves to a bucket
 
 
 class Report:
     """The report of a run of `steps` training steps that goes on after `step`; process 0 writes it.
 
     It goes to `metrics.jsonl` and the folder `tensorboard` in `workdir`. Lines of a killed process about later steps
-    are dropped.
+    are dropped. To a bucket, both are written as numbered parts: every minute, at checkpoints and at the end.
     """
 
     def __init__(self, name: str, workdir: Path, step: int, steps: int):
@@ -32,9 +37,12 @@ class Report:
         self.flops: tuple[float, float] | None = None
         self.clock = _Clock(step)
         self._writes = jax.process_index() == 0
+        self._uploads: _Uploads | None = None
         if self._writes:
-            self._file = _continued(workdir / "metrics.jsonl", step)
+            self._lines = lines.writer(workdir, step)
             self._board = Board(workdir / "tensorboard", step)
+            if not isinstance(workdir, pathlib.Path):
+                self._uploads = _Uploads(self._sync)
             self._is_terminal = sys.stderr.isatty()  # a progress bar there, and lines elsewhere
             form = "{desc}: {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}{postfix}]"
             self._bar = tqdm(desc=name, initial=step, total=steps, disable=not self._is_terminal, bar_format=form)
@@ -53,6 +61,8 @@ class Report:
             elif summary:
                 self.say(f"{self._name}: step {step} of {self._steps}, {summary}")
         self._bar.update(step - self._bar.n)
+        if self._uploads is not None:
+            self._uploads.soon()
 
     def validated(self, step: int, values: Mapping[str, float], best: str) -> None:
         """Writes the metrics of a validation, and prints the one named `best`."""
@@ -71,22 +81,29 @@ class Report:
             self._bar.write(f"mgjax: {message}", file=sys.stderr)
 
     def sync(self) -> None:
-        """Flushes `metrics.jsonl` to disk, so that no checkpoint is ahead of it."""
-        if self._writes:
-            os.fsync(self._file.fileno())
+        """Keeps all curves so far, so that no checkpoint is ahead of them; raises OSError if that fails."""
+        if self._uploads is not None:
+            self._uploads.now()
+        elif self._writes:
+            self._sync()
 
     def close(self) -> None:
         """Closes the bar and all files."""
         if self._writes:
             self._bar.close()
-            self._file.close()
+            if self._uploads is not None:
+                self._uploads.close()
+            self._lines.close()
             self._board.close()
+
+    def _sync(self) -> None:
+        self._lines.sync()
+        self._board.sync()
 
     def _write(self, step: int, split: str, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Writes a line of metrics.jsonl, in whose "clock" is all that depends on time, and the points of curves."""
         line = {"step": step, "split": split, "values": dict(values), "clock": {"time": time.time(), **speed}}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        self._lines.write(line)
         self._board.curves(step, {f"{split}/{name}": value for name, value in {**values, **speed}.items()})
 
     def _speed(self) -> dict[str, float]:
@@ -108,6 +125,34 @@ class Report:
         if seconds is not None:
             parts.append(f"{_duration(seconds * (self._steps - step))} left")
         return ", ".join(parts)
+
+
+class _Uploads:
+    """Calls `upload` every minute in a thread of its own, one call at a time."""
+
+    def __init__(self, upload: Callable[[], None]):
+        self._upload = upload
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="uploads")
+        self._running: Future[None] | None = None
+        self._last = time.monotonic()
+
+    def soon(self) -> None:
+        """Begins an upload if the last one began a minute ago; what fails is tried again with the next one."""
+        if time.monotonic() - self._last < _UPLOAD_SECONDS or (self._running and not self._running.done()):
+            return
+        if self._running and (error := self._running.exception()):
+            log.warning("the curves could not be written (%s); they are kept, and tried again", error)
+        self._last = time.monotonic()
+        self._running = self._thread.submit(self._upload)
+
+    def now(self) -> None:
+        """Uploads all there is, and waits for it; raises OSError if that fails."""
+        self._last = time.monotonic()
+        self._thread.submit(self._upload).result()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown()
 
 
 class _Clock:
@@ -146,19 +191,6 @@ class _Clock:
         if start is None or self._step <= start[0]:
             return None
         return (time.monotonic() - start[1]) / (self._step - start[0])
-
-
-def _continued(path: Path, step: int) -> IO[bytes]:
-    """The file of lines at `path` without those after `step`, to append to."""
-    file = path.open("a+b")
-    file.seek(0)
-    end = 0
-    for line in file:
-        if not line.endswith(b"\n") or json.loads(line)["step"] > step:  # incomplete, or about to be repeated
-            break
-        end += len(line)
-    file.truncate(end)
-    return file
 
 
 def _duration(seconds: float) -> str:

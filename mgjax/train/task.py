@@ -6,7 +6,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,6 +16,7 @@ from jaxtyping import Array
 from mgjax.config.serialization import ranged
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
+from mgjax.storage.paths import Path
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
 

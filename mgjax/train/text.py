@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import pathlib
 from typing import Any
 
 from mgjax.checkpoints import hub, huggingface, native, random_weights
@@ -11,6 +11,7 @@ from mgjax.checkpoints.tables import matching
 from mgjax.conditioning.tokenizers import Tokenizer
 from mgjax.config.conditioning import T5Config
 from mgjax.errors import CheckpointError, ConfigError
+from mgjax.storage import cache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,7 +20,7 @@ class TextEncoder:
 
     config: T5Config | None = None
     weights: dict[str, Any] | None = None  # numpy arrays; None for a new one
-    tokenizer_files: Path | None = None  # their folder
+    tokenizer_files: pathlib.Path | None = None  # their folder
     tokenizer: str = "sentencepiece"  # or "bytes"
 
 
@@ -50,6 +51,16 @@ def read(source: str | None, with_weights: bool = True) -> TextEncoder:
     return TextEncoder(model.text, weights, native.find_tokenizer(directory), model.tokenizer)
 
 
+def _vocabulary_folder(source: str) -> pathlib.Path | None:
+    """The local folder of a vocabulary, or of a copy of it; None where there is none."""
+    try:
+        return native.find_tokenizer(
+            cache.local_folder(source, lambda names: [name for name in names if name in native.TOKENIZER_FILES])
+        )
+    except FileNotFoundError:
+        return None
+
+
 def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
     """A text encoder to be trained from scratch, without weights yet.
 
@@ -63,7 +74,7 @@ def new(config: T5Config, vocabulary: str | None) -> TextEncoder:
     if vocabulary in (None, "bytes"):
         tokenizer, files, kind = Tokenizer.bytes(), None, "bytes"
     else:
-        files, kind = native.find_tokenizer(Path(vocabulary)), "sentencepiece"
+        files, kind = _vocabulary_folder(vocabulary), "sentencepiece"
         if files is None:
             raise CheckpointError(
                 f"{vocabulary} holds no vocabulary: make one by `mgjax corpus vocabulary CORPUS --out {vocabulary}`, "

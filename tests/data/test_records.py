@@ -25,11 +25,11 @@ def test_what_others_wrote_is_read(tmp_path):
     example.features.feature["many"].int64_list.value.extend([1, 2**40, -1])
     example.features.feature["floats"].float_list.value.extend([0.5, 2.0])
     write(tmp_path / "file", [example.SerializeToString(), b"\xff\xff"])
-    (found,) = records.read({}, tmp_path / "file", [0])
+    (found,) = records.Readers().read(tmp_path / "file", [0])
     assert list(found["many"].int64_list.value) == [1, 2**40, -1]
     assert (found["floats"].WhichOneof("kind"), list(found["floats"].float_list.value)) == ("float_list", [0.5, 2.0])
     with pytest.raises(records.RecordError, match=r"cannot be read \(Error parsing"):
-        records.read({}, tmp_path / "file", [1])
+        records.Readers().read(tmp_path / "file", [1])
 
 
 def write(path, contents):
@@ -47,7 +47,7 @@ def test_damage_is_reported(tmp_path, damage):
     contents = {"missing": None, "empty": b"", "short": content[:-10], "other": b"x" * len(content), "beyond": content}
     path.unlink() if contents[damage] is None else path.write_bytes(contents[damage])
     with pytest.raises(records.RecordError, match="cannot be read"):
-        records.read({}, path, [2 if damage == "beyond" else 0])
+        records.Readers().read(path, [2 if damage == "beyond" else 0])
 
 
 def test_a_fault_of_the_program_is_no_damage(tmp_path, monkeypatch):
@@ -56,7 +56,7 @@ def test_a_fault_of_the_program_is_no_damage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(records, "ArrayRecordReader", broken)
     with pytest.raises(ImportError):
-        records.read({}, tmp_path / "file", [0])
+        records.Readers().read(tmp_path / "file", [0])
 
 
 def test_tensorflow_datasets_is_not_needed():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from mgjax.data.description import SPLITS
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
+from mgjax.storage.paths import Path, PathLike
 from mgjax.train.codec.config import CodecRun
 from mgjax.train.codec.gan import GAN
 from mgjax.train.flops import products
@@ -51,7 +51,7 @@ class Usage:
         return float(measure(jnp.asarray(self.counts)[None])[0])
 
 
-def run(config: CodecRun, workdir: str | Path) -> TrainState:
+def run(config: CodecRun, workdir: PathLike) -> TrainState:
     """Trains a codec on the corpora of `config.data`, and goes on where a run in `workdir` was stopped.
 
     Raises ConfigError if the corpora do not hold what this codec codes.

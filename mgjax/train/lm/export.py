@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,8 @@ from mgjax.devices import sharding
 from mgjax.inputs import files
 from mgjax.lm import lora
 from mgjax.lm.stack import unstack_layers
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 from mgjax.train.lm import resolver
 from mgjax.train.lm.config import LMRun
 from mgjax.train.metrics import Sound
@@ -88,7 +89,7 @@ def save(run: LMRun, start: Checkpoint, state: TrainState, directory: Path) -> N
         "corpora": list(run.data.corpora),
         "updates": int(state.step),
     }
-    files.write_json(Path(directory) / _PROVENANCE, provenance)
+    files.write_json(paths.path(directory, _PROVENANCE), provenance)
 
 
 def _unstacked(run: LMRun, params: dict[str, Any]) -> dict[str, Any]:

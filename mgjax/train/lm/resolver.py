@@ -32,6 +32,7 @@ from mgjax.config.serialization import Config
 from mgjax.errors import ConfigError
 from mgjax.generation import arguments
 from mgjax.lm import lora
+from mgjax.storage import paths
 from mgjax.train import conditions
 from mgjax.train import text as text_encoders
 from mgjax.train.lm.config import LMRun
@@ -50,7 +51,12 @@ def read_config(kind: type[Config], source: str, *, fetch: bool = True, **encode
       CheckpointError: There is nothing of that kind at `source`.
       ConfigError: It would have to be fetched.
     """
-    if not fetch and source != "debug" and source not in hub.BUNDLED and not os.path.isdir(source):
+    if (
+        not fetch
+        and source != "debug"
+        and source not in hub.BUNDLED
+        and not (paths.is_remote(source) or os.path.isdir(source))
+    ):
         return _published(kind, source)
     readers: dict[type, Callable[..., Any]] = {
         ModelConfig: sources.read_config,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 from mgjax.checkpoints.native import Checkpoint
 from mgjax.codec.codec import Codec
@@ -15,6 +14,7 @@ from mgjax.data.description import SPLITS
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
+from mgjax.storage.paths import PathLike
 from mgjax.train.inputs import InputHashes
 from mgjax.train.lm import resolver
 from mgjax.train.lm.config import LMRun
@@ -24,7 +24,7 @@ from mgjax.train.state import TrainState
 from mgjax.train.watchdog import Watchdog
 
 
-def run(config: LMRun, workdir: str | Path) -> TrainState:
+def run(config: LMRun, workdir: PathLike) -> TrainState:
     """Trains a language model on the corpora of `config.data`, and goes on where a run in `workdir` was stopped.
 
     Raises:
