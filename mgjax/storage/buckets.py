@@ -171,6 +171,13 @@ def download(address: os.PathLike[str] | str, file: pathlib.Path, max_bytes: flo
     raise BucketError(f"{os.fspath(address)}: {_TRIES} times, what came is not what is stored there")
 
 
+def read_range(address: os.PathLike[str] | str, start: int, count: int) -> bytes:
+    """`count` bytes of an object from `start` on."""
+    content: bytes = system(address).cat_file(os.fspath(address), start=start, end=start + count)
+    _counts["bytes read"] += len(content)
+    return content
+
+
 def _is_whole(file: pathlib.Path, info: dict[str, Any]) -> bool:
     """Whether a file has the MD5 that the service tells of an object; objects in parts have none."""
     expected = None

@@ -60,6 +60,19 @@ def size(source: PathLike) -> int | None:
     return buckets.size(there)
 
 
+def read_range(source: PathLike, start: int, count: int) -> bytes:
+    """`count` bytes of a file from `start` on, or fewer where it ends before."""
+    if not count:
+        return b""
+    if not is_remote(source):
+        with open(source, "rb") as file:
+            file.seek(start)
+            return file.read(count)
+    from mgjax.storage import buckets
+
+    return buckets.read_range(source, start, count)
+
+
 def sizes(folder: PathLike) -> dict[str, int]:
     """The bytes of each file in a folder, by name; none where it is missing."""
     there = path(folder)

@@ -28,12 +28,12 @@ from mgjax.errors import ConfigError, DataError
 from mgjax.inputs import claims, files
 from mgjax.lm.lora import LoraConfig
 from mgjax.train import lm
-from mgjax.train.checkpoints import check_run
 from mgjax.train.lm.config import LMRun
 from mgjax.train.lm.resolver import corpus_kind
 from mgjax.train.lm.training import batch_conditions
 from mgjax.train.loop import MAY_CHANGE
 from mgjax.train.optim import OptimConfig
+from mgjax.train.settings import check_run
 from mgjax.train.task import LoopConfig
 
 Captions = Literal["files", "names"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
+import pathlib
 import signal
 import threading
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+import platformdirs
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -28,11 +31,12 @@ from mgjax.errors import ConfigError, NotFiniteError
 from mgjax.inputs import files
 from mgjax.storage import paths, preflight
 from mgjax.storage.paths import Path
-from mgjax.train.checkpoints import Checkpoints, check_run, write_run
+from mgjax.train.checkpoints import Checkpoints
 from mgjax.train.inputs import NO_INPUTS, InputHashes
 from mgjax.train.memory import gib
 from mgjax.train.programs import ClosableIterator, Programs
 from mgjax.train.report import Report
+from mgjax.train.settings import check_run, write_run
 from mgjax.train.state import TrainState
 from mgjax.train.task import Batch, LoopConfig, Task
 from mgjax.train.trainable import path_filter
@@ -101,7 +105,14 @@ def fit(
     programs = Programs(task, config, mesh or sharding.make_mesh())
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_Stop())
-        checkpoints = Checkpoints(workdir / "checkpoints", task.best, config.keep_last, config.keep_best, inputs.hashes)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            task.best,
+            config.keep_last,
+            config.keep_best,
+            inputs.hashes,
+            _local_folder(config, workdir),
+        )
         stack.callback(checkpoints.close)
         _claim(workdir / "config.json", {"loop": config} if run is None else run, bool(checkpoints.steps()))
         watchdog = stack.enter_context(Watchdog(config.hang_seconds))
@@ -193,7 +204,8 @@ class _Training:
         validating = self.step == self.config.steps or self._is_due(self.config.eval_every)
         show = self.task.show if self._is_due(self.config.show_every) and not stopping else None
         saving = validating or stopping or self._is_due(self.config.save_every)
-        if not (show or saving):
+        saving_locally = self._is_due(self.config.local_every) and not saving
+        if not (show or saving or saving_locally):
             return
         self._read_metrics()
         values: dict[str, float] = {}
@@ -211,6 +223,9 @@ class _Training:
                 self._check_finite(self.programs.not_finite(self.state))
                 self.report.sync()
                 self.checkpoints.save(self.step, self.state, self.train_data.get_state(), values)
+            if saving_locally:
+                self._check_finite(self.programs.not_finite(self.state))
+                self.checkpoints.save_locally(self.step, self.state, self.train_data.get_state())
 
     def write_models(self) -> None:
         """Writes the last model, and the best one where a validation chose it."""
@@ -298,6 +313,14 @@ class _Stop(contextlib.AbstractContextManager):
             signal.signal(number, self._handlers[number])
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _local_folder(config: LoopConfig, workdir: Path) -> pathlib.Path | None:
+    """The folder of checkpoints on the local disk of this host; None if there are to be none."""
+    if not config.local_every:
+        return None
+    run = hashlib.sha256(os.fspath(workdir).encode()).hexdigest()[:12]
+    return pathlib.Path(config.local_folder or platformdirs.user_cache_dir("mgjax"), "checkpoints", run)
 
 
 def _claim(path: Path, run: Any, has_checkpoints: bool) -> None:

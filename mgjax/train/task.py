@@ -79,6 +79,9 @@ class LoopConfig:
       eval_batches: Batches of the validation split that a validation reads; None for all.
       show_every: Training steps between two rounds of sounds for TensorBoard; 0 for none.
       save_every: Training steps between two checkpoints. One is also written after each validation, and at the end.
+      local_every: Training steps between two checkpoints on the local disk of each host, from which a run goes on if
+        all hosts have theirs; 0 for none. They cost less than those in a bucket, and the newest two are kept.
+      local_folder: Where; None for the user's cache folder.
       keep_last: The number of newest checkpoints to keep.
       keep_best: The number of best checkpoints to keep in addition.
       data: The old name of the mesh's `data`; None if it is not used.
@@ -100,6 +103,8 @@ class LoopConfig:
     eval_batches: int | None = 50
     show_every: int = 5000
     save_every: int = 1000
+    local_every: int = 0
+    local_folder: str | None = None
     keep_last: int = 2
     keep_best: int = 1
     data: int | None = None
@@ -112,7 +117,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "loop.")
         ranged(self, "1 or more", "steps log_every save_every keep_last eval_batches", "loop.")
-        ranged(self, "0 or more", "seed eval_every show_every keep_best max_skipped hang_seconds", "loop.")
+        ranged(self, "0 or more", "seed eval_every show_every local_every keep_best max_skipped hang_seconds", "loop.")
         ranged(self, "above 0", "peak_flops", "loop.")
 
 

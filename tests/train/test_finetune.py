@@ -15,9 +15,9 @@ from mgjax.config.serialization import ConfigError
 from mgjax.data import build, processes
 from mgjax.inputs import claims
 from mgjax.train import finetune
-from mgjax.train.checkpoints import check_run, write_run
 from mgjax.train.finetune import Finetuning, spoken, write_captions
 from mgjax.train.loop import MAY_CHANGE
+from mgjax.train.settings import check_run, write_run
 
 
 @pytest.fixture

@@ -60,9 +60,9 @@ def test_checkpoints_keep_it(tmp_path, capfd, monkeypatch):
     longer = dataclasses.replace(config, steps=3)
     with pytest.raises(ConfigError, match="another codec"):
         fit(line(), Rows(), valid, longer, tmp_path, inputs=InputHashes({"codec": "c2"}))
-    restore = Checkpoints.restore
-    older = lambda self, *given: dataclasses.replace(restore(self, *given), inputs=None)  # noqa: E731
-    monkeypatch.setattr(Checkpoints, "restore", older)
+    latest = Checkpoints.latest
+    older = lambda self, *given: dataclasses.replace(latest(self, *given), inputs=None)  # noqa: E731
+    monkeypatch.setattr(Checkpoints, "latest", older)
     fit(line(), Rows(), valid, longer, tmp_path, inputs=InputHashes({"codec": "c2"}))
     assert "goes on from the checkpoint of step 2, which does not hold the hashes" in capfd.readouterr().err
 

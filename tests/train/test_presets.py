@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from mgjax.config.serialization import ConfigError, from_dict
-from mgjax.train.checkpoints import check_run, write_run
 from mgjax.train.codec import CodecRun
 from mgjax.train.lm import LMRun
 from mgjax.train.loop import MAY_CHANGE
 from mgjax.train.overrides import from_config_dict, read, to_config_dict
 from mgjax.train.presets import codec as CODEC
 from mgjax.train.presets import lm as LM
+from mgjax.train.settings import check_run, write_run
 from mgjax.train.task import LoopConfig, MeshConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
