@@ -107,6 +107,13 @@ class Corpus:
         bounds = np.searchsorted(self._first, [0, *self._ends]).tolist()
         return [range(low, high) for low, high in itertools.pairwise(bounds)]
 
+    def shard(self, piece: int) -> tuple[Path, int]:
+        """The file that holds a piece, and its size in bytes."""
+        number = int(np.searchsorted(self._ends, self._first[piece], side="right"))
+        return shard_path(self.directory, self.kind, self.split, number, len(self._shards)), self._shards[
+            number
+        ].num_bytes
+
     def hashes(self) -> list[str]:
         """A hash of the content of each shard, of twelve hexadecimal digits.
 
@@ -274,6 +281,15 @@ class Pieces:
         """As `Corpus.melody`."""
         with self._reading(piece) as (corpus, number):
             return corpus.melody(number, start, length)
+
+    def shard(self, piece: int) -> tuple[Path, int]:
+        """The file that holds a piece, and its size in bytes."""
+        index = int(np.searchsorted(self._ends, piece, side="right"))
+        return self.corpora[index].shard(piece - int(self._ends[index] - self.counts[index]))
+
+    def num_shards(self) -> int:
+        """The number of files that hold pieces."""
+        return sum(sum(len(pieces) > 0 for pieces in corpus.shards()) for corpus in self.corpora)
 
     def text_ids(self, piece: int) -> Int32[np.ndarray, "l"]:
         """As `Corpus.text_ids`, of corpora that store them."""

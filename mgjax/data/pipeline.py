@@ -15,7 +15,7 @@ import multiprocessing.dummy  # grain imports these in a thread, where it starts
 import multiprocessing.popen_spawn_posix  # noqa: F401
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -26,6 +26,7 @@ from jaxtyping import Float64, Int64
 from mgjax.config.serialization import ranged
 from mgjax.data.conditions import BatchConditions, ConditionReader, Segment
 from mgjax.data.corpus import Corpus, Pieces
+from mgjax.data.fetching import FetchAhead
 from mgjax.devices.parent import end_with_parent
 from mgjax.errors import ConfigError, DataError
 
@@ -161,7 +162,10 @@ class BatchIterator(grain.DatasetIterator):
         super().__init__()
         self._source, self._config, self._position = source, config, 0
         self._running: list[grain.DatasetIterator] = []  # the reader, once it has started
-        weakref.finalize(self, _stop, self._running)  # before the modules that it needs are torn down at exit
+        self._fetching: list[FetchAhead] = []
+        weakref.finalize(
+            self, _stop, self._running, self._fetching
+        )  # before the modules that it needs are torn down at exit
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
@@ -179,7 +183,7 @@ class BatchIterator(grain.DatasetIterator):
         position = int(state["num_batches"])
         if not 0 <= position <= len(self._source):
             raise DataError(f"cannot go on after {position} batches: there are {len(self._source)}")
-        _stop(self._running)
+        _stop(self._running, self._fetching)
         self._position = position
 
     def start_prefetch(self) -> None:
@@ -188,14 +192,18 @@ class BatchIterator(grain.DatasetIterator):
             ahead = grain.MapDataset.source(self._source).slice(slice(self._position, None))
             self._running.append(iter(_read(ahead, self._config)))
             self._running[0].start_prefetch()
+            if FetchAhead.is_needed(self._source.pieces):
+                self._fetching.append(FetchAhead(self._source.pieces, self._source.upcoming(self._position)))
 
     def close(self) -> None:
         """Stops the threads or processes."""
-        _stop(self._running)
+        _stop(self._running, self._fetching)
         super().close()
 
 
-def _stop(running: list[grain.DatasetIterator]) -> None:
+def _stop(running: list[grain.DatasetIterator], fetching: list[FetchAhead]) -> None:
+    while fetching:
+        fetching.pop().close()
     while running:
         running.pop().close()
 
@@ -241,6 +249,13 @@ class _Source:
 
     def __len__(self) -> int:
         return self.count
+
+    def upcoming(self, number: int) -> Iterator[int]:
+        """The pieces of this host's examples from batch `number` on, in order."""
+        for batch in range(number, self.count):
+            for row in self.rows:
+                index = batch * self.config.batch_size + row
+                yield self.draw(np.random.default_rng((self.seed, index)), index)[0]
 
     def __getitem__(self, number: int) -> Batch:
         first = self.pieces.corpora[0]

@@ -9,16 +9,17 @@ import encodings.cp437  # of names in a zip file
 import encodings.utf_8_sig  # noqa: F401
 import json
 import os
+import pathlib
 import re
+import shutil
 import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from mgjax.storage import paths
-from mgjax.storage.paths import PathLike
+from mgjax.storage.paths import Path, PathLike
 
 Error = type[ValueError]
 
@@ -43,7 +44,7 @@ def opened(path: PathLike, error: Error = ValueError, max_bytes: int = LARGEST_P
         from mgjax.storage import buckets
 
         with tempfile.TemporaryDirectory(prefix="mgjax-") as folder:
-            local = Path(folder, "copy")
+            local = pathlib.Path(folder, "copy")
             if not buckets.download(path, local, max_bytes):
                 raise error(f"{os.fspath(path)}: is larger than {max_bytes >> 20} MiB, more than such a file needs")
             with local.open("rb") as file:
@@ -131,12 +132,12 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         from mgjax.storage import buckets
 
         with tempfile.TemporaryDirectory(prefix="mgjax-") as folder:
-            local = Path(folder, "new")
+            local = pathlib.Path(folder, "new")
             with local.open("wb") as file:
                 yield file
             buckets.upload(local, path)
         return
-    target = Path(os.path.realpath(path))
+    target = pathlib.Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -144,6 +145,17 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file to another place on the local disks, or within a service of buckets; it appears whole."""
+    if isinstance(source, pathlib.Path):
+        with source.open("rb") as content, replacing(target) as file:
+            shutil.copyfileobj(content, file)
+    else:
+        from mgjax.storage import buckets
+
+        buckets.copy(source, target)
 
 
 def write_text(path: PathLike, text: str) -> None:

@@ -34,6 +34,13 @@ def local_file(source: paths.PathLike) -> pathlib.Path:
     """
     if not paths.is_remote(source):
         return pathlib.Path(source)
+    copy = fetch(source)
+    _pinned.add(copy.parent.name)
+    return copy
+
+
+def fetch(source: paths.PathLike) -> pathlib.Path:
+    """Makes the copy that `local_file` returns, and lets it be removed again where room is needed; raises as that."""
     address = os.fspath(source)
     version = buckets.version(address)
     if version is None:
@@ -57,7 +64,9 @@ def local_folder(source: paths.PathLike, select: Callable[[Sequence[str]], Seque
         raise FileNotFoundError(f"{address}: there is no such folder")
     chosen = sorted(select(list(versions)))
     key = f"{address} {[(name, versions[name]) for name in chosen]}"
-    return _entry(key, {name: f"{address}/{name}" for name in chosen})
+    entry = _entry(key, {name: f"{address}/{name}" for name in chosen})
+    _pinned.add(entry.name)
+    return entry
 
 
 def root() -> pathlib.Path:
@@ -92,7 +101,6 @@ def _entry(key: str, files: dict[str, str]) -> pathlib.Path:
         with FileLock(locks / entry.name):
             if not _used(entry):
                 _fetch(entry, files)
-    _pinned.add(entry.name)
     return entry
 
 

@@ -7,10 +7,9 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -27,6 +26,8 @@ from mgjax.data.prompts import FIELDS, TextConfig, rendered
 from mgjax.errors import ConfigError, DataError
 from mgjax.inputs import claims, files
 from mgjax.lm.lora import LoraConfig
+from mgjax.storage import paths
+from mgjax.storage.paths import Path
 from mgjax.train import lm
 from mgjax.train.lm.config import LMRun
 from mgjax.train.lm.resolver import corpus_kind
@@ -102,7 +103,7 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
     base = read_config(tuning.model)
     if base.text is None and base.clap is None:
         raise ConfigError(f"{tuning.model} has no text prompts: train it with launch/train_lm.py, on a corpus")
-    directory, music = directory.resolve(), Path(tuning.music).resolve()
+    directory, music = paths.resolved(directory), paths.resolved(tuning.music)
     if music in (directory, *directory.parents):
         raise ConfigError(
             f"{directory} lies in the music that is learned from, and would become part of it: give a folder outside"
@@ -110,10 +111,10 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
     work = directory / "run"
     _check_free(directory, _MODEL if tuning.full else _ADAPTER)
     with claims.claimed(directory), _own_words():
-        (work / "sound").mkdir(parents=True, exist_ok=True)  # marks the folder for `_check_free`
+        _mark(work / "sound")  # for `_check_free`
         texts = write_captions(tuning, work / "music.jsonl", min(base.window_seconds, _LONGEST))
         if replace:
-            shutil.rmtree(work / "checkpoints", ignore_errors=True)
+            paths.remove(work / "checkpoints")
         earlier = work / "config.json" if any((work / "checkpoints").glob("[0-9]*")) else None
         corpus = work / ("sound" if corpus_kind(base) == "audio" else "codes")
         config = run_of(tuning, base, str(corpus), texts[:_NUM_CLIPS], _warmup(tuning.steps, earlier))
@@ -125,14 +126,20 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
         state = lm.run(config, work)
         if int(state.step) < tuning.steps:
             return False
-        for file in sorted(path for path in (work / "best").rglob("*") if path.is_file()):
+        for file in paths.below(work / "best"):
             target = directory / file.relative_to(work / "best")
             target.parent.mkdir(exist_ok=True)
-            with open(file, "rb") as written, files.replacing(target) as copy:
-                shutil.copyfileobj(written, copy)
+            files.copy(file, target)
         with stage("clips"):
             _write_clips(tuning, directory, texts[:_NUM_CLIPS], min(8.0, base.window_seconds))
     return True
+
+
+def _mark(folder: Path) -> None:
+    """Creates a folder; in a bucket there are folders only around objects."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(folder, pathlib.Path):
+        files.write_text(folder / claims.NAME, "")
 
 
 def _check_free(directory: Path, outputs: tuple[str, ...]) -> None:
@@ -182,15 +189,15 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
       ConfigError: There are pieces without a caption, or all are too short.
       CorpusError, FileNotFoundError: There is no music.
     """
-    rows, without, paths = [], [], []
+    rows, without, sounds = [], [], []
     notes, texts = assembly.Notes(), dict[str, None]()
     for source in sources.find(tuning.music):
         if not isinstance(source, sources.FileSource):
             raise ConfigError(f"{tuning.music}: give a folder of sound files, or a table of them (.csv, .jsonl)")
-        paths.append(source.path)
+        sounds.append(source.path)
         row: dict[str, Any] = {"path": source.path}
         unused: list[str] = []
-        text = tuning.caption or (spoken(Path(source.path).stem) if tuning.captions == "names" else None)
+        text = tuning.caption or (spoken(paths.path(source.path).stem) if tuning.captions == "names" else None)
         try:
             metadata = source.metadata(unused)
         except (ValueError, OSError) as error:
@@ -222,7 +229,7 @@ def write_captions(tuning: Finetuning, path: Path, longest: float = 0.0) -> list
         raise ConfigError(
             f"{tuning.music}: there must be two pieces or more, of which some are kept to validate: cut it"
         )
-    _check_lengths(paths, tuning.segment_seconds or longest)
+    _check_lengths(sounds, tuning.segment_seconds or longest)
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return list(texts)
 
