@@ -153,24 +153,33 @@ def apply_model_options(args: argparse.Namespace) -> None:
     from mgjax.kernels import memory  # which needs JAX
 
     memory.keep_freed_memory()
-    if args.cache == "off":
-        return
-    if args.cache is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    keep_programs(args.cache)
+
+
+def keep_programs(cache: str | None, workdir: str | None = None) -> None:
+    """Keeps compiled programs in a folder, on this machine or in a bucket; "off": nowhere.
+
+    None is the user's cache folder or, of several processes, a folder in `workdir`, as JAX lets one of them write.
+    """
+    if cache == "off" or (cache is None and "JAX_COMPILATION_CACHE_DIR" in os.environ):
         return
     import jax
     import platformdirs
 
-    folder = pathlib.Path(args.cache or pathlib.Path(platformdirs.user_cache_dir("mgjax")) / "programs")
+    parent = workdir if workdir and jax.process_count() > 1 else platformdirs.user_cache_dir("mgjax")
+    folder = paths.path(cache or os.path.join(parent, "programs"))
     try:
         check_writable(folder)
     except OSError:
-        if args.cache:
+        if cache:
             raise
         return  # the default cache is optional
-    _program_folders[:] = [folder]
-    _drop_broken_programs()
+    is_local = isinstance(folder, pathlib.Path)
+    if is_local:
+        _program_folders[:] = [folder]
+        _drop_broken_programs()
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)
+    jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE if is_local else -1)  # a bucket has no locks
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -33,7 +33,16 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(settings=[])
     option(parser, "task", "a codec, or a language model", choices=["codec", "lm"])
     option(parser, "--config NAME", "lm:small, or FILE.py:NAME (see below)", required=True)
-    option(parser, "--workdir DIR", "a folder for all that the run writes", required=True)
+    option(
+        parser,
+        "--workdir DIR",
+        "a folder for all that the run writes, or gs://BUCKET/... or s3://BUCKET/...",
+        required=True,
+    )
+    programs = (
+        "where to keep compiled programs, for a quicker start (your user cache; on several hosts, in the workdir)"
+    )
+    option(parser, "--cache DIR|off", programs)
     add_host_options(parser)
 
 
@@ -49,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     kind: type[codec.CodecRun | lm.LMRun] = codec.CodecRun if args.task == "codec" else lm.LMRun
     config = overrides.read(kind, args.config, args.settings)
     distributed.start(args.coordinator, args.num_processes, args.process_id, heeds_sigterm=True)
+    terminal.keep_programs(args.cache, args.workdir)
     state = codec.run(config, args.workdir) if isinstance(config, codec.CodecRun) else lm.run(config, args.workdir)
     if int(state.step) < config.loop.steps:
         raise SystemExit(UNFINISHED)

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mgjax.data.corpus import Corpus
+from mgjax.data.description import SPLITS
+from mgjax.devices import distributed
 from mgjax.errors import ConfigError
+from mgjax.storage import preflight
 from mgjax.storage.paths import Path
+
+
+def open_corpora(directories: Sequence[str]) -> dict[str, list[Corpus]]:
+    """The corpora of a run by their splits, opened on all hosts.
+
+    Raises:
+      CorpusError: There is no such corpus, or files are missing or damaged.
+      OSError: A host may not read one; the message names host and bucket.
+    """
+    for directory in directories:
+        distributed.on_all(functools.partial(preflight.check_readable, directory, "corpus.json"))
+    return {split: [Corpus.open(directory, split) for directory in directories] for split in SPLITS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from mgjax.checkpoints.native import hash_of, write_codec
 from mgjax.codec import losses, rvq_training, weight_norm
 from mgjax.config.model import CodecConfig
 from mgjax.data.corpus import Corpus
-from mgjax.data.description import SPLITS
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
@@ -25,7 +24,7 @@ from mgjax.storage.paths import Path, PathLike
 from mgjax.train.codec.config import CodecRun
 from mgjax.train.codec.gan import GAN
 from mgjax.train.flops import products
-from mgjax.train.inputs import InputHashes
+from mgjax.train.inputs import InputHashes, open_corpora
 from mgjax.train.loop import fit
 from mgjax.train.metrics import Mean, Sound
 from mgjax.train.state import TrainState
@@ -60,7 +59,7 @@ def run(config: CodecRun, workdir: PathLike) -> TrainState:
         with watchdog.waiting("reading the weights to start from", may_last=True):
             config, pretrained = read_init(config)
         with watchdog.waiting("opening the corpora"):
-            corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
+            corpora = open_corpora(config.data.corpora)
             init_hash = None if pretrained is None else hash_of(config.codec, pretrained)
             inputs = InputHashes.of(corpora["train"] + corpora["valid"], config.data.may_grow, init=init_hash)
     for corpus in corpora["train"] + corpora["valid"]:

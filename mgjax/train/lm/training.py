@@ -10,12 +10,11 @@ from mgjax.conditioning import tokenizers
 from mgjax.config.model import ModelConfig
 from mgjax.data.conditions import BatchConditions
 from mgjax.data.corpus import Corpus
-from mgjax.data.description import SPLITS
 from mgjax.data.pipeline import batches, validation_batches
 from mgjax.devices import sharding
 from mgjax.errors import ConfigError
 from mgjax.storage.paths import PathLike
-from mgjax.train.inputs import InputHashes
+from mgjax.train.inputs import InputHashes, open_corpora
 from mgjax.train.lm import resolver
 from mgjax.train.lm.config import LMRun
 from mgjax.train.lm.step import task
@@ -33,7 +32,7 @@ def run(config: LMRun, workdir: PathLike) -> TrainState:
     """
     with Watchdog(config.loop.hang_seconds) as watchdog:
         with watchdog.waiting("opening the corpora"):
-            corpora = {split: [Corpus.open(path, split) for path in config.data.corpora] for split in SPLITS}
+            corpora = open_corpora(config.data.corpora)
         with watchdog.waiting("reading the weights to start from", may_last=True):
             start = resolver.pretrained(config)
             inputs = InputHashes.of(corpora["train"] + corpora["valid"], config.data.may_grow, **resolver.hashes(start))
