@@ -44,6 +44,10 @@ class BucketError(OSError):
     """A bucket that does not exist, may not be used, or cannot be reached."""
 
 
+class NotAllowedError(BucketError, PermissionError):
+    """A request that the account of this process may not make."""
+
+
 def register(address: str) -> None:
     """Makes the file systems of this module those of fsspec; raises ValueError if one for `address` is missing."""
     scheme = address.partition("://")[0]
@@ -237,10 +241,8 @@ def _network(error: Exception) -> bool:
     return isinstance(error, aiohttp.ClientError | TimeoutError | asyncio.TimeoutError | ConnectionError)
 
 
-def _forbidden(where: str, message: str) -> PermissionError:
-    return PermissionError(
-        errno.EACCES, f"this account may not do that here ({message[:300]}); give it the permission", where
-    )
+def _forbidden(where: str, message: str) -> NotAllowedError:
+    return NotAllowedError(f"{where}: this account may not do that ({message[:300]}); give it the permission")
 
 
 def _google() -> Any:
@@ -335,7 +337,8 @@ def _amazon() -> Any:
         retries = 1  # by itself
 
         def __init__(self, *args: Any, **options: Any):
-            super().__init__(*args, **{"use_listings_cache": False, **options})
+            once = {"retries": {"total_max_attempts": 1}}
+            super().__init__(*args, **{"use_listings_cache": False, "config_kwargs": once, **options})
 
         async def _call_s3(self, method: str, *args: Any, **options: Any) -> Any:
             where = f"s3://{options.get('Bucket', '')}/{options.get('Key', '')}"

@@ -65,8 +65,7 @@ def _try(what: str, address: str, request: Callable[[], object]) -> None:
         request()
     except PermissionError as error:
         raise PermissionError(
-            f"{bucket}: this account may not {what} objects there; give it {_PERMISSIONS[what][scheme]} "
-            f"({error.strerror or error})"
+            f"{bucket}: this account may not {what} objects there; give it {_PERMISSIONS[what][scheme]} ({error})"
         ) from error
     except FileNotFoundError:
         if what != "read":
