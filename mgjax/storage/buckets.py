@@ -247,6 +247,7 @@ def _forbidden(where: str, message: str) -> NotAllowedError:
 
 def _google() -> Any:
     import aiohttp
+    import fsspec.asyn
     import gcsfs
     from gcsfs import retry
 
@@ -288,6 +289,8 @@ def _google() -> Any:
                 return await super(PatientGCSFileSystem, self)._call(method, path, *args, data=body, **options)
 
             return await _patiently(where, attempt, functools.partial(classify, where))
+
+        call = fsspec.asyn.sync_wrapper(_call)  # files that are open for writing use it
 
         async def _get_file_request(self, rpath: str, lpath: str, *args: Any, **options: Any) -> Any:
             where = f"gs://{'/'.join(self.split_path(rpath)[:2])}"

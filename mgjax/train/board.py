@@ -58,11 +58,18 @@ class Board:
 
     def sync(self) -> None:
         """Writes what was added so far to a bucket, as an event file of its own; on a disk, that happens by itself."""
-        if not isinstance(self._folder, pathlib.Path):
-            self.close()
+        if self._local is not None:
+            self._end_file()
 
     def close(self) -> None:
         """Flushes and closes the event file."""
+        try:
+            self._end_file()
+        finally:
+            if self._local is not None:
+                self._local.cleanup()
+
+    def _end_file(self) -> None:
         with self._lock:
             if self._writer is not None:
                 self._writer.close()

@@ -91,10 +91,11 @@ class Report:
         """Closes the bar and all files."""
         if self._writes:
             self._bar.close()
-            if self._uploads is not None:
-                self._uploads.close()
-            self._lines.close()
-            self._board.close()
+            with contextlib.ExitStack() as stack:  # all are closed, also where one cannot be written
+                stack.callback(self._board.close)
+                stack.callback(self._lines.close)
+                if self._uploads is not None:
+                    stack.callback(self._uploads.close)
 
     def _sync(self) -> None:
         self._lines.sync()

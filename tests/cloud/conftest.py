@@ -22,7 +22,6 @@ from proxy import GCSProxy, Proxy
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
-
 def pytest_collection_modifyitems(items):
     """What gcsfs does with more than a megabyte is no news."""
     for item in items:

@@ -35,7 +35,8 @@ def environment() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             venv.create(folder, with_pip=True, symlinks=os.name != "nt")
             subprocess.run(
-                [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements], check=True
+                [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements],
+                check=True,
             )
             marker.touch()
     return python

@@ -82,7 +82,7 @@ class Rule:
     hits: int = 0
 
 
-class Dropped(Exception):  # noqa: N818
+class Dropped(Exception):
     """The connection is closed without another byte."""
 
 
@@ -186,9 +186,7 @@ class Proxy:
             self.log.append(request)
             self._requests.update([kind, method])
             self._sent.update({kind: len(body), method: len(body)})
-            rule = next(
-                (r for r in self._rules if (r.times is None or r.hits < r.times) and r.matches(request)), None
-            )
+            rule = next((r for r in self._rules if (r.times is None or r.hits < r.times) and r.matches(request)), None)
             if rule is not None:
                 rule.hits += 1
         action = rule.action if rule is not None else None
@@ -369,7 +367,9 @@ class GCSProxy(Proxy):
         if answer[0] != 200 or not changes:
             return answer
         path = f"/storage/v1/b/{request.bucket}/o/{urllib.parse.quote(request.name, safe='')}"
-        return self.forward("PATCH", path, {**headers, "content-type": "application/json"}, json.dumps(changes).encode())
+        return self.forward(
+            "PATCH", path, {**headers, "content-type": "application/json"}, json.dumps(changes).encode()
+        )
 
 
 def _error(code: int) -> bytes:
