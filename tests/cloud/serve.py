@@ -21,6 +21,8 @@ def make_gcs() -> http.server.HTTPServer:
     storage = Storage(use_memory_fs=True)
     # All it knows is written as JSON at each change, for a disk that there is none of.
     storage._write_config_to_file = lambda: None
+    # What is deleted would be kept for a week.
+    storage._bucket_soft_delete_retention_seconds = lambda bucket: 0
     return http.server.HTTPServer(("127.0.0.1", 0), functools.partial(RequestHandler, storage))
 
 
