@@ -120,7 +120,7 @@ class Proxy:
             self._sent: Counter[str] = Counter()
             self._received: Counter[str] = Counter()
             self._numbers = itertools.count()
-            self.log: list[Request] = []
+            self.log: list[Request] = []  # without their bodies
 
     def counts(self) -> dict[str, Counter[str]]:
         """Requests, and the bytes sent to the bucket and received, by kind and by method (`counts()["requests"]`)."""
@@ -184,7 +184,7 @@ class Proxy:
         bucket, name, kind = self.describe(method, path, headers, body)
         with self._lock:
             request = Request(next(self._numbers), method, path, kind, bucket, name, headers, body)
-            self.log.append(request)
+            self.log.append(dataclasses.replace(request, body=b""))
             self._requests.update([kind, method])
             self._sent.update({kind: len(body), method: len(body)})
             rule = next((r for r in self._rules if (r.times is None or r.hits < r.times) and r.matches(request)), None)
