@@ -16,10 +16,8 @@ import fsspec.asyn
 import fsspec.config
 import pytest
 from etils.epath import backend
+from gcsfs.core import GCSFileSystem
 from proxy import GCSProxy, Proxy
-
-# Read when gcsfs is imported: without it each bucket is first asked for its kind, by gRPC, which no emulator speaks.
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
 def pytest_collection_modifyitems(items):
@@ -92,6 +90,9 @@ def _gcs_emulator() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _gcs_proxy(_gcs_emulator) -> Iterator[Proxy]:
+    # gcsfs's other class first asks by gRPC what kind a bucket is, for a minute: no emulator speaks it.
+    for protocol in GCSFileSystem.protocol:
+        fsspec.register_implementation(protocol, GCSFileSystem, clobber=True)
     # One for all tests: tensorstore keeps the URL that it finds first.
     with GCSProxy(_gcs_emulator) as proxy:
         yield proxy

@@ -26,7 +26,7 @@ def environment() -> Path:
     key = hashlib.sha256(sys.version.encode() + requirements.read_bytes()).hexdigest()[:12]
     cache = platformdirs.user_cache_path("mgjax-tests")
     folder = cache / f"emulators-{key}"
-    # A virtual environment knows its own path: it is made where it stays, and the marker, written last, says it is whole.
+    # An environment knows its own path: it is made where it stays, and the marker, written last, says that it is whole.
     marker = folder / "installed"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     cache.mkdir(parents=True, exist_ok=True)
@@ -34,10 +34,8 @@ def environment() -> Path:
         if not marker.exists():
             shutil.rmtree(folder, ignore_errors=True)
             venv.create(folder, with_pip=True, symlinks=os.name != "nt")
-            subprocess.run(
-                [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements],
-                check=True,
-            )
+            pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+            subprocess.run([*pip, "install", "-r", requirements], check=True)
             marker.touch()
     return python
 

@@ -7,6 +7,7 @@ as they do at Google, the object of a request locked while it is compared and wr
 import contextlib
 import dataclasses
 import email
+import http
 import http.client
 import http.server
 import itertools
@@ -16,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -45,10 +47,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """The request is answered with a status and goes no further."""
+    """The request is answered with an error of this code and goes no further."""
 
     code: int
-    body: bytes = b'{"error": {"code": 0, "message": "a fault of the tests"}}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Proxy:
             self._sent: Counter[str] = Counter()
             self._received: Counter[str] = Counter()
             self._numbers = itertools.count()
-            self.log: list[Request] = []
+            self.log: list[Request] = []  # without their bodies
 
     def counts(self) -> dict[str, Counter[str]]:
         """Requests, and the bytes sent to the bucket and received, by kind and by method (`counts()["requests"]`)."""
@@ -183,7 +184,7 @@ class Proxy:
         bucket, name, kind = self.describe(method, path, headers, body)
         with self._lock:
             request = Request(next(self._numbers), method, path, kind, bucket, name, headers, body)
-            self.log.append(request)
+            self.log.append(dataclasses.replace(request, body=b""))
             self._requests.update([kind, method])
             self._sent.update({kind: len(body), method: len(body)})
             rule = next((r for r in self._rules if (r.times is None or r.hits < r.times) and r.matches(request)), None)
@@ -191,8 +192,7 @@ class Proxy:
                 rule.hits += 1
         action = rule.action if rule is not None else None
         if isinstance(action, Status):
-            content = action.body.replace(b'"code": 0', b'"code": %d' % action.code)
-            return (action.code, {"Content-Type": "application/json"}, content), False
+            return self.error(action.code), False
         if isinstance(action, Crash):
             action.function()
             raise Dropped
@@ -219,6 +219,18 @@ class Proxy:
         if method == "HEAD":
             return bucket, name, "metadata"
         return bucket, name, "read" if name else "list"
+
+    def error(self, code: int) -> Answer:
+        reasons = {
+            403: "AccessDenied",
+            404: "NoSuchKey",
+            408: "RequestTimeout",
+            412: "PreconditionFailed",
+            503: "SlowDown",
+        }
+        name = reasons.get(code, http.HTTPStatus(code).phrase.title().replace(" ", ""))
+        content = f"<Error><Code>{name}</Code><Message>{http.HTTPStatus(code).phrase}</Message></Error>"
+        return code, {"Content-Type": "application/xml"}, content.encode()
 
     def carry_out(self, request: Request) -> Answer:
         return self.forward(request.method, request.path, request.headers, request.body)
@@ -287,6 +299,10 @@ class GCSProxy(Proxy):
         is_read = name and method == "GET" and (query.get("alt") == "media" or match["use"] == "download")
         return bucket, name, "read" if is_read else "metadata"
 
+    def error(self, code: int) -> Answer:
+        content = {"error": {"code": code, "message": http.HTTPStatus(code).phrase}}
+        return code, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
     def carry_out(self, request: Request) -> Answer:
         query = request.query
         match = _JSON_PATH.fullmatch(urllib.parse.urlsplit(request.path).path)
@@ -296,7 +312,7 @@ class GCSProxy(Proxy):
                 stack.enter_context(self._object_lock(request.bucket, name))
             refusal = self._check_preconditions(request)
             if refusal is not None:
-                return refusal, {"Content-Type": "application/json"}, _error(refusal) if refusal != 304 else b""
+                return self.error(refusal)
             if moved_from is not None:
                 return self._move(request, moved_from)
             if request.method == "DELETE" and query.get("upload_id") in self._sessions:
@@ -304,6 +320,11 @@ class GCSProxy(Proxy):
                 return 499, {}, b""
             if query.get("uploadType") == "multipart":
                 return self._upload_parts(request)
+            if query.get("uploadType") == "media":
+                content_type = request.headers.get("content-type", "application/octet-stream")
+                return self._upload(request, content_type, request.body)
+            if request.kind == "list":
+                return self._list(request)
             answer = super().carry_out(request)
             if query.get("uploadType") == "resumable" and "Location" in answer[1]:
                 location = urllib.parse.urlsplit(answer[1]["Location"])
@@ -356,25 +377,42 @@ class GCSProxy(Proxy):
             content = json.dumps(json.loads(content)["resource"]).encode()
         return status, headers, content
 
+    def _list(self, request: Request) -> Answer:
+        """A page of a list, between the offsets: the emulator knows neither, and tensorstore lists by offsets."""
+        query = request.query
+        status, headers, content = super().carry_out(request)
+        if status != 200:
+            return status, headers, content
+        found = json.loads(content)
+        names = [item["name"] for item in found["items"]] + found["prefixes"]
+        start, end = query.get("startOffset", ""), query.get("endOffset")
+        names = sorted(n for n in names if n >= start and (not end or n < end) and n > query.get("pageToken", ""))
+        page = set(names[: min(int(query.get("maxResults", 1000)), 1000)])
+        found["items"] = [item for item in found["items"] if item["name"] in page]
+        found["prefixes"] = [prefix for prefix in found["prefixes"] if prefix in page]
+        if len(names) > len(page):
+            found["nextPageToken"] = max(page)
+        return status, headers, json.dumps(found).encode()
+
     def _upload_parts(self, request: Request) -> Answer:
         """Hands on the object of a multipart upload alone: the emulator's parser loses a last byte that is a CR."""
         metadata, content_type, content = _parts_of(request.headers, request.body)
-        query = urllib.parse.urlencode({"uploadType": "media", "name": request.name})
-        path = urllib.parse.urlsplit(request.path).path
-        headers = {"host": request.headers["host"], "content-type": content_type}
-        answer = self.forward("POST", f"{path}?{query}", headers, content)
+        answer = self._upload(request, content_type, content)
         changes = {key: value for key, value in metadata.items() if key not in ("name", "contentType", "bucket")}
         if answer[0] != 200 or not changes:
             return answer
         path = f"/storage/v1/b/{request.bucket}/o/{urllib.parse.quote(request.name, safe='')}"
-        return self.forward(
-            "PATCH", path, {**headers, "content-type": "application/json"}, json.dumps(changes).encode()
-        )
+        headers = {"host": request.headers["host"], "content-type": "application/json"}
+        return self.forward("PATCH", path, headers, json.dumps(changes).encode())
 
-
-def _error(code: int) -> bytes:
-    message = {412: "At least one of the pre-conditions you specified did not hold.", 404: "No such object"}[code]
-    return json.dumps({"error": {"code": code, "message": message}}).encode()
+    def _upload(self, request: Request, content_type: str, content: bytes) -> Answer:
+        query = {"uploadType": "media", "name": request.name}
+        if not content:  # the emulator takes it in parts only
+            query["uploadType"] = "multipart"
+            content = b"--0\n\n{}\n--0\nContent-Type: %s\n\n\n--0--" % content_type.encode()
+            content_type = "multipart/related; boundary=0"
+        path = f"{urllib.parse.urlsplit(request.path).path}?{urllib.parse.urlencode(query)}"
+        return self.forward("POST", path, {"host": request.headers["host"], "content-type": content_type}, content)
 
 
 def _parts_of(headers: dict[str, str], body: bytes) -> tuple[dict[str, str], str, bytes]:
@@ -424,14 +462,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self._read_chunks() if "chunked" in headers.get("transfer-encoding", "") else None
         if body is None:
             body = self.rfile.read(int(headers.get("content-length", 0)))
-        (status, kept, content), is_cut = self.server.proxy.answer(self.command, self.path, headers, body)
+        try:
+            (status, kept, content), is_cut = self.server.proxy.answer(self.command, self.path, headers, body)
+        except Dropped:
+            raise
+        except Exception as error:  # of the emulator, or here: not the client's fault, and not to be taken for weather
+            traceback.print_exc()
+            (status, kept, content), is_cut = (400, {}, repr(error).encode()), False
         self.send_response_only(status)
         for key, value in kept.items():
             self.send_header(key, value)
-        if self.command != "HEAD" and status not in (204, 304):
-            self.send_header("Content-Length", str(len(content)))
-        elif self.command != "HEAD":
+        if self.command == "HEAD" or status in (204, 304):
             content = b""
+        else:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if is_cut else content)
         if is_cut:

@@ -16,11 +16,13 @@ def make_gcs() -> http.server.HTTPServer:
     from gcp_storage_emulator.server import RequestHandler
     from gcp_storage_emulator.storage import Storage
 
-    # One thread, as the emulator's own: its storage has no locks. Its backlog of 5 would make clients wait for a second.
+    # One thread, as the emulator's own: its storage has no locks. With a backlog of 5 clients would wait for a second.
     http.server.HTTPServer.request_queue_size = 128
     storage = Storage(use_memory_fs=True)
     # All it knows is written as JSON at each change, for a disk that there is none of.
     storage._write_config_to_file = lambda: None
+    # What is deleted would be kept for a week.
+    storage._bucket_soft_delete_retention_seconds = lambda bucket: 0
     return http.server.HTTPServer(("127.0.0.1", 0), functools.partial(RequestHandler, storage))
 
 
