@@ -10,6 +10,7 @@ from typing import Any
 from mgjax.cli import terminal
 from mgjax.cli.options import add_model_options, command, file_path, option
 from mgjax.config import model as model_config
+from mgjax.storage import paths
 from mgjax.storage.preflight import check_writable
 
 _PARTS = {"lm/": "language model", "text/": "text encoder", "codec/": "codec"}
@@ -46,7 +47,7 @@ def add_commands(commands: Any) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     """Writes `args.model` to the folder `args.output`."""
     terminal.refuse_to_overwrite([args.output], args.force)
-    check_writable(args.output.absolute().parent)
+    check_writable(paths.path(paths.absolute(args.output)).parent)
     terminal.apply_model_options(args)
     from mgjax.checkpoints import native, sources
 

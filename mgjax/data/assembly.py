@@ -160,7 +160,7 @@ def assemble(
         if _finished(directory, plan, replace):
             return _read_report(directory)
         work = directory / "unfinished"
-        work.mkdir(exist_ok=True, parents=True)
+        paths.make_folder(work)
         content = json.dumps({"hash": plan.hash, "request": plan.request})
         if not files.create(work / "plan.json", content):
             _finished(directory, plan, replace=False)  # raises where another run in this bucket was first

@@ -182,7 +182,7 @@ class Records:
 @contextlib.contextmanager
 def _claimed(folder: Path, batches: list[list[Job]], settings: dict[str, Any]) -> Iterator[None]:
     """Claims the folder for this run and writes `run.json`; raises where it belongs to another, or is in use."""
-    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    paths.make_folder(folder / "parts")
     distributed.check_shared(folder)
     listed = json.dumps([[job.name, job.about] for batch in batches for job in batch], sort_keys=True)
     settings = {**settings, "pieces": hashlib.sha256(listed.encode()).hexdigest()}

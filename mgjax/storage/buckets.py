@@ -63,7 +63,7 @@ def _register(scheme: str) -> None:
     import fsspec
 
     # What these import by themselves is imported here, and not for the first time in their thread.
-    for name in {"gs": ("gcsfs", "google.auth.transport.requests"), "s3": ("s3fs", "aiobotocore.session")}[scheme]:
+    for name in {"gs": ("gcsfs.core", "google.auth.transport.requests"), "s3": ("s3fs", "aiobotocore.session")}[scheme]:
         importlib.import_module(name)
     cls = _google() if scheme == "gs" else _amazon()
     for name in {"gs": ("gs", "gcs"), "s3": ("s3", "s3a")}[scheme]:
@@ -133,7 +133,10 @@ def remove(folder: os.PathLike[str] | str) -> None:
 
 def upload(file: str | os.PathLike[str], address: os.PathLike[str] | str) -> None:
     """Writes a local file to a bucket; the object appears whole or not at all."""
-    system(address).put_file(os.fspath(file), os.fspath(address))
+    is_google = os.fspath(address).startswith("gs://")
+    # Not by the name of the local file, which need not be that of the object.
+    kind = {"content_type" if is_google else "ContentType": "application/octet-stream"}
+    system(address).put_file(os.fspath(file), os.fspath(address), **kind)
     _counts["bytes written"] += os.path.getsize(file)
 
 
@@ -248,12 +251,11 @@ def _forbidden(where: str, message: str) -> NotAllowedError:
 def _google() -> Any:
     import aiohttp
     import fsspec.asyn
-    import gcsfs
-    from gcsfs import retry
+    from gcsfs import core, retry
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints each error that it raises
     # It tries six times by itself, at most for half a minute; without that, `_patiently` alone decides.
-    once = {name: inspect.unwrap(getattr(gcsfs.GCSFileSystem, name)) for name in ("_request", "_get_file_request")}
+    once = {name: inspect.unwrap(getattr(core.GCSFileSystem, name)) for name in ("_request", "_get_file_request")}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
 
     def classify(where: str, error: Exception) -> Exception | None:
@@ -271,7 +273,7 @@ def _google() -> Any:
             return None
         return error
 
-    class PatientGCSFileSystem(gcsfs.GCSFileSystem):
+    class PatientGCSFileSystem(core.GCSFileSystem):
         """Google Cloud Storage."""
 
         _request = once["_request"]

@@ -96,6 +96,25 @@ def below(folder: PathLike) -> Sequence[Path]:
     return [epath.Path(address) for address in buckets.objects(there)]
 
 
+def make_folder(folder: Path) -> None:
+    """Creates a folder where it is missing, and those above it. Buckets have none, and s3fs would make a bucket."""
+    if isinstance(folder, pathlib.Path):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def rename(folder: Path, target: Path) -> None:
+    """Renames a folder; in a bucket, file by file."""
+    if isinstance(folder, pathlib.Path):
+        folder.rename(target)
+        return
+    from mgjax.storage import buckets
+
+    prefix = f"{folder}/"
+    for address in buckets.objects(folder):
+        buckets.copy(address, target / address.removeprefix(prefix))
+    buckets.remove(folder)
+
+
 def remove(folder: PathLike) -> None:
     """Removes a folder with all that is in it; a missing one is not an error."""
     there = path(folder)

@@ -128,7 +128,7 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
             return False
         for file in paths.below(work / "best"):
             target = directory / file.relative_to(work / "best")
-            target.parent.mkdir(exist_ok=True)
+            paths.make_folder(target.parent)
             files.copy(file, target)
         with stage("clips"):
             _write_clips(tuning, directory, texts[:_NUM_CLIPS], min(8.0, base.window_seconds))
@@ -137,7 +137,7 @@ def finetune(tuning: Finetuning, directory: Path, stage: Stage, *, replace: bool
 
 def _mark(folder: Path) -> None:
     """Creates a folder; in a bucket there are folders only around objects."""
-    folder.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(folder)
     if not isinstance(folder, pathlib.Path):
         files.write_text(folder / claims.NAME, "")
 
@@ -336,7 +336,7 @@ def _description(metadata: Metadata) -> str | None:
 def _write_clips(tuning: Finetuning, directory: Path, texts: list[str], seconds: float) -> None:
     """Writes music for `texts` by the model before and after the fine-tuning, with the same seed."""
     clips = directory / "clips"
-    clips.mkdir(exist_ok=True)
+    paths.make_folder(clips)
     source, adapter = (directory, None) if tuning.full else (tuning.model, directory)
     for name, (weights, lora) in {"before": (tuning.model, None), "after": (source, adapter)}.items():
         model = api.load(weights, adapter=lora)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pathlib
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +113,7 @@ class OrbaxStore:
         self._manager.close()
         if jax.process_index() == 0:
             for step in steps:
-                (self.directory / str(step)).rename(self.directory / f"broken-{step}")
+                paths.rename(self.directory / str(step), self.directory / f"broken-{step}")
         multihost_utils.sync_global_devices("broken checkpoints are renamed")
         self._open()
 
@@ -197,7 +196,7 @@ class ShardStore:
     def set_aside(self, steps: Sequence[int]) -> None:
         """As `Store.set_aside`."""
         for step in steps if self._writes_record else ():
-            (self.directory / str(step)).rename(self.directory / f"broken-{step}")
+            paths.rename(self.directory / str(step), self.directory / f"broken-{step}")
         if not self._of_host:
             multihost_utils.sync_global_devices("broken checkpoints are renamed")
 
@@ -223,8 +222,7 @@ class ShardStore:
 
     def _write(self, step: int, copies: list[shards.Shard], record: dict[str, Any]) -> None:
         folder = self.directory / str(step)
-        if isinstance(folder, pathlib.Path):
-            folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(folder)
         shards.write(folder, shards.name(self._process, self._count), copies)
         if not self._writes_record:
             return

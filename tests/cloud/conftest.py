@@ -19,6 +19,8 @@ from etils.epath import backend
 from gcsfs.core import GCSFileSystem
 from proxy import GCSProxy, Proxy
 
+from mgjax.storage import buckets
+
 
 def pytest_collection_modifyitems(items):
     """What gcsfs does with more than a megabyte is no news."""
@@ -161,3 +163,9 @@ def s3(_s3_proxy, _s3_emulator, monkeypatch) -> Iterator[Bucket]:
         "NO_PROXY": "127.0.0.1",
     }
     yield from _bucket("s3", _s3_proxy, _s3_emulator, environ, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """What is wrong in a test is known soon."""
+    monkeypatch.setattr(buckets, "PATIENCE", 20.0)

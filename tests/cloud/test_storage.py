@@ -44,7 +44,7 @@ def test_files_are_written_and_read(bucket):
 
 
 def test_a_missing_object_is_a_missing_file(bucket):
-    with pytest.raises(FileNotFoundError, match="nothing.json"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
         files.read_json(f"{bucket.url}/nothing.json")
 
 
@@ -173,7 +173,7 @@ def test_the_cache_is_bounded(bucket, monkeypatch, tmp_path):
     cache.fetch(f"{bucket.url}/1")
     assert not copies[0].exists()
     files.write_text(f"{bucket.url}/large", "x" * 3000)
-    with pytest.raises(OSError, match="do not fit into this cache .*MGJAX_BUCKET_CACHE_GB"):
+    with pytest.raises(OSError, match=r"do not fit into this cache .*MGJAX_BUCKET_CACHE_GB"):
         cache.fetch(f"{bucket.url}/large")
 
 

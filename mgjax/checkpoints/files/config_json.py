@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mgjax.config.serialization import Config, from_dict
 from mgjax.errors import CheckpointError, ConfigError
 from mgjax.inputs import files
+from mgjax.storage.paths import Path
 
 
 def parse_config(
