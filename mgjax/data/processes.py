@@ -33,19 +33,24 @@ def run(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str]
             _run_pipeline(make, jobs, options)
 
 
-def _run_pipeline(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str]) -> None:
+def pipeline(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str]) -> Any:
+    """The Apache Beam pipeline that calls `make` for each job, for the runner in the `options`, or Beam's own."""
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
     # Beam's default would first look for another runner, and download it.
     runner = None if any(option.startswith("--runner") for option in options) else FnApiRunner()
-    pipeline = apache_beam.Pipeline(runner=runner, options=PipelineOptions([*options]))
+    made = apache_beam.Pipeline(runner=runner, options=PipelineOptions([*options]))
     # Without the reshuffle, one worker would do all jobs.
-    _ = pipeline | apache_beam.Create(jobs) | apache_beam.Reshuffle() | apache_beam.Map(make)
+    _ = made | apache_beam.Create(jobs) | apache_beam.Reshuffle() | apache_beam.Map(make)
+    return made
+
+
+def _run_pipeline(make: Callable[[Any], None], jobs: Sequence[Any], options: Sequence[str]) -> None:
     failure = None
     try:
-        pipeline.run().wait_until_finish()
+        pipeline(make, jobs, options).run().wait_until_finish()
     except Exception as error:
         failure = error
     if failure is not None:

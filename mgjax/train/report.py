@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 from tqdm import tqdm
 
+from mgjax.storage import buckets
 from mgjax.storage.paths import Path
 from mgjax.train import lines
 from mgjax.train.board import Board
@@ -90,6 +91,11 @@ class Report:
     def close(self) -> None:
         """Closes the bar and all files."""
         if self._writes:
+            if (traffic := buckets.traffic()).requests:
+                self.say(
+                    f"this process made {traffic.requests} requests to buckets, read {traffic.bytes_read / 1e6:.1f} MB "
+                    f"there and wrote {traffic.bytes_written / 1e6:.1f} MB, without the arrays of checkpoints"
+                )
             self._bar.close()
             with contextlib.ExitStack() as stack:  # all are closed, also where one cannot be written
                 stack.callback(self._board.close)
@@ -103,7 +109,9 @@ class Report:
 
     def _write(self, step: int, split: str, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Writes a line of metrics.jsonl, in whose "clock" is all that depends on time, and the points of curves."""
-        line = {"step": step, "split": split, "values": dict(values), "clock": {"time": time.time(), **speed}}
+        traffic = buckets.traffic()
+        asked = {f"bucket_{name}": count for name, count in traffic._asdict().items() if traffic.requests}
+        line = {"step": step, "split": split, "values": dict(values), "clock": {"time": time.time(), **speed, **asked}}
         self._lines.write(line)
         self._board.curves(step, {f"{split}/{name}": value for name, value in {**values, **speed}.items()})
 

@@ -16,7 +16,6 @@ import fsspec.asyn
 import fsspec.config
 import pytest
 from etils.epath import backend
-from gcsfs.core import GCSFileSystem
 from proxy import GCSProxy, Proxy
 
 from mgjax.storage import buckets
@@ -93,8 +92,7 @@ def _gcs_emulator() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def _gcs_proxy(_gcs_emulator) -> Iterator[Proxy]:
     # gcsfs's other class first asks by gRPC what kind a bucket is, for a minute: no emulator speaks it.
-    for protocol in GCSFileSystem.protocol:
-        fsspec.register_implementation(protocol, GCSFileSystem, clobber=True)
+    buckets.register("gs://")
     # One for all tests: tensorstore keeps the URL that it finds first.
     with GCSProxy(_gcs_emulator) as proxy:
         yield proxy

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import json
 import logging
@@ -26,6 +27,7 @@ from mgjax.audio.waveform import resample, to_channels
 from mgjax.data import assembly, build, datasets, processes, sources
 from mgjax.data.corpus import Corpus, CorpusError
 from mgjax.inputs import claims, files
+from mgjax.storage import paths
 
 RATE = 4000
 ROUNDING = 1 / 32768  # sound is kept in 16 bits
@@ -550,6 +552,28 @@ def test_beam_can_be_told_how_to_run(songs, alone, tmp_path):
     options = ["--direct_running_mode=multi_threading", "--direct_num_workers=2"]
     _build(songs, tmp_path / "corpus", **OPTIONS, beam_options=options)
     assert _contents(tmp_path / "corpus") == alone
+
+
+def test_beam_runs_in_processes_of_its_own(songs, alone, tmp_path):
+    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    _build(songs, tmp_path / "corpus", **OPTIONS, beam_options=options)
+    assert _contents(tmp_path / "corpus") == alone
+
+
+def test_any_runner_of_beam_can_be_sent_the_work(songs, tmp_path):
+    """The pipeline becomes the portable form that runners read, and comes back from it whole."""
+    import apache_beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    plan = build.make_plan(songs, RATE, 1, 0.2, 1.0, None)
+    make = functools.partial(
+        assembly._make_shard, paths.path("gs://bucket/corpus"), tmp_path, plan.description, plan.maker
+    )
+    proto = processes.pipeline(make, plan.jobs(), ["--runner=FlinkRunner"]).to_runner_api()
+    again = type(proto).FromString(proto.SerializeToString())
+    steps = {transform.unique_name for transform in again.components.transforms.values()}
+    assert {"Create", "Reshuffle"} < steps
+    apache_beam.Pipeline.from_runner_api(again, "FlinkRunner", PipelineOptions())
 
 
 @dataclasses.dataclass(frozen=True)
