@@ -204,7 +204,7 @@ class _Training:
         validating = self.step == self.config.steps or self._is_due(self.config.eval_every)
         show = self.task.show if self._is_due(self.config.show_every) and not stopping else None
         saving = validating or stopping or self._is_due(self.config.save_every)
-        saving_locally = self._is_due(self.config.local_every) and not saving
+        saving_locally = self._is_due(self.config.local_every)  # also then, as it is whole sooner
         if not (show or saving or saving_locally):
             return
         self._read_metrics()

@@ -19,6 +19,8 @@ import numpy as np
 import toy_task
 
 from mgjax.devices import distributed, sharding
+from mgjax.inputs import files
+from mgjax.storage import paths
 from mgjax.train.loop import LoopConfig, fit
 
 HEARTBEAT_SECONDS = 10
@@ -27,9 +29,11 @@ LIMIT_SECONDS = 240
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run in `workdir`, and what happens to one of its processes after some updates.
+    """A run in `workdir`, a path or an address, and what happens to one of its processes after some updates.
 
-    It goes on from what is there, or else from all but the last checkpoint of the finished run in `begun`.
+    The output of the processes goes to files that begin with `logs` (None: as `workdir`). With a folder `local`, there
+    are checkpoints of each step in it. It goes on from what is there, or else from all but the last checkpoint of the
+    finished run in `begun`.
     """
 
     workdir: str
@@ -39,6 +43,8 @@ class Run:
     process: int = 1
     moment: int = -1
     begun: str | None = None
+    logs: str | None = None
+    local: str | None = None
 
 
 CONFIG = LoopConfig(steps=12, log_every=2, eval_every=6, show_every=6, save_every=4)
@@ -79,13 +85,15 @@ def child(run: Run, process: int, port: int) -> None:
     def save(state, directory):
         whole = sharding.on_host(state)
         if process == 0:
-            directory.mkdir(exist_ok=True)
-            np.savez(directory / "state.npz", **toy_task.arrays(whole))
+            paths.make_folder(directory)
+            with files.replacing(directory / "state.npz") as file:
+                np.savez(file, **toy_task.arrays(whole))
 
     kind = Slow if run.trouble == "stopped" else toy_task.Interrupted
     data = kind(run.moment if process == run.process else -1, ACTIONS[run.trouble])
     task = dataclasses.replace(toy_task.task(), save=save)
-    state = fit(task, Rows(data, rows), lambda: Rows(toy_task.valid(), rows), CONFIG, run.workdir, mesh=mesh)
+    config = CONFIG if run.local is None else dataclasses.replace(CONFIG, local_every=1, local_folder=run.local)
+    state = fit(task, Rows(data, rows), lambda: Rows(toy_task.valid(), rows), config, run.workdir, mesh=mesh)
     print(f"ended after update {int(state.step)}", flush=True)
 
 
@@ -116,7 +124,7 @@ def play(run: Run) -> dict:
     for process in range(run.processes):
         pid = os.fork()
         if not pid:
-            log = os.open(f"{run.workdir}.log.{process}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            log = os.open(f"{run.logs or run.workdir}.log.{process}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
             try:
