@@ -35,6 +35,7 @@ from mgjax.train.checkpoints import Checkpoints
 from mgjax.train.inputs import NO_INPUTS, InputHashes
 from mgjax.train.memory import gib
 from mgjax.train.programs import ClosableIterator, Programs
+from mgjax.train.pulse import Pulse
 from mgjax.train.report import Report
 from mgjax.train.settings import check_run, write_run
 from mgjax.train.state import TrainState
@@ -116,7 +117,8 @@ def fit(
         stack.callback(checkpoints.close)
         _claim(workdir / "config.json", {"loop": config} if run is None else run, bool(checkpoints.steps()))
         watchdog = stack.enter_context(Watchdog(config.hang_seconds))
-        training = _Training(task, config, workdir, programs, train_data, valid_data, checkpoints, watchdog)
+        pulse = stack.enter_context(Pulse())
+        training = _Training(task, config, workdir, programs, train_data, valid_data, checkpoints, watchdog, pulse)
         remark = training.restore(inputs)
         training.report = stack.enter_context(
             contextlib.closing(Report(task.name, workdir, training.step, config.steps))
@@ -150,6 +152,7 @@ class _Training:
     valid_data: Callable[[], ClosableIterator]
     checkpoints: Checkpoints
     watchdog: Watchdog
+    pulse: Pulse
     report: Report = dataclasses.field(init=False)
     state: TrainState = dataclasses.field(init=False)
     step: int = 0
@@ -180,7 +183,10 @@ class _Training:
         """The next batch; for the shapes of the first, the training step is compiled on all processes."""
         if self._is_compiled:
             self.watchdog.restart()
-            return self.programs.place(next(self.train_data))
+            self.pulse.begin(self.step)
+            with self.pulse.reading():
+                rows = next(self.train_data)
+            return self.programs.place(rows)
         with self.watchdog.waiting("reading the first batch"):
             batch = self.programs.place(next(self.train_data))
         with self.watchdog.waiting("compiling", may_last=True):
