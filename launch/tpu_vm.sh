@@ -67,7 +67,7 @@ install() {
 
 run() {
     local command
-    command="python $(printf '%q ' "$@")"
+    command="launch/restart.sh python $(printf '%q ' "$@")"
     everywhere "cd mgjax && . .venv/bin/activate && . launch/xla_flags.sh tpu && \
         { setsid nohup $command >~/mgjax.log 2>&1 </dev/null & echo \$! >~/mgjax.pid; }"
 }

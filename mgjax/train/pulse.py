@@ -83,7 +83,7 @@ class Pulse(contextlib.AbstractContextManager):
         assert self._store is not None
         named: list[str] = []
         while not self._ended.wait(self._every):
-            share, self._reading = self._reading / self._every, 0.0
+            share, self._reading = min(1.0, self._reading / self._every), 0.0
             own = Beat(
                 self._process, socket.gethostname(), self._step, time.monotonic() - self._since, share, time.time()
             )
