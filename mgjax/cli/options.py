@@ -88,4 +88,5 @@ def _checked(name: str, kind: Callable[[str], float], is_allowed: Callable[[Any]
 
 positive = _checked("positive", float, lambda value: 0 < value < math.inf, "above 0")
 count = _checked("count", int, lambda value: value >= 1, "1 or more")
+fraction = _checked("fraction", float, lambda value: 0 < value <= 1, "above 0 and at most 1")
 share = _checked("share", float, lambda value: 0 <= value < 1, "from 0 to below 1")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mgjax.cli import terminal
-from mgjax.cli.options import command, count, file_path, option, positive
+from mgjax.cli.options import command, count, file_path, fraction, option, positive
 from mgjax.config.model import ModelConfig
+from mgjax.errors import ConfigError
 from mgjax.inputs import files
 
 if TYPE_CHECKING:
     from mgjax.devices.chips import Chip
     from mgjax.plan.interconnect import Traffic
     from mgjax.plan.roofline import Plan
+    from mgjax.train.codec import CodecRun
     from mgjax.train.lm import LMRun
 
     Planned = tuple[str, Callable[[], Plan], Callable[[Plan | None], list[tuple[str, str]]]]
@@ -30,6 +34,7 @@ to change where it does not fit. Nothing is fetched, and no weights are made.
 _EXAMPLES = """\
 examples:
   mgjax plan --config lm:large --topology v5e:16x16
+  mgjax plan --config codec:32khz --topology v5e:2x2 --price 1.2
   mgjax plan --config lm:medium --topology v6e:16x16 --mesh data=4,fsdp=64 --config.data.batch-size=512
   mgjax plan --decode --model facebook/musicgen-large --batch 64 --seconds 30 --topology v5e:2x4 --mesh model=8
 
@@ -55,6 +60,9 @@ def add_commands(commands: Any) -> None:
     option(training, "--config NAME", "a preset, as in mgjax train; --config.NAME=VALUE sets more")
     option(training, "--set NAME=VALUE", "the same as --config.NAME=VALUE", nargs="+", default=[])
     decoding = parser.add_argument_group("generation")
+    option(training, "--updates N", "updates to price (those of the config)", count)
+    option(training, "--share U", "for the price: the part of the least time's speed (0.5)", fraction, default=0.5)
+    option(training, "--price P", "of a chip hour, in any currency", positive)
     option(decoding, "--decode", "plan generation, not training")
     option(decoding, "--model NAME|DIR|FILE:NAME", "a published model, a folder with one, or that of a run")
     option(decoding, "--batch N", "pieces at a time (1)", count, default=1)
@@ -101,16 +109,38 @@ def _training(args: argparse.Namespace, devices: Sequence[Any], chip: Chip) -> P
         changes = [f"set data.batch_size={size}, of which this is the plan: {reason}"]
     title = f"one update of {args.config}, {size} x {spread.data.segment_seconds:g} s"
     compiled = functools.partial(training.of_run, spread, devices, chip)
-    return title, compiled, lambda plan: describe(plan, [*changes, *training.advice(spread, plan)])
+    updates = args.updates or run.loop.steps
+
+    def rows(plan: Plan | None) -> list[tuple[str, str]]:
+        changed = [*changes, *training.advice(spread, plan)]
+        return describe(plan, changed) + ([] if plan is None else [_price(plan, updates, args.share, args.price)])
+
+    return title, compiled, rows
+
+
+def _price(plan: Plan, updates: int, share: float, price: float | None) -> tuple[str, str]:
+    """The row that says what so many updates take, and cost."""
+    hours = plan.step * updates / 3600
+    chips = math.prod(plan.mesh.values())
+    parts = [
+        f"{updates} updates take {hours:.3g} h, {hours * chips:.4g} chip hours, at the least time",
+        f"{hours / share:.3g} h, {hours * chips / share:.4g} chip hours, at {share:.0%} of its speed",
+    ]
+    if price is not None:
+        parts.append(f"which cost {hours * chips * price:.4g} to {hours * chips / share * price:.4g}")
+    return "price", "; ".join(parts)
 
 
 def _decoding(args: argparse.Namespace, devices: Sequence[Any], chip: Chip) -> Planned:
     """`_training` for generation."""
     from mgjax.plan import decoding
-    from mgjax.train.lm import resolver
+    from mgjax.train.lm import LMRun, resolver
 
     if ":" in args.model:
-        model = resolver.resolve(_run(args.model, _settings(args)), fetch=False)
+        run = _run(args.model, _settings(args))
+        if not isinstance(run, LMRun):
+            raise ValueError(f"--model {args.model} is a codec, which generates nothing: give a language model")
+        model = resolver.resolve(run, fetch=False)
     else:
         model = resolver.read_config(ModelConfig, args.model, fetch=False)
     workload = decoding.Workload(args.batch, args.seconds, args.dtype, not args.unguided)
@@ -128,12 +158,18 @@ def _settings(args: argparse.Namespace) -> list[str]:
     return [*args.settings, *(f"--config.{setting}" for setting in args.set)]
 
 
-def _run(name: str, settings: list[str]) -> LMRun:
-    """The run of a preset or a config file, with settings of the command line."""
+def _run(name: str, settings: list[str]) -> LMRun | CodecRun:
+    """The run of a preset or a config file, of a language model or a codec, with settings of the command line."""
+    from mgjax.train.codec import CodecRun
     from mgjax.train.lm import LMRun
     from mgjax.train.overrides import read
 
-    return read(LMRun, name, settings)
+    try:
+        return read(LMRun, name, settings)
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            return read(CodecRun, name, settings)
+        raise
 
 
 def _mesh(text: str) -> dict[str, int]:

@@ -12,8 +12,10 @@ import jax
 import pytest
 
 from mgjax import cli
+from mgjax.checkpoints import sources
 from mgjax.checkpoints.random_weights import DEBUG
 from mgjax.checkpoints.tables.shapes import lm_shapes, model_shapes
+from mgjax.codec import weight_norm
 from mgjax.config import published
 from mgjax.config.conditioning import StyleConfig
 from mgjax.config.model import Fused
@@ -24,6 +26,7 @@ from mgjax.lm.lora import LoraConfig
 from mgjax.lm.stack import REMAT
 from mgjax.plan import roofline, topology, training
 from mgjax.train import lm
+from mgjax.train.codec import CodecRun
 from mgjax.train.lm import LMRun, resolver
 from mgjax.train.optim import OptimConfig
 from mgjax.train.task import LoopConfig, MeshConfig
@@ -274,3 +277,29 @@ def test_at_the_terminal(tmp_path, capfd):
     assert cli.main(["plan", "--topology", "h100:8"]) == 2
     assert "give --config FILE:NAME for a training run, or --decode --model" in capfd.readouterr().err
     assert cli.main([*command[:-1], "data=4;model=2"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_the_step_of_a_codec_and_its_price(capfd, tmp_path):
+    """Generator and discriminators, from shapes alone, and what the run costs."""
+    command = ["plan", "--config", "codec:debug", "--topology", "h100:8", "--json", str(tmp_path / "plan.json")]
+    settings = ["--set", "data.batch_size=8", "data.segment_seconds=0.25", "loop.steps=36000"]
+    assert cli.main([*command, *settings, "--share", "0.25", "--price", "2"]) == 0
+    told = capfd.readouterr().out
+    assert "one update of codec:debug, 8 x 0.25 s, on h100:8: 8 x H100" in told
+    step = json.loads((tmp_path / "plan.json").read_text())["step"]  # of 36000, in hours ten times as many
+    assert f"36000 updates take {10 * step:.3g} h, {80 * step:.4g} chip hours, at the least time" in told
+    assert f"{40 * step:.3g} h, {320 * step:.4g} chip hours, at 25% of its speed" in told
+    assert f"which cost {160 * step:.4g} to {640 * step:.4g}" in told
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args([*command, "--share", "0"])
+
+
+def test_shapes_of_a_codec_that_is_gone_on_with():
+    """Those of new weights, as training unfolds them."""
+    run = CodecRun(model=None, init="debug", keep_codes=True)
+    new = training._without_init(run)
+    assert (new.init, new.keep_codes) == (None, False)
+    weights, _ = weight_norm.unfold(*sources.read_codec("debug"))
+    assert new.codec == weights
+    assert training.clip_shapes(new)["audio"].shape == (64, new.codec.sample_rate, new.codec.channels)
