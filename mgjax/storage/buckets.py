@@ -29,6 +29,7 @@ from urllib.parse import unquote
 log = logging.getLogger("mgjax")
 
 PATIENCE = 300.0  # seconds that a request is tried again where the network is gone or the service overloaded
+_FIRST = 60.0  # the same until this process has had a first answer: there may be no way to the service at all
 _LONGEST_PAUSE = 20.0  # seconds between two tries
 _TRIES = 3  # to read what is stored
 _LARGE_BODY = 1 << 20  # bytes
@@ -37,6 +38,7 @@ _SILENCE = 60.0  # seconds in which a connection that is alive brings something
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 _AGAIN = (408, 429, 500, 502, 503, 504)  # HTTP's answers for which a request is worth trying again
 
+_answered: set[str] = set()  # the schemes whose service has answered this process
 _counts: Counter[str] = Counter()  # of this process: requests by kind, bytes read and written
 
 
@@ -220,12 +222,15 @@ def traffic() -> Traffic:
 async def _patiently(where: str, attempt: Callable[[], Awaitable[Any]], classify: Callable[[Exception], Any]) -> Any:
     """The result of `attempt`, which is made again for `PATIENCE` seconds where it may help.
 
-    `classify` returns the exception to raise, or None where trying again may help.
+    Before the service has answered for the first time, it is `_FIRST` seconds. `classify` returns the exception to
+    raise, or None where trying again may help.
     """
     begun, tries = time.monotonic(), 0
     while True:
         try:
-            return await attempt()
+            result = await attempt()
+            _answered.add(where[:5])
+            return result
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -234,10 +239,11 @@ async def _patiently(where: str, attempt: Callable[[], Awaitable[Any]], classify
                 raise final from (None if final is error else error)
             spent = time.monotonic() - begun
             pause = min(0.5 * 2**tries, _LONGEST_PAUSE) * random.uniform(0.8, 1.2)
-            if spent + pause > PATIENCE:
+            patience = PATIENCE if where[:5] in _answered else min(PATIENCE, _FIRST)
+            if spent + pause > patience:
                 raise BucketError(f"{where}: no answer for {spent:.0f} s ({_line(error)})") from error
             if tries == 3:
-                log.warning("%s: no answer (%s); it is tried again for up to %.0f s", where, _line(error), PATIENCE)
+                log.warning("%s: no answer (%s); it is tried again for up to %.0f s", where, _line(error), patience)
             tries += 1
             await asyncio.sleep(pause)
 
@@ -319,8 +325,8 @@ def _where(path: str, args: tuple[Any, ...]) -> str:
     """The address that a request to Google is about, for messages."""
     if args:
         return f"gs://{'/'.join(str(name) for name in args)}"
-    uploaded = re.search(r"/b/([^/?]+)/o\?(?:.*&)?name=([^&]+)", path)
-    return f"gs://{uploaded[1]}/{unquote(uploaded[2])}" if uploaded else f"gs:// ({path[:200]})"
+    uploaded = re.search(r"/b/([^/?]+)/o(?:\?(?:.*&)?name=([^&]+))?", path)
+    return f"gs://{uploaded[1]}/{unquote(uploaded[2] or '')}" if uploaded else f"gs:// ({path[:200]})"
 
 
 def _amazon() -> Any:

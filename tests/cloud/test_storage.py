@@ -106,6 +106,18 @@ def test_one_that_stays_away_ends_in_one_sentence(bucket, monkeypatch):
         files.read_text(f"{bucket.url}/a")
 
 
+def test_a_service_that_never_answered_is_given_up_sooner(bucket, monkeypatch):
+    monkeypatch.setattr(buckets, "_FIRST", 0.5)
+    monkeypatch.setattr(buckets, "_answered", set())
+    bucket.proxy.network_gone(2.0)
+    with pytest.raises(buckets.BucketError, match=rf"{bucket.url}.*: no answer for \d s"):
+        files.write_text(f"{bucket.url}/a", "text")
+    time.sleep(2.0)
+    files.write_text(f"{bucket.url}/a", "text")
+    bucket.proxy.network_gone(1.5)
+    assert files.read_text(f"{bucket.url}/a") == "text"
+
+
 def test_what_is_not_allowed_is_named(bucket):
     bucket.proxy.fault(Status(403), lambda request: request.kind == "write", times=None)
     with pytest.raises(PermissionError, match="may not do that"):
